@@ -1,0 +1,254 @@
+"""A bundle: the folder that export writes, calibrate extends and the runtime reads.
+
+Layout and every field: ``docs/bundle-format.md``. Reading validates before use: schema, file names, sizes, hashes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import atomic_directory, sha256_file
+from espmedsam_edge.modalities import choose
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 4 << 20
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,119}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Normalization(_Strict):
+    """Per-channel mean and standard deviation in RGB order, for values scaled to 0..1."""
+
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+
+class InputSpec(_Strict):
+    """How a frame becomes the tensor ``image``: stretched to a square, RGB, normalised, NCHW float32."""
+
+    name: Literal["image"] = "image"
+    layout: Literal["NCHW"] = "NCHW"
+    color: Literal["RGB"] = "RGB"
+    dtype: Literal["float32"] = "float32"
+    resize: Literal["stretch"] = "stretch"
+    interpolation: Literal["bilinear"] = "bilinear"
+    normalization: Normalization = Normalization()
+
+
+class OutputSpec(_Strict):
+    """The tensor ``logits``: batch x 1 x S/stride x S/stride, float32, foreground where the probability is enough."""
+
+    name: Literal["logits"] = "logits"
+    dtype: Literal["float32"] = "float32"
+    stride: Literal[4] = 4
+
+
+class Graph(_Strict):
+    """One ONNX file: one modality, one precision, static shape."""
+
+    modality: Name
+    precision: Precision
+    file: FileName
+    sha256: Sha256
+    image_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)]
+    batch: Annotated[int, Field(ge=1, le=256)] = 1
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Shape of ``image``: (batch, 3, S, S)."""
+        return (self.batch, 3, self.image_size, self.image_size)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """Shape of ``logits``: (batch, 1, S/4, S/4)."""
+        return (self.batch, 1, self.image_size // 4, self.image_size // 4)
+
+
+class Weights(_Strict):
+    """Where the weights came from. ``origin`` "random" marks a network that was never trained."""
+
+    checkpoint_sha256: Sha256
+    origin: Literal["random", "imported", "trained"]
+    note: str = ""
+
+
+class Manifest(_Strict):
+    """The contents of ``manifest.json``."""
+
+    schema_version: Literal[1] = 1
+    preset: str
+    input: InputSpec = InputSpec()
+    output: OutputSpec = OutputSpec()
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    weights: Weights
+    targets: dict[Name, str] = {}
+    graphs: Annotated[list[Graph], Field(min_length=1)]
+    tools: dict[str, str] = {}
+    accuracy: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Manifest:
+        files = [graph.file for graph in self.graphs]
+        keys = [(graph.modality, graph.precision) for graph in self.graphs]
+        if len(set(files)) < len(files) or len(set(keys)) < len(keys):
+            raise ValueError("two graphs share a file or a modality and precision")
+        if any(not graph.file.endswith(".onnx") for graph in self.graphs):
+            raise ValueError("a graph's file name does not end in .onnx")
+        return self
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that have a graph, in the order of the graphs."""
+        return list(dict.fromkeys(graph.modality for graph in self.graphs))
+
+
+class Bundle:
+    """A bundle on disk, its manifest validated."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and validate a bundle's manifest (graphs are checked when one is asked for).
+
+        Raises:
+            UserError: no bundle there, or its manifest is not valid; says which field and why.
+        """
+        path = Path(path)
+        file = path / MANIFEST
+        if not path.exists():
+            raise UserError(f"no bundle at {path}.", "Make one: espmedsam-edge export WEIGHTS --out " + str(path))
+        if not file.is_file():
+            raise UserError(f"{path} is not a bundle: it has no {MANIFEST}.", "Name the folder that export wrote.")
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise UserError(f"{file} is over 4 MiB; no manifest is that large.", "Export the bundle again.")
+        try:
+            data = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is not JSON: {error}.", "Export the bundle again.") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{file} has schema version {version!r}; this program reads {SCHEMA_VERSION}.",
+                "Export the bundle again, or update espmedsam-edge.",
+            )
+        try:
+            return cls(path, Manifest.model_validate(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise UserError(f"{file}: {field}: {first['msg']}.", "Export the bundle again.") from error
+
+    def graph(self, modality: str | None = None, precision: str | None = None) -> Graph:
+        """The graph of a modality (None: the only one) and a precision (None: fp32, else the best there is).
+
+        Raises:
+            UserError: not in the bundle; names the nearest, or the command that adds the precision.
+        """
+        name = choose(modality, self.manifest.modalities, f"bundle {self.path}")
+        graphs = {graph.precision: graph for graph in self.manifest.graphs if graph.modality == name}
+        if precision is None:
+            return next(graphs[p] for p in PRECISIONS if p in graphs)
+        if precision not in PRECISIONS:
+            raise UserError(f"unknown precision '{precision}'.", nearest(precision, PRECISIONS))
+        if precision not in graphs:
+            raise UserError(
+                f"bundle {self.path} has no {precision} graph for {name}, only {', '.join(graphs)}.",
+                f"Add it: espmedsam-edge calibrate {self.path} IMAGES --precision {precision}",
+            )
+        return graphs[precision]
+
+    def graph_path(self, graph: Graph, *, verify: bool = True) -> Path:
+        """The graph's file, inside the bundle, its SHA-256 checked against the manifest.
+
+        Raises:
+            UserError: missing, outside the folder (a link), or changed.
+        """
+        file = self.path / graph.file
+        if not file.is_file():
+            raise UserError(f"{file} is missing.", "Copy the whole bundle again, or export it again.", exit_code=1)
+        if file.resolve().parent != self.path.resolve():
+            raise UserError(f"{file} leads out of the bundle.", "A bundle holds its own files; export it again.")
+        if verify and sha256_file(file) != graph.sha256:
+            raise UserError(
+                f"{file} is not the file that export wrote (SHA-256 differs).",
+                "Copy or export the bundle again.",
+                exit_code=1,
+            )
+        return file
+
+
+class BundleDraft:
+    """The files of a bundle being written, in a folder that is not yet the bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest | None) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def new_file(self, name: str) -> Path:
+        """A path in the draft to write to; a file of that name that came from the old bundle is unlinked first."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        return path
+
+    def graph(self, file: str, *, modality: str, precision: Precision, image_size: int, batch: int = 1) -> Graph:
+        """The manifest entry of a graph file already written to the draft."""
+        return Graph(
+            modality=modality,
+            precision=precision,
+            file=file,
+            sha256=sha256_file(self.folder / file),
+            image_size=image_size,
+            batch=batch,
+        )
+
+
+def graph_file_name(modality: str, precision: Precision, modalities: int) -> str:
+    """``fp16.onnx`` in a bundle of one modality, ``fundus-fp16.onnx`` in one of several."""
+    return f"{precision}.onnx" if modalities == 1 else f"{modality}-{precision}.onnx"
+
+
+@contextmanager
+def write_bundle(path: str | Path, *, extend: bool = False) -> Iterator[BundleDraft]:
+    """Write a new bundle, or with ``extend`` change one; set ``draft.manifest`` before the block ends.
+
+    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was.
+
+    Raises:
+        UserError: ``path`` exists and is not a bundle, or cannot be written.
+    """
+    path = Path(path)
+    if extend:
+        manifest: Manifest | None = Bundle.open(path).manifest
+    else:
+        manifest = None
+        if path.exists() and not (path / MANIFEST).is_file():
+            raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
+    with atomic_directory(path, keep=extend) as folder:
+        draft = BundleDraft(folder, manifest)
+        yield draft
+        if draft.manifest is None:
+            raise ValueError("write_bundle: the draft's manifest was never set")
+        text = json.dumps(draft.manifest.model_dump(mode="json"), indent=2) + "\n"
+        draft.new_file(MANIFEST).write_text(text)

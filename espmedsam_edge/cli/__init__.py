@@ -1,0 +1,91 @@
+"""The commands of ``espmedsam-edge``: one module a command, typer, no logic of their own.
+
+Only the module of the command that runs is imported, so ``--help`` is fast and a command whose extra is not installed
+still shows up. A command's module defines ``command`` (a typer function) or ``app`` (a typer group).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import typer
+
+from espmedsam_edge import __version__
+from espmedsam_edge.errors import UserError, nearest
+
+# command -> (module in this package, its line in the list of commands)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "import": ("import_", "Convert published checkpoints into this project's format."),
+    "export": ("export", "Fuse a checkpoint's modalities and write them as a bundle of ONNX graphs."),
+    "infer": ("infer", "Segment images, folders and videos with a bundle."),
+    "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
+    "doctor": ("doctor", "Show what this machine can run and what is missing."),
+    "demo": ("demo", "Segment generated pictures and a clip, to see it work."),
+}
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"espmedsam-edge {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Promptless medical segmentation on a device: import or train, export, calibrate, build, infer, bench."""
+
+
+def _listed() -> None:
+    """Stands in the list of commands for a command that is not the one to run."""
+
+
+def build_app(name: str | None) -> typer.Typer:
+    """The typer application: every command listed, only ``name`` imported."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback()(_root)
+    for command, (module_name, line) in COMMANDS.items():
+        if command != name:
+            app.command(command, help=line)(_listed)
+            continue
+        module = import_module(f"espmedsam_edge.cli.{module_name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=command, help=line)
+        else:
+            app.command(command)(module.command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code: 0 all well, 1 some inputs failed, 2 wrong use."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    name = args[0] if args and not args[0].startswith("-") else None
+    try:
+        if name is not None and name not in COMMANDS:
+            raise UserError(f"no command '{name}'.", nearest(name, COMMANDS))
+        build_app(name)(args=args, prog_name="espmedsam-edge")
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if os.environ.get("ESPMEDSAM_DEBUG"):
+            raise
+        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        typer.echo(
+            f"error: '{name}' needs the package {error.name}. Install it: pip install 'espmedsam-edge[{extra}]'",
+            err=True,
+        )
+        sys.exit(2)
+
+
+_EXTRA_OF = {
+    "torch": "export", "timm": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",
+    "safetensors": "export", "torchvision": "train", "segment_anything": "train", "lightning_fabric": "train",
+    "monai": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
+    "matplotlib": "bench", "psutil": "bench",
+}  # fmt: skip

@@ -1,0 +1,31 @@
+"""The one error that a user can cause and mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can put right: says what failed, on which value, and what to do next.
+
+    Commands print it as one line and leave with ``exit_code``: 2 for wrong use, 1 where inputs or the machine failed.
+    Errors of any other class are bugs of this package.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = 2) -> None:
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split())
+        self.exit_code = exit_code
+        super().__init__(f"{self.message} {self.hint}".strip())
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:  # crosses process borders
+        return (type(self), (self.message, self.hint))
+
+
+def nearest(value: str, known: Iterable[str]) -> str:
+    """The hint for a misspelt name: the nearest known one first, then all of them."""
+    names = list(known)
+    close = get_close_matches(value.lower(), names, n=1, cutoff=0.5)
+    listing = f"Known: {', '.join(names)}." if names else "None is known."
+    return f"Did you mean '{close[0]}'? {listing}" if close else listing

@@ -1,0 +1,1 @@
+"""A checkpoint in, a bundle of fused, verified ONNX graphs out."""

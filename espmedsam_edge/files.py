@@ -1,0 +1,130 @@
+"""Files that are complete or absent: atomic writes, directory exchange, hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's write errors into one clear line about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left to write {path}.",
+                "Free some space or choose another place; nothing was left behind.",
+                exit_code=1,
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
+
+    On any error, Ctrl-C included, the temporary file is removed and ``path`` stays as it was.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two directories in one step where the kernel and the file system can; else rename in two."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        code = libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+        if code == 0:
+            return
+    aside = first.with_name(f"{first.name}.aside")
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A new directory beside ``path`` that takes its place when the block ends well.
+
+    With ``keep`` it starts with hard links to (else copies of) the files ``path`` holds; replace, never modify them.
+    """
+    path = Path(os.path.abspath(path))
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            if keep and path.is_dir():
+                shutil.copytree(path, temporary, dirs_exist_ok=True, copy_function=_link_or_copy)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                _exchange(temporary, path)
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

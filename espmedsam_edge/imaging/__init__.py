@@ -1,0 +1,1 @@
+"""Images in and masks out on the CPU: the reference that the CUDA kernels are tested against."""

@@ -1,0 +1,82 @@
+"""Frame to network input and network output to mask, in NumPy and OpenCV.
+
+One definition for training, calibration, evaluation and the runtime; the CUDA kernels are tested against it.
+Frames are (H, W, 3) uint8 BGR, OpenCV's order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.bundle import Normalization
+
+Frame = NDArray[np.uint8]  # (H, W, 3), BGR
+Tensor = NDArray[np.float32]
+
+
+def preprocess(frame: Frame, image_size: int, normalization: Normalization, out: Tensor | None = None) -> Tensor:
+    """Stretch a frame to a square, scale to 0..1, normalise, and lay it out as the network's input.
+
+    Bilinear with half-pixel centres and no antialiasing (``cv2.INTER_LINEAR``), rounded to 8 bits before
+    normalisation, as the published code does.
+
+    Args:
+        frame: (H, W, 3) uint8 BGR.
+        image_size: S.
+        normalization: RGB mean and std for 0..1 values.
+        out: a (1, 3, S, S) float32 array to fill instead of a new one.
+
+    Returns:
+        (1, 3, S, S) float32, RGB planes.
+    """
+    if frame.shape[:2] != (image_size, image_size):
+        frame = _u8(cv2.resize(frame, (image_size, image_size), interpolation=cv2.INTER_LINEAR))
+    if out is None:
+        out = np.empty((1, 3, image_size, image_size), np.float32)
+    for channel, (mean, std) in enumerate(zip(normalization.mean, normalization.std, strict=True)):
+        plane = out[0, channel]
+        np.multiply(frame[..., 2 - channel], np.float32(1 / (255 * std)), out=plane, dtype=np.float32)
+        plane -= np.float32(mean / std)
+    return out
+
+
+def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (h, w) float32 logits to ``size`` = (H, W), half-pixel centres, no antialiasing."""
+    height, width = size
+    resized: Any = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def mask_from_logits(logits: Tensor, size: tuple[int, int], threshold: float = 0.5) -> NDArray[np.uint8]:
+    """The mask at frame size: 255 where sigmoid(logit) ≥ ``threshold`` (a probability in 0..1), else 0.
+
+    Args:
+        logits: (h, w) float32.
+        size: (H, W) of the frame.
+    """
+    upsampled = upsample_logits(logits, size)
+    return _u8((upsampled >= np.float32(logit(threshold))).view(np.uint8) * np.uint8(255))
+
+
+def probability_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Foreground probability at frame size, (H, W) float32 in 0..1: sigmoid of the resized logits.
+
+    Paper eq. 7 applies the sigmoid before the interpolation; the published code resizes logits, and so do we: the mask
+    is then ``upsampled logit ≥ 0`` and no exponential is computed for it.
+    """
+    upsampled = upsample_logits(logits, size)
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * upsampled)), np.float32)
+
+
+def logit(probability: float) -> float:
+    """The inverse of the sigmoid; 0.5 gives exactly 0."""
+    return math.log(probability / (1 - probability))
+
+
+def _u8(array: Any) -> NDArray[np.uint8]:
+    return np.asarray(array, np.uint8)

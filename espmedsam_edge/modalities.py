@@ -1,0 +1,85 @@
+"""The registry of modalities: the paper's six, in the order of the published query tokens, and any a user adds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from espmedsam_edge.errors import UserError, nearest
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One imaging domain with its own controller bag, query and output.
+
+    ``published_query`` is the row of the authors' ``mask_query`` that decodes it (None for modalities they lack).
+    """
+
+    name: str
+    target: str
+    published_query: int | None = None
+
+
+_REGISTRY: dict[str, Modality] = {
+    m.name: m
+    for m in (
+        Modality("dermoscopy", "skin lesion", 0),
+        Modality("xray", "lung fields", 1),
+        Modality("ultrasound", "breast lesion", 2),
+        Modality("fundus", "retinal vessels", 3),
+        Modality("microscopy", "cell nuclei", 4),
+        Modality("colonoscopy", "polyp", 5),
+    )
+}
+
+PAPER_MODALITIES: tuple[str, ...] = ("dermoscopy", "xray", "fundus", "colonoscopy", "ultrasound", "microscopy")
+"""The paper's six in the order of its Table I."""
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can name a modality (file names are made from it), else raise UserError."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"'{name}' cannot name a modality.", "Use 1 to 40 lower-case letters, digits or '_', a letter first."
+        )
+    return name
+
+
+def register(name: str, target: str) -> Modality:
+    """Add a modality of the user's own; the same name twice must mean the same target."""
+    modality = Modality(check_name(name), target)
+    known = _REGISTRY.setdefault(name, modality)
+    if known.target != target:
+        raise UserError(f"modality '{name}' is already registered for '{known.target}'.", "Choose another name.")
+    return known
+
+
+def target_of(name: str) -> str:
+    """What a modality's mask shows, in words ("retinal vessels"); the name itself for one that is not registered."""
+    modality = _REGISTRY.get(name)
+    return modality.target if modality else name
+
+
+def published_query(name: str) -> int | None:
+    """The row of the published ``mask_query`` that decodes this modality, or None."""
+    modality = _REGISTRY.get(name)
+    return modality.published_query if modality else None
+
+
+def choose(name: str | None, available: Iterable[str], where: str) -> str:
+    """The modality to use out of ``available``: ``name``, or the only one when ``name`` is None.
+
+    Raises:
+        UserError: unknown name (with the nearest one), or no name where there are several.
+    """
+    names = list(available)
+    if name is None:
+        if len(names) == 1:
+            return names[0]
+        raise UserError(f"{where} holds {len(names)} modalities: {', '.join(names)}.", "Pick one with --modality NAME.")
+    if name not in names:
+        raise UserError(f"{where} has no modality '{name}'.", nearest(name, names))
+    return name

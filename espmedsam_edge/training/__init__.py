@@ -1,0 +1,1 @@
+"""Datasets, losses, distillation, fine-tuning and their recipes."""
