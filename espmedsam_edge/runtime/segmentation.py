@@ -1,0 +1,103 @@
+"""The result of segmenting one frame: the mask and what can be measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.imaging.geometry import probability_from_logits
+
+Mask = NDArray[np.uint8]  # (H, W), 0 or 255
+Logits = NDArray[np.float32]  # (S/4, S/4)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that one frame spent in each stage. In a batch, inference is the group's time shared by its frames."""
+
+    preprocess: float
+    inference: float
+    postprocess: float
+
+    @property
+    def total(self) -> float:
+        """Frame in, mask out: the sum of the stages."""
+        return self.preprocess + self.inference + self.postprocess
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What the segmenter found in one frame.
+
+    Attributes:
+        mask: (H, W) uint8 at the frame's size, 255 where the modality's target is, else 0.
+        modality: the modality that was segmented.
+        logits: (S/4, S/4) float32, the network's output before it is resized to the frame.
+        threshold: the probability (0..1) from which a pixel is foreground.
+        timings: seconds by stage.
+    """
+
+    mask: Mask
+    modality: str
+    logits: Logits
+    threshold: float
+    timings: Timings
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frame and the mask, in pixels."""
+        height, width = self.mask.shape
+        return height, width
+
+    def probability(self) -> NDArray[np.float32]:
+        """Foreground probability at frame size, (H, W) float32 in 0..1; computed anew at each call, not kept."""
+        return probability_from_logits(self.logits, self.size)
+
+    @cached_property
+    def area(self) -> int:
+        """Foreground pixels."""
+        return int(cv2.countNonZero(self.mask))
+
+    @cached_property
+    def bounding_box(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) in pixels of the smallest box around the foreground; None for an empty mask."""
+        x, y, width, height = cv2.boundingRect(self.mask)
+        return (int(x), int(y), int(width), int(height)) if width and height else None
+
+    @cached_property
+    def centroid(self) -> tuple[float, float] | None:
+        """(x, y) in pixels, the mean position of the foreground's pixel centres; None for an empty mask."""
+        if self.bounding_box is None:
+            return None
+        x, y, width, height = self.bounding_box
+        moments = cv2.moments(self.mask[y : y + height, x : x + width], binaryImage=True)
+        return x + moments["m10"] / moments["m00"], y + moments["m01"] / moments["m00"]
+
+    def contours(self) -> list[NDArray[np.int32]]:
+        """The outlines of the foreground's connected parts (8-connected; holes left out), each (n, 2) int32 of (x, y)."""
+        found, _ = cv2.findContours(self.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        return [np.asarray(contour, np.int32).reshape(-1, 2) for contour in found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for a line of JSON: pixels for lengths and areas, milliseconds for times."""
+        height, width = self.size
+        return {
+            "modality": self.modality,
+            "width": width,
+            "height": height,
+            "threshold": self.threshold,
+            "area": self.area,
+            "area_fraction": round(self.area / (width * height), 6),
+            "bounding_box": None if self.bounding_box is None else list(self.bounding_box),
+            "centroid": None if self.centroid is None else [round(value, 2) for value in self.centroid],
+            "milliseconds": {
+                "preprocess": round(1000 * self.timings.preprocess, 3),
+                "inference": round(1000 * self.timings.inference, 3),
+                "postprocess": round(1000 * self.timings.postprocess, 3),
+            },
+        }
