@@ -1,0 +1,39 @@
+"""``espmedsam-edge import``: foreign checkpoints in, ours out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Convert published checkpoints into this project's format.")
+_OUT = typer.Option(..., "--out", help="The checkpoint to write (.safetensors).")
+
+
+@app.command("reference")
+def reference(
+    files: list[Path] = typer.Argument(..., help="The authors' single-modality .pth files."),
+    modality: list[str] = typer.Option(..., "--modality", help="One a file, in the same order."),
+    out: Path = _OUT,
+    image_size: int = typer.Option(1024, help="Input side in pixels that the network was trained for."),
+) -> None:
+    """The authors' published ESP-MedSAM checkpoints; several merge into one."""
+    from espmedsam_edge.model.convert import convert_reference
+
+    typer.echo(convert_reference(files, modality, out, image_size))
+
+
+@app.command("mobilesam")
+def mobilesam(file: Path = typer.Argument(..., help="mobile_sam.pt"), out: Path = _OUT) -> None:
+    """MobileSAM: its encoder and decoder, to start training from."""
+    from espmedsam_edge.model.convert import convert_mobilesam
+
+    typer.echo(convert_mobilesam(file, out))
+
+
+@app.command("sam")
+def sam(file: Path = typer.Argument(..., help="sam_vit_b.pth, _l or _h"), out: Path = _OUT) -> None:
+    """SAM: its mask decoder, to start training from."""
+    from espmedsam_edge.model.convert import convert_sam
+
+    typer.echo(convert_sam(file, out))

@@ -1,0 +1,117 @@
+"""Model sizes and the named differences between the paper and the authors' published code.
+
+Presets are functions in a registry: ``model_config("espmedsam-s", published=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from espmedsam_edge.errors import UserError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+Four = tuple[Positive, Positive, Positive, Positive]
+
+PUBLISHED_QUERY_ROWS = 7
+
+
+class EncoderConfig(BaseModel):
+    """The lightweight image encoder: TinyViT's four stages at strides 4, 8, 16, 16, then a neck."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dims: Four = (64, 128, 160, 320)
+    depths: Four = (2, 2, 6, 2)
+    heads: Four = (2, 4, 5, 10)
+    windows: Four = (7, 7, 14, 7)
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ModelConfig(BaseModel):
+    """Everything that fixes the network's shape and function.
+
+    The paper and the authors' code differ in three places; each is an option:
+
+    Attributes:
+        embed_dim: channels D of the image embedding E, (B, D, S/16, S/16).
+        bag_tokens: T, extra keys and values a head in every attention (paper eq. 2).
+        bag_mlp_ratio: hidden width of a bag's MLP over the block's channels (paper eq. 3).
+        shared_kv_token: published code: one token serves as key and as value. Paper: W_k and W_v.
+        patch_layers: L of the SPPG; a patch is 16·2^L pixels.
+        joint_queries: published code: seven query tokens attend to each other. Paper: a query sees only itself.
+        shared_hypernetwork: published code: one MLP serves every modality. Paper eq. 7: one MLP a modality.
+        prompt_gradient: how the patch prompt, binary in the forward pass, is differentiated: "straight-through" (as
+            the sigmoid) or "none" (published code).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str
+    image_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)] = 1024
+    encoder: EncoderConfig = EncoderConfig()
+    embed_dim: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    bag_tokens: Positive = 1
+    bag_mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    shared_kv_token: bool = False
+    patch_layers: Annotated[int, Field(ge=0, le=2)] = 1
+    patch_width: Positive = 64
+    decoder_depth: Positive = 2
+    decoder_heads: Positive = 8
+    decoder_mlp: Positive = 2048
+    joint_queries: bool = False
+    shared_hypernetwork: bool = False
+    prompt_gradient: Literal["straight-through", "none"] = "straight-through"
+
+    def as_published(self) -> ModelConfig:
+        """The same sizes with every option as in the authors' published code."""
+        return self.model_copy(
+            update={
+                "shared_kv_token": True,
+                "joint_queries": True,
+                "shared_hypernetwork": True,
+                "prompt_gradient": "none",
+            }
+        )
+
+
+def espmedsam_s() -> ModelConfig:
+    """The paper's ESP-MedSAM-S at 1024 x 1024 (Tables III and VI)."""
+    return ModelConfig(preset="espmedsam-s")
+
+
+def espmedsam_tiny() -> ModelConfig:
+    """A sixtieth of the size at 256 x 256, the same parts: for tests, smoke runs and the demo."""
+    return ModelConfig(
+        preset="espmedsam-tiny",
+        image_size=256,
+        encoder=EncoderConfig(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), heads=(1, 2, 3, 4), mlp_ratio=2.0),
+        embed_dim=64,
+        bag_mlp_ratio=1.0,
+        patch_width=32,
+        decoder_heads=4,
+        decoder_mlp=128,
+    )
+
+
+_PRESETS: dict[str, Callable[[], ModelConfig]] = {"espmedsam-s": espmedsam_s, "espmedsam-tiny": espmedsam_tiny}
+
+
+def list_presets() -> list[str]:
+    """The names that ``model_config`` takes."""
+    return list(_PRESETS)
+
+
+def model_config(preset: str, *, published: bool = False) -> ModelConfig:
+    """The configuration of a preset, as the paper has it or (``published``) as the authors' code has it.
+
+    Raises:
+        UserError: unknown preset; names the nearest.
+    """
+    if preset not in _PRESETS:
+        raise UserError(f"unknown preset '{preset}'.", nearest(preset, _PRESETS))
+    config = _PRESETS[preset]()
+    return config.as_published() if published else config
