@@ -38,9 +38,10 @@ def preprocess(frame: Frame, image_size: int, normalization: Normalization, out:
         frame = _u8(cv2.resize(frame, (image_size, image_size), interpolation=cv2.INTER_LINEAR))
     if out is None:
         out = np.empty((1, 3, image_size, image_size), np.float32)
+    blue_green_red = cv2.split(frame)  # contiguous planes: twice as fast as arithmetic on strided ones
     for channel, (mean, std) in enumerate(zip(normalization.mean, normalization.std, strict=True)):
         plane = out[0, channel]
-        np.multiply(frame[..., 2 - channel], np.float32(1 / (255 * std)), out=plane, dtype=np.float32)
+        np.multiply(blue_green_red[2 - channel], np.float32(1 / (255 * std)), out=plane, dtype=np.float32)
         plane -= np.float32(mean / std)
     return out
 
@@ -59,8 +60,9 @@ def mask_from_logits(logits: Tensor, size: tuple[int, int], threshold: float = 0
         logits: (h, w) float32.
         size: (H, W) of the frame.
     """
-    upsampled = upsample_logits(logits, size)
-    return _u8((upsampled >= np.float32(logit(threshold))).view(np.uint8) * np.uint8(255))
+    level = float(np.float32(logit(threshold)))
+    mask: Any = cv2.compare(upsample_logits(logits, size), level, cv2.CMP_GE)  # type: ignore[call-overload]
+    return _u8(mask)
 
 
 def probability_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

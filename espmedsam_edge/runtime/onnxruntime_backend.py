@@ -119,7 +119,7 @@ def _session(file: Path, threads: int, *, cuda: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions; its own lines on stderr would only repeat them
-    # Threads may spin between the operators of one run, but not between frames, where decoding and encoding need the CPU.
+    # Threads may spin between the operators of one run, but not between frames: decoding and encoding need the CPU.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = ["CUDAExecutionProvider"] if cuda else []
     try:

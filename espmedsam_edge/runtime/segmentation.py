@@ -79,7 +79,7 @@ class Segmentation:
         return x + moments["m10"] / moments["m00"], y + moments["m01"] / moments["m00"]
 
     def contours(self) -> list[NDArray[np.int32]]:
-        """The outlines of the foreground's connected parts (8-connected; holes left out), each (n, 2) int32 of (x, y)."""
+        """Outlines of the foreground's 8-connected parts, holes left out: each (n, 2) int32 of (x, y)."""
         found, _ = cv2.findContours(self.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         return [np.asarray(contour, np.int32).reshape(-1, 2) for contour in found]
 

@@ -1,0 +1,154 @@
+"""Image files to frames: every depth, colour model and rotation to (H, W, 3) uint8 BGR, or one clear error."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.headers import HeaderError, ImageHeader, read_header
+
+MIN_SIDE = 8
+"""Pixels: nothing that a modality looks for fits in less."""
+
+DEFAULT_MAX_PIXELS = 100_000_000
+"""10,000 x 10,000: 300 MB as a frame, 400 MB more while its mask is made."""
+
+_MAX_PIXELS_VARIABLE = "ESPMEDSAM_MAX_PIXELS"
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+def read_image(path: str | Path) -> Frame:
+    """Read a JPEG, PNG, TIFF, BMP or WebP file, of which the first picture counts.
+
+    Grey becomes three equal channels, CMYK becomes BGR, transparency is dropped, Exif's rotation is applied.
+
+    Samples of 16 bits are scaled to 8 by the range that they use: 0 to 2^b - 1, where b is the smallest of 8, 10, 12,
+    14 and 16 that holds the largest value in the picture. So a 12-bit camera's files keep their contrast, and no picture
+    is stretched by its own minimum and maximum.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        UserError: no such file, not such an image, cut off or damaged, a side under 8 pixels, or more pixels than
+            100 million (environment variable ``ESPMEDSAM_MAX_PIXELS``), which is checked before decoding.
+    """
+    path = Path(path)
+    return decode_image(_read(path), str(path))
+
+
+def decode_image(data: bytes, name: str = "the image") -> Frame:
+    """Decode an image file's bytes; ``name`` stands for it in errors. Everything else as ``read_image``."""
+    try:
+        header = read_header(data)
+    except HeaderError as error:
+        raise UserError(f"cannot read {name}: {error}.", _REMEDY, exit_code=1) from error
+    _check_size(header, name)
+    _silence_opencv()
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UserError(f"cannot read {name}: {_first_line(error)}.", _REMEDY, exit_code=1) from error
+    if pixels is None:
+        raise UserError(f"cannot read {name}: its {header.format} data cannot be decoded.", _REMEDY, exit_code=1)
+    return _upright(_to_8_bits(pixels, header, name), header)
+
+
+def max_pixels() -> int:
+    """The most pixels an image may have: ``ESPMEDSAM_MAX_PIXELS``, else 100 million.
+
+    Raises:
+        UserError: the variable is not a whole number above 0.
+    """
+    text = os.environ.get(_MAX_PIXELS_VARIABLE, "").strip()
+    if not text:
+        return DEFAULT_MAX_PIXELS
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(
+            f"{_MAX_PIXELS_VARIABLE}={text} is not a number of pixels.", "Give a whole number, or unset it."
+        )
+    return int(text)
+
+
+_REMEDY = "Copy it again, or convert it to PNG."
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file.", "Name an image file.", exit_code=1)
+        size = path.stat().st_size
+        limit = 8 * max_pixels() + (64 << 20)  # 16-bit RGBA, and room for metadata
+        if size > limit:
+            raise UserError(
+                f"{path} is {size / 1e9:.1f} GB, more than an image of {max_pixels()} pixels takes.",
+                f"Shrink it, or raise {_MAX_PIXELS_VARIABLE}.",
+                exit_code=1,
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}.", "Check the name.", exit_code=1) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot read {path}: {reason}.", "Check the file and its permissions.", exit_code=1) from error
+
+
+def _check_size(header: ImageHeader, name: str) -> None:
+    width, height = header.width, header.height
+    if min(width, height) < MIN_SIDE:
+        raise UserError(
+            f"{name} is {width}x{height} pixels, too small to segment.",
+            f"Give an image of at least {MIN_SIDE}x{MIN_SIDE}.",
+            exit_code=1,
+        )
+    if width * height > max_pixels():
+        raise UserError(
+            f"{name} is {width}x{height} pixels, over the limit of {max_pixels()}.",
+            f"Shrink or cut it, or raise {_MAX_PIXELS_VARIABLE} if memory allows.",
+            exit_code=1,
+        )
+
+
+def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str) -> Frame:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype != np.uint16:
+        raise UserError(
+            f"cannot read {name}: its samples are {pixels.dtype}.", "Convert it to 8 or 16 bits a sample.", exit_code=1
+        )
+    largest = int(pixels.max())
+    bits = next(depth for depth in _DEPTHS if largest < 1 << depth)
+    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1))
+    return np.asarray(255 - scaled if header.white_is_zero else scaled, np.uint8)
+
+
+def _upright(frame: Frame, header: ImageHeader) -> Frame:
+    if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says
+        return frame
+    if header.orientation >= 5:
+        frame = np.transpose(frame, (1, 0, 2))
+    if header.orientation in (2, 3, 6, 7):
+        frame = frame[:, ::-1]
+    if header.orientation in (3, 4, 7, 8):
+        frame = frame[::-1]
+    return np.ascontiguousarray(frame)
+
+
+@cache
+def _silence_opencv() -> None:
+    """Keep OpenCV's own lines off stderr: what they say comes as an error from here. ESPMEDSAM_DEBUG keeps them."""
+    if not os.environ.get("ESPMEDSAM_DEBUG"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _first_line(error: cv2.error) -> str:
+    return str(error).strip().splitlines()[0][:200].rstrip(".")
