@@ -31,8 +31,8 @@ def read_image(path: str | Path) -> Frame:
     Grey becomes three equal channels, CMYK becomes BGR, transparency is dropped, Exif's rotation is applied.
 
     Samples of 16 bits are scaled to 8 by the range that they use: 0 to 2^b - 1, where b is the smallest of 8, 10, 12,
-    14 and 16 that holds the largest value in the picture. So a 12-bit camera's files keep their contrast, and no picture
-    is stretched by its own minimum and maximum.
+    14 and 16 that holds the largest value in the picture. So a 12-bit camera's files keep their contrast, and no
+    picture is stretched by its own minimum and maximum.
 
     Returns:
         (H, W, 3) uint8 BGR.

@@ -71,7 +71,7 @@ def read_header(data: bytes) -> ImageHeader:
         raise HeaderError("it is not a JPEG, PNG, TIFF, BMP or WebP image")
     try:
         return _PARSERS[name](data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise HeaderError(CUT_OFF) from error
 
 
@@ -190,7 +190,7 @@ def _exif_orientation(exif: bytes) -> int:
         return 1
     try:
         return _valid(dict(_tiff_tags(exif)).get(274))
-    except (HeaderError, struct.error):
+    except (HeaderError, struct.error, OverflowError):
         return 1
 
 
@@ -198,11 +198,13 @@ def _valid(orientation: tuple[int, ...] | None) -> int:
     return orientation[0] if orientation and 1 <= orientation[0] <= 8 else 1
 
 
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # the types of the tags used here; others are passed over
+# The tags that are used: width, height, photometric interpretation, strips, orientation, tiles; and their types.
+_TIFF_TAGS = {256, 257, 262, 273, 274, 279, 324, 325}
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def _tiff_tags(data: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The integer tags of the first directory of a TIFF or BigTIFF."""
+    """The integer tags of the first directory of a TIFF or BigTIFF, each once however often it is listed."""
     order = "<" if data[:1] == b"I" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     directory = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
@@ -211,11 +213,13 @@ def _tiff_tags(data: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
     entry, inline = (20, 8) if big else (12, 4)
     if position + entries * entry > len(data):
         raise HeaderError(CUT_OFF)
+    wanted = set(_TIFF_TAGS)
     for start in range(position, position + entries * entry, entry):
         tag, kind = struct.unpack_from(f"{order}HH", data, start)
         count = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, start + 4)[0]
-        if kind not in _TIFF_INTEGERS:
+        if tag not in wanted or kind not in _TIFF_INTEGERS:
             continue
+        wanted.remove(tag)
         layout = struct.Struct(f"{order}{_TIFF_INTEGERS[kind]}")
         value = start + entry - inline
         if count * layout.size > inline:

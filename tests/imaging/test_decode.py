@@ -1,0 +1,275 @@
+"""Image decoding, against Pillow as the independent reader, and on damaged files."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import decode_image, read_image
+from espmedsam_edge.imaging.headers import HeaderError, read_header
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is the independent reader")
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "PNG": {},
+    "TIFF": {},
+    "BMP": {},
+    "WEBP": {"lossless": True},
+}
+
+
+def smooth_picture(width: int = 60, height: int = 44, seed: int = 0) -> np.ndarray:
+    """An RGB picture with structure, that JPEG keeps well."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def encoded(picture: Any, name: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image = picture if hasattr(picture, "save") else Image.fromarray(picture)
+    image.save(stream, name, **{**FORMATS[name], **options})
+    return stream.getvalue()
+
+
+def rgb(data: bytes) -> np.ndarray:
+    """What Pillow reads, as BGR."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[..., ::-1]
+
+
+def largest_difference(first: np.ndarray, second: np.ndarray) -> int:
+    assert first.shape == second.shape
+    return int(np.abs(first.astype(int) - second.astype(int)).max())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_colour_images_match_pillow(name: str) -> None:
+    data = encoded(smooth_picture(), name)
+    # Two JPEG decoders may round differently in the inverse DCT and the colour conversion.
+    assert largest_difference(decode_image(data), rgb(data)) <= (2 if name == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_png_colour_models_become_bgr(mode: str) -> None:
+    data = encoded(Image.fromarray(smooth_picture()).convert(mode), "PNG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))[..., 2::-1]  # alpha dropped, not blended
+    assert largest_difference(decode_image(data), expected) == 0
+
+
+@pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+def test_cmyk_matches_pillow(name: str) -> None:
+    data = encoded(Image.fromarray(smooth_picture()).convert("CMYK"), name)
+    # Integer conversions with different rounding.
+    assert largest_difference(decode_image(data), rgb(data)) <= 3
+
+
+def test_gray_jpeg_has_three_equal_channels() -> None:
+    frame = decode_image(encoded(Image.fromarray(smooth_picture()).convert("L"), "JPEG"))
+    assert frame.shape == (44, 60, 3)
+    assert np.array_equal(frame[..., 0], frame[..., 1])
+    assert np.array_equal(frame[..., 0], frame[..., 2])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(name: str, orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(smooth_picture(), name, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))[..., ::-1]
+    assert largest_difference(decode_image(data), expected) <= (2 if name == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_samples_are_scaled_by_the_range_they_use(name: str, bits: int) -> None:
+    top = (1 << bits) - 1
+    samples = np.random.default_rng(bits).integers(0, top + 1, (20, 30)).astype(np.uint16)
+    samples[0, 0] = top
+    frame = decode_image(encoded(samples, name))
+    expected = np.rint(samples * (255 / top))
+    assert np.abs(frame[..., 1] - expected).max() <= 1  # halves may round either way
+    assert frame[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_keeps_its_channels(suffix: str, channels: int) -> None:
+    samples = np.random.default_rng(3).integers(0, 65536, (20, 30, channels)).astype(np.uint16)
+    samples[0, 0] = 65535
+    done, data = cv2.imencode(suffix, samples)
+    assert done
+    frame = decode_image(data.tobytes())
+    assert np.abs(frame - samples[..., :3] / 257).max() <= 0.51  # rounded to the nearest
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_tiff_that_counts_from_white_is_inverted(depth: type[np.uint8] | type[np.uint16]) -> None:
+    top = np.iinfo(depth).max
+    samples = np.random.default_rng(4).integers(0, top + 1, (20, 30)).astype(depth)
+    samples[0, 0] = top
+    data = bytearray(encoded(samples, "TIFF"))
+    photometric_interpretation, short = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)
+    data[:] = data.replace(photometric_interpretation, short)  # 1, black is zero, becomes 0, white is zero
+    assert read_header(bytes(data)).white_is_zero
+    assert np.abs(decode_image(bytes(data))[..., 0] - (255 - samples * (255 / top))).max() <= 0.51
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.98])
+def test_a_cut_off_file_is_an_error_not_half_a_picture(tmp_path: Path, name: str, kept: float) -> None:
+    data = encoded(smooth_picture(300, 200), name)
+    file = tmp_path / f"cut.{name.lower()}"
+    file.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=r"cannot read .*cut") as caught:
+        read_image(file)
+    assert caught.value.exit_code == 1
+
+
+def test_a_progressive_jpeg_cut_between_its_scans_is_an_error() -> None:
+    data = encoded(smooth_picture(300, 200), "JPEG", progressive=True)
+    last_scan = data.rindex(b"\xff\xda")
+    assert decode_image(data).shape == (200, 300, 3)
+    with pytest.raises(UserError, match="cut off"):
+        decode_image(data[:last_scan])
+
+
+def test_a_jpeg_whose_tail_was_never_written_is_an_error() -> None:
+    data = encoded(smooth_picture(300, 200), "JPEG")
+    with pytest.raises(UserError, match="cut off"):
+        decode_image(data[: len(data) // 2] + bytes(len(data) // 2))
+
+
+def test_a_changed_byte_in_a_png_is_an_error() -> None:
+    data = bytearray(encoded(smooth_picture(), "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(UserError, match="checksum"):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"hello, this is text", "not a JPEG"), (b"GIF89a" + bytes(40), "not a JPEG"), (b"\xff", "not a")],
+)
+def test_other_content_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        decode_image(content, "scan.jpg")
+
+
+def test_missing_folder_and_unreadable_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(UserError, match="not a file"):
+        read_image(tmp_path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_image(tmp_path / ("x" * 300 + ".png"))
+
+
+def test_one_pixel_is_too_small() -> None:
+    with pytest.raises(UserError, match="1x1 pixels, too small"):
+        decode_image(encoded(np.zeros((1, 1, 3), np.uint8), "PNG"))
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded an image over the limit"))
+    with pytest.raises(UserError, match=r"20000x20000 pixels, over the limit of 100000000"):
+        decode_image(png_header(20_000, 20_000))
+
+
+def test_the_limit_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(smooth_picture(60, 44), "PNG")
+    monkeypatch.setenv("ESPMEDSAM_MAX_PIXELS", str(60 * 44))
+    assert decode_image(data).shape == (44, 60, 3)
+    monkeypatch.setenv("ESPMEDSAM_MAX_PIXELS", str(60 * 44 - 1))
+    with pytest.raises(UserError, match="over the limit"):
+        decode_image(data)
+    monkeypatch.setenv("ESPMEDSAM_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="ESPMEDSAM_MAX_PIXELS=many"):
+        decode_image(data)
+
+
+def test_float_samples_are_refused() -> None:
+    with pytest.raises(UserError):
+        decode_image(encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"))
+
+
+def test_opencv_writes_nothing_of_its_own_to_stderr(tmp_path: Path) -> None:
+    data = encoded(smooth_picture(), "TIFF", compression="tiff_lzw")
+    damaged = bytearray(data)
+    middle = len(data) // 2
+    damaged[middle : middle + 20] = bytes(byte ^ 0x55 for byte in damaged[middle : middle + 20])
+    (tmp_path / "a.tiff").write_bytes(bytes(damaged))
+    (tmp_path / "b.tiff").write_bytes(encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"))
+    script = (
+        "from espmedsam_edge.imaging.decode import read_image\n"
+        "from espmedsam_edge import UserError\n"
+        "for name in 'ab':\n"
+        "    try: read_image(f'{name}.tiff')\n"
+        "    except UserError: pass\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ESPMEDSAM_DEBUG"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+ENCODED = [encoded(smooth_picture(24, 16), name) for name in FORMATS]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.sampled_from(ENCODED),
+    edits=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
+    cut=st.integers(0, 400),
+)
+def test_damaged_files_give_a_frame_or_one_clear_error(data: bytes, edits: list[tuple[int, int]], cut: int) -> None:
+    damaged = bytearray(data)
+    for position, value in edits:
+        # Half of the edits hit the headers, where sizes, offsets and counts are.
+        damaged[position % len(damaged) if position % 2 else position % min(len(damaged), 120)] = value
+    del damaged[len(damaged) - cut % len(damaged) :]
+    try:
+        frame = decode_image(bytes(damaged))
+    except UserError:
+        return
+    assert frame.dtype == np.uint8
+    assert frame.ndim == 3
+    assert frame.shape[2] == 3
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0+", b"BM", b"RIFF\0\0\0\0WEBP"]),
+    st.binary(),
+)
+def test_headers_of_noise_never_raise_anything_else(start: bytes, rest: bytes) -> None:
+    try:
+        header = read_header(start + rest)
+    except HeaderError:
+        return
+    assert header.width >= 0
+    assert header.height >= 0
