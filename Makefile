@@ -1,0 +1,53 @@
+# One command a job; each sets itself up in .venv first (needs only git, make and Python >= 3.10).
+# Other settings: make PYTHON=/path/to/python3, make VENV=folder, make test TESTS=tests/runtime
+
+VENV ?= .venv
+TESTS ?=
+WORKERS ?= 2
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean clean-all
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.base ## Segment generated pictures and a clip into demo-output/ (light: no torch)
+	@$(PY) -m espmedsam_edge demo --out demo-output
+
+test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(TESTS)
+
+check: $(VENV)/.dev ## Check lint, format, types and the import rules
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean: ## Remove caches, build folders and demo-output
+	rm -rf demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find espmedsam_edge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean ## Remove the virtual environment as well
+	rm -rf $(VENV) *.egg-info
+
+# A stamp is newer than pyproject.toml when its packages are in place, so a second run calls no pip.
+$(PY):
+	@sh tools/venv.sh $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(PY)
+	@echo "Installing the program and its base packages into $(VENV) (once)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	@echo "Installing what tests and development need into $(VENV), torch among it (once; some gigabytes)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.rtx: pyproject.toml | $(VENV)/.dev
+	@$(PIP) --editable '.[rtx]' || echo "TensorRT-RTX is not available here (message above); its tests will be skipped."
+	@touch $@

@@ -1,0 +1,296 @@
+"""What this machine can run, what is missing, and the command that adds it. Fails on no machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_cache_dir
+
+from espmedsam_edge import __version__
+from espmedsam_edge.runtime import environment
+from espmedsam_edge.runtime.environment import ROOT, install_command, run_tool
+from espmedsam_edge.runtime.probe import Answer, ask_all, installed
+
+Status = Literal["ok", "absent", "problem"]
+_GIB = 1 << 30
+_NEEDED_MEMORY = 2 * _GIB  # a 1024 x 1024 graph and its activations in ONNX Runtime, with room to read a frame
+_NEEDED_CACHE = 1 * _GIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``absent`` is fine unless it is wanted; ``problem`` is there and does not work.
+
+    ``fix`` is the command (or, rarely, the sentence) that adds or mends it.
+    """
+
+    area: str
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every finding, and what the machine can do with this program: task -> (able, how or why not)."""
+
+    environment: dict[str, Any]
+    findings: list[Finding]
+    abilities: dict[str, tuple[bool, str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; ``schema`` counts up when a field changes its meaning."""
+        abilities = {task: {"able": able, "how": how} for task, (able, how) in self.abilities.items()}
+        findings = [asdict(finding) for finding in self.findings]
+        return {"schema": 1, "abilities": abilities, "findings": findings, "environment": self.environment}
+
+
+def diagnose(root: Path = ROOT, answers: Mapping[str, Answer] | None = None) -> Diagnosis:
+    """Look at everything once.
+
+    Args:
+        root: the file system's root, another one in tests.
+        answers: what native packages answered, by name; None asks them.
+    """
+    answers = ask_all() if answers is None else answers
+    has_gpu = bool(environment.gpus(root)) or _unclaimed_gpu(root)
+    findings = [
+        *_machine(root, answers),
+        *_backends(root, answers, has_gpu),
+        *_video(root, answers),
+        *_extras(),
+        *_folders(),
+    ]
+    return Diagnosis(environment.collect_environment(root), findings, _abilities(findings, answers))
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / _GIB:.1f} GiB"
+
+
+def _machine(root: Path, answers: Mapping[str, Answer]) -> Iterator[Finding]:
+    area = "Machine"
+    yield Finding(area, "program", "ok", f"espmedsam-edge {__version__}, Python {platform.python_version()}")
+    yield Finding(area, "system", "ok", f"{environment.system_name(root)}, {platform.machine()}")
+    cpu = environment.cpu(root)
+    simd = f" ({', '.join(cpu.simd)})" if cpu.simd else ""
+    yield Finding(area, "processor", "ok", f"{cpu.model}, {cpu.usable} of {cpu.logical} cores usable{simd}")
+    yield _threads(cpu.usable)
+    if cpu.governor and cpu.governor not in ("performance", "schedutil"):
+        command = "sudo cpupower frequency-set -g performance"
+        yield Finding(area, "frequency", "problem", f"governor '{cpu.governor}' slows short work", command)
+    memory = environment.memory(root)
+    enough = memory.available is None or memory.available >= _NEEDED_MEMORY
+    detail = f"{_gib(memory.total)}, {_gib(memory.available)} free" + ("" if enough else ": too little for 1024 x 1024")
+    fix = None if enough else "Close other programs, or export with a smaller --image-size."
+    yield Finding(area, "memory", "ok" if enough else "problem", detail, fix)
+    board = environment.jetson(root)
+    if board:
+        mode = f", power mode {board.power_mode}" if board.power_mode else ""
+        yield Finding(area, "Jetson", "ok", f"{board.model}, L4T {board.l4t or 'unknown'}{mode}")
+    yield from _gpu(root, answers, board is not None)
+
+
+def _threads(usable: int) -> Finding:
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting) > usable:
+        detail = f"OMP_NUM_THREADS={setting}, but only {usable} cores are usable: threads will wait for each other"
+        return Finding("Machine", "threads", "problem", detail, "unset OMP_NUM_THREADS")
+    return Finding("Machine", "threads", "ok", f"OMP_NUM_THREADS={setting}" if setting else f"up to {usable}")
+
+
+def _gpu(root: Path, answers: Mapping[str, Answer], on_jetson: bool) -> Iterator[Finding]:
+    area = "Machine"
+    gpus = environment.gpus(root)
+    for gpu in gpus:
+        facts = [
+            f"driver {gpu.driver}" if gpu.driver else "",
+            f"{gpu.memory_mib / 1024:.0f} GiB" if gpu.memory_mib else "",
+            f"compute capability {gpu.compute_capability}" if gpu.compute_capability else "",
+        ]
+        yield Finding(area, "NVIDIA GPU", "ok", ", ".join([gpu.name, *filter(None, facts)]))
+    if not gpus and _unclaimed_gpu(root):
+        name = environment.system_name(root)
+        command = "sudo ubuntu-drivers install" if "Ubuntu" in name else "sudo apt-get install nvidia-driver"
+        yield Finding(area, "NVIDIA GPU", "problem", "there is one, but its driver is not loaded", command)
+    elif not gpus and not on_jetson:
+        yield Finding(area, "NVIDIA GPU", "absent", "none found")
+    driver = answers["cuda-driver"]
+    if driver.works and driver.values.get("init") == 0:
+        yield Finding(area, "CUDA driver", "ok", f"CUDA {driver.values['version']}")
+    elif driver.works:
+        detail = f"libcuda.so.1 is there but answers error {driver.values.get('init')}"
+        yield Finding(area, "CUDA driver", "problem" if gpus or on_jetson else "absent", detail)
+    elif gpus or on_jetson:
+        fix = "In a container, start it with: docker run --gpus all (Jetson: --runtime nvidia)"
+        yield Finding(area, "CUDA driver", "problem", f"libcuda.so.1: {driver.error}", fix)
+    else:
+        yield Finding(area, "CUDA driver", "absent", "no libcuda.so.1")
+
+
+def _unclaimed_gpu(root: Path) -> bool:
+    """An NVIDIA display controller on the PCI bus, whether or not a driver runs it."""
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        vendor, kind = environment.read_text(device / "vendor"), environment.read_text(device / "class")
+        if vendor == "0x10de" and (kind or "").startswith("0x03"):
+            return True
+    return False
+
+
+def _backends(root: Path, answers: Mapping[str, Answer], has_gpu: bool) -> Iterator[Finding]:
+    area = "Backends"
+    ort = answers["onnxruntime"]
+    if ort.works:
+        providers = [str(p).removesuffix("ExecutionProvider") for p in ort.values["providers"]]
+        providers = [p for p in providers if p != "Azure"]  # calls a web service; runs nothing here
+        yield Finding(area, "onnxruntime", "ok", f"{ort.values['version']}, providers: {', '.join(providers)}")
+    else:
+        command = f"{sys.executable} -m pip install --force-reinstall onnxruntime"
+        yield Finding(area, "onnxruntime", "problem", ort.error or "not installed", command)
+    on_jetson = environment.jetson(root) is not None
+    yield _tensorrt(area, root, answers["tensorrt"], on_jetson)
+    if not on_jetson:  # TensorRT-RTX covers desktop GPUs, not Orin
+        possible = platform.machine() in ("x86_64", "AMD64")
+        yield _native(area, "tensorrt-rtx", answers["tensorrt-rtx"], install_command("rtx") if possible else None)
+    cuda = answers["cuda-python"]
+    fix = install_command("trt")
+    if cuda.installed and cuda.error and not has_gpu and not on_jetson:
+        yield Finding(
+            area, "cuda-python", "ok", f"{cuda.values.get('version', 'installed')}, no CUDA driver to talk to"
+        )
+    else:
+        yield _native(area, "cuda-python", cuda, fix)
+
+
+def _native(area: str, name: str, answer: Answer, fix: str | None) -> Finding:
+    if not answer.installed:
+        return Finding(area, name, "absent", "not installed", fix)
+    version = str(answer.values.get("version", "installed"))
+    if answer.error:
+        return Finding(area, name, "problem", f"{version}, {answer.error}", fix)
+    return Finding(area, name, "ok", version)
+
+
+def _tensorrt(area: str, root: Path, answer: Answer, on_jetson: bool) -> Finding:
+    if not on_jetson:
+        return _native(area, "tensorrt", answer, install_command("trt"))
+    if not answer.installed and list((root / "usr/lib").glob("python3*/dist-packages/tensorrt/__init__.py")):
+        detail = "JetPack's is installed, but this virtual environment was made without the system's packages"
+        return Finding(area, "tensorrt", "absent", detail, "rm -rf .venv && make demo")
+    return _native(area, "tensorrt", answer, "sudo apt-get install nvidia-jetpack")
+
+
+def _video(root: Path, answers: Mapping[str, Answer]) -> Iterator[Finding]:
+    area = "Images and video"
+    cv = answers["opencv"]
+    if cv.works:
+        reads = "reads video" if cv.values.get("FFMPEG") else "reads no video (built without FFmpeg)"
+        encoders = cv.values.get("encoders", [])
+        names = {"avc1": "H.264", "mp4v": "MPEG-4"}
+        writes = f"writes {' and '.join(names[e] for e in encoders)}" if encoders else "writes no video"
+        yield Finding(area, "OpenCV", "ok", f"{cv.values['version']}, {reads}, {writes}")
+    else:
+        command = f"{sys.executable} -m pip install --force-reinstall opencv-python-headless"
+        yield Finding(area, "OpenCV", "problem", cv.error or "not installed", command)
+    av = answers["pyav"]
+    if av.works and av.values.get("encoders"):
+        detail = f"{av.values['version']}, H.264 encoders built in: {', '.join(av.values['encoders'])}"
+        yield Finding(area, "PyAV (H.264)", "ok", detail)
+    elif av.works:
+        detail = f"{av.values['version']}, built without an H.264 encoder"
+        yield Finding(area, "PyAV (H.264)", "problem", detail, install_command("video"))
+    else:
+        yield _native(area, "PyAV (H.264)", av, install_command("video"))
+    yield _gstreamer(environment.jetson(root) is not None)
+    dicom = all(installed(name) for name in ("pydicom", "highdicom"))
+    fix = None if dicom else install_command("dicom")
+    yield Finding(area, "DICOM", "ok" if dicom else "absent", _modules("pydicom", "highdicom"), fix)
+
+
+def _gstreamer(on_jetson: bool) -> Finding:
+    area, name = "Images and video", "GStreamer"
+    packages = "gstreamer1.0-tools gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
+    version = run_tool(["gst-launch-1.0", "--version"])
+    if version is None:
+        return Finding(area, name, "absent", "no gst-launch-1.0 on PATH", f"sudo apt-get install {packages}")
+    wanted = {
+        "nvarguscamerasrc": "CSI camera",
+        "nvv4l2decoder": "hardware decoder",
+        "nvv4l2h264enc": "hardware H.264 encoder",
+        "x264enc": "software H.264 encoder",
+        "rtspsrc": "RTSP",
+    }
+    elements = wanted if on_jetson else {key: wanted[key] for key in ("x264enc", "rtspsrc")}
+    # `gst-inspect-1.0 ELEMENT` prints its description, and nothing for an element that is not there.
+    there = [what for element, what in elements.items() if run_tool(["gst-inspect-1.0", element])]
+    return Finding(area, name, "ok", ", ".join([version.splitlines()[0].rpartition(" ")[2], *there]))
+
+
+def _modules(*modules: str) -> str:
+    missing = [name for name in modules if not installed(name)]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    return ", ".join(modules)
+
+
+def _extras() -> Iterator[Finding]:
+    work = {
+        "export": ("torch", "timm", "onnx", "onnxscript", "onnxsim", "safetensors"),
+        "train": ("torch", "torchvision", "timm", "segment_anything", "lightning_fabric", "monai", "safetensors"),
+        "calibrate": ("modelopt", "onnx"),
+        "bench": ("matplotlib", "psutil"),
+    }
+    for extra, modules in work.items():
+        complete = all(installed(module) for module in modules)
+        fix = None if complete else install_command(extra)
+        yield Finding("Extras", extra, "ok" if complete else "absent", _modules(*modules), fix)
+
+
+def _folders() -> Iterator[Finding]:
+    yield _folder(
+        "engine cache", Path(user_cache_dir("espmedsam-edge")), "export XDG_CACHE_HOME=/a/folder/you/can/write"
+    )
+    yield _folder("temporary", Path(tempfile.gettempdir()), "export TMPDIR=/a/folder/you/can/write")
+
+
+def _folder(name: str, folder: Path, fix: str) -> Finding:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("Folders", name, "problem", f"{folder}: may not be written", fix)
+    free = shutil.disk_usage(there).free
+    if free < _NEEDED_CACHE:
+        return Finding("Folders", name, "problem", f"{folder}: only {_gib(free)} free", fix)
+    return Finding("Folders", name, "ok", f"{folder}, {_gib(free)} free")
+
+
+def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[str, tuple[bool, str]]:
+    status = {finding.name: finding.status for finding in findings}
+    gpu = status.get("NVIDIA GPU") == "ok" or "Jetson" in status
+    flavours = [name for name in ("tensorrt", "tensorrt-rtx") if status.get(name) == "ok"]
+    cuda = gpu and status.get("CUDA driver") == "ok"
+    on_cpu = status["onnxruntime"] == "ok" and status["OpenCV"] == "ok"
+    if cuda and flavours:
+        on_gpu = (True, f"with {' and '.join(flavours)}")
+    else:
+        on_gpu = (False, "no GPU with a CUDA driver" if not cuda else "no TensorRT installed")
+    recording = "OpenCV" if "avc1" in answers["opencv"].values.get("encoders", []) else None
+    if status["PyAV (H.264)"] == "ok":
+        recording = "PyAV"
+    can_export, can_train, can_calibrate = (status[extra] == "ok" for extra in ("export", "train", "calibrate"))
+    return {
+        "segment on the CPU": (on_cpu, "with onnxruntime" if on_cpu else "onnxruntime or OpenCV does not work"),
+        "segment on a GPU": on_gpu,
+        "record H.264 video": (recording is not None, f"with {recording}" if recording else "MPEG-4 only; add PyAV"),
+        "import and export checkpoints": (can_export, "" if can_export else "add the extra 'export'"),
+        "train": (can_train, "" if can_train else "add the extra 'train'"),
+        "calibrate FP16 and INT8": (can_calibrate, "" if can_calibrate else "add the extra 'calibrate'"),
+    }

@@ -1,0 +1,148 @@
+"""The doctor reports any machine without failing, and its remedies are commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from espmedsam_edge.runtime import doctor, environment, probe
+from espmedsam_edge.runtime.doctor import Diagnosis, Finding, diagnose
+from espmedsam_edge.runtime.doctor_report import render
+from espmedsam_edge.runtime.probe import Answer
+
+NOTHING = {name: Answer(False) for name in probe.SCRIPTS}
+BASE = {
+    **NOTHING,
+    "onnxruntime": Answer(True, {"version": "1.20", "providers": ["AzureExecutionProvider", "CPUExecutionProvider"]}),
+    "opencv": Answer(True, {"version": "4.10", "FFMPEG": True, "GStreamer": False, "encoders": ["mp4v"]}),
+    "cuda-driver": Answer(True, {}, "libcuda.so.1: cannot open shared object file"),
+}
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with nothing under it, no programs on PATH and none of the optional packages."""
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(doctor, "installed", lambda module: False)
+    return tmp_path / "root"
+
+
+def by_name(diagnosis: Diagnosis) -> dict[str, Finding]:
+    return {finding.name: finding for finding in diagnosis.findings}
+
+
+def test_a_machine_with_nothing_is_described_not_failed(bare: Path) -> None:
+    diagnosis = diagnose(bare, NOTHING)
+    found = by_name(diagnosis)
+    assert found["onnxruntime"].status == found["OpenCV"].status == "problem"
+    assert found["NVIDIA GPU"] == Finding("Machine", "NVIDIA GPU", "absent", "none found")
+    assert found["tensorrt"].status == found["PyAV (H.264)"].status == found["train"].status == "absent"
+    assert not any(able for able, _ in diagnosis.abilities.values())
+    assert "This machine can:" in render(diagnosis)
+
+
+def test_the_light_base_segments_on_the_cpu_and_says_what_the_rest_needs(bare: Path) -> None:
+    diagnosis = diagnose(bare, BASE)
+    found = by_name(diagnosis)
+    assert found["onnxruntime"].detail == "1.20, providers: CPU"
+    assert diagnosis.abilities["segment on the CPU"] == (True, "with onnxruntime")
+    assert diagnosis.abilities["record H.264 video"] == (False, "MPEG-4 only; add PyAV")
+    text = render(diagnosis)
+    for extra in ("export", "train", "calibrate", "bench", "video", "dicom"):
+        assert environment.install_command(extra) in text
+    assert not [f for f in diagnosis.findings if f.status == "problem"]
+
+
+def fake_jetson(root: Path, tensorrt_in_system: bool) -> None:
+    for path, content in {
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64",
+        "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\x00",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content)
+    if tensorrt_in_system:
+        package = root / "usr/lib/python3.10/dist-packages/tensorrt"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+
+
+def test_a_jetson_without_tensorrt_is_told_jetpacks_command(bare: Path) -> None:
+    fake_jetson(bare, tensorrt_in_system=False)
+    found = by_name(diagnose(bare, BASE))
+    assert found["Jetson"].detail == "NVIDIA Jetson AGX Orin Developer Kit, L4T 36.4.3"
+    assert found["tensorrt"].fix == "sudo apt-get install nvidia-jetpack"
+    assert "tensorrt-rtx" not in found  # does not cover Orin
+    assert found["CUDA driver"].status == "problem"
+    assert found["CUDA driver"].fix is not None
+    assert "docker" in found["CUDA driver"].fix
+
+
+def test_a_jetson_whose_tensorrt_the_environment_hides_is_told_to_make_it_anew(bare: Path) -> None:
+    fake_jetson(bare, tensorrt_in_system=True)
+    fix = by_name(diagnose(bare, BASE))["tensorrt"].fix
+    assert fix is not None
+    assert "rm -rf .venv" in fix
+
+
+def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path) -> None:
+    fake_jetson(bare, tensorrt_in_system=True)
+    works = {
+        **BASE,
+        "tensorrt": Answer(True, {"version": "10.3.0"}),
+        "cuda-driver": Answer(True, {"version": "12.6", "init": 0}),
+        "cuda-python": Answer(True, {"version": "12.6.2", "init": "CUDA_SUCCESS"}),
+    }
+    diagnosis = diagnose(bare, works)
+    assert diagnosis.abilities["segment on a GPU"] == (True, "with tensorrt")
+
+
+def test_a_gpu_without_driver_is_a_problem_with_a_command(bare: Path) -> None:
+    device = bare / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030000\n")
+    found = by_name(diagnose(bare, BASE))["NVIDIA GPU"]
+    assert (found.status, found.fix) == ("problem", "sudo apt-get install nvidia-driver")
+
+
+def test_a_native_package_that_crashes_is_a_problem_not_a_crash(bare: Path) -> None:
+    crashed = {**BASE, "tensorrt": Answer(True, {"version": "10.9"}, "crashed with SIGSEGV")}
+    found = by_name(diagnose(bare, crashed))["tensorrt"]
+    assert (found.status, found.detail) == ("problem", "10.9, crashed with SIGSEGV")
+    assert found.fix == environment.install_command("trt")
+
+
+def test_more_threads_than_cores_are_pointed_out(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    found = by_name(diagnose(bare, BASE))["threads"]
+    assert (found.status, found.fix) == ("problem", "unset OMP_NUM_THREADS")
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "user_cache_dir", lambda name: str(tmp_path / "sealed" / name))
+    (tmp_path / "sealed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "sealed")
+    found = by_name(diagnose(bare, BASE))["engine cache"]
+    assert found.status == "problem"
+    assert "XDG_CACHE_HOME" in (found.fix or "")
+
+
+def test_commands_stand_on_one_line_each_to_be_copied(bare: Path) -> None:
+    diagnosis = diagnose(bare, BASE)
+    lines = render(diagnosis).splitlines()
+    for finding in diagnosis.findings:
+        if finding.fix:
+            assert f"    {finding.fix}" in lines
+
+
+def test_this_machine_diagnoses_itself_and_the_json_is_plain() -> None:
+    data = diagnose().as_json()
+    assert json.loads(json.dumps(data)) == data
+    assert data["schema"] == 1
+    assert data["abilities"]["segment on the CPU"]["able"]
