@@ -37,7 +37,7 @@ def load(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxRuntim
     """
     threads = usable_cores() if threads is None else threads
     cuda = name != "onnxruntime-cpu" and "CUDAExecutionProvider" in _providers()
-    session = _session(file, threads, cuda=cuda)
+    session = open_session(file, threads, cuda=cuda)
     on_cuda = "CUDAExecutionProvider" in session.get_providers()
     if name == "onnxruntime-cuda" and not on_cuda:
         raise BackendUnavailable(
@@ -110,7 +110,12 @@ def _describe(nodes: list[tuple[str, str, tuple[Any, ...]]]) -> str:
     return " and ".join(f"'{name}' {kind} {'x'.join(map(str, shape))}" for name, kind, shape in nodes) or "missing"
 
 
-def _session(file: Path, threads: int, *, cuda: bool) -> Any:
+def open_session(file: Path, threads: int, *, cuda: bool) -> Any:
+    """An ONNX Runtime session with this backend's settings, on a file that need not belong to a bundle.
+
+    Raises:
+        UserError: not a graph that ONNX Runtime can load.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
