@@ -1,0 +1,384 @@
+"""The child process that parses and builds: TensorRT may crash or be killed in it, and only this process ends.
+
+``main`` reads one ``Request`` as JSON from standard input and writes events, one JSON object a line, to standard output:
+``progress``, and at the end ``result`` or ``error``. Whatever the native libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from espmedsam_edge.bundle import Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write, write_errors
+from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
+from espmedsam_edge.runtime.network_precision import (
+    Arithmetic,
+    check_arithmetic,
+    check_engine,
+    read_arithmetic,
+    read_engine,
+)
+from espmedsam_edge.runtime.onnx_header import read_header
+from espmedsam_edge.runtime.tensorrt_api import (
+    Flavour,
+    ParsedGraph,
+    Refusal,
+    TensorRT,
+    load,
+    make_logger,
+    parse_graph,
+    refusal_error,
+    set_targets,
+)
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+MIB = 1 << 20
+# A context, the parsed weights and the smallest useful kernels; below it TensorRT fails with words nobody understands.
+MINIMUM_FREE = 512 * MIB
+# Kept out of the workspace: weights, activations of the plan being timed, and on a board the system itself.
+RESERVE = 512 * MIB
+MINIMUM_WORKSPACE = 128 * MIB
+# Without a GPU nobody says how much there is; the plan's scratch memory must fit the smallest cards.
+WORKSPACE_WITHOUT_GPU = 2048 * MIB
+
+
+class Request(BaseModel):
+    """What the child is asked to do. ``targets`` empty means the GPU of this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Literal["check", "build"]
+    graph: Graph
+    graph_path: Path
+    flavour: Flavour
+    targets: tuple[str, ...] = ()
+    tf32: bool = False
+    plan_path: Path | None = None
+    timing_cache: Path | None = None
+    log_path: Path | None = None
+
+
+class Dla(BaseModel):
+    """How many of the network's layers could run on the board's deep learning accelerator. None is placed there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cores: int
+    layers: int
+    of: int
+
+
+class Result(BaseModel):
+    """What the child found; ``engine_layers`` is empty where no GPU could load the plan or its inspector says nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    opset: int | None = None
+    refusals: list[Refusal] = []
+    arithmetic: Arithmetic | None = None
+    engine_loaded: bool = False
+    engine_layers: dict[str, int] = {}
+    dla: Dla | None = None
+    workspace_bytes: int | None = None
+    build_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+    warnings: list[str] = []
+
+
+class Progress:
+    """Turns TensorRT's nested phases into one fraction that never goes back. Called from TensorRT's threads."""
+
+    def __init__(self, report: Callable[[str, float], bool], interval_s: float = 0.1) -> None:
+        self._report = report
+        self._interval = interval_s
+        self._last = 0.0
+        self._lock = threading.Lock()
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # name -> parent, steps, steps done
+        self.fraction = 0.0
+        self.going_on = True
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase of ``steps`` steps begins, within its parent's current step."""
+        with self._lock:
+            self._phases[name] = (parent, max(1, steps), 0)
+            self._tell(name)
+
+    def step(self, name: str, step: int) -> bool:
+        """Step number ``step`` (from 0) is done. False asks TensorRT to give the build up."""
+        with self._lock:
+            if name in self._phases:
+                parent, steps, _ = self._phases[name]
+                self._phases[name] = (parent, steps, min(steps, step + 1))
+                self._tell(name)
+            return self.going_on
+
+    def finish(self, name: str) -> None:
+        """The phase is over."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def _tell(self, name: str) -> None:
+        done, current = 0.0, name
+        for _ in range(len(self._phases)):  # a bound, should phases ever name each other as parents
+            parent, steps, finished = self._phases[current]
+            done = min(1.0, (finished + done) / steps)
+            if parent is None or parent not in self._phases:
+                break
+            current = parent
+        self.fraction = max(self.fraction, done)
+        now = time.monotonic()
+        if now - self._last >= self._interval:
+            self._last = now
+            self.going_on = self._report(name, self.fraction) and self.going_on
+
+
+def make_monitor(api: TensorRT, progress: Progress) -> trt.IProgressMonitor | None:
+    """TensorRT's progress monitor that feeds ``progress``; None where the API has none."""
+    base: type[Any] | None = getattr(api.module, "IProgressMonitor", None)
+    if base is None:
+        return None
+
+    def initialise(self: Any) -> None:
+        base.__init__(self)  # pybind11 wants its own constructor called
+
+    members = {
+        "__init__": initialise,
+        "phase_start": lambda self, name, parent, steps: progress.start(str(name), parent, int(steps)),
+        "step_complete": lambda self, name, step: progress.step(str(name), int(step)),
+        "phase_finish": lambda self, name: progress.finish(str(name)),
+    }
+    return cast("trt.IProgressMonitor", type("Monitor", (base,), members)())
+
+
+def workspace_limit(gpu: GpuDevice | None, graph_bytes: int) -> int:
+    """How much scratch memory TensorRT may use, in bytes: half of what is free beside the weights and a reserve.
+
+    Raises:
+        UserError: too little is free to build at all.
+    """
+    if gpu is None:
+        return WORKSPACE_WITHOUT_GPU
+    free = free_bytes(gpu)
+    if free < MINIMUM_FREE + 2 * graph_bytes:
+        raise UserError(
+            f"{gpu.name} has {free // MIB} MiB free; building {graph_bytes // MIB} MiB of weights needs "
+            f"{(MINIMUM_FREE + 2 * graph_bytes) // MIB} MiB.",
+            "Stop other programs on the device (on a Jetson the desktop, too) and build again.",
+            exit_code=1,
+        )
+    return max(MINIMUM_WORKSPACE, (free - RESERVE - 2 * graph_bytes) // 2)
+
+
+def configure(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> tuple[trt.IBuilderConfig, int]:
+    """The builder's configuration and its workspace limit in bytes.
+
+    Types come from the graph alone: no precision flag is ever set. TF32 is off unless asked for, so that what the
+    graph keeps in FP32 is computed in FP32.
+    """
+    api, config = parsed.api, parsed.builder.create_builder_config()
+    set_targets(api, config, request.targets)
+    limit = workspace_limit(gpu, request.graph_path.stat().st_size)
+    config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, limit)
+    tf32 = getattr(api.module.BuilderFlag, "TF32", None)
+    if tf32 is not None:
+        (config.set_flag if request.tf32 else config.clear_flag)(tf32)
+    if hasattr(api.module, "ProfilingVerbosity"):  # so that the inspector names the types of the layers
+        config.profiling_verbosity = api.module.ProfilingVerbosity.DETAILED
+    return config, limit
+
+
+def attach_timing_cache(parsed: ParsedGraph, config: trt.IBuilderConfig, request: Request) -> bool:
+    """Give the builder the kernel timings of earlier builds on this GPU. TensorRT-RTX times nothing and takes none."""
+    if request.timing_cache is None or parsed.api.flavour != "tensorrt":
+        return False
+    try:
+        earlier = request.timing_cache.read_bytes()
+    except OSError:
+        earlier = b""
+    cache = config.create_timing_cache(earlier)
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")  # of another GPU or version, or damaged: begin anew
+        return cache is not None and bool(config.set_timing_cache(cache, False))
+    return True
+
+
+def save_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
+    """Keep the kernel timings for the next build; the build does not fail when they cannot be kept."""
+    cache = config.get_timing_cache()
+    if cache is not None:
+        try:
+            atomic_write(file, bytes(cast(Any, cache.serialize())))
+        except (OSError, UserError):
+            return
+
+
+def survey_dla(parsed: ParsedGraph) -> Dla | None:
+    """Which layers a deep learning accelerator could take, on a board that has one. Places nothing there."""
+    cores = int(getattr(parsed.builder, "num_DLA_cores", 0) or 0)
+    if cores == 0:
+        return None
+    config = parsed.builder.create_builder_config()
+    if not hasattr(config, "can_run_on_DLA") or not hasattr(parsed.api.module, "DeviceType"):
+        return None
+    config.default_device_type = parsed.api.module.DeviceType.DLA
+    config.DLA_core = 0
+    layers = [parsed.network.get_layer(index) for index in range(parsed.network.num_layers)]
+    return Dla(cores=cores, layers=sum(bool(config.can_run_on_DLA(layer)) for layer in layers), of=len(layers))
+
+
+def check(request: Request) -> Result:
+    """Parse only: the refused nodes, and what the network would compute in."""
+    api = load(request.flavour)
+    parsed = parse_graph(api, request.graph_path)
+    header = read_header(request.graph_path)
+    return Result(
+        version=api.version,
+        opset=header.opset if header else None,
+        refusals=parsed.refusals,
+        arithmetic=None if parsed.refusals else read_arithmetic(api, parsed.network),
+        dla=None if parsed.refusals else survey_dla(parsed),
+        warnings=parsed.log.of("WARNING"),
+    )
+
+
+def build(request: Request, report: Callable[[str, float], bool]) -> Result:
+    """Build the plan, write it to ``request.plan_path``, and read back what it computes in.
+
+    Raises:
+        UserError: refused by the parser, not what the manifest says, no memory, or the builder failed.
+    """
+    assert request.plan_path is not None
+    began = time.monotonic()
+    api = load(request.flavour)
+    gpu = find_gpu()
+    parsed = parse_graph(api, request.graph_path)
+    try:
+        if parsed.refusals:
+            raise refusal_error(request.graph_path, api, parsed.refusals)
+        arithmetic = read_arithmetic(api, parsed.network)
+        check_arithmetic(arithmetic, request.graph)
+        config, limit = configure(parsed, request, gpu)
+        timed = attach_timing_cache(parsed, config, request)
+        progress = Progress(report)
+        monitor = make_monitor(api, progress)
+        if monitor is not None and hasattr(config, "progress_monitor"):
+            config.progress_monitor = monitor
+        plan = cast("trt.IHostMemory | None", parsed.builder.build_serialized_network(parsed.network, config))
+        if plan is None:
+            raise failed_build(parsed, request, gpu)
+        with write_errors(request.plan_path):
+            request.plan_path.write_bytes(memoryview(cast(Any, plan)))
+        if timed and request.timing_cache is not None:
+            save_timing_cache(config, request.timing_cache)
+        loaded, layers = (False, {}) if gpu is None else inspect(parsed, request, gpu, arithmetic, plan)
+    finally:
+        if request.log_path is not None:
+            request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
+    return Result(
+        version=api.version,
+        arithmetic=arithmetic,
+        engine_loaded=loaded,
+        engine_layers=layers,
+        dla=survey_dla(parsed),
+        workspace_bytes=limit,
+        build_seconds=round(time.monotonic() - began, 3),
+        peak_memory_bytes=_peak_memory(),
+        warnings=parsed.log.of("WARNING"),
+    )
+
+
+def inspect(
+    parsed: ParsedGraph, request: Request, gpu: GpuDevice, arithmetic: Arithmetic, plan: trt.IHostMemory
+) -> tuple[bool, dict[str, int]]:
+    """Load the new plan on this GPU and compare it with its network: (loaded, layers by output type).
+
+    A plan for other GPU generations than this one's cannot be loaded here, and is not.
+    """
+    if request.targets and gpu.sm not in request.targets:
+        return False, {}
+    api = parsed.api
+    runtime = cast("trt.Runtime", api.module.Runtime(make_logger(api, parsed.log)))
+    engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(cast(Any, plan)))
+    if engine is None:
+        raise UserError(
+            f"{api.title} built {request.graph_path.name} but cannot load the engine: {_reason(parsed)}.",
+            "Check the GPU driver's version.",
+            exit_code=1,
+        )
+    inputs, outputs, layers = read_engine(api, engine)
+    check_engine(request.graph, arithmetic, inputs, outputs, layers)
+    return True, layers
+
+
+def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:
+    """The one line for a builder that gave no plan, with TensorRT's own reason."""
+    reason = _reason(parsed)
+    hint = "The graph or this TensorRT is at fault; the log has the details."
+    if any(word in parsed.log.text().lower() for word in ("out of memory", "outofmemory", "insufficient memory")):
+        hint = "The device ran out of memory: stop other programs on it and build again."
+    elif gpu is None and not request.targets:
+        hint = "There is no GPU here: name the GPU generations with --target."
+    return UserError(f"{parsed.api.title} could not build {request.graph_path.name}: {reason}.", hint, exit_code=1)
+
+
+def _reason(parsed: ParsedGraph) -> str:
+    errors = parsed.log.errors()
+    # The first error says what happened; those after it say that something happened.
+    return " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _events() -> Iterator[Callable[..., bool]]:
+    """A function that writes one event; standard output itself is turned to standard error for native code."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: str, **values: Any) -> bool:
+        try:
+            stream.write(json.dumps({"event": event, **values}) + "\n")
+            stream.flush()
+        except (BrokenPipeError, ValueError):  # the parent is gone: nobody wants this build any more
+            return False
+        return True
+
+    yield emit
+
+
+def main() -> int:
+    """Do what the request on standard input asks; 0 when an answer (a result or an error) was written."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # TensorRT's own, about itself
+    request = Request.model_validate_json(sys.stdin.buffer.read())
+    with _events() as emit:
+        try:
+            if request.command == "check":
+                result = check(request)
+            else:
+                result = build(request, lambda phase, fraction: emit("progress", phase=phase, fraction=fraction))
+        except UserError as error:
+            emit("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+            return 0
+        emit("result", **result.model_dump(mode="json"))
+    return 0
