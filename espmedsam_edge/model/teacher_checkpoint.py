@@ -1,0 +1,148 @@
+"""A teacher's file: what was trained, in safetensors. SAM's frozen encoder stays in SAM's file, known by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from espmedsam_edge.bundle import Name
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_path
+from espmedsam_edge.modalities import register, target_of
+from espmedsam_edge.model.checkpoint import load_state, read_foreign
+from espmedsam_edge.model.config import ModelConfig
+from espmedsam_edge.model.teacher import PREFIXES, EspMedSamTeacher, TeacherConfig, load_sam_encoder
+
+_KEY = "espmedsam-teacher"
+
+
+class TeacherInfo(BaseModel):
+    """The metadata of a teacher's file.
+
+    Attributes:
+        config, heads: what the network is built from.
+        targets: modality -> what its mask shows.
+        vit_sha256: hash of the encoder that the additions belong to (``hash_state``).
+        vit_stored: whether the file holds that encoder too (it must where no SAM file does).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1] = 1
+    config: TeacherConfig
+    heads: ModelConfig
+    targets: dict[Name, str]
+    vit_sha256: str
+    vit_stored: bool
+    provenance: dict[str, str] = {}
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names and float32 values of a state's tensors."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_teacher(
+    path: str | Path,
+    teacher: EspMedSamTeacher,
+    *,
+    store_vit: bool,
+    state: Mapping[str, Tensor] | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> None:
+    """Write a teacher, complete or not at all.
+
+    Args:
+        path: ends in .safetensors.
+        teacher: the network.
+        store_vit: also store SAM's encoder; leave it out where a SAM file holds it.
+        state: other weights than the network's own (an average, say), under the same names.
+        provenance: how it came about.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"a teacher's name must end in .safetensors, not '{path.name}'.")
+    weights = dict(teacher.state_dict() if state is None else state)
+    prefix = PREFIXES["vit"]
+    vit = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    info = TeacherInfo(
+        config=teacher.config,
+        heads=teacher.heads,
+        targets={name: target_of(name) for name in teacher.modalities},
+        vit_sha256=hash_state(vit),
+        vit_stored=store_vit,
+        provenance=dict(provenance or {}),
+    )
+    stored = {
+        key: value.detach().cpu().clone().contiguous()
+        for key, value in weights.items()
+        if store_vit or not key.startswith(prefix)
+    }
+    with atomic_path(path) as temporary:
+        try:
+            save_file(stored, temporary, metadata={_KEY: info.model_dump_json()})
+        except SafetensorError as error:
+            raise OSError(28, str(error)) if "os error 28" in str(error).lower() else error from None
+
+
+def load_teacher(path: str | Path, sam: str | Path | None = None) -> tuple[EspMedSamTeacher, TeacherInfo]:
+    """A teacher in evaluation mode, float32, on the CPU, nothing in it trainable.
+
+    Args:
+        path: written by ``save_teacher``.
+        sam: the ``sam_vit_*.pth`` it was trained on; needed where the file does not hold the encoder.
+
+    Raises:
+        UserError: missing or foreign file, no SAM file where one is needed, or another SAM file than it was trained on.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no teacher at {path}.", "Train one: espmedsam-edge train teacher")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise UserError(f"{path} is not a teacher of this project.", "espmedsam-edge train teacher writes one.")
+            info = TeacherInfo.model_validate(json.loads(metadata[_KEY]))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  # not a mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}).", "Copy it again.") from error
+    except (ValidationError, ValueError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path}: its metadata is not valid ({detail}).", "Was it made by a newer version?") from error
+    for name, target in info.targets.items():
+        register(name, target)
+    teacher = EspMedSamTeacher(info.config, info.heads, info.targets)
+    if not info.vit_stored:
+        if sam is None:
+            raise UserError(
+                f"{path} holds what was trained beside SAM's encoder, not the encoder itself.",
+                f"Set teacher.sam to the {info.config.preset} file of SAM it was trained on.",
+            )
+        load_sam_encoder(teacher.encoder, read_foreign(sam), str(sam))
+        vit = teacher.encoder.vit.state_dict()
+        if hash_state(vit) != info.vit_sha256:
+            raise UserError(f"{sam} is not the SAM checkpoint that {path} was trained on.", "Give that very file.")
+        state.update({PREFIXES["vit"] + key: value for key, value in vit.items()})
+    load_state(teacher, state, str(path))
+    return teacher.eval().requires_grad_(False), info
+
+
+def teacher_heads(teacher: EspMedSamTeacher) -> dict[str, torch.Tensor]:
+    """The teacher's SPPG and QDMD weights under the student's names: where the student's own start from."""
+    return {
+        key: value.clone() for key, value in teacher.state_dict().items() if key.startswith(("prompt.", "decoder."))
+    }
