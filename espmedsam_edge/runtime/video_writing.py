@@ -1,0 +1,155 @@
+"""Frames into a video file: H.264 through PyAV where it is installed, else OpenCV's encoder."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.containers import cut_off
+from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
+
+WRITABLE_SUFFIXES: tuple[str, ...] = (".mp4", ".mov", ".mkv")
+
+_TICKS_PER_FRAME = 16  # finer than a frame, so that a camera's uneven times survive
+
+
+class VideoWriter(Protocol):
+    """An open video file being written. Frames of an odd size get their last row or column twice: codecs want even."""
+
+    def write(self, frame: Frame, time: float) -> None:
+        """Append a frame.
+
+        Args:
+            frame: (H, W, 3) uint8 BGR; one of another size than the first is stretched to it.
+            time: seconds; frames come in order. Only PyAV keeps it, OpenCV writes a constant rate.
+        """
+
+    def finish(self) -> None:
+        """Write what is buffered and the container's index, and check that the file is whole.
+
+        Raises:
+            UserError: it is not.
+        """
+
+    def close(self) -> None:
+        """Let go of the file, finished or not."""
+
+
+def open_writer(path: Path, size: tuple[int, int], fps: Fraction) -> VideoWriter:
+    """Start a video file at ``path`` (its suffix names the container) for frames of ``size`` = (H, W).
+
+    Raises:
+        UserError: a container that cannot be written, or no encoder here.
+    """
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise UserError(f"cannot write '{path.suffix}' videos.", f"Use one of {', '.join(WRITABLE_SUFFIXES)}.")
+    even = size[0] + size[0] % 2, size[1] + size[1] % 2
+    return PyAvWriter(path, even, fps) if has_pyav() else OpenCvWriter(path, even, fps)
+
+
+class PyAvWriter:
+    """Writes H.264 (MPEG-4 part 2 where FFmpeg was built without x264) with the source's frame times."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction) -> None:
+        av = self._av = load_pyav()
+        self._path, self._size = path, size
+        self._start: float | None = None
+        self._last = -1
+        self._tick = 1 / (fps * _TICKS_PER_FRAME)
+        codec = next((name for name in ("libx264", "mpeg4") if name in av.codecs_available), "mpeg4")
+        options = {"preset": "veryfast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
+        self._container: Any = av.open(f"file:{path.absolute()}", "w")
+        self._stream = self._container.add_stream(codec, rate=fps, options=options)
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = self._tick
+        # What FFmpeg's scaler makes of BGR: SMPTE 170M, limited range. Unsaid, players guess another for large frames.
+        context.colorspace, context.color_range = 6, 1
+
+    def write(self, frame: Frame, time: float) -> None:
+        """See ``VideoWriter.write``."""
+        if self._start is None:
+            self._start = time
+        picture = self._av.VideoFrame.from_ndarray(_fitted(frame, self._size), format="bgr24")
+        self._last = max(self._last + 1, round((time - self._start) / self._tick))
+        picture.pts, picture.time_base = self._last, self._tick
+        self._mux(picture)
+
+    def _mux(self, picture: Any) -> None:
+        for packet in self._stream.encode(picture):
+            self._container.mux(packet)
+
+    def finish(self) -> None:
+        """See ``VideoWriter.finish``."""
+        if self._start is not None:
+            self._mux(None)
+        self._container.close()
+        _check_whole(self._path)
+
+    def close(self) -> None:
+        """See ``VideoWriter.close``."""
+        self._container.close()
+
+
+class OpenCvWriter:
+    """Writes MPEG-4 part 2 with OpenCV's VideoWriter, at a constant rate."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction) -> None:
+        self._path, self._size = path, size
+        self._count = 0
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(path.absolute()), code, float(fps), (size[1], size[0]))
+        if not self._writer.isOpened():
+            raise UserError(
+                f"this OpenCV cannot write MPEG-4 video to {path.suffix}.",
+                "Install PyAV: pip install 'espmedsam-edge[video]'",
+                exit_code=1,
+            )
+
+    def write(self, frame: Frame, time: float) -> None:
+        """See ``VideoWriter.write``."""
+        self._writer.write(_fitted(frame, self._size))
+        self._count += 1
+
+    def finish(self) -> None:
+        """See ``VideoWriter.finish``."""
+        self._writer.release()
+        _check_whole(self._path)
+        capture = cv2.VideoCapture(str(self._path.absolute()))
+        written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if written < self._count:  # OpenCV reports no write error
+            raise _incomplete(self._path)
+
+    def close(self) -> None:
+        """See ``VideoWriter.close``."""
+        self._writer.release()
+
+
+def _fitted(frame: Frame, size: tuple[int, int]) -> Frame:
+    """A frame at the video's even size: its last row or column repeated, or stretched if it is quite another."""
+    height, width = size
+    below, right = height - frame.shape[0], width - frame.shape[1]
+    if below == right == 0:
+        return np.ascontiguousarray(frame)
+    if 0 <= below <= 1 and 0 <= right <= 1:
+        return np.asarray(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _check_whole(path: Path) -> None:
+    if path.stat().st_size == 0 or cut_off(path):
+        raise _incomplete(path)
+
+
+def _incomplete(path: Path) -> UserError:
+    return UserError(
+        f"the video for {path.parent} came out incomplete.", "Is the disk full? Nothing was left behind.", exit_code=1
+    )
