@@ -120,7 +120,7 @@ class TeacherEncoder(nn.Module):
             mlp_ratio=4.0,
             out_chans=config.embed_dim,
             qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # as segment-anything builds it
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
             window_size=config.window,
             global_attn_indexes=config.global_blocks,
@@ -137,6 +137,7 @@ class TeacherEncoder(nn.Module):
         x = self.vit.patch_embed(images)  # (B, H, W, C)
         x = x + self._positions(x.shape[1], x.shape[2]).to(x.dtype)
         for block, addition in zip(self.vit.blocks, self.additions, strict=True):
+            assert isinstance(addition, BlockBag)
             used = addition if medical else None
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(_block, x, block, used, use_reentrant=False)
