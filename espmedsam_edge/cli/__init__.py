@@ -20,6 +20,8 @@ from espmedsam_edge.errors import UserError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_", "Convert published checkpoints into this project's format."),
     "export": ("export", "Fuse a checkpoint's modalities and write them as a bundle of ONNX graphs."),
+    "build": ("build", "Compile a bundle's graphs to TensorRT engines for a GPU."),
+    "engines": ("engines", "Show, verify and clear the cache of engines."),
     "infer": ("infer", "Segment images, folders and videos with a bundle."),
     "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
     "doctor": ("doctor", "Show what this machine can run and what is missing."),

@@ -24,7 +24,9 @@ OnProgress = Callable[[str, float], None]
 
 
 # The package's own folder takes the place of the working directory, where a stray tensorrt.py may lie.
-_START = "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.engine_worker import main; sys.exit(main())"
+_START = (
+    "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.engine_worker import main; sys.exit(main())"
+)
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 

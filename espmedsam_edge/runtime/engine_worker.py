@@ -1,6 +1,6 @@
 """The child process that parses and builds: TensorRT may crash or be killed in it, and only this process ends.
 
-``main`` reads one ``Request`` as JSON from standard input and writes events, one JSON object a line, to standard output:
+``main`` reads one ``Request`` as JSON from standard input and writes events to standard output, one JSON object a line:
 ``progress``, and at the end ``result`` or ``error``. Whatever the native libraries print goes to standard error.
 """
 
@@ -83,7 +83,7 @@ class Dla(BaseModel):
 
 
 class Result(BaseModel):
-    """What the child found; ``engine_layers`` is empty where no GPU could load the plan or its inspector says nothing."""
+    """What the child found; ``engine_layers`` is empty where no GPU loaded the plan, or its inspector is mute."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

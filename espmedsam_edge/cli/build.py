@@ -1,0 +1,153 @@
+"""espmedsam-edge build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from espmedsam_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from espmedsam_edge.bundle import Bundle, Graph
+    from espmedsam_edge.runtime.engine_cache import EnginePlan
+    from espmedsam_edge.runtime.engine_worker import Result
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that export or calibrate wrote.")],
+    modality: Annotated[list[str] | None, typer.Option(help="Which modality; may be repeated. Default: all.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16 or int8; may be repeated. Default: every one the bundle has.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt-rtx. Default: TensorRT where it is installed.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="TensorRT-RTX: GPU generations, such as sm86,sm89,sm120. Default: the GPU here.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only tell which nodes the installed parser refuses.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even where the cache has a fitting engine.")] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Compute FP32 layers in TF32: faster, 10 bits of mantissa.")
+    ] = False,
+    cache: Annotated[Path | None, typer.Option(help="Keep engines under this folder.")] = None,
+) -> None:
+    """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.runtime import engine_build, engine_cache
+    from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
+
+    opened = Bundle.open(bundle)
+    graphs = _choose(opened, modality, precision)
+    api = load(backend)
+    targets = resolve_targets(api, [part for part in (target or "").split(",") if part.strip()])
+    typer.echo(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
+    failed = 0
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:  # what holds for every graph is said once
+            said.add(line)
+            typer.echo(line)
+
+    for graph in graphs:
+        try:
+            if check:
+                result = engine_build.check(graph, opened.graph_path(graph), api.flavour)
+                failed += _report_check(graph, api.title, result)
+                continue
+            with _bar(f"{graph.modality} {graph.precision}") as on_progress:
+                plan = engine_cache.find_or_build(
+                    opened,
+                    graph,
+                    flavour=api.flavour,
+                    targets=targets,
+                    tf32=tf32,
+                    cache=cache,
+                    force=force,
+                    say=say,
+                    on_progress=on_progress,
+                )
+            _report(graph, plan)
+        except UserError as error:
+            failed += 1
+            typer.echo(f"error: {graph.modality} {graph.precision}: {error}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _choose(bundle: Bundle, modalities: list[str] | None, precisions: list[str] | None) -> list[Graph]:
+    names = modalities or bundle.manifest.modalities
+    if precisions:
+        return [bundle.graph(name, precision) for name in names for precision in precisions]
+    for name in names:
+        bundle.graph(name)  # complains about a name that is not there
+    return [graph for graph in bundle.manifest.graphs if graph.modality in names]
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on the terminal, if there is one; it goes when the build is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=1.0)
+
+        def on_progress(phase: str, fraction: float) -> None:
+            progress.update(task, completed=fraction, description=f"{title}: {phase}")
+
+        yield on_progress
+
+
+def _report(graph: Graph, plan: EnginePlan) -> None:
+    sidecar = plan.sidecar
+    name = f"{graph.modality} {graph.precision}"
+    if plan.built_now:
+        memory = f", {sidecar.peak_memory_bytes >> 20} MiB of memory" if sidecar.peak_memory_bytes else ""
+        typer.echo(f"{name}: built for {sidecar.place} in {sidecar.build_seconds:.1f} s{memory}")
+    else:
+        typer.echo(f"{name}: in the cache, built for {sidecar.place} on {sidecar.built[:10]}")
+    typer.echo(f"  {sidecar.arithmetic.summary()}{_engine_words(plan)}")
+    if sidecar.dla is not None:
+        typer.echo(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
+    typer.echo(f"  {sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
+
+
+def _engine_words(plan: EnginePlan) -> str:
+    if not plan.sidecar.engine_loaded:
+        return " (read from the network; no GPU here has loaded the engine)"
+    layers = plan.sidecar.engine_layers
+    if not layers:
+        return " (read from the network; the engine loads and its tensors agree)"
+    counted = ", ".join(f"{count} in {dtype}" for dtype, count in sorted(layers.items()))
+    return f" (the engine's layers: {counted})"
+
+
+def _report_check(graph: Graph, title: str, result: Result) -> int:
+    """Print what the parser makes of a graph; 1 if it refuses it or it is not what the manifest says, else 0."""
+    from espmedsam_edge.runtime.network_precision import check_arithmetic
+
+    name = f"{graph.modality} {graph.precision}"
+    if result.refusals:
+        typer.echo(f"{name}: {title} refuses {graph.file} (opset {result.opset}):")
+        for refusal in result.refusals:
+            typer.echo(f"  {refusal}")
+        if any(refusal.unknown_operator for refusal in result.refusals):
+            typer.echo("  The graph is newer than this parser: update TensorRT, or export it again for an older one.")
+        return 1
+    assert result.arithmetic is not None
+    check_arithmetic(result.arithmetic, graph)
+    typer.echo(f"{name}: {title} takes every node of {graph.file} (opset {result.opset})")
+    typer.echo(f"  {result.arithmetic.summary()}")
+    if result.dla is not None:
+        typer.echo(f"  DLA: {result.dla.layers} of {result.dla.of} layers could run on it; none would be placed there")
+    return 0

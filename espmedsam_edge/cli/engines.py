@@ -1,0 +1,90 @@
+"""espmedsam-edge engines list, verify, clean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.engine_inventory import Entry
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Cache = Annotated[Path | None, typer.Option(help="The folder given to build --cache.")]
+
+
+@app.command("list")
+def list_engines(
+    cache: Cache = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sidecars as JSON.")] = False,
+) -> None:
+    """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted."""
+    from espmedsam_edge.runtime.engine_cache import cache_folder
+    from espmedsam_edge.runtime.engine_inventory import entries
+
+    folder = cache_folder(cache)
+    found = entries(folder)
+    if as_json:
+        typer.echo(json.dumps([entry.sidecar.model_dump(mode="json") for entry in found if entry.sidecar], indent=2))
+        return
+    if not found:
+        typer.echo(f"No engines in {folder}.")
+        return
+    for entry in found:
+        typer.echo(_line(entry))
+    total = sum(entry.sidecar.plan_bytes for entry in found if entry.sidecar)
+    typer.echo(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
+
+
+@app.command()
+def verify(cache: Cache = None) -> None:
+    """Check every engine's bytes against its sidecar; leaves with 1 where one is damaged."""
+    from espmedsam_edge.runtime.engine_cache import cache_folder
+    from espmedsam_edge.runtime.engine_inventory import entries
+
+    folder = cache_folder(cache)
+    found = entries(folder, verify=True)
+    damaged = [entry for entry in found if entry.damaged]
+    for entry in found:
+        typer.echo(f"{'damaged' if entry.damaged else 'ok'}: {_line(entry)}")
+    typer.echo(f"{len(found) - len(damaged)} of {len(found)} engines in {folder} are whole.")
+    if damaged:
+        typer.echo("A damaged engine is rebuilt when it is wanted; espmedsam-edge engines clean removes it now.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    cache: Cache = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all engines and kernel timings.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing.")] = False,
+) -> None:
+    """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine."""
+    from espmedsam_edge.runtime.engine_cache import cache_folder
+    from espmedsam_edge.runtime.engine_inventory import clean as remove
+
+    folder = cache_folder(cache)
+    removed = remove(folder, everything=everything, dry_run=dry_run)
+    word = "would remove" if dry_run else "removed"
+    for removal in removed:
+        typer.echo(f"{word} {removal.name}: {removal.why}")
+    freed = sum(removal.freed for removal in removed) / (1 << 20)
+    typer.echo(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {folder}")
+
+
+def _line(entry: Entry) -> str:
+    sidecar = entry.sidecar
+    if sidecar is None:
+        return f"{entry.file.stem}: {entry.damaged}"
+    from espmedsam_edge.runtime.tensorrt_api import TITLES
+
+    note = entry.damaged or entry.outdated
+    return (
+        f"{sidecar.graph.modality} {sidecar.graph.precision} {sidecar.graph.image_size}x{sidecar.graph.image_size} "
+        f"batch {sidecar.graph.batch}, {TITLES[sidecar.flavour]} {sidecar.version} for {sidecar.place}, "
+        f"{sidecar.plan_bytes / (1 << 20):.1f} MiB, {sidecar.built[:10]}, of {sidecar.bundle}"
+        + (f" ({note})" if note else "")
+    )

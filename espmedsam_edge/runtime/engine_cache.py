@@ -1,0 +1,345 @@
+"""The engine cache: raw plans, each with a sidecar that says what it was built from, by what and for which GPU.
+
+An engine is used only where its sidecar fits the graph, the TensorRT and the GPU at hand and its bytes are those that
+were written; anything else is rebuilt, with one line saying why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import platformdirs
+
+from espmedsam_edge import __version__
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_path, atomic_write, sha256_file, write_errors
+from espmedsam_edge.runtime import engine_build
+from espmedsam_edge.runtime.cuda_driver import find_gpu
+from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
+from espmedsam_edge.runtime.engine_worker import Request
+from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
+
+CACHE_VARIABLE = "ESPMEDSAM_CACHE"
+_WAIT_S = 0.2
+
+Say = Callable[[str], None]
+"""Called with one line for the user."""
+
+
+def _silent(line: str) -> None:
+    """Lines that nobody reads."""
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """A plan on disk, verified, with its sidecar. ``built_now`` is False when it came from the cache."""
+
+    path: Path
+    sidecar: Sidecar
+    built_now: bool = False
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where engines are kept: ``cache``, else $ESPMEDSAM_CACHE, else the user's cache folder."""
+    chosen = cache or os.environ.get(CACHE_VARIABLE)
+    base = Path(chosen) if chosen else platformdirs.user_cache_path("espmedsam-edge")
+    return base.expanduser().absolute() / "engines"
+
+
+def want(
+    bundle: Bundle,
+    graph: Graph,
+    *,
+    flavour: str | None = None,
+    targets: Sequence[str] = (),
+    tf32: bool = False,
+    say: Say = _silent,
+) -> Wanted:
+    """What an engine for this graph must be on this machine.
+
+    Without ``targets`` TensorRT-RTX builds for the GPU here, or without one for every generation it knows.
+
+    Raises:
+        UserError: no TensorRT, no GPU for a TensorRT that needs one, or a target that it cannot build for.
+    """
+    api = load(flavour)
+    gpu = find_gpu()
+    chosen = resolve_targets(api, targets)
+    if not chosen and api.builds_without_gpu:
+        known = api.target_names()
+        if gpu is None:
+            chosen = known
+            say(f"No GPU here: building for {', '.join(known)}. Choose with --target.")
+        elif gpu.sm in known:
+            chosen = [gpu.sm]
+    if gpu is None and not chosen:
+        raise UserError(
+            f"{api.title} builds an engine on the GPU it will run on, and there is none here.",
+            "Copy the bundle to the device and build there, or use --backend tensorrt-rtx.",
+            exit_code=1,
+        )
+    return Wanted(
+        graph=graph,
+        bundle=str(bundle.path.resolve()),
+        flavour=api.flavour,
+        version=api.version,
+        gpu=None if chosen or gpu is None else EngineGpu.of(gpu),
+        targets=tuple(chosen),
+        tf32=tf32,
+    )
+
+
+def find_or_build(
+    bundle: Bundle,
+    graph: Graph,
+    *,
+    flavour: str | None = None,
+    targets: Sequence[str] = (),
+    tf32: bool = False,
+    cache: str | Path | None = None,
+    force: bool = False,
+    say: Say = _silent,
+    on_progress: engine_build.OnProgress = lambda phase, fraction: None,
+) -> EnginePlan:
+    """The engine of a bundle's graph for this machine: from the cache where it fits and is whole, else built.
+
+    Of several processes that want the same engine one builds; the others wait, then use it. A fitting engine is used
+    from a cache that may not be written to.
+
+    Args:
+        flavour: ``tensorrt`` or ``tensorrt-rtx``; None: what is installed.
+        targets: GPU generations (``sm86``) for TensorRT-RTX; empty: the GPU here, without one all of them.
+        tf32: let TensorRT compute FP32 layers in TF32.
+        cache: the folder to keep engines under (None: ``cache_folder``'s choice).
+        force: build even where a fitting engine is there.
+        say: gets one line for each thing a user should know (why an engine is rebuilt, that another process builds).
+        on_progress: gets TensorRT's phase and the part done, 0..1, while it builds.
+
+    Raises:
+        UserError: no TensorRT or no GPU, a graph that is refused, a failed build, a cache that cannot be written.
+    """
+    folder = cache_folder(cache)
+    graph_path = bundle.graph_path(graph)
+    wanted = want(bundle, graph, flavour=flavour, targets=targets, tf32=tf32, say=say)
+    if not force:
+        plan, _ = find(folder, wanted)
+        if plan is not None:
+            return plan
+    require_space(folder, 2 * graph_path.stat().st_size)
+    with building_lock(folder, wanted.stem, say) as waited:
+        reason = None
+        if not force or waited:
+            plan, reason = find(folder, wanted)
+            if plan is not None:
+                return plan
+        if reason:
+            say(f"Rebuilding the {graph.precision} engine of {graph.modality}: {reason}.")
+        return _build(folder, wanted, graph_path, on_progress)
+
+
+def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
+    """The newest fitting engine, its bytes checked; or None and why the one there is cannot be used (None: none is)."""
+    reasons: list[str] = []
+    names = f"{wanted.graph.modality}-{wanted.graph.precision}-*-{wanted.flavour}-*.json"
+    for file in sorted(folder.glob(names), key=_age, reverse=True):
+        own = file.stem == wanted.stem
+        sidecar = read_sidecar(file)
+        if sidecar is None:
+            if own:
+                reasons.append("its sidecar cannot be read")
+            continue
+        misfit = wanted.misfit(sidecar)
+        if misfit is None:
+            misfit = damage(folder, sidecar)
+            if misfit is None:
+                return EnginePlan(folder / sidecar.plan, sidecar), None
+        elif not own and (sidecar.bundle, sidecar.flavour) != (wanted.bundle, wanted.flavour):
+            continue  # another bundle's engine explains nothing
+        reasons.append(misfit)
+    if not reasons and (folder / f"{wanted.stem}.plan").exists():
+        reasons.append("it has no sidecar")
+    return None, reasons[0] if reasons else None
+
+
+def _age(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
+
+
+def require_space(folder: Path, plan_bytes: int) -> None:
+    """Fail before minutes of building rather than after, when the engine would not fit on the disk.
+
+    Raises:
+        UserError: names the folder, what is free and how to choose another.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    needed = plan_bytes + (64 << 20)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"the engine cache {folder} has {free >> 20} MiB free; this build needs {needed >> 20} MiB.",
+            f"Remove engines (espmedsam-edge engines clean), or choose another folder with ${CACHE_VARIABLE}.",
+            exit_code=1,
+        )
+
+
+@contextlib.contextmanager
+def building_lock(folder: Path, stem: str, say: Say = _silent) -> Iterator[bool]:
+    """Hold the right to build one engine; waits while another process holds it. Yields whether it had to wait.
+
+    The lock goes with its process, however that ends. On file systems without locks the build goes on without one:
+    files are written whole either way.
+
+    Raises:
+        UserError: the cache folder cannot be written to.
+    """
+    file = folder / f"{stem}.lock"
+    waited = False
+    while True:
+        descriptor = _open_lock(folder, file)
+        try:
+            waited = _acquire(descriptor, stem, say) or waited
+            if not _is(descriptor, file):
+                continue  # removed by a clean-up between opening and locking: another process may hold a new one
+            yield waited
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _open_lock(folder: Path, file: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the engine cache {folder} is full.",
+                f"Remove engines (espmedsam-edge engines clean), or choose another folder with ${CACHE_VARIABLE}.",
+                exit_code=1,
+            ) from error
+        raise UserError(
+            f"the engine cache {folder} cannot be written: {error.strerror}.",
+            f"Choose another folder with --cache or ${CACHE_VARIABLE}.",
+            exit_code=1,
+        ) from error
+
+
+def _acquire(descriptor: int, stem: str, say: Say) -> bool:
+    waited = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                say(f"Another process is building {stem}; waiting for it.")
+            waited = True
+            time.sleep(_WAIT_S)
+        except OSError:
+            return waited
+        else:
+            return waited
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except OSError:
+        return False
+
+
+def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_build.OnProgress) -> EnginePlan:
+    plan_path = folder / f"{wanted.stem}.plan"
+    sidecar_path = plan_path.with_suffix(".json")
+    gpu = find_gpu()
+    timing = folder / f"timing-{wanted.version}-{gpu.sm}-{gpu.sm_count}.cache" if gpu and not wanted.targets else None
+    with atomic_path(plan_path) as temporary:
+        request = Request(
+            command="build",
+            graph=wanted.graph,
+            graph_path=graph_path.resolve(),
+            flavour=wanted.flavour,
+            targets=wanted.targets,
+            tf32=wanted.tf32,
+            plan_path=temporary,
+            timing_cache=timing,
+            log_path=plan_path.with_suffix(".log"),
+        )
+        result = engine_build.run(request, on_progress)
+        assert result.arithmetic is not None
+        sidecar = Sidecar(
+            plan=plan_path.name,
+            plan_sha256=sha256_file(temporary),
+            plan_bytes=temporary.stat().st_size,
+            graph=wanted.graph,
+            bundle=wanted.bundle,
+            flavour=wanted.flavour,
+            version=result.version,
+            cuda=gpu.cuda if gpu else None,
+            gpu=EngineGpu.of(gpu) if gpu else None,
+            targets=wanted.targets,
+            tf32=wanted.tf32,
+            arithmetic=result.arithmetic,
+            engine_loaded=result.engine_loaded,
+            engine_layers=result.engine_layers,
+            dla=result.dla,
+            workspace_bytes=result.workspace_bytes,
+            build_seconds=result.build_seconds,
+            peak_memory_bytes=result.peak_memory_bytes,
+            built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            built_by=f"espmedsam-edge {__version__}",
+        )
+        sidecar_path.unlink(missing_ok=True)  # between the two files there is none, never one of another plan
+    atomic_write(sidecar_path, sidecar.model_dump_json(indent=2) + "\n")
+    _remove_superseded(folder, wanted)
+    return EnginePlan(plan_path, sidecar, built_now=True)
+
+
+def _remove_superseded(folder: Path, wanted: Wanted) -> None:
+    """Remove the engines of older versions of the same graph of the same bundle, for the same place."""
+    for file in folder.glob(f"{wanted.graph.modality}-{wanted.graph.precision}-*.json"):
+        sidecar = read_sidecar(file)
+        if (
+            sidecar is not None
+            and sidecar.graph.sha256 != wanted.graph.sha256
+            and (sidecar.bundle, sidecar.flavour, sidecar.version, sidecar.targets, sidecar.tf32)
+            == (wanted.bundle, wanted.flavour, wanted.version, wanted.targets, wanted.tf32)
+            and (wanted.gpu is None or sidecar.gpu == wanted.gpu)
+        ):
+            remove_engine(file)
+
+
+def remove_engine(sidecar: Path) -> int:
+    """Remove a plan with its sidecar and log; returns the bytes freed. A lock stays: a process may wait for it.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    return sum(remove_file(sidecar.with_suffix(suffix)) for suffix in (".json", ".plan", ".log"))
+
+
+def remove_file(file: Path) -> int:
+    """Remove a file, if it is there; returns its size.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with write_errors(file):
+        try:
+            size = file.stat().st_size
+            file.unlink()
+        except FileNotFoundError:
+            return 0
+    return size

@@ -1,0 +1,140 @@
+"""The JSON file beside an engine's plan: what it was built from, by what, for which GPU, and whether that fits here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from espmedsam_edge.bundle import Graph, Sha256
+from espmedsam_edge.files import sha256_file
+from espmedsam_edge.runtime.cuda_driver import GpuDevice
+from espmedsam_edge.runtime.engine_worker import Dla
+from espmedsam_edge.runtime.network_precision import Arithmetic
+from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour
+
+_MAX_BYTES = 1 << 20
+
+
+class EngineGpu(BaseModel):
+    """The GPU an engine was built on and for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    sm: str
+    sm_count: int
+
+    @classmethod
+    def of(cls, gpu: GpuDevice) -> EngineGpu:
+        """What matters of a GPU for the engines built on it."""
+        return cls(name=gpu.name, sm=gpu.sm, sm_count=gpu.sm_count)
+
+    def __str__(self) -> str:
+        return f"{self.name} (SM {self.sm[2:-1]}.{self.sm[-1]}, {self.sm_count} SMs)"
+
+
+class Sidecar(BaseModel):
+    """The JSON file beside a plan. ``targets`` are GPU generations (``sm86``); with none the engine fits ``gpu`` alone.
+
+    ``engine_loaded``: a GPU has loaded the plan and its inputs, outputs and types were compared with the network's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    plan: str
+    plan_sha256: Sha256
+    plan_bytes: int
+    graph: Graph
+    bundle: str
+    flavour: Flavour
+    version: str
+    cuda: str | None
+    gpu: EngineGpu | None
+    targets: tuple[str, ...]
+    tf32: bool
+    arithmetic: Arithmetic
+    engine_loaded: bool
+    engine_layers: dict[str, int]
+    dla: Dla | None
+    workspace_bytes: int | None
+    build_seconds: float
+    peak_memory_bytes: int | None
+    built: str
+    built_by: str
+
+    @property
+    def place(self) -> str:
+        """Where the engine runs, for people."""
+        return ", ".join(self.targets) if self.targets else str(self.gpu or "unknown")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an engine must be to be used: of this graph, by this TensorRT, for this GPU or these generations."""
+
+    graph: Graph
+    bundle: str
+    flavour: Flavour
+    version: str
+    gpu: EngineGpu | None
+    targets: tuple[str, ...]
+    tf32: bool
+
+    @property
+    def stem(self) -> str:
+        """The file name of its plan, without suffix: words for people, then a hash of everything that matters."""
+        where = "-".join(self.targets) if self.targets else self.gpu.sm if self.gpu else "here"
+        values = [self.graph.sha256, self.flavour, self.version, repr(self.gpu), self.targets, self.tf32]
+        key = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+        size = f"{self.graph.image_size}x{self.graph.batch}"
+        return f"{self.graph.modality}-{self.graph.precision}-{size}-{self.flavour}-{where[:48]}-{key}"
+
+    def misfit(self, sidecar: Sidecar) -> str | None:
+        """Why an engine must not be used here, as one clause; None when it fits."""
+        if sidecar.graph.sha256 != self.graph.sha256:
+            return f"it was built from an older {sidecar.graph.file}"
+        if sidecar.version != self.version:
+            title = TITLES[self.flavour]
+            return f"it was built by {title} {sidecar.version} and this is {title} {self.version}"
+        if self.targets and sidecar.targets:
+            missing = [target for target in self.targets if target not in sidecar.targets]
+            if missing:
+                return f"it was built for {', '.join(sidecar.targets)} and not for {', '.join(missing)}"
+        elif (self.targets, self.gpu) != (sidecar.targets, sidecar.gpu):
+            here = ", ".join(self.targets) or str(self.gpu or "another place")
+            return f"it was built for {sidecar.place} and this is for {here}"
+        if sidecar.tf32 != self.tf32:
+            return f"it was built {'with' if sidecar.tf32 else 'without'} TF32"
+        return None
+
+
+def read_sidecar(file: Path) -> Sidecar | None:
+    """A plan's sidecar, or None when it is not one of this program's or names a plan other than its own."""
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            return None
+        sidecar = Sidecar.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return sidecar if sidecar.plan == f"{file.stem}.plan" else None
+
+
+def damage(folder: Path, sidecar: Sidecar) -> str | None:
+    """What is wrong with a plan's bytes, as one clause; None when they are those that were written."""
+    file = folder / sidecar.plan
+    try:
+        if file.stat().st_size != sidecar.plan_bytes:
+            return f"its file {file.name} has {file.stat().st_size} bytes, not {sidecar.plan_bytes}"
+        if sha256_file(file) != sidecar.plan_sha256:
+            return f"its file {file.name} is damaged (SHA-256 differs)"
+    except FileNotFoundError:
+        return f"its file {file.name} is gone"
+    except OSError as error:
+        return f"its file {file.name} cannot be read ({error.strerror})"
+    return None
