@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,3 +71,12 @@ def toy_bundle(tmp_path: Path) -> Bundle:
 def toy_bundle_of_two(tmp_path: Path) -> Bundle:
     """A bundle of two modalities, fundus and colonoscopy, whose logits are each other's negatives."""
     return save_toy_bundle(tmp_path / "two.bundle", ("fundus", "colonoscopy"))
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of development images; tests that ask for it are skipped where it is missing."""
+    root = Path(os.environ.get("ESPMEDSAM_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip("needs the development images: set ESPMEDSAM_DATA, or put them in ../shared/data")
+    return root

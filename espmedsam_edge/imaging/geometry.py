@@ -34,8 +34,7 @@ def preprocess(frame: Frame, image_size: int, normalization: Normalization, out:
     Returns:
         (1, 3, S, S) float32, RGB planes.
     """
-    if frame.shape[:2] != (image_size, image_size):
-        frame = _u8(cv2.resize(frame, (image_size, image_size), interpolation=cv2.INTER_LINEAR))
+    frame = stretch(frame, image_size)
     if out is None:
         out = np.empty((1, 3, image_size, image_size), np.float32)
     blue_green_red = cv2.split(frame)  # contiguous planes: twice as fast as arithmetic on strided ones
@@ -44,6 +43,13 @@ def preprocess(frame: Frame, image_size: int, normalization: Normalization, out:
         np.multiply(blue_green_red[2 - channel], np.float32(1 / (255 * std)), out=plane, dtype=np.float32)
         plane -= np.float32(mean / std)
     return out
+
+
+def stretch(frame: Frame, image_size: int) -> Frame:
+    """Resize a frame to the network's square, (S, S, 3) uint8, without keeping its proportions; see ``preprocess``."""
+    if frame.shape[:2] == (image_size, image_size):
+        return frame
+    return _u8(cv2.resize(frame, (image_size, image_size), interpolation=cv2.INTER_LINEAR))
 
 
 def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

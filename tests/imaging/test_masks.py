@@ -1,0 +1,90 @@
+"""Mask files of every kind become the same mask, and keep in register with their image at another size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from espmedsam_edge.imaging.masks import binary, read_mask, resize_mask
+from espmedsam_edge.phantoms import phantom
+
+
+def _mask() -> np.ndarray:
+    return phantom("dermoscopy", 1, (60, 80))[1]
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_grey_png_of_ones_or_255s_is_the_mask(tmp_path: Path, value: int) -> None:
+    mask = _mask()
+    cv2.imwrite(str(tmp_path / "m.png"), np.where(mask > 0, value, 0).astype(np.uint8))
+    found = read_mask(tmp_path / "m.png")
+    assert np.array_equal(found.mask, mask)
+    assert found.grey == 0
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif"])
+def test_sixteen_bits_and_colour_are_the_mask_too(tmp_path: Path, name: str) -> None:
+    mask = _mask()
+    cv2.imwrite(str(tmp_path / name), mask.astype(np.uint16) * 257)
+    assert np.array_equal(read_mask(tmp_path / name).mask, mask)
+    red = np.zeros((*mask.shape, 3), np.uint8)
+    red[..., 2] = mask
+    cv2.imwrite(str(tmp_path / name), red)
+    assert np.array_equal(read_mask(tmp_path / name).mask, mask)
+
+
+def test_a_jpeg_mask_is_cut_at_half_and_says_so(tmp_path: Path) -> None:
+    mask = _mask()
+    cv2.imwrite(str(tmp_path / "m.jpg"), mask, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    found = read_mask(tmp_path / "m.jpg")
+    assert found.grey > 0
+    assert np.array_equal(found.mask, mask)  # quality 90 strays far less than half
+
+
+def test_values_are_cut_at_half() -> None:
+    found = binary(np.array([[0, 4, 127, 128, 253, 255]], np.uint8))
+    assert found.mask.tolist() == [[0, 0, 0, 255, 255, 255]]
+    assert found.grey == 4
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_resized_mask_is_binary_and_keeps_what_is_plain(data: st.DataObject) -> None:
+    side = st.integers(1, 40)
+    mask = data.draw(arrays(np.bool_, st.tuples(side, side))).view(np.uint8) * np.uint8(255)
+    size = data.draw(st.tuples(side, side))
+    resized = resize_mask(mask, size)
+    assert resized.shape == size
+    assert set(np.unique(resized)) <= {0, 255}
+    assert np.array_equal(resize_mask(mask, mask.shape), mask)
+    if mask.all() or not mask.any():
+        assert (resized == mask.flat[0]).all()
+
+
+def test_shrinking_keeps_pixels_at_least_half_covered() -> None:
+    mask = np.zeros((4, 6), np.uint8)
+    mask[0, 0] = mask[0, 1] = 255  # half of the first block
+    mask[2, 4] = 255  # a quarter of the last
+    assert resize_mask(mask, (2, 3)).tolist() == [[255, 0, 0], [0, 0, 0]]
+
+
+def test_a_speck_shrunk_to_nothing_is_gone() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:4, :4] = 255
+    assert not resize_mask(mask, (1, 1)).any()  # its average is 1 of 255
+
+
+@pytest.mark.parametrize("size", [(30, 40), (120, 160), (30, 160), (91, 53)])
+def test_a_resized_mask_stays_where_its_image_is(size: tuple[int, int]) -> None:
+    mask = _mask()
+    y, x = (np.mean(axis) + 0.5 for axis in np.nonzero(mask))
+    new_y, new_x = (np.mean(axis) + 0.5 for axis in np.nonzero(resize_mask(mask, size)))
+    # Centre of mass in the new pixels; half a pixel would be nearest neighbour's shift.
+    assert new_y == pytest.approx(y * size[0] / mask.shape[0], abs=0.2)
+    assert new_x == pytest.approx(x * size[1] / mask.shape[1], abs=0.2)
