@@ -19,6 +19,19 @@ from espmedsam_edge.model.config import PUBLISHED_QUERY_ROWS, ModelConfig
 SHARED = "shared"  # the name of the one hypernetwork MLP where it serves every modality
 
 
+class PositionalEncoding(PositionEmbeddingRandom):  # type: ignore[misc]  # untyped package
+    """SAM's random Fourier features of pixel positions, in the precision of its matrix but never under float32."""
+
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        """(D, h, w) for a map of ``size`` = (h, w)."""
+        matrix: Tensor = self.positional_encoding_gaussian_matrix
+        dtype = torch.promote_types(matrix.dtype, torch.float32)
+        rows, columns = ((torch.arange(n, dtype=dtype, device=matrix.device) + 0.5) / n * 2 - 1 for n in size)
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2): x, y
+        angles = 2 * torch.pi * (grid @ matrix.to(dtype))
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)
+
+
 class QueryDecoupledModalityDecoder(nn.Module):
     """Embedding and prompt to low-resolution logits of one modality."""
 
@@ -27,7 +40,7 @@ class QueryDecoupledModalityDecoder(nn.Module):
         dim = config.embed_dim
         self.config = config
         self.transformer = TwoWayTransformer(config.decoder_depth, dim, config.decoder_heads, config.decoder_mlp)
-        self.positional_encoding = PositionEmbeddingRandom(dim // 2)
+        self.positional_encoding = PositionalEncoding(dim // 2)
         self.upscaling = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, 2, stride=2),
             LayerNorm2d(dim // 4),

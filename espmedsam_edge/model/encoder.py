@@ -35,7 +35,7 @@ class ControlledAttention(Attention):
             v = torch.cat([v, bag.values.to(v.dtype).expand(windows, -1, -1, -1)], dim=2)
             bias = torch.cat([bias, bag.bias.expand(self.num_heads, pixels, tokens)], dim=2)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(windows, pixels, self.out_dim))  # type: ignore[no-any-return]
+        return self.proj(x.transpose(1, 2).reshape(windows, pixels, self.out_dim))
 
 
 class ControlledBlock(TinyVitBlock):
@@ -53,7 +53,7 @@ class ControlledBlock(TinyVitBlock):
         x = x + self.drop_path1(attended)
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         update = self.mlp(x) if bag is None else self.mlp(x) + bag.mlp(x)  # eq. 3
-        return x + self.drop_path2(update)  # type: ignore[no-any-return]
+        return x + self.drop_path2(update)
 
 
 def partition(x: Tensor, window: int) -> tuple[Tensor, tuple[int, int, int]]:
@@ -140,12 +140,12 @@ class LightweightImageEncoder(nn.Module):
             for block in stage.blocks:
                 x = self._run(block, x, next(parts) if parts is not None else None)
             x = x.permute(0, 3, 1, 2)
-        return self.neck(x)  # type: ignore[no-any-return]
+        return self.neck(x)
 
     def _run(self, module: nn.Module, x: Tensor, *more: nn.Module | None) -> Tensor:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(module, x, *more, use_reentrant=False)  # type: ignore[no-any-return]
-        return module(x, *more)  # type: ignore[no-any-return]
+            return checkpoint(module, x, *more, use_reentrant=False)
+        return module(x, *more)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -52,7 +52,7 @@ class SelfPatchPromptGenerator(nn.Module):
     def encode(self, prompt: Tensor) -> Tensor:
         """The dense prompt embedding (B, D, h, w) of a patch prompt (B, 1, h/2^L, w/2^L)."""
         upsampled = F.interpolate(prompt, scale_factor=float(2**self.layers), mode="nearest")
-        return self.dense_prompt(upsampled)  # type: ignore[no-any-return]
+        return self.dense_prompt(upsampled)
 
 
 def patch_target(mask: Tensor, patch_size: int) -> Tensor:

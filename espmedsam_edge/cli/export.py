@@ -1,0 +1,43 @@
+"""``espmedsam-edge export``: a checkpoint in, a bundle of fused ONNX graphs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+
+def command(
+    weights: Path = typer.Argument(..., help="A checkpoint of this project (.safetensors)."),
+    out: Path = typer.Option(..., "--out", help="The bundle to write: a folder."),
+    modality: list[str] = typer.Option([], "--modality", help="Which to export; repeat for several. [default: all]"),
+    image_size: int | None = typer.Option(None, help="Input side, a multiple of 64. [default: the checkpoint's]"),
+    batch: int = typer.Option(1, help="Images a run, fixed in the graph."),
+    dtype_storage: Literal["float32", "float16"] = typer.Option(
+        "float32", help="How weights are stored in the file; float16 halves it, computing stays in float32."
+    ),
+) -> None:
+    """Fuse each modality into one ONNX graph, compare it with the checkpoint, write the bundle."""
+    from rich.console import Console
+
+    from espmedsam_edge.export.exporter import export_bundle
+
+    console = Console(stderr=True)
+    with console.status("reading the checkpoint") as status:
+        bundle, exported = export_bundle(
+            weights,
+            out,
+            modalities=modality,
+            image_size=image_size,
+            batch=batch,
+            storage=dtype_storage,
+            progress=lambda step: status.update(step),
+        )
+    for graph in exported:
+        typer.echo(
+            f"{bundle.path / graph.file}: {graph.megabytes:.1f} MB, {graph.nodes} nodes; against the checkpoint: "
+            f"{graph.agreement.mask_agreement:.3%} of the mask, error {graph.agreement.max_error:.1e} of the logit range"
+        )
+    if bundle.manifest.weights.origin == "random":
+        typer.echo("These weights were never trained: the masks will mean nothing.")

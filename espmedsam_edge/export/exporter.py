@@ -1,0 +1,122 @@
+"""A checkpoint in, a bundle out: fuse, trace, simplify, verify, and only then write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espmedsam_edge import __version__
+from espmedsam_edge.bundle import Bundle, InputSpec, Manifest, Weights, graph_file_name, write_bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.export.fusion import FusedSegmenter
+from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_weights
+from espmedsam_edge.export.verify import Agreement, verify_graph
+from espmedsam_edge.files import sha256_file
+from espmedsam_edge.model.checkpoint import load_checkpoint
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """What one modality's export gave: the file's name and size, and how well it agrees with the checkpoint."""
+
+    modality: str
+    file: str
+    megabytes: float
+    nodes: int
+    agreement: Agreement
+
+
+def export_bundle(
+    weights: Path,
+    out: Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    image_size: int | None = None,
+    batch: int = 1,
+    storage: Storage = "float32",
+    progress: Callable[[str], None] = lambda step: None,
+) -> tuple[Bundle, list[ExportedGraph]]:
+    """Export a checkpoint's modalities as FP32 graphs, each verified against the checkpoint before the bundle appears.
+
+    Args:
+        weights: a complete checkpoint of this project.
+        out: the bundle's folder; an existing bundle is replaced, anything else is refused.
+        modalities: which (None: all).
+        image_size: S in pixels, a multiple of 64 (None: what the checkpoint was trained for).
+        batch: B, fixed in the graph.
+        storage: how the weights are stored in the file; computing stays in float32.
+        progress: told each step in a few words.
+
+    Raises:
+        UserError: an unreadable checkpoint, an unknown modality, an unfit size, nowhere to write.
+        GraphError: the graph does not compute what the checkpoint computes; nothing is written.
+    """
+    model, info = load_checkpoint(weights)
+    names = list(dict.fromkeys(modalities or info.modalities))
+    for name in names:
+        model.bag(name)  # refuses an unknown modality before any work
+    size = image_size or info.config.image_size
+    if size % 64 or not 64 <= size <= 8192:
+        raise UserError(f"an image size of {size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
+    if not 1 <= batch <= 256:
+        raise UserError(f"a batch of {batch} cannot be used.", "Choose 1 to 256.")
+    exported, graphs, accuracy = [], [], {}
+    with write_bundle(out) as draft:
+        for name in names:
+            file = graph_file_name(name, "fp32", len(names))
+            progress(f"{name}: fusing and tracing")
+            onnx_model = build_graph(FusedSegmenter(model, name, size, batch), size, batch)
+            store_weights(onnx_model, storage)
+            path = draft.new_file(file)
+            save_graph(onnx_model, path)
+            graph = draft.graph(file, modality=name, precision="fp32", image_size=size, batch=batch)
+            progress(f"{name}: comparing with the checkpoint")
+            agreement = verify_graph(model, path, graph, info.normalization, storage)
+            graphs.append(graph)
+            accuracy[f"{name}/fp32"] = {
+                "against": "checkpoint in torch, phantom images",
+                "images": agreement.images,
+                "max_error_of_logit_range": agreement.max_error,
+                "mask_agreement": agreement.mask_agreement,
+            }
+            exported.append(ExportedGraph(name, file, path.stat().st_size / 1e6, len(onnx_model.graph.node), agreement))
+        draft.manifest = Manifest(
+            preset=info.config.preset,
+            input=InputSpec(normalization=info.normalization),
+            weights=Weights(
+                checkpoint_sha256=sha256_file(weights), origin=info.origin, note=info.provenance.get("note", "")
+            ),
+            targets={name: info.targets[name] for name in names},
+            graphs=graphs,
+            tools={"espmedsam-edge": __version__} | {tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            accuracy=accuracy,
+        )
+        draft.new_file("report.md").write_text(_report(draft.manifest, exported))
+    return Bundle.open(out), exported
+
+
+def _report(manifest: Manifest, exported: Sequence[ExportedGraph]) -> str:
+    lines = [
+        "# What each step measured",
+        "",
+        f"Weights: {manifest.weights.origin}"
+        + (" (never trained: the masks mean nothing)" if manifest.weights.origin == "random" else "")
+        + f", checkpoint SHA-256 {manifest.weights.checkpoint_sha256}.",
+        "",
+        "## Export",
+        "",
+        "Each graph in ONNX Runtime against the checkpoint's network in torch.",
+        "",
+        "| modality | file | MB | nodes | largest error / logit range | mask agreement |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {graph.modality} | {graph.file} | {graph.megabytes:.1f} | {graph.nodes} "
+        f"| {graph.agreement.max_error:.1e} | {graph.agreement.mask_agreement:.4%} |"
+        for graph in exported
+    ]
+    return "\n".join(lines) + "\n"
