@@ -29,7 +29,10 @@ def command(
         str | None, typer.Option(help="tensorrt or tensorrt-rtx. Default: TensorRT where it is installed.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="TensorRT-RTX: GPU generations, such as sm86,sm89,sm120. Default: the GPU here.")
+        str | None,
+        typer.Option(
+            help="TensorRT-RTX: GPU generations, such as sm86,sm89,sm120. Default: the GPU here, else sm86,sm89,sm120."
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell which nodes the installed parser refuses.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even where the cache has a fitting engine.")] = False,
@@ -49,6 +52,7 @@ def command(
     targets = resolve_targets(api, [part for part in (target or "").split(",") if part.strip()])
     typer.echo(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
     failed = 0
+    plans: list[EnginePlan] = []
     said: set[str] = set()
 
     def say(line: str) -> None:
@@ -74,10 +78,13 @@ def command(
                     say=say,
                     on_progress=on_progress,
                 )
+            plans.append(plan)
             _report(graph, plan)
         except UserError as error:
             failed += 1
             typer.echo(f"error: {graph.modality} {graph.precision}: {error}", err=True)
+    for line in engine_cache.int8_not_faster(plans):
+        typer.echo(line)
     if failed:
         raise typer.Exit(1)
 
@@ -119,7 +126,8 @@ def _report(graph: Graph, plan: EnginePlan) -> None:
     typer.echo(f"  {sidecar.arithmetic.summary()}{_engine_words(plan)}")
     if sidecar.dla is not None:
         typer.echo(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
-    typer.echo(f"  {sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
+    speed = f"{sidecar.median_ms:.2f} ms a run on {sidecar.gpu}, " if sidecar.median_ms else ""
+    typer.echo(f"  {speed}{sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
 
 
 def _engine_words(plan: EnginePlan) -> str:

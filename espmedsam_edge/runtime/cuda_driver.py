@@ -75,26 +75,42 @@ def free_bytes(gpu: GpuDevice, ordinal: int = 0) -> int:
         available = memory().available
         if available is not None:
             return available
-    cuda = _driver()
-    device, context = c_int(), c_void_p()
+    cuda = with_context(gpu, ordinal)
     free, total = c_size_t(), c_size_t()
-    code = (
-        100
-        if cuda is None
-        else cuda.cuDeviceGet(byref(device), ordinal)
-        or cuda.cuDevicePrimaryCtxRetain(byref(context), device)
-        or cuda.cuCtxSetCurrent(context)
-        or cuda.cuMemGetInfo_v2(byref(free), byref(total))
-    )
+    checked(gpu, cuda.cuMemGetInfo_v2(byref(free), byref(total)))
+    return free.value
+
+
+def with_context(gpu: GpuDevice, ordinal: int = 0) -> Any:
+    """The driver's library, with the GPU's primary context (the one TensorRT uses) current in this thread.
+
+    Raises:
+        UserError: not even a context fits, or the GPU does not answer.
+    """
+    cuda = _driver()
+    if cuda is None:
+        raise UserError(f"{gpu.name} does not answer any more.", "Check its driver.", exit_code=1)
+    device, context = c_int(), c_void_p()
+    checked(gpu, cuda.cuDeviceGet(byref(device), ordinal))
+    checked(gpu, cuda.cuDevicePrimaryCtxRetain(byref(context), device))
+    checked(gpu, cuda.cuCtxSetCurrent(context))
+    return cuda
+
+
+def checked(gpu: GpuDevice, code: int) -> None:
+    """Turn an error code of the driver into one line.
+
+    Raises:
+        UserError: the code is not CUDA_SUCCESS.
+    """
     if code == _OUT_OF_MEMORY:
         raise UserError(
-            f"{gpu.name} has no free memory: another program holds it.",
-            "Stop it (nvidia-smi, or tegrastats on a Jetson, shows which) and build again.",
+            f"{gpu.name} has no free memory: other programs hold it.",
+            "Stop them (nvidia-smi, or tegrastats on a Jetson, shows which) and try again.",
             exit_code=1,
         )
     if code != 0:
         raise UserError(f"{gpu.name} does not answer (CUDA error {code}).", "Check its driver.", exit_code=1)
-    return free.value
 
 
 def _driver() -> Any | None:

@@ -30,6 +30,9 @@ from espmedsam_edge.runtime.engine_worker import Request
 from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
 
 CACHE_VARIABLE = "ESPMEDSAM_CACHE"
+# What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
+# FP32 matrix products there.
+USUAL_TARGETS = ("sm86", "sm89", "sm120")
 _WAIT_S = 0.2
 
 Say = Callable[[str], None]
@@ -67,7 +70,7 @@ def want(
 ) -> Wanted:
     """What an engine for this graph must be on this machine.
 
-    Without ``targets`` TensorRT-RTX builds for the GPU here, or without one for every generation it knows.
+    Without ``targets`` TensorRT-RTX builds for the GPU here, or without one for ``USUAL_TARGETS``.
 
     Raises:
         UserError: no TensorRT, no GPU for a TensorRT that needs one, or a target that it cannot build for.
@@ -78,8 +81,8 @@ def want(
     if not chosen and api.builds_without_gpu:
         known = api.target_names()
         if gpu is None:
-            chosen = known
-            say(f"No GPU here: building for {', '.join(known)}. Choose with --target.")
+            chosen = [target for target in USUAL_TARGETS if target in known] or known
+            say(f"No GPU here: building for {', '.join(chosen)}. Choose with --target.")
         elif gpu.sm in known:
             chosen = [gpu.sm]
     if gpu is None and not chosen:
@@ -118,7 +121,7 @@ def find_or_build(
 
     Args:
         flavour: ``tensorrt`` or ``tensorrt-rtx``; None: what is installed.
-        targets: GPU generations (``sm86``) for TensorRT-RTX; empty: the GPU here, without one all of them.
+        targets: GPU generations (``sm86``) for TensorRT-RTX; empty: the GPU here, without one ``USUAL_TARGETS``.
         tf32: let TensorRT compute FP32 layers in TF32.
         cache: the folder to keep engines under (None: ``cache_folder``'s choice).
         force: build even where a fitting engine is there.
@@ -143,7 +146,7 @@ def find_or_build(
             if plan is not None:
                 return plan
         if reason:
-            say(f"Rebuilding the {graph.precision} engine of {graph.modality}: {reason}.")
+            say(f"{graph.modality} {graph.precision}: the engine in the cache is not used, {reason}; building anew.")
         return _build(folder, wanted, graph_path, on_progress)
 
 
@@ -297,6 +300,7 @@ def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_b
             dla=result.dla,
             workspace_bytes=result.workspace_bytes,
             build_seconds=result.build_seconds,
+            median_ms=_time(request) if result.engine_loaded else None,
             peak_memory_bytes=result.peak_memory_bytes,
             built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             built_by=f"espmedsam-edge {__version__}",
@@ -305,6 +309,31 @@ def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_b
     atomic_write(sidecar_path, sidecar.model_dump_json(indent=2) + "\n")
     _remove_superseded(folder, wanted)
     return EnginePlan(plan_path, sidecar, built_now=True)
+
+
+def _time(request: Request) -> float | None:
+    """GPU time of one run in milliseconds; None where it cannot be measured, which is no reason to drop the engine."""
+    try:
+        return engine_build.run(request.model_copy(update={"command": "time", "log_path": None})).median_ms
+    except UserError:
+        return None
+
+
+def int8_not_faster(plans: Sequence[EnginePlan]) -> list[str]:
+    """A line for each modality whose INT8 engine was timed no faster than its FP16 one on the same GPU."""
+    times = {
+        (plan.sidecar.graph.modality, plan.sidecar.graph.precision): (plan.sidecar.median_ms, plan.sidecar.gpu)
+        for plan in plans
+    }
+    lines = []
+    for (modality, precision), (int8_ms, gpu) in times.items():
+        fp16_ms, other = times.get((modality, "fp16"), (None, None))
+        if precision == "int8" and int8_ms and fp16_ms and gpu == other and int8_ms >= fp16_ms:
+            lines.append(
+                f"{modality}: int8 takes {int8_ms:.2f} ms and fp16 {fp16_ms:.2f} ms on {gpu}: "
+                "int8 gains nothing here, use fp16."
+            )
+    return lines
 
 
 def _remove_superseded(folder: Path, wanted: Wanted) -> None:

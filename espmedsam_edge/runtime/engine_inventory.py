@@ -52,7 +52,7 @@ def entries(folder: Path, *, verify: bool = False) -> list[Entry]:
         if verify:
             damaged = damage(folder, sidecar)
         else:
-            damaged = None if (folder / sidecar.plan).is_file() else f"its file {sidecar.plan} is gone"
+            damaged = None if (folder / sidecar.plan).is_file() else "its plan is gone"
         found.append(Entry(file, sidecar, damaged, _outdated(sidecar)))
     return found
 

@@ -42,6 +42,7 @@ class Sidecar(BaseModel):
     """The JSON file beside a plan. ``targets`` are GPU generations (``sm86``); with none the engine fits ``gpu`` alone.
 
     ``engine_loaded``: a GPU has loaded the plan and its inputs, outputs and types were compared with the network's.
+    ``median_ms``: GPU time of one run on ``gpu``, right after the build.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,7 @@ class Sidecar(BaseModel):
     dla: Dla | None
     workspace_bytes: int | None
     build_seconds: float
+    median_ms: float | None
     peak_memory_bytes: int | None
     built: str
     built_by: str
@@ -130,11 +132,11 @@ def damage(folder: Path, sidecar: Sidecar) -> str | None:
     file = folder / sidecar.plan
     try:
         if file.stat().st_size != sidecar.plan_bytes:
-            return f"its file {file.name} has {file.stat().st_size} bytes, not {sidecar.plan_bytes}"
+            return f"its plan has {file.stat().st_size} bytes, not {sidecar.plan_bytes}"
         if sha256_file(file) != sidecar.plan_sha256:
-            return f"its file {file.name} is damaged (SHA-256 differs)"
+            return "its plan is damaged (SHA-256 differs)"
     except FileNotFoundError:
-        return f"its file {file.name} is gone"
+        return "its plan is gone"
     except OSError as error:
-        return f"its file {file.name} cannot be read ({error.strerror})"
+        return f"its plan cannot be read ({error.strerror})"
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
+from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
+from espmedsam_edge.runtime.engine_timing import median_milliseconds
 from espmedsam_edge.runtime.network_precision import (
     Arithmetic,
     check_arithmetic,
@@ -33,6 +34,7 @@ from espmedsam_edge.runtime.network_precision import (
 from espmedsam_edge.runtime.onnx_header import read_header
 from espmedsam_edge.runtime.tensorrt_api import (
     Flavour,
+    Log,
     ParsedGraph,
     Refusal,
     TensorRT,
@@ -61,7 +63,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    command: Literal["check", "build"]
+    command: Literal["check", "build", "time"]
     graph: Graph
     graph_path: Path
     flavour: Flavour
@@ -96,73 +98,9 @@ class Result(BaseModel):
     dla: Dla | None = None
     workspace_bytes: int | None = None
     build_seconds: float = 0.0
+    median_ms: float | None = None
     peak_memory_bytes: int | None = None
     warnings: list[str] = []
-
-
-class Progress:
-    """Turns TensorRT's nested phases into one fraction that never goes back. Called from TensorRT's threads."""
-
-    def __init__(self, report: Callable[[str, float], bool], interval_s: float = 0.1) -> None:
-        self._report = report
-        self._interval = interval_s
-        self._last = 0.0
-        self._lock = threading.Lock()
-        self._phases: dict[str, tuple[str | None, int, int]] = {}  # name -> parent, steps, steps done
-        self.fraction = 0.0
-        self.going_on = True
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins, within its parent's current step."""
-        with self._lock:
-            self._phases[name] = (parent, max(1, steps), 0)
-            self._tell(name)
-
-    def step(self, name: str, step: int) -> bool:
-        """Step number ``step`` (from 0) is done. False asks TensorRT to give the build up."""
-        with self._lock:
-            if name in self._phases:
-                parent, steps, _ = self._phases[name]
-                self._phases[name] = (parent, steps, min(steps, step + 1))
-                self._tell(name)
-            return self.going_on
-
-    def finish(self, name: str) -> None:
-        """The phase is over."""
-        with self._lock:
-            self._phases.pop(name, None)
-
-    def _tell(self, name: str) -> None:
-        done, current = 0.0, name
-        for _ in range(len(self._phases)):  # a bound, should phases ever name each other as parents
-            parent, steps, finished = self._phases[current]
-            done = min(1.0, (finished + done) / steps)
-            if parent is None or parent not in self._phases:
-                break
-            current = parent
-        self.fraction = max(self.fraction, done)
-        now = time.monotonic()
-        if now - self._last >= self._interval:
-            self._last = now
-            self.going_on = self._report(name, self.fraction) and self.going_on
-
-
-def make_monitor(api: TensorRT, progress: Progress) -> trt.IProgressMonitor | None:
-    """TensorRT's progress monitor that feeds ``progress``; None where the API has none."""
-    base: type[Any] | None = getattr(api.module, "IProgressMonitor", None)
-    if base is None:
-        return None
-
-    def initialise(self: Any) -> None:
-        base.__init__(self)  # pybind11 wants its own constructor called
-
-    members = {
-        "__init__": initialise,
-        "phase_start": lambda self, name, parent, steps: progress.start(str(name), parent, int(steps)),
-        "step_complete": lambda self, name, step: progress.step(str(name), int(step)),
-        "phase_finish": lambda self, name: progress.finish(str(name)),
-    }
-    return cast("trt.IProgressMonitor", type("Monitor", (base,), members)())
 
 
 def workspace_limit(gpu: GpuDevice | None, graph_bytes: int) -> int:
@@ -311,33 +249,59 @@ def inspect(
     """
     if request.targets and gpu.sm not in request.targets:
         return False, {}
-    api = parsed.api
-    runtime = cast("trt.Runtime", api.module.Runtime(make_logger(api, parsed.log)))
-    engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(cast(Any, plan)))
-    if engine is None:
-        raise UserError(
-            f"{api.title} built {request.graph_path.name} but cannot load the engine: {_reason(parsed)}.",
-            "Check the GPU driver's version.",
-            exit_code=1,
-        )
-    inputs, outputs, layers = read_engine(api, engine)
+    _, engine = load_engine(parsed.api, plan, parsed.log)
+    inputs, outputs, layers = read_engine(parsed.api, engine)
     check_engine(request.graph, arithmetic, inputs, outputs, layers)
     return True, layers
 
 
+def load_engine(api: TensorRT, plan: Any, log: Log) -> tuple[trt.Runtime, trt.ICudaEngine]:
+    """A plan's engine on this GPU, with the runtime that must outlive it.
+
+    Raises:
+        UserError: TensorRT does not load it; carries its reason.
+    """
+    runtime = cast("trt.Runtime", api.module.Runtime(make_logger(api, log)))
+    engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(plan))
+    if engine is None:
+        raise UserError(
+            f"{api.title} built the engine but cannot load it: {_reason(log)}.",
+            "Check the GPU driver's version.",
+            exit_code=1,
+        )
+    return runtime, engine
+
+
+def time_engine(request: Request) -> Result:
+    """The median time of one run of the plan on this GPU.
+
+    Raises:
+        UserError: there is no GPU, or it does not load or run the plan.
+    """
+    assert request.plan_path is not None
+    api = load(request.flavour)
+    gpu = find_gpu()
+    if gpu is None:
+        raise UserError("there is no GPU to time the engine on.", exit_code=1)
+    _runtime, engine = load_engine(api, request.plan_path.read_bytes(), Log())
+    return Result(version=api.version, median_ms=round(median_milliseconds(gpu, engine), 4))
+
+
 def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:
     """The one line for a builder that gave no plan, with TensorRT's own reason."""
-    reason = _reason(parsed)
+    reason = _reason(parsed.log)
     hint = "The graph or this TensorRT is at fault; the log has the details."
     if any(word in parsed.log.text().lower() for word in ("out of memory", "outofmemory", "insufficient memory")):
         hint = "The device ran out of memory: stop other programs on it and build again."
     elif gpu is None and not request.targets:
         hint = "There is no GPU here: name the GPU generations with --target."
+    elif "turing" in reason.lower():
+        hint = "Turing (sm75) lacks what later generations have: leave sm75 out, or use another precision."
     return UserError(f"{parsed.api.title} could not build {request.graph_path.name}: {reason}.", hint, exit_code=1)
 
 
-def _reason(parsed: ParsedGraph) -> str:
-    errors = parsed.log.errors()
+def _reason(log: Log) -> str:
+    errors = log.errors()
     # The first error says what happened; those after it say that something happened.
     return " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
 
@@ -375,6 +339,8 @@ def main() -> int:
         try:
             if request.command == "check":
                 result = check(request)
+            elif request.command == "time":
+                result = time_engine(request)
             else:
                 result = build(request, lambda phase, fraction: emit("progress", phase=phase, fraction=fraction))
         except UserError as error:
