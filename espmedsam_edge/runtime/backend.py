@@ -13,7 +13,7 @@ from espmedsam_edge.imaging.geometry import Tensor
 
 
 class Backend(Protocol):
-    """A loaded graph. Used by one thread at a time (the segmenter sees to it)."""
+    """A loaded graph. Used by one thread at a time (the segmenter sees to it), not always the one that loaded it."""
 
     @property
     def name(self) -> str:

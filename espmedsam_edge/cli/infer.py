@@ -1,0 +1,158 @@
+"""``espmedsam-edge infer``: images, folders and videos in; overlays, masks and measurements out."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.outputs import Places
+    from espmedsam_edge.runtime.pipeline import Progress, Report
+    from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.sources import Failure
+
+_LISTED_FAILURES = 20
+
+
+def command(
+    bundle: Path = typer.Argument(..., help="The folder that export wrote."),
+    sources: list[str] = typer.Argument(..., metavar="SOURCE...", help="Images, folders, globs or video files."),
+    modality: str | None = typer.Option(None, help="What to segment. [default: the bundle's only one]"),
+    precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
+    backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
+    out: Path | None = typer.Option(
+        None,
+        help="Overlays: a file for one image or video, else a folder. "
+        "[default: NAME-overlay.png or .mp4, or the folder overlays; none with --masks or --jsonl alone]",
+    ),
+    masks: Path | None = typer.Option(None, help="A folder for masks: PNG, 0 and 255, at the frame's size."),
+    jsonl: str | None = typer.Option(None, help="A file for one line of JSON a frame; - for standard output."),
+    threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
+    opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
+    overwrite: bool = typer.Option(True, help="Replace results that exist."),
+) -> None:
+    """Segment images and videos; write overlays, masks and measurements.
+
+    A file that cannot be read is reported at the end and the rest is done (exit code 1).
+    """
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+    from espmedsam_edge.runtime.outputs import plan_jobs, plan_places
+    from espmedsam_edge.runtime.pipeline import run_pipeline
+    from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.sinks import JsonLines
+    from espmedsam_edge.runtime.sources import open_sources
+
+    opened = Bundle.open(bundle)
+    graph = opened.graph(modality, precision)
+    found, failures = open_sources(sources)
+    json_file = Path(jsonl) if jsonl not in (None, "-") else None
+    if not found:
+        _end(None, failures)
+    places = plan_places(found, out, masks, Path(jsonl) if jsonl else None, overwrite=overwrite)
+    untrained = opened.manifest.weights.origin == "random"
+    style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
+    jobs = plan_jobs(found, places, style)
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_like_interrupted())
+        segmenter = stack.enter_context(
+            Segmenter.load(opened, modality, precision, backend, threshold=threshold, threads=threads)
+        )
+        shared = []
+        if jsonl is not None:
+            shared.append(stack.enter_context(JsonLines(json_file, {"weights": opened.manifest.weights.origin})))
+        progress = stack.enter_context(_progress(len(jobs)))
+        try:
+            report = run_pipeline(segmenter, jobs, shared, progress)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
+            raise typer.Exit(130) from None
+    _say(segmenter, report, places, json_file, untrained=untrained, to_stderr=jsonl == "-")
+    _end(report, failures + report.failures)
+
+
+def _say(
+    segmenter: Segmenter, report: Report, places: Places, jsonl: Path | None, *, untrained: bool, to_stderr: bool
+) -> None:
+    def line(text: str) -> None:
+        typer.echo(text, err=to_stderr)
+
+    line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice}")
+    if not report.frames:
+        return
+    stages = ", ".join(
+        f"{stage} {1000 * seconds / report.frames:.1f}" for stage, seconds in report.stage_seconds.items()
+    )
+    frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
+    line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
+    for what, place in (("overlays", places.overlay_folder), ("masks", places.mask_folder), ("measurements", jsonl)):
+        if place is not None:
+            line(f"{what}: {place}")
+    if untrained:
+        line("These weights were never trained: the masks mean nothing.")
+
+
+def _end(report: Report | None, failures: Sequence[Failure]) -> None:
+    """List what failed, one line each, and leave."""
+    for failure in failures[:_LISTED_FAILURES]:
+        typer.echo(f"failed: {failure.message}", err=True)
+    if len(failures) > _LISTED_FAILURES:
+        typer.echo(f"failed: {len(failures) - _LISTED_FAILURES} more.", err=True)
+    raise typer.Exit(1 if failures else 0)
+
+
+@contextmanager
+def _progress(jobs: int) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar on the terminal with FPS and remaining time, a fresh one for each source; nothing where there is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.1f} FPS" if task.speed else "- FPS")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        job, task = -1, bars.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            nonlocal job, task
+            if progress.job != job:
+                bars.remove_task(task)
+                part = f" ({progress.job + 1}/{jobs})" if jobs > 1 else ""
+                task = bars.add_task(escape(Path(progress.name).name) + part, total=progress.expected)
+                job = progress.job
+            bars.update(task, completed=progress.done, total=progress.expected)
+
+        yield show
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: stages stopped, unfinished files removed."""
+
+    def interrupt(number: int, stack_frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, as when a program calls this command
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,166 @@
+"""Which file each result goes to: names that do not collide, never leave their folder and never replace an input."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.pipeline import Job
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, OverlayVideo, Sink
+from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source
+from espmedsam_edge.runtime.video_writing import WRITABLE_SUFFIXES as VIDEO_OUTPUTS
+
+DEFAULT_FOLDER = Path("overlays")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where results go.
+
+    Attributes:
+        overlays: the overlay of each input file, or None for no overlays.
+        masks: the mask of each input file (for a video the folder of its frames' masks), or None for no masks.
+        overlay_folder, mask_folder: for the report; the file itself where there is one.
+    """
+
+    overlays: dict[Path, Path] | None
+    masks: dict[Path, Path] | None
+    overlay_folder: Path | None
+    mask_folder: Path | None
+
+
+def plan_places(
+    sources: Sequence[Source], out: Path | None, masks: Path | None, jsonl: Path | None, *, overwrite: bool
+) -> Places:
+    """Decide on every output's path before anything is read.
+
+    With ``out`` and ``masks`` None and no ``jsonl``, overlays go to ``NAME-overlay.png`` or ``.mp4`` in the current
+    folder for one file, else to the folder ``overlays``. ``out`` is a file for one input file, else a folder.
+
+    Raises:
+        UserError: ``out`` does not fit the inputs, an output would replace an input or another output, or, without
+            ``overwrite``, a file that exists.
+    """
+    inputs = [file for source in sources for file in source.files]
+    videos = {file for source in sources if source.kind == "video" for file in source.files}
+    names = dict(zip(inputs, output_names(inputs), strict=True))
+    suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
+    overlays, folder = None, out
+    if out is None and masks is None and jsonl is None:
+        if len(inputs) == 1:
+            folder = Path(f"{names[inputs[0]]}-overlay{suffixes[inputs[0]]}")
+            overlays = {inputs[0]: folder}
+        else:
+            folder = DEFAULT_FOLDER
+    if folder is not None and overlays is None:
+        if _means_a_file(folder, inputs, videos):
+            overlays = {inputs[0]: folder}
+        else:
+            _check_folder(folder, "--out")
+            overlays = {file: folder / f"{names[file]}{suffixes[file]}" for file in inputs}
+    mask_paths = None
+    if masks is not None:
+        _check_folder(masks, "--masks")
+        mask_paths = {file: masks / (names[file] if file in videos else f"{names[file]}.png") for file in inputs}
+    places = Places(overlays, mask_paths, folder, masks)
+    _check_conflicts(inputs, places, jsonl, overwrite=overwrite)
+    return places
+
+
+def plan_jobs(sources: Sequence[Source], places: Places, style: OverlayStyle) -> list[Job]:
+    """A job for each source, with the sinks that write its overlays and masks to their places."""
+    jobs = []
+    for source in sources:
+        sinks: list[Sink] = []
+        if places.overlays is not None:
+            if source.kind == "images":
+                sinks.append(OverlayImages(places.overlays, style))
+            else:
+                sinks.append(OverlayVideo(places.overlays[source.files[0]], source, style))
+        if places.masks is not None:
+            sinks.append(MaskImages(places.masks, numbered=source.kind == "video"))
+        jobs.append(Job(source, sinks))
+    return jobs
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """A name without suffix for each input file: its stem; with more of its path where several would share one.
+
+    ``a.jpg`` and ``a.png`` give ``a-jpg`` and ``a-png``; ``x/a.jpg`` and ``y/a.jpg`` give ``x-a-jpg`` and ``y-a-jpg``;
+    what still collides is numbered. Upper and lower case count as the same, for file systems that hold it so.
+    """
+    forms = [
+        [path.stem for path in files],
+        [_joined(path.stem, path.suffix) for path in files],
+        [_joined(path.absolute().parent.name, path.stem, path.suffix) for path in files],
+    ]
+    candidates = [[_safe(name) for name in form] for form in forms]
+    names = candidates[0]
+    for longer in candidates[1:]:
+        counts = Counter(name.casefold() for name in names)
+        names = [name if counts[name.casefold()] == 1 else other for name, other in zip(names, longer, strict=True)]
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        chosen, number = name, 2
+        while chosen.casefold() in taken:
+            chosen, number = f"{name}-{number}", number + 1
+        taken.add(chosen.casefold())
+        unique.append(chosen)
+    return unique
+
+
+def _joined(*parts: str) -> str:
+    return "-".join(part.lstrip(".") for part in parts if part.lstrip("."))
+
+
+def _safe(name: str) -> str:
+    """A file name that cannot lead elsewhere, hide, or be too long: 180 bytes leave room for suffixes and numbers."""
+    cleaned = re.sub(r"[^\w .()+,=@-]", "_", name).lstrip(". ").rstrip(". ")
+    shortened = cleaned.encode("utf-8", "replace")[:180].decode("utf-8", "ignore")
+    return shortened or "unnamed"
+
+
+def _means_a_file(out: Path, inputs: Sequence[Path], videos: set[Path]) -> bool:
+    """Whether ``--out`` names a file, by its suffix; refuses what cannot be written or cannot hold the inputs."""
+    suffix = out.suffix.lower()
+    if out.is_dir() or suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        return False
+    if len(inputs) > 1:
+        raise UserError(f"--out {out} is one file, but there are {len(inputs)} inputs.", "Name a folder.")
+    writable = VIDEO_OUTPUTS if inputs[0] in videos else IMAGE_OUTPUTS
+    if suffix not in writable:
+        kind = "a video" if inputs[0] in videos else "an image"
+        raise UserError(f"cannot write the overlay of {kind} to {out}.", f"Use one of {', '.join(writable)}.")
+    return True
+
+
+def _check_folder(folder: Path, option: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder} is a file.", "Name a folder.")
+
+
+def _check_conflicts(inputs: Sequence[Path], places: Places, jsonl: Path | None, *, overwrite: bool) -> None:
+    outputs = [*(places.overlays or {}).values(), *(places.masks or {}).values(), *([jsonl] if jsonl else [])]
+    read = {os.path.realpath(file) for file in inputs}
+    written: set[str] = set()
+    for output in outputs:
+        real = os.path.realpath(output)
+        if real in read or any(os.path.dirname(file) == real for file in read):
+            raise UserError(f"{output} would replace an input.", "Choose another place for the results.")
+        if real in written:
+            raise UserError(f"two results would be written to {output}.", "Give --out and --masks different folders.")
+        written.add(real)
+    standing = [output for output in outputs if output.is_file() or (output.is_dir() and any(output.iterdir()))]
+    if standing and not overwrite:
+        raise UserError(
+            f"{standing[0]} exists{f', and {len(standing) - 1} more' if len(standing) > 1 else ''}.",
+            "Choose another place, or leave out --no-overwrite.",
+        )

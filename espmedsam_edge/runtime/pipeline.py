@@ -1,0 +1,263 @@
+"""Capture, inference and writing at the same time: a thread each, bounded queues, order kept, nothing dropped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sources import Failure, Source, SourceFrame
+
+_QUEUE_ITEMS = 4
+_QUEUE_BYTES = 256 << 20
+
+STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
+
+
+@dataclass
+class Job:
+    """A source, and the sinks that take its frames and are finished with it."""
+
+    source: Source
+    sinks: Sequence[Sink]
+    cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the job's number from 0, frames of it that are done or failed, and how many it may have."""
+
+    job: int
+    name: str
+    done: int
+    expected: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        frames: how many were segmented and written.
+        failures: inputs and outputs that failed, in order.
+        seconds: wall time.
+        stage_seconds: time spent in each of ``STAGES``; decode and write overlap with the others.
+    """
+
+    frames: int
+    failures: list[Failure]
+    seconds: float
+    stage_seconds: dict[str, float]
+
+
+def run_pipeline(
+    segmenter: Segmenter,
+    jobs: Sequence[Job],
+    shared: Sequence[Sink] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
+
+    A source or a sink that fails becomes a failure in the report, and the rest is done. The calling thread only waits:
+    Ctrl-C there, or an error in any stage, stops all stages, and sinks then remove what is not finished.
+
+    Args:
+        segmenter: what runs; a graph with a batch gets frames in groups, never of two jobs.
+        jobs: not yet entered.
+        shared: sinks for all jobs, entered by the caller; an error in one ends the run.
+        on_progress: called after each frame, from another thread.
+
+    Raises:
+        UserError: a shared sink or the backend failed.
+        KeyboardInterrupt: passed on once everything has stopped.
+    """
+    return _Run(segmenter, jobs, shared, on_progress).run()
+
+
+@dataclass
+class _Begin:
+    number: int
+    job: Job
+
+
+@dataclass
+class _Frame:
+    job: Job
+    frame: SourceFrame
+
+
+@dataclass
+class _Result:
+    job: Job
+    frame: SourceFrame
+    result: Segmentation
+
+
+@dataclass
+class _End:
+    job: Job
+
+
+class _AllDone:
+    pass
+
+
+_Captured = _Begin | _Frame | _End | _AllDone
+_Segmented = _Begin | _Result | _End | _AllDone
+
+
+@dataclass
+class _Run:
+    segmenter: Segmenter
+    jobs: Sequence[Job]
+    shared: Sequence[Sink]
+    on_progress: Callable[[Progress], None] | None
+    captured: BoundedQueue[_Captured] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
+    segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    failures: list[Failure] = field(default_factory=list)
+    frames: int = 0
+    error: BaseException | None = None
+
+    def run(self) -> Report:
+        begin = time.perf_counter()
+        threads = [
+            threading.Thread(target=self._guarded, args=(stage,), name=f"espmedsam-{name}", daemon=True)
+            for name, stage in (("capture", self._capture), ("infer", self._infer), ("write", self._write))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            _wait(threads)
+        except BaseException:
+            self._abort()
+            _wait(threads)
+            raise
+        if self.error is not None:
+            raise self.error
+        return Report(self.frames, self.failures, time.perf_counter() - begin, self.seconds)
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        """Run a stage in its thread; its error, whatever it is, ends the run and is raised in the calling thread."""
+        try:
+            stage()
+        except Aborted:
+            pass
+        except _SharedSinkFailed as failed:
+            self._fail(failed.error)
+        except BaseException as error:  # noqa: BLE001 (nothing is swallowed: run() raises it again)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self._abort()
+
+    def _abort(self) -> None:
+        self.captured.abort()
+        self.segmented.abort()
+
+    def _capture(self) -> None:
+        for number, job in enumerate(self.jobs):
+            self.captured.put(_Begin(number, job))
+            try:
+                with job.source as source:
+                    self._read(job, source)
+            except UserError as error:
+                self.failures.append(Failure(job.source.name, str(error)))
+            self.failures += job.source.failures
+            self.captured.put(_End(job))
+        self.captured.put(_AllDone())
+
+    def _read(self, job: Job, source: Source) -> None:
+        frames = iter(source)
+        while not job.cancelled:
+            begin = time.perf_counter()
+            frame = next(frames, None)
+            self.seconds["decode"] += time.perf_counter() - begin
+            if frame is None:
+                return
+            self.captured.put(_Frame(job, frame), frame.image.nbytes)
+
+    def _infer(self) -> None:
+        group: list[_Frame] = []
+        while True:
+            item = self.captured.get()
+            if isinstance(item, _Frame):
+                group.append(item)
+                if len(group) == self.segmenter.batch:
+                    self._segment(group)
+                    group = []
+                continue
+            self._segment(group)
+            group = []
+            self.segmented.put(item)
+            if isinstance(item, _AllDone):
+                return
+
+    def _segment(self, group: Sequence[_Frame]) -> None:
+        results = self.segmenter.segment_batch([item.frame.image for item in group])
+        for item, result in zip(group, results, strict=True):
+            for stage in ("preprocess", "inference", "postprocess"):
+                self.seconds[stage] += getattr(result.timings, stage)
+            self.segmented.put(_Result(item.job, item.frame, result), item.frame.image.nbytes + result.mask.nbytes)
+
+    def _write(self) -> None:
+        while not isinstance(item := self.segmented.get(), _AllDone):
+            if isinstance(item, _Begin):
+                self._write_job(item)
+
+    def _write_job(self, begin: _Begin) -> None:
+        job, done, ended = begin.job, 0, False
+        try:
+            with ExitStack() as sinks:
+                for sink in job.sinks:
+                    sinks.enter_context(sink)
+                while isinstance(item := self.segmented.get(), _Result):
+                    self._write_frame(job, item)
+                    done += 1
+                    if self.on_progress is not None:
+                        failed = len(job.source.failures)
+                        self.on_progress(Progress(begin.number, job.source.name, done + failed, job.source.length))
+                ended = True
+        except UserError as error:  # one of the job's sinks could not go on, or could not finish its file
+            job.cancelled = True
+            self.failures.append(Failure(job.source.name, str(error)))
+        while not ended:
+            ended = not isinstance(self.segmented.get(), _Result)
+
+    def _write_frame(self, job: Job, item: _Result) -> None:
+        begin = time.perf_counter()
+        try:
+            for sink in job.sinks:
+                sink.write(item.frame, item.result)
+        except UserError as error:
+            if job.source.kind == "video":  # a video with a hole in it is not wanted; single images are independent
+                raise
+            self.failures.append(Failure(str(item.frame.path), str(error)))
+            return
+        try:
+            for sink in self.shared:
+                sink.write(item.frame, item.result)
+        except UserError as error:
+            raise _SharedSinkFailed(error) from error
+        self.frames += 1
+        self.seconds["write"] += time.perf_counter() - begin
+
+
+def _wait(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        while thread.ident is not None and thread.is_alive():
+            thread.join(0.2)  # a wait without an end would not always let Ctrl-C through
+
+
+class _SharedSinkFailed(Exception):
+    def __init__(self, error: UserError) -> None:
+        super().__init__(str(error))
+        self.error = error
