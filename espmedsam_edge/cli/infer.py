@@ -93,7 +93,7 @@ def _say(
     frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
     line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
     for what, place in (("overlays", places.overlay_folder), ("masks", places.mask_folder), ("measurements", jsonl)):
-        if place is not None:
+        if place is not None and place.exists():
             line(f"{what}: {place}")
     if untrained:
         line("These weights were never trained: the masks mean nothing.")

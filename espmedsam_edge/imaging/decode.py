@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.headers import HeaderError, ImageHeader, read_header
+from espmedsam_edge.imaging.opencv_log import quiet_opencv
 
 MIN_SIDE = 8
 """Pixels: nothing that a modality looks for fits in less."""
@@ -52,7 +52,7 @@ def decode_image(data: bytes, name: str = "the image") -> Frame:
     except HeaderError as error:
         raise UserError(f"cannot read {name}: {error}.", _REMEDY, exit_code=1) from error
     _check_size(header, name)
-    _silence_opencv()
+    quiet_opencv()
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -141,13 +141,6 @@ def _upright(frame: Frame, header: ImageHeader) -> Frame:
     if header.orientation in (3, 4, 7, 8):
         frame = frame[::-1]
     return np.ascontiguousarray(frame)
-
-
-@cache
-def _silence_opencv() -> None:
-    """Keep OpenCV's own lines off stderr: what they say comes as an error from here. ESPMEDSAM_DEBUG keeps them."""
-    if not os.environ.get("ESPMEDSAM_DEBUG"):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _first_line(error: cv2.error) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
@@ -124,8 +125,10 @@ class OverlayVideo:
             self._files.__exit__(kind, error, traceback)
             return
         with self._files:
-            if self._writer is not None:
-                self._writer.finish()
+            if self._writer is not None and not self._writer.finish():
+                raise UserError(
+                    f"{self._path} came out incomplete.", "Is the disk full? Nothing was left behind.", exit_code=1
+                )
 
 
 class JsonLines:

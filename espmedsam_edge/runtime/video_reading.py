@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.containers import cut_off
 
 _DEFAULT_FPS = Fraction(25)
@@ -139,7 +139,7 @@ class OpenCvReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.damage: str | None = None
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its lines come as errors from here
+        quiet_opencv()
         self._capture = cv2.VideoCapture(str(path.absolute()))
         if not self._capture.isOpened():
             raise _unreadable(path)

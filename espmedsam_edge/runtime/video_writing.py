@@ -11,6 +11,7 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.containers import cut_off
 from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
 
@@ -30,12 +31,8 @@ class VideoWriter(Protocol):
             time: seconds; frames come in order. Only PyAV keeps it, OpenCV writes a constant rate.
         """
 
-    def finish(self) -> None:
-        """Write what is buffered and the container's index, and check that the file is whole.
-
-        Raises:
-            UserError: it is not.
-        """
+    def finish(self) -> bool:
+        """Write what is buffered and the container's index; whether the file is whole."""
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
@@ -86,12 +83,12 @@ class PyAvWriter:
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """See ``VideoWriter.finish``."""
         if self._start is not None:
             self._mux(None)
         self._container.close()
-        _check_whole(self._path)
+        return not cut_off(self._path)
 
     def close(self) -> None:
         """See ``VideoWriter.close``."""
@@ -104,6 +101,7 @@ class OpenCvWriter:
     def __init__(self, path: Path, size: tuple[int, int], fps: Fraction) -> None:
         self._path, self._size = path, size
         self._count = 0
+        quiet_opencv()
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(str(path.absolute()), code, float(fps), (size[1], size[0]))
         if not self._writer.isOpened():
@@ -118,15 +116,13 @@ class OpenCvWriter:
         self._writer.write(_fitted(frame, self._size))
         self._count += 1
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """See ``VideoWriter.finish``."""
         self._writer.release()
-        _check_whole(self._path)
         capture = cv2.VideoCapture(str(self._path.absolute()))
         written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
-        if written < self._count:  # OpenCV reports no write error
-            raise _incomplete(self._path)
+        return written >= self._count and not cut_off(self._path)  # OpenCV reports no write error
 
     def close(self) -> None:
         """See ``VideoWriter.close``."""
@@ -142,14 +138,3 @@ def _fitted(frame: Frame, size: tuple[int, int]) -> Frame:
     if 0 <= below <= 1 and 0 <= right <= 1:
         return np.asarray(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
     return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _check_whole(path: Path) -> None:
-    if path.stat().st_size == 0 or cut_off(path):
-        raise _incomplete(path)
-
-
-def _incomplete(path: Path) -> UserError:
-    return UserError(
-        f"the video for {path.parent} came out incomplete.", "Is the disk full? Nothing was left behind.", exit_code=1
-    )
