@@ -65,4 +65,4 @@ def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 
 
 def _cut(values: NDArray[np.uint8]) -> Mask:
-    return (values >= 128).astype(np.uint8) * np.uint8(255)
+    return np.asarray(np.where(values >= 128, 255, 0), np.uint8)

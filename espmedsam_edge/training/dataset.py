@@ -1,0 +1,236 @@
+"""Images and masks as training batches: read, stretched to a square, kept in memory, augmented, normalised.
+
+Reading and stretching happen once an image while the cache has room (the network's square in 8 bits and a packed mask:
+0.8 MB at 512 pixels); augmentation happens anew at every draw. Nothing here keeps random state: a draw's seed fixes
+its result, so any number of threads may call ``TrainingSet.batch`` at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from espmedsam_edge.bundle import Normalization
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.imaging.geometry import Frame, stretch
+from espmedsam_edge.imaging.masks import Mask, resize_mask
+from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.training.augmentation import NO_AUGMENTATION, Augmentation, augment
+from espmedsam_edge.training.sampler import BatchPlan, Draw
+
+DEFAULT_CACHE_BYTES = 4 << 30
+
+
+class Pair(NamedTuple):
+    """One image as read: (H, W, 3) uint8 BGR, its mask (H, W) uint8 0/255 or None, and what had to be assumed."""
+
+    image: Frame
+    mask: Mask | None
+    note: str = ""
+
+
+class Source(Protocol):
+    """Numbered images of one modality."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def name(self, index: int) -> str:
+        """What to call one in messages: its file."""
+
+    def load(self, index: int) -> Pair:
+        """Read one.
+
+        Raises:
+            UserError: it cannot be read; the message names the file.
+        """
+
+
+class FolderSource:
+    """The images of one split of a dataset folder; without ``masks/`` they are unlabelled.
+
+    Args:
+        folder: the dataset folder.
+        split: "train", "valid", "test" or "all".
+        limit: at most so many, the first by order of the list; 0: all.
+
+    Raises:
+        UserError: as ``DatasetFolder.ids``.
+    """
+
+    def __init__(self, folder: DatasetFolder, split: str, limit: int = 0) -> None:
+        ids = folder.ids(split)
+        self.folder = folder
+        self.ids = ids[:limit] if limit else ids
+        self.labelled = bool(folder.mask_files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return str(self.folder.image_files[self.ids[index]])
+
+    def load(self, index: int) -> Pair:
+        """Read the image and, in a labelled folder, its mask."""
+        if not self.labelled:
+            return Pair(self.folder.load_image(self.ids[index]), None)
+        sample = self.folder.load(self.ids[index])
+        return Pair(sample.image, sample.mask, sample.note)
+
+
+class PhantomSource:
+    """Synthetic images of one modality: seeds ``first_seed`` and on, ``size`` pixels square."""
+
+    def __init__(self, modality: str, count: int, first_seed: int = 0, size: int = 256) -> None:
+        self.modality = modality
+        self.count = count
+        self.first_seed = first_seed
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """``phantom fundus 3``."""
+        return f"phantom {self.modality} {self.first_seed + index}"
+
+    def load(self, index: int) -> Pair:
+        """Draw it."""
+        image, mask = phantom(self.modality, self.first_seed + index, (self.size, self.size))
+        return Pair(image, mask)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one modality.
+
+    Attributes:
+        modality: its name.
+        images: (B, 3, S, S) float32, normalised RGB.
+        masks: (B, 1, S, S) float32, 0 or 1; None for unlabelled images.
+        names: the B files, for messages.
+    """
+
+    modality: str
+    images: Tensor
+    masks: Tensor | None
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on a device."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return replace(self, images=self.images.to(device, non_blocking=True), masks=masks)
+
+
+class TrainingSet:
+    """The images of several modalities, each from one or more sources, as batches.
+
+    Args:
+        sources: modality -> where its images come from; their images are numbered through.
+        image_size: S, the network's side in pixels.
+        normalization: the network's.
+        augmentations: modality -> what may happen to its images; a modality left out is not augmented.
+        cache_bytes: images are kept in memory until this many bytes are in use; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Source]],
+        image_size: int,
+        normalization: Normalization | None = None,
+        augmentations: Mapping[str, Augmentation] | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.image_size = image_size
+        self.normalization = normalization or Normalization()
+        self.notes: list[str] = []
+        self._sources = {name: list(group) for name, group in sources.items()}
+        self._augmentations = dict(augmentations or {})
+        self._cache: dict[tuple[str, int], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]] = {}
+        self._cache_left = cache_bytes
+        self._lock = threading.Lock()
+        scale = np.array(self.normalization.std) * 255
+        self._mean = torch.tensor(np.array(self.normalization.mean) * 255, dtype=torch.float32).reshape(3, 1, 1)
+        self._inverse_std = torch.tensor(1 / scale, dtype=torch.float32).reshape(3, 1, 1)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images a modality."""
+        return {name: sum(len(source) for source in group) for name, group in self._sources.items()}
+
+    def name(self, modality: str, index: int) -> str:
+        """What to call an image in messages."""
+        source, place = self._locate(modality, index)
+        return source.name(place)
+
+    def batch(self, plan: BatchPlan) -> Batch:
+        """The batch that a plan describes.
+
+        Raises:
+            UserError: an image cannot be read, or only some of the batch's images have masks; names the file.
+        """
+        rows = [self._row(plan.modality, draw) for draw in plan.draws]
+        names = tuple(self.name(plan.modality, draw.index) for draw in plan.draws)
+        masks = [mask for _, mask in rows if mask is not None]
+        if masks and len(masks) < len(rows):
+            bare = next(name for name, (_, mask) in zip(names, rows, strict=True) if mask is None)
+            raise UserError(f"{bare} has no mask but other {plan.modality} images have.", "Add masks/ or drop the set.")
+        images = torch.stack([image for image, _ in rows])
+        return Batch(plan.modality, images, torch.stack(masks) if masks else None, names)
+
+    def in_order(self, modality: str, batch_size: int) -> list[BatchPlan]:
+        """Every image of a modality once, in order, for validation."""
+        count = self.sizes[modality]
+        return [
+            BatchPlan(modality, tuple(Draw(index, 0) for index in range(start, min(start + batch_size, count))))
+            for start in range(0, count, batch_size)
+        ]
+
+    def _row(self, modality: str, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        image, mask = self._square(modality, draw.index)
+        settings = self._augmentations.get(modality, NO_AUGMENTATION)
+        opaque = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
+        pixels, target = augment(image, opaque, settings, np.random.default_rng(draw.seed))
+        pixels.sub_(self._mean).mul_(self._inverse_std)
+        return pixels, None if mask is None else target
+
+    def _square(self, modality: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """(S, S, 3) uint8 RGB and (S, S) uint8 0/255, from the cache or the source."""
+        size = self.image_size
+        kept = self._cache.get((modality, index))
+        if kept is not None:
+            image, packed = kept
+            if packed is None:
+                return image, None
+            mask = np.unpackbits(packed, count=size * size).reshape(size, size) * np.uint8(255)
+            return image, mask
+        source, place = self._locate(modality, index)
+        pair = source.load(place)
+        image = np.ascontiguousarray(stretch(pair.image, size)[..., ::-1])
+        mask = None if pair.mask is None else resize_mask(pair.mask, (size, size))
+        packed = None if mask is None else np.packbits(mask > 0)
+        needed = image.nbytes + (0 if packed is None else packed.nbytes)
+        with self._lock:
+            if pair.note and len(self.notes) < 1000 and pair.note not in self.notes:
+                self.notes.append(pair.note)
+            # When full, what is in stays: of a set that is read in turn, evicting would lose each image before its use.
+            if (modality, index) not in self._cache and needed <= self._cache_left:
+                self._cache[modality, index] = (image, packed)
+                self._cache_left -= needed
+        return image, mask
+
+    def _locate(self, modality: str, index: int) -> tuple[Source, int]:
+        for source in self._sources[modality]:
+            if index < len(source):
+                return source, index
+            index -= len(source)
+        raise IndexError(f"{modality} has no image {index} more")

@@ -1,0 +1,77 @@
+"""Batches ahead of their use: threads that read and augment while the network computes, in the sampler's order.
+
+Threads and not processes: OpenCV and torch let go of Python's lock, one cache serves all, nothing has to be pickled,
+and a batch depends on its plan alone, so the number of threads changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from espmedsam_edge.training.dataset import Batch, TrainingSet
+from espmedsam_edge.training.sampler import ModalityBatchSampler
+
+
+class BatchLoader:
+    """The rest of the sampler's epoch as batches.
+
+    Each batch is counted with ``sampler.advance()`` when it is handed out, so a state saved while it is being trained
+    on resumes with the one after it.
+
+    Args:
+        images: where batches are made.
+        sampler: which batches, in which order.
+        workers: threads; 0 makes each batch when it is asked for.
+        ahead: batches in the making a thread.
+
+    Attributes:
+        waited: seconds that the training spent waiting for batches since the loader was made.
+    """
+
+    def __init__(self, images: TrainingSet, sampler: ModalityBatchSampler, workers: int = 2, ahead: int = 2) -> None:
+        self.images = images
+        self.sampler = sampler
+        self.workers = workers
+        self.ahead = ahead
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        """Batches left in this epoch."""
+        return self.sampler.batches - self.sampler.position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches to the end of the epoch.
+
+        Raises:
+            UserError: an image of the next batch cannot be read; names the file. Batches before it were handed out.
+        """
+        if self.workers == 0:
+            for plan in self.sampler:
+                begin = time.perf_counter()
+                batch = self.images.batch(plan)
+                self.waited += time.perf_counter() - begin
+                self.sampler.advance()
+                yield batch
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batch")
+        pending: deque[Future[Batch]] = deque()
+        plans = iter(self.sampler)
+        try:
+            for plan in plans:
+                pending.append(pool.submit(self.images.batch, plan))
+                if len(pending) > self.workers * self.ahead:
+                    yield self._next(pending)
+            while pending:
+                yield self._next(pending)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, pending: deque[Future[Batch]]) -> Batch:
+        begin = time.perf_counter()
+        batch = pending.popleft().result()
+        self.waited += time.perf_counter() - begin
+        self.sampler.advance()
+        return batch
