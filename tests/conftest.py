@@ -11,6 +11,8 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, graph_file_name, write_bundle
 
+pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
+
 TOY_SIZE = 64
 TOY_CHANNEL_WEIGHTS = (1.0, -0.5, 0.25)  # on the normalised R, G and B planes
 TOY_SECOND_CHANNEL_WEIGHTS = (-1.0, 0.5, -0.25)

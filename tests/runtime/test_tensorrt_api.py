@@ -1,0 +1,148 @@
+"""Loading TensorRT, parsing and building; with the real TensorRT-RTX where its libraries are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hand_graphs import hand_graph
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime import tensorrt_api
+from espmedsam_edge.runtime.tensorrt_api import Log, Refusal, TensorRT, build_plan, check_parse, resolve_targets
+
+
+@pytest.mark.usefixtures("unloaded")
+class TestLoading:
+    @pytest.mark.parametrize(("flavour", "extra"), [("tensorrt", "[trt]"), ("tensorrt-rtx", "[rtx]"), (None, "[rtx]")])
+    def test_missing_says_how_to_install(
+        self, flavour: str | None, extra: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: False)
+        monkeypatch.setattr(tensorrt_api, "jetson", lambda: None)
+        with pytest.raises(UserError, match=r"is installed|is not installed") as caught:
+            tensorrt_api.load(flavour)
+        assert "pip install" in caught.value.hint
+        assert extra in caught.value.hint
+
+    def test_missing_on_a_jetson_names_its_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from espmedsam_edge.runtime.environment import Jetson
+
+        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: False)
+        monkeypatch.setattr(tensorrt_api, "jetson", lambda: Jetson("NVIDIA Jetson Orin Nano", "36.4.0"))
+        with pytest.raises(UserError, match=r"sudo apt install tensorrt python3-libnvinfer"):
+            tensorrt_api.load("tensorrt")
+        with pytest.raises(UserError, match=r"does not run on a Jetson"):
+            tensorrt_api.load("tensorrt-rtx")
+
+    def test_unknown_backend_names_the_nearest(self) -> None:
+        with pytest.raises(UserError, match=r"Did you mean 'tensorrt'"):
+            tensorrt_api.load("tensort")
+
+    def test_bindings_without_libraries(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: module == "tensorrt_rtx_bindings")
+        monkeypatch.setattr(tensorrt_api, "RTX_LIBRARY_PACKAGE", "a_package_that_is_not_there")
+        with pytest.raises(UserError, match=r"installed without its libraries"):
+            tensorrt_api.load("tensorrt-rtx")
+
+    def test_broken_installation_carries_the_loader_s_words(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "tensorrt.py").write_text(
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file: No such file or directory')"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(UserError, match=r"does not load: libnvinfer\.so\.10: cannot open"):
+            tensorrt_api.load("tensorrt")
+
+    def test_a_folder_of_type_stubs_is_not_tensorrt(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "tensorrt").mkdir()
+        (tmp_path / "tensorrt" / "__init__.pyi").touch()
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+        assert not tensorrt_api.installed("tensorrt")
+
+
+def test_one_process_loads_one_of_the_two(double: Callable[..., TensorRT]) -> None:
+    double(release="10.3.0")
+    assert tensorrt_api.load().version == "10.3.0"
+    with pytest.raises(UserError, match=r"already runs TensorRT 10\.3\.0.*one process for each"):
+        tensorrt_api.load("tensorrt-rtx")
+
+
+def test_importing_loads_no_library() -> None:
+    code = (
+        "import sys, espmedsam_edge.runtime.engine_cache\n"
+        "heavy = {'tensorrt', 'tensorrt_rtx_bindings', 'onnx', 'torch', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_log_keeps_errors_when_it_grows_too_long() -> None:
+    log = Log()
+    log.add("ERROR", "the first error")
+    for index in range(20_000):
+        log.add("INFO", f"line {index}")
+    assert log.errors() == ["the first error"]
+    assert log.lines[-1] == ("INFO", "line 19999")
+    assert len(log.lines) <= 5000
+
+
+@pytest.mark.rtx
+class TestRtx:
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    def test_takes_and_builds_every_precision_without_a_gpu(
+        self, precision: str, tmp_path: Path, rtx: TensorRT
+    ) -> None:
+        file = tmp_path / f"{precision}.onnx"
+        file.write_bytes(hand_graph(precision))  # type: ignore[arg-type]
+        assert check_parse(file) == []
+        plan = build_plan(file, ["sm86", "12.0"])
+        assert len(plan) > 10_000  # kernels for two generations
+
+    def test_names_the_refused_node_and_why(self, tmp_path: Path, rtx: TensorRT) -> None:
+        file = tmp_path / "graph.onnx"
+        file.write_bytes(hand_graph("fp32", foreign="Det"))
+        assert check_parse(file) == [Refusal(8, "Det_foreign", "Det", "this parser does not support Det")]
+        with pytest.raises(UserError, match=r"refuses graph.onnx: node 8 'Det_foreign' \(Det\)"):
+            build_plan(file)
+
+    def test_a_graph_newer_than_the_parser(self, tmp_path: Path, rtx: TensorRT) -> None:
+        file = tmp_path / "graph.onnx"
+        file.write_bytes(hand_graph("fp32", foreign="HolographicNorm"))
+        (refusal,) = check_parse(file)
+        assert refusal.unknown_operator
+        with pytest.raises(UserError, match=r"does not know the operator HolographicNorm.*newer than this parser"):
+            build_plan(file)
+
+    @pytest.mark.parametrize("content", [b"", b"not a graph at all" * 10, hand_graph("fp32")[:2000]])
+    def test_a_file_that_is_no_graph_is_refused_whole(self, content: bytes, tmp_path: Path, rtx: TensorRT) -> None:
+        file = tmp_path / "graph.onnx"
+        file.write_bytes(content)
+        (refusal,) = check_parse(file)
+        assert refusal.node == -1
+        assert str(refusal).startswith("the graph: ")
+
+    def test_targets_in_any_spelling(self, rtx: TensorRT) -> None:
+        assert resolve_targets(rtx, ["8.6", "SM86", "89", "sm_120"]) == ["sm86", "sm89", "sm120"]
+        with pytest.raises(UserError, match=r"cannot build for 'sm87'.*Did you mean"):
+            resolve_targets(rtx, ["sm87"])
+
+    def test_the_other_one_is_refused_after_it(self, rtx: TensorRT) -> None:
+        with pytest.raises(UserError, match=r"already runs TensorRT-RTX"):
+            tensorrt_api.load("tensorrt")
+
+
+def test_tensorrt_takes_no_targets(double: Callable[..., TensorRT]) -> None:
+    api = double(release="11.4.0.106")
+    assert resolve_targets(api, []) == []
+    with pytest.raises(UserError, match=r"builds for the GPU it runs on"):
+        resolve_targets(api, ["sm86"])
+
+
+def test_no_such_file() -> None:
+    with pytest.raises(UserError, match=r"no graph at nowhere.onnx"):
+        check_parse("nowhere.onnx")
