@@ -49,12 +49,10 @@ def check_name(name: str) -> str:
 
 
 def register(name: str, target: str) -> Modality:
-    """Add a modality of the user's own; the same name twice must mean the same target."""
-    modality = Modality(check_name(name), target)
-    known = _REGISTRY.setdefault(name, modality)
-    if known.target != target:
-        raise UserError(f"modality '{name}' is already registered for '{known.target}'.", "Choose another name.")
-    return known
+    """Add a modality of the user's own, or say what a known one segments here; the last word counts."""
+    modality = Modality(check_name(name), target, published_query(name))
+    _REGISTRY[name] = modality
+    return modality
 
 
 def target_of(name: str) -> str:

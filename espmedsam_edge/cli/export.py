@@ -36,8 +36,8 @@ def command(
         )
     for graph in exported:
         typer.echo(
-            f"{bundle.path / graph.file}: {graph.megabytes:.1f} MB, {graph.nodes} nodes; against the checkpoint: "
-            f"{graph.agreement.mask_agreement:.3%} of the mask, error {graph.agreement.max_error:.1e} of the logit range"
+            f"{bundle.path / graph.file}: {graph.megabytes:.1f} MB, {graph.nodes} nodes; agrees with the checkpoint on "
+            f"{graph.agreement.mask_agreement:.3%} of the mask (logits: {graph.agreement.max_error:.1e} of their range)"
         )
     if bundle.manifest.weights.origin == "random":
         typer.echo("These weights were never trained: the masks will mean nothing.")

@@ -19,7 +19,7 @@ from espmedsam_edge.runtime import onnxruntime_backend
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an export may differ by: logits, as a fraction of their range, and mask pixels (fraction that must agree)."""
+    """How far an export may be off: logits as a fraction of their range; the fraction of mask pixels to agree."""
 
     max_error: float
     mask_agreement: float
@@ -91,8 +91,8 @@ def verify_graph(
     bounds = BOUNDS[storage]
     if not agreement.within(bounds):
         raise GraphError(
-            f"the {graph.modality} graph differs from the checkpoint: error {agreement.max_error:.2g} of the logit range "
-            f"(at most {bounds.max_error}), {agreement.mask_agreement:.4%} of the mask agrees "
+            f"the {graph.modality} graph differs from the checkpoint: logits by {agreement.max_error:.2g} of their "
+            f"range (at most {bounds.max_error}), {agreement.mask_agreement:.4%} of the mask agrees "
             f"(at least {bounds.mask_agreement:.2%})"
         )
     return agreement

@@ -1,0 +1,36 @@
+"""What a model costs: parameters and multiply-accumulates, counted without running it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from espmedsam_edge.model.config import ModelConfig
+from espmedsam_edge.model.esp_medsam import EspMedSam
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable numbers of a module; BatchNorm statistics and positional tables are not counted."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_accumulates(config: ModelConfig, image_size: int | None = None) -> int:
+    """Multiply-accumulates of one image of one modality in convolutions and matrix products, as the paper's Table III.
+
+    Element-wise work (normalisation, softmax, GELU, interpolation) is not counted. Nothing is computed: the model is
+    traced on torch's meta device.
+
+    Args:
+        config: the model.
+        image_size: S in pixels (None: the configuration's).
+    """
+    size = image_size or config.image_size
+    with torch.device("meta"):
+        model = EspMedSam(config, ["fundus"]).eval().requires_grad_(False)
+        image = torch.zeros(1, 3, size, size)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernel hides its products
+        model(image, "fundus")
+    return int(counter.get_total_flops()) // 2
