@@ -242,3 +242,21 @@ def collect_environment(root: Path = ROOT) -> dict[str, Any]:
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
         "packages": packages(),
     }
+
+
+def process_memory() -> tuple[int | None, int | None]:
+    """Bytes this process holds in memory now and the most it ever held; None where /proc does not say."""
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", read_text(Path("/proc/self/status")) or "", re.M))
+    now, most = (int(found[key]) * 1024 if key in found else None for key in ("VmRSS", "VmHWM"))
+    return now, most
+
+
+def machine_cpu_seconds() -> tuple[float, float] | None:
+    """CPU seconds that all programs together have used since boot, and those a hypervisor kept (steal); None unknown."""
+    fields = (read_text(Path("/proc/stat")) or "").partition("\n")[0].split()
+    if len(fields) < 9 or fields[0] != "cpu":
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = (
+        int(value) / os.sysconf("SC_CLK_TCK") for value in fields[1:9]
+    )
+    return user + nice + system + irq + softirq, steal

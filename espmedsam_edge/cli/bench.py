@@ -1,0 +1,86 @@
+"""espmedsam-edge bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="B.bundle", help="The bundle to measure.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Image, folder, glob or video to take frames from. Default: a generated 1080p clip."),
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="May be left out where the bundle has one.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8. Default: fp32, else what there is.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="What runs the graph.")] = "auto",
+    compare: Annotated[
+        str,
+        typer.Option(
+            metavar="X,Y", help="Measure in turn with: a backend, a precision, torch, a bundle, an ONNX file."
+        ),
+    ] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="The weights, for --compare torch.")] = None,
+    duration: Annotated[float, typer.Option(help="Seconds to measure, for each contender; at least 10 runs.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the physical cores.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a PNG to this file (needs the extra 'bench').")] = None,
+) -> None:
+    """Measure latency and FPS of a bundle, stage by stage, and say what the numbers mean.
+
+    Contenders of --compare run in turn with the bundle (A B A B ...) in one process; the report gives the part of their
+    time that the bundle takes, with a 95 % interval.
+    """
+    import json
+
+    from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
+    from espmedsam_edge.files import atomic_write
+    from espmedsam_edge.runtime.bench import Settings
+    from espmedsam_edge.runtime.bench_plot import draw_plot, why_no_plot
+    from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
+
+    names = [name.strip() for name in compare.split(",") if name.strip()]
+    request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint)
+    with _bar("measuring") as progress:
+        result = run_benchmark(request, Settings(duration=duration), progress)
+    typer.echo(as_text(result))
+    if json_file:
+        atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
+    if markdown:
+        atomic_write(markdown, as_markdown(result))
+    if plot:
+        reason = why_no_plot()
+        if reason:
+            typer.echo(f"notice: {plot} was not drawn: {reason}", err=True)
+        else:
+            atomic_write(plot, draw_plot(result))
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr that goes when it is done; nothing where stderr is no terminal."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    # A thread that redraws would disturb what is measured: it is drawn from here, between rounds.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task, drawn = bar.add_task(name, total=1.0), 0.0
+
+        def update(fraction: float) -> None:
+            nonlocal drawn
+            due = time.monotonic() - drawn > 0.2
+            bar.update(task, completed=fraction, refresh=due)
+            drawn = time.monotonic() if due else drawn
+
+        yield update

@@ -1,0 +1,169 @@
+"""What a bundle can be measured against: another backend or precision, another bundle, any ONNX file, eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espmedsam_edge.bundle import PRECISIONS, Bundle, Graph
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import sha256_file
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.runtime.backend import BACKENDS, Backend, Choice
+from espmedsam_edge.runtime.bench import Contender
+from espmedsam_edge.runtime.cores import usable_cores
+from espmedsam_edge.runtime.onnxruntime_backend import open_session
+from espmedsam_edge.runtime.segmenter import Segmenter
+
+
+class TorchBackend:
+    """The unfused model of a checkpoint, run eagerly by PyTorch on the CPU."""
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Path, graph: Graph, threads: int) -> None:
+        import torch
+
+        from espmedsam_edge.model.checkpoint import load_checkpoint
+
+        torch.set_num_threads(threads)
+        model, _ = load_checkpoint(checkpoint)
+        if graph.modality not in model.modalities:
+            raise UserError(
+                f"checkpoint {checkpoint} has no modality '{graph.modality}'.",
+                nearest(graph.modality, model.modalities),
+            )
+        self._model = model.eval()
+        self.graph = graph
+        self.device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+    def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(image), self.graph.modality).low_res_logits
+        return np.asarray(logits.numpy(), np.float32)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        del self._model
+
+
+class OnnxFileBackend:
+    """An ONNX file from anywhere with the bundle's input and logits, whatever their names, in ONNX Runtime's CPU."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, file: Path, graph: Graph, threads: int) -> None:
+        session = open_session(file, threads, cuda=False)
+        (image, *others), outputs = session.get_inputs(), session.get_outputs()
+        expected = list(graph.input_shape)
+        if others or image.type != "tensor(float)" or not _fits(image.shape, expected):
+            raise UserError(
+                f"{file} takes {[(node.name, node.type, node.shape) for node in (image, *others)]}, "
+                f"not one float tensor of {expected}.",
+                "Compare with a graph of the same image size and batch.",
+            )
+        logits = [node for node in outputs if _fits(node.shape, list(graph.output_shape))]
+        if not logits:
+            raise UserError(
+                f"{file} gives {[(node.name, node.shape) for node in outputs]}, "
+                f"none of them logits of {list(graph.output_shape)}.",
+                "Compare with a graph of the same image size and batch.",
+            )
+        self._session: Any = session
+        self._input, self._output = image.name, logits[0].name
+        self.graph = graph
+        self.device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+    def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``."""
+        return np.asarray(self._session.run([self._output], {self._input: image})[0], np.float32)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._session = None
+
+
+def _fits(shape: list[Any], expected: list[int]) -> bool:
+    """Whether a graph's shape, with names or None for dynamic sizes, can be the expected one."""
+    return len(shape) == len(expected) and all(
+        not isinstance(size, int) or size == wanted for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def load_first(
+    bundle: Bundle, modality: str | None, precision: str | None, backend: str, threads: int | None
+) -> Contender:
+    """The bundle's own graph: the one that the others are compared with."""
+    graph = bundle.graph(modality, precision)
+    contender = Contender.load(
+        "", lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads), graph.sha256
+    )
+    contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
+    return contender
+
+
+def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, threads: int | None) -> Contender:
+    """A competitor by name.
+
+    Args:
+        what: a backend's name, a precision, "torch" (needs ``checkpoint``), an ONNX file or another bundle's folder.
+        first: what it is compared with; gives modality, shapes, threshold and normalisation.
+        checkpoint: the safetensors file the bundle was exported from.
+        threads: CPU threads; None: as ``Segmenter.load``.
+
+    Raises:
+        UserError: none of these, or it cannot be loaded; says why.
+    """
+    bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
+    if what in BACKENDS:
+        return Contender.load(
+            f"{what} {graph.precision}",
+            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads),
+            graph.sha256,
+        )
+    if what in PRECISIONS:
+        other = bundle.graph(graph.modality, what)
+        name = first.choice.backend.name
+        return Contender.load(
+            f"{name} {what}",
+            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads),
+            other.sha256,
+        )
+    if what == "torch":
+        if checkpoint is None:
+            raise UserError("--compare torch needs the weights.", "Name them: --checkpoint WEIGHTS.safetensors")
+        digest = sha256_file(checkpoint) if checkpoint.is_file() else ""
+        if digest and digest != bundle.manifest.weights.checkpoint_sha256:
+            raise UserError(
+                f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (SHA-256 differs).",
+                "Export the bundle from it again, or name the right file.",
+            )
+        return _wrapped("torch eager", first, lambda: TorchBackend(checkpoint, graph, cores), digest)
+    path = Path(what)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise UserError(f"no file {path} to compare with.", "Name an ONNX file that exists.")
+        return _wrapped(path.name, first, lambda: OnnxFileBackend(path, graph, cores), sha256_file(path))
+    if path.is_dir():
+        other = Bundle.open(path).graph(graph.modality, graph.precision)
+        name = first.choice.backend.name
+        return Contender.load(
+            path.name,
+            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads),
+            other.sha256,
+        )
+    known = [*BACKENDS, *PRECISIONS, "torch"]
+    raise UserError(
+        f"'{what}' is nothing to compare with.",
+        f"Give a bundle's folder, an .onnx file or a name. {nearest(what, known)}",
+    )
+
+
+def _wrapped(name: str, first: Segmenter, load: Callable[[], Backend], digest: str) -> Contender:
+    return Contender.load(name, lambda: Segmenter(first.bundle, Choice(load()), first.threshold), digest)

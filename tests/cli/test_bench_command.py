@@ -1,0 +1,95 @@
+"""``espmedsam-edge bench`` as a user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espmedsam_edge import cli
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.imaging.encode import write_image
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    write_image(path, np.random.default_rng(8).integers(0, 256, (60, 80, 3), np.uint8))
+    return path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+def test_it_prints_a_table_and_writes_json_markdown_and_plot(
+    toy_bundle: Bundle, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib (extra bench)")
+    files = [tmp_path / "out" / name for name in ("bench.json", "bench.md", "bench.png")]
+    code = run(
+        "bench", toy_bundle.path, picture, "--compare", "onnxruntime-cpu,fp32", "--duration", "0.05",
+        "--json", files[0], "--markdown", files[1], "--plot", files[2],
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "frame to mask" in out
+    assert "takes this part of the other's time" in out
+    data = json.loads(files[0].read_text())
+    assert [c["name"] for c in data["contenders"]] == [
+        "onnxruntime fp32",
+        "onnxruntime-cpu fp32",
+        "onnxruntime fp32 (2)",
+    ]
+    assert data["encode_ms"]["samples"] == 1
+    assert files[1].read_text().startswith("# Bench of toy.bundle")
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_plot_is_left_out_with_a_notice(
+    toy_bundle: Bundle,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "espmedsam_edge.runtime.bench_plot.find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    plot, markdown = tmp_path / "bench.png", tmp_path / "bench.md"
+    code = run("bench", toy_bundle.path, picture, "--duration", "0.05", "--plot", plot, "--markdown", markdown)
+    assert code == 0
+    assert "[bench]'" in capsys.readouterr().err
+    assert markdown.exists()
+    assert not plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--duration", "0"], "duration 0 s is not possible"),
+        (["--compare", "tensorflow"], "'tensorflow' is nothing to compare with"),
+        (["--precision", "int8"], "no int8 graph"),
+        (["--backend", "cpu"], "unknown backend 'cpu'"),
+        (["--modality", "xray"], "no modality 'xray'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    toy_bundle: Bundle, picture: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run("bench", toy_bundle.path, picture, *arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_source_that_cannot_be_read_leaves_with_1(toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", toy_bundle.path, "nowhere.mp4", "--duration", "0.05") == 1
+    assert "nowhere.mp4" in capsys.readouterr().err
