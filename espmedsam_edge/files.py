@@ -7,8 +7,8 @@ import ctypes
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,8 +41,12 @@ def write_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
+        if error.errno in (errno.EFBIG, errno.EIO):
+            raise UserError(
+                f"cannot write {path}: {error.strerror}.", "Check the disk; nothing was left behind.", exit_code=1
+            ) from error
         raise
 
 
@@ -61,16 +65,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file is removed and ``path`` stays as it was.
     """
     with write_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix}")
+        temporary.touch(exist_ok=False)
         try:
             yield temporary
             _sync(temporary)
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -105,9 +107,9 @@ def atomic_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}")
+        temporary.mkdir()
         try:
-            temporary.chmod(0o755)
             if keep and path.is_dir():
                 shutil.copytree(path, temporary, dirs_exist_ok=True, copy_function=_link_or_copy)
             yield temporary

@@ -66,9 +66,8 @@ def mask_from_logits(logits: Tensor, size: tuple[int, int], threshold: float = 0
         logits: (h, w) float32.
         size: (H, W) of the frame.
     """
-    level = float(np.float32(logit(threshold)))
-    mask: Any = cv2.compare(upsample_logits(logits, size), level, cv2.CMP_GE)  # type: ignore[call-overload]
-    return _u8(mask)
+    upsampled = upsample_logits(logits, size)
+    return _u8((upsampled >= np.float32(logit(threshold))).view(np.uint8) * np.uint8(255))
 
 
 def probability_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
