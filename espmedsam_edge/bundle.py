@@ -137,14 +137,17 @@ class Bundle:
         """
         path = Path(path)
         file = path / MANIFEST
-        if not path.exists():
-            raise UserError(f"no bundle at {path}.", "Make one: espmedsam-edge export WEIGHTS --out " + str(path))
-        if not file.is_file():
-            raise UserError(f"{path} is not a bundle: it has no {MANIFEST}.", "Name the folder that export wrote.")
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise UserError(f"{file} is over 4 MiB; no manifest is that large.", "Export the bundle again.")
         try:
+            if not path.exists():
+                raise UserError(f"no bundle at {path}.", "Make one: espmedsam-edge export WEIGHTS --out " + str(path))
+            if not file.is_file():
+                raise UserError(f"{path} is not a bundle: it has no {MANIFEST}.", "Name the folder that export wrote.")
+            if file.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise UserError(f"{file} is over 4 MiB; no manifest is that large.", "Export the bundle again.")
             data = json.loads(file.read_bytes())
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot read {path}: {reason}.", "Check the name and its permissions.") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}.", "Export the bundle again.") from error
         version = data.get("schema_version") if isinstance(data, dict) else None

@@ -1,0 +1,311 @@
+"""Bundles: what is written is read back, and nothing that was changed, cut or led astray is used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from espmedsam_edge.bundle import MANIFEST, Bundle, Manifest, Normalization, Weights, graph_file_name, write_bundle
+from espmedsam_edge.errors import UserError
+
+
+def write_plain_bundle(path: Path, content: bytes = b"not a real graph", **fields: Any) -> Bundle:
+    """A bundle whose graph is any bytes: enough for everything that happens before a backend loads it."""
+    with write_bundle(path) as draft:
+        draft.new_file("fp32.onnx").write_bytes(content)
+        graph = draft.graph("fp32.onnx", modality="fundus", precision="fp32", image_size=64)
+        weights = Weights(checkpoint_sha256="ab" * 32, origin="imported")
+        draft.manifest = Manifest(preset="espmedsam-s", weights=weights, graphs=[graph], **fields)
+    return Bundle.open(path)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_plain_bundle(tmp_path / "fundus.bundle")
+
+
+def edit(bundle: Bundle, **changes: Any) -> None:
+    file = bundle.path / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def edit_graph(bundle: Bundle, **changes: Any) -> None:
+    graphs = json.loads((bundle.path / MANIFEST).read_text())["graphs"]
+    edit(bundle, graphs=[{**graphs[0], **changes}])
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = write_plain_bundle(
+        tmp_path / "b", threshold=0.4, targets={"fundus": "retinal vessels"}, tools={"onnx": "1.17"}
+    )
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest == written.manifest
+    assert manifest.threshold == 0.4
+    assert manifest.modalities == ["fundus"]
+    assert manifest.graphs[0].input_shape == (1, 3, 64, 64)
+    assert manifest.graphs[0].output_shape == (1, 1, 16, 16)
+    assert written.graph_path(written.graph()).read_bytes() == b"not a real graph"
+
+
+def test_a_bundle_moves(bundle: Bundle, tmp_path: Path) -> None:
+    moved = shutil.move(str(bundle.path), tmp_path / "elsewhere")
+    opened = Bundle.open(moved)
+    assert opened.graph_path(opened.graph()).is_file()
+
+
+def test_extending_keeps_what_there_is(bundle: Bundle) -> None:
+    with write_bundle(bundle.path, extend=True) as draft:
+        assert draft.manifest is not None
+        draft.new_file("fp16.onnx").write_bytes(b"half")
+        graph = draft.graph("fp16.onnx", modality="fundus", precision="fp16", image_size=64)
+        draft.manifest = draft.manifest.model_copy(update={"graphs": [*draft.manifest.graphs, graph]})
+    opened = Bundle.open(bundle.path)
+    assert [graph.precision for graph in opened.manifest.graphs] == ["fp32", "fp16"]
+    assert opened.graph().precision == "fp32"
+    assert opened.graph_path(opened.graph("fundus", "fp16")).read_bytes() == b"half"
+
+
+def test_replacing_a_file_of_an_extended_bundle_leaves_the_old_content_to_its_readers(bundle: Bundle) -> None:
+    """Hard links must be broken before writing, or a failed calibration would have changed the old bundle."""
+
+    def failing() -> None:
+        with write_bundle(bundle.path, extend=True) as draft:
+            draft.new_file("fp32.onnx").write_bytes(b"other")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert bundle.graph_path(bundle.graph()).read_bytes() == b"not a real graph"
+
+
+def test_file_names_by_modality() -> None:
+    assert graph_file_name("fundus", "fp16", 1) == "fp16.onnx"
+    assert graph_file_name("fundus", "fp16", 2) == "fundus-fp16.onnx"
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("x")
+    with pytest.raises(UserError, match="exists and is not a bundle"), write_bundle(tmp_path / "photos"):
+        pass
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_a_changed_byte_is_found(bundle: Bundle) -> None:
+    file = bundle.path / "fp32.onnx"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"fp32\.onnx is not the file that export wrote"):
+        bundle.graph_path(bundle.graph())
+
+
+def test_a_missing_graph_is_reported(bundle: Bundle) -> None:
+    (bundle.path / "fp32.onnx").unlink()
+    with pytest.raises(UserError, match=r"fp32\.onnx is missing"):
+        bundle.graph_path(bundle.graph())
+
+
+@pytest.mark.parametrize(
+    "name", ["../fp32.onnx", "/etc/passwd.onnx", "a/b.onnx", "..", ".hidden.onnx", "a\n.onnx", "a\\b.onnx", "", "x.bin"]
+)
+def test_a_file_name_that_leaves_the_folder_is_refused(bundle: Bundle, name: str) -> None:
+    edit_graph(bundle, file=name)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        Bundle.open(bundle.path)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    file = bundle.path / "fp32.onnx"
+    shutil.move(file, tmp_path / "outside.onnx")
+    file.symlink_to(tmp_path / "outside.onnx")
+    with pytest.raises(UserError, match="leads out of the bundle"):
+        bundle.graph_path(bundle.graph())
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, 99])
+def test_an_unknown_schema_version_is_named(bundle: Bundle, version: object) -> None:
+    edit(bundle, schema_version=version)
+    with pytest.raises(UserError, match="schema version") as caught:
+        Bundle.open(bundle.path)
+    assert "update espmedsam-edge" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"threshold": 1.0}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"graphs": []}, "graphs"),
+        ({"surprise": 1}, "surprise"),
+        ({"input": {"normalization": {"mean": [0, 0, 0], "std": [1, 0, 1]}}}, "std"),
+        ({"weights": {"checkpoint_sha256": "short", "origin": "trained"}}, "checkpoint_sha256"),
+        ({"weights": {"checkpoint_sha256": "ab" * 32, "origin": "found"}}, "origin"),
+    ],
+)
+def test_a_wrong_field_is_named(bundle: Bundle, changes: dict[str, Any], field: str) -> None:
+    edit(bundle, **changes)
+    with pytest.raises(UserError, match=field):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 100}, {"image_size": 0}, {"batch": 0}, {"modality": "Fundus"}])
+def test_a_graph_that_cannot_be_is_refused(bundle: Bundle, changes: dict[str, Any]) -> None:
+    edit_graph(bundle, **changes)
+    with pytest.raises(UserError, match=r"graphs\.0"):
+        Bundle.open(bundle.path)
+
+
+def test_two_graphs_for_one_purpose_are_refused(bundle: Bundle) -> None:
+    graph = bundle.manifest.graphs[0].model_dump(mode="json")
+    edit(bundle, graphs=[graph, {**graph, "file": "other.onnx"}])
+    with pytest.raises(UserError, match="share a file or a modality and precision"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 1}'])
+def test_a_broken_manifest_is_one_line(bundle: Bundle, content: bytes) -> None:
+    (bundle.path / MANIFEST).write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        Bundle.open(bundle.path)
+
+
+def test_missing_places_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no bundle at .*espmedsam-edge export"):
+        Bundle.open(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"cannot read .*name too long"):
+        Bundle.open(tmp_path / ("n" * 300))
+    with pytest.raises(UserError, match=r"is not a bundle: it has no manifest\.json"):
+        Bundle.open(tmp_path)
+
+
+def test_modalities_and_precisions_are_suggested(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="Did you mean 'fundus'"):
+        bundle.graph("fundos")
+    with pytest.raises(UserError, match="Did you mean 'fp16'"):
+        bundle.graph("fundus", "f16")
+    with pytest.raises(UserError, match=r"no int8 graph for fundus, only fp32\. Add it: espmedsam-edge calibrate"):
+        bundle.graph("fundus", "int8")
+
+
+WILD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON document."""
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found += places(inner, (*path, key))
+    return found
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_manifest_is_valid_or_one_clear_error(bundle: Bundle, data: st.DataObject) -> None:
+    document = copy.deepcopy(bundle.manifest.model_dump(mode="json"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from(places(document)))
+        target = document
+        for key in parents:
+            if not isinstance(target, dict | list) or (isinstance(target, dict) and key not in target):
+                break
+            target = target[key]
+        if isinstance(target, dict) and data.draw(st.booleans()):
+            target.pop(last, None)
+        elif isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int) and last < len(target)):
+            target[last] = data.draw(WILD)
+    (bundle.path / MANIFEST).write_text(json.dumps(document))
+    try:
+        opened = Bundle.open(bundle.path)
+        for graph in opened.manifest.graphs:
+            assert opened.graph_path(graph).parent == bundle.path
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (both outcomes are right)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 2000), byte=st.integers(0, 255), cut=st.integers(0, 50))
+def test_a_damaged_manifest_file_is_valid_or_one_clear_error(
+    bundle: Bundle, position: int, byte: int, cut: int
+) -> None:
+    content = bytearray((json.dumps(bundle.manifest.model_dump(mode="json"), indent=2)).encode())
+    content[position % len(content)] = byte
+    (bundle.path / MANIFEST).write_bytes(content[: len(content) - cut])
+    try:
+        Bundle.open(bundle.path)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (both outcomes are right)
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_a_killed_command_leaves_the_old_bundle(bundle: Bundle, extend: bool) -> None:
+    script = f"""
+import time
+from espmedsam_edge.bundle import write_bundle
+with write_bundle({str(bundle.path)!r}, extend={extend}) as draft:
+    draft.new_file("fp32.onnx").write_bytes(b"half a gra")
+    draft.new_file("manifest.json").write_text("{{")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest == bundle.manifest
+    assert opened.graph_path(opened.graph()).read_bytes() == b"not a real graph"
+
+
+def test_a_command_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) -> None:
+    """Rewrites a bundle over and over; whenever the kill comes, one of the versions is there in full."""
+    path = tmp_path / "b"
+    write_plain_bundle(path, b"0" * 1000)
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_bundle import write_plain_bundle
+print("writing", flush=True)
+for number in range(1, 100_000):
+    write_plain_bundle(Path({str(path)!r}), str(number % 10).encode() * 1000)
+"""
+    for delay in (0.01, 0.04, 0.09):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": "0"}
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        process.stdout.close()
+        opened = Bundle.open(path)
+        content = opened.graph_path(opened.graph()).read_bytes()
+        assert len(content) == 1000
+        assert len(set(content)) == 1
+
+
+def test_normalization_is_imagenets_unless_said() -> None:
+    assert Normalization().mean == (0.485, 0.456, 0.406)
+    assert Normalization().std == (0.229, 0.224, 0.225)
