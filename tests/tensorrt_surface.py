@@ -11,13 +11,15 @@ FILE = Path(__file__).parent / "tensorrt_surfaces.json"
 RELEASES = ("10.3.0", "10.16.1.11", "11.4.0.106")
 
 # What the bindings' signatures call things -> what a stub may
-_TYPES = {
-    "buffer": "Any",
-    "typing_extensions.Buffer": "Any",
-    "Buffer": "Any",
-    "capsule": "Any",
-    "Dims": "Sequence[int]",
-}
+_TYPES = {"buffer": "Any", "typing_extensions.Buffer": "Any", "Buffer": "Any", "capsule": "Any", "Dims": "Dims"}
+_HEAD = """\
+from typing import Any, ClassVar, SupportsInt
+
+class Dims:
+    def __getitem__(self, index: int) -> int: ...
+    def __len__(self) -> int: ...
+
+"""
 
 
 def surface(release: str) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def stub(release: str) -> str:
     """The text of a ``tensorrt/__init__.pyi`` with exactly the members of the release's classes and enumerations."""
     api = surface(release)
     known = {*api["classes"], *api["enumerations"]}
-    lines = ["from collections.abc import Sequence", "from typing import Any, ClassVar, SupportsInt", ""]
+    lines = [_HEAD]
     for name, members in api["enumerations"].items():
         lines += [f"class {name}:", "    name: str", "    value: int", f"    __members__: ClassVar[dict[str, {name}]]",
                   "    def __int__(self) -> int: ..."]  # fmt: skip

@@ -20,8 +20,8 @@ from pathlib import Path
 
 CLASSES = (
     "Builder", "IBuilderConfig", "INetworkDefinition", "OnnxParser", "ParserError", "Runtime", "ICudaEngine",
-    "IExecutionContext", "EngineInspector", "ILayer", "IConvolutionLayer", "IDeconvolutionLayer", "ITensor", "IHostMemory", "ITimingCache",
-    "ILogger", "IProgressMonitor",
+    "IExecutionContext", "EngineInspector", "ILayer", "IConvolutionLayer", "IDeconvolutionLayer", "ITensor",
+    "IHostMemory", "ITimingCache", "ILogger", "IProgressMonitor",
 )  # fmt: skip
 ENUMERATIONS = (
     "BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat",

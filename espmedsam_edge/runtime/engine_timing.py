@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, checked, with_context
+from espmedsam_edge.runtime.network_precision import shape_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -37,7 +38,7 @@ def median_milliseconds(gpu: GpuDevice, engine: trt.ICudaEngine) -> float:
     try:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            size = math.prod(engine.get_tensor_shape(name)) * _BYTES_OF_FLOAT32
+            size = math.prod(shape_of(engine.get_tensor_shape(name))) * _BYTES_OF_FLOAT32
             buffer = c_uint64()
             checked(gpu, cuda.cuMemAlloc_v2(byref(buffer), c_size_t(size)))
             buffers.append(buffer)

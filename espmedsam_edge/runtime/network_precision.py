@@ -107,8 +107,13 @@ def read_arithmetic(api: TensorRT, network: trt.INetworkDefinition) -> Arithmeti
     )
 
 
+def shape_of(dims: trt.Dims) -> tuple[int, ...]:
+    """TensorRT's dimensions, which are no Python sequence in every release, as a tuple."""
+    return tuple(int(dims[index]) for index in range(len(dims)))
+
+
 def _tensor(tensor: trt.ITensor) -> TensorType:
-    return TensorType(name=tensor.name, dtype=type_name(tensor.dtype), shape=tuple(int(size) for size in tensor.shape))
+    return TensorType(name=tensor.name, dtype=type_name(tensor.dtype), shape=shape_of(tensor.shape))
 
 
 def _product_type(layer: trt.ILayer, producers: dict[str, trt.ILayer]) -> str:
@@ -128,8 +133,8 @@ def _dequantised(tensor: trt.ITensor, producers: dict[str, trt.ILayer]) -> bool:
 
 
 def _macs(api: TensorRT, layer: trt.ILayer) -> int:
-    left: tuple[int, ...] = tuple(layer.get_input(0).shape)
-    out: tuple[int, ...] = tuple(layer.get_output(0).shape)
+    left = shape_of(layer.get_input(0).shape)
+    out = shape_of(layer.get_output(0).shape)
     if layer.type.name == "MATRIX_MULTIPLY":
         rows = out[-2] if len(out) > 1 and len(left) > 1 else 1
         inner = math.prod(left[-2:]) // rows  # whichever way the left matrix lies
@@ -138,7 +143,7 @@ def _macs(api: TensorRT, layer: trt.ILayer) -> int:
     deconvolution = layer.type.name == "DECONVOLUTION"
     cast(Any, layer).__class__ = api.module.IDeconvolutionLayer if deconvolution else api.module.IConvolutionLayer
     typed = cast("trt.IConvolutionLayer", layer)
-    kernel = math.prod(int(size) for size in typed.kernel_size_nd)
+    kernel = math.prod(shape_of(typed.kernel_size_nd))
     if deconvolution:  # every input value meets the whole kernel of every output channel of its group
         return math.prod(left) * kernel * out[1] // int(typed.num_groups)
     return math.prod(out) * kernel * left[1] // int(typed.num_groups)
@@ -189,7 +194,7 @@ def read_engine(api: TensorRT, engine: trt.ICudaEngine) -> tuple[list[TensorType
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         tensor = TensorType(
-            name=name, dtype=type_name(engine.get_tensor_dtype(name)), shape=tuple(engine.get_tensor_shape(name))
+            name=name, dtype=type_name(engine.get_tensor_dtype(name)), shape=shape_of(engine.get_tensor_shape(name))
         )
         (inputs if engine.get_tensor_mode(name).name == "INPUT" else outputs).append(tensor)
     text = engine.create_engine_inspector().get_engine_information(api.module.LayerInformationFormat.JSON)

@@ -208,6 +208,8 @@ class ITimingCache(_Cut):
 
 
 class IBuilderConfig(_Cut):
+    progress_monitor = profiling_verbosity = default_device_type = DLA_core = None
+
     def set_flag(self, flag):
         pass
 
