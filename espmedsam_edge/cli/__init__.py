@@ -19,6 +19,7 @@ from espmedsam_edge.errors import UserError, nearest
 # command -> (module in this package, its line in the list of commands)
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_", "Convert published checkpoints into this project's format."),
+    "train": ("train", "Train the teacher and the student: a recipe in, a checkpoint out."),
     "export": ("export", "Fuse a checkpoint's modalities and write them as a bundle of ONNX graphs."),
     "build": ("build", "Compile a bundle's graphs to TensorRT engines for a GPU."),
     "engines": ("engines", "Show, verify and clear the cache of engines."),

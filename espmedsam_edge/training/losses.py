@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss, FocalLoss
+from monai.losses.dice import DiceLoss
+from monai.losses.focal_loss import FocalLoss
 from torch import Tensor, nn
 
 from espmedsam_edge.model.esp_medsam import ModelOutput

@@ -1,0 +1,133 @@
+"""From a recipe's data section to the images that a stage trains and validates on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.modalities import PAPER_MODALITIES, register
+from espmedsam_edge.training.augmentation import default_augmentation
+from espmedsam_edge.training.dataset import FolderSource, PhantomSource, Source, TrainingSet
+from espmedsam_edge.training.recipe import Recipe
+
+NATURAL = "natural"
+"""What the photographs of the first distillation go by, beside the modalities."""
+
+_PHANTOM_SIZE = 256
+_FIRST_VALID_PHANTOM = 1_000_000
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The images of a stage.
+
+    Attributes:
+        train: to learn from.
+        valid: to choose the best weights by; None where no folder has any.
+        hashes: modality -> SHA-256 of the training images' names and sizes in bytes, for the checkpoint's provenance.
+        remarks: what the user should know, a line each.
+    """
+
+    train: TrainingSet
+    valid: TrainingSet | None
+    hashes: dict[str, str]
+    remarks: list[str] = field(default_factory=list)
+
+
+def modalities_of(recipe: Recipe) -> list[str]:
+    """The modalities that a recipe has images for.
+
+    Raises:
+        UserError: none.
+    """
+    names = list(recipe.data.folders) or (list(PAPER_MODALITIES) if recipe.data.phantoms else [])
+    if not names:
+        raise UserError("the recipe names no images.", "Fill in [data.folders], or try --set data.phantoms=8.")
+    return names
+
+
+def labelled_images(recipe: Recipe, image_size: int) -> Collection:
+    """The medical images of every modality of the recipe, with masks.
+
+    Raises:
+        UserError: no images, or a folder or list that is missing or empty.
+    """
+    folders = recipe.data_folders()
+    train: dict[str, list[Source]] = {}
+    valid: dict[str, list[Source]] = {}
+    remarks = []
+    for name in modalities_of(recipe):
+        if name in recipe.data.targets:
+            register(name, recipe.data.targets[name])
+        if recipe.data.phantoms:
+            train[name], valid[name] = _phantoms(name, recipe.data.phantoms)
+            continue
+        opened = [DatasetFolder.open(path) for path in folders[name]]
+        if not opened:
+            raise UserError(f"data.folders.{name} is an empty list.", "Name a folder, or leave the modality out.")
+        bare = [folder for folder in opened if not folder.mask_files]
+        if bare:
+            raise UserError(f"{bare[0].path} has no masks/, so {name} cannot be learned from it.", "Take it out.")
+        train[name] = [FolderSource(folder, "train", recipe.data.limit) for folder in opened]
+        lists = [FolderSource(folder, "valid") for folder in opened if folder.split and folder.split.valid]
+        if lists:
+            valid[name] = list(lists)
+        else:
+            remarks.append(f"{name}: no validation images; it does not count when the best weights are chosen.")
+    return _collect(recipe, image_size, train, valid, remarks)
+
+
+def natural_images(recipe: Recipe, image_size: int) -> Collection:
+    """The photographs of the first distillation, as one set without masks.
+
+    Raises:
+        UserError: none named, or a folder that is missing or empty.
+    """
+    train: dict[str, list[Source]] = {NATURAL: []}
+    if recipe.data.phantoms:
+        train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms)
+    for path in recipe.data.natural if not recipe.data.phantoms else ():
+        folder = DatasetFolder.open(recipe.data.root / path)
+        train[NATURAL].append(FolderSource(folder, "train" if folder.split else "all", recipe.data.limit))
+    if not train[NATURAL]:
+        raise UserError("the recipe names no photographs to distil on.", "Fill in data.natural (docs/data.md).")
+    return _collect(recipe, image_size, train, {}, [])
+
+
+def _phantoms(name: str, count: int) -> tuple[list[Source], list[Source]]:
+    held_out = PhantomSource(name, max(1, count // 4), _FIRST_VALID_PHANTOM, _PHANTOM_SIZE)
+    return [PhantomSource(name, count, 0, _PHANTOM_SIZE)], [held_out]
+
+
+def _collect(
+    recipe: Recipe,
+    image_size: int,
+    train: dict[str, list[Source]],
+    valid: dict[str, list[Source]],
+    remarks: list[str],
+) -> Collection:
+    augmentations = {}
+    if recipe.data.augment == "standard":
+        augmentations = {name: recipe.data.augmentations.get(name, default_augmentation(name)) for name in train}
+    cache = int(recipe.data.cache_gb * 2**30)
+    return Collection(
+        TrainingSet(train, image_size, augmentations=augmentations, cache_bytes=cache * 4 // 5),
+        TrainingSet(valid, image_size, cache_bytes=cache // 5) if valid else None,
+        {name: _hash(sources) for name, sources in train.items()},
+        remarks,
+    )
+
+
+def _hash(sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        for index in range(len(source)):
+            name = source.name(index)
+            file = Path(name)
+            size = file.stat().st_size if isinstance(source, FolderSource) and file.is_file() else 0
+            digest.update(f"{file.name}\t{size}\n".encode())
+    return digest.hexdigest()

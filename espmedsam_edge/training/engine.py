@@ -1,0 +1,370 @@
+"""The training loop: Lightning Fabric on one process or many, interruptible after any step, resumed to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision.amp import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.training.averaging import WeightAverage
+from espmedsam_edge.training.collection import Collection
+from espmedsam_edge.training.dataset import Batch
+from espmedsam_edge.training.loader import BatchLoader
+from espmedsam_edge.training.log import RunLog
+from espmedsam_edge.training.objectives import Objective, Segmentation
+from espmedsam_edge.training.recipe import OptimizerSection, Recipe, RunSection, Stage
+from espmedsam_edge.training.sampler import ModalityBatchSampler
+from espmedsam_edge.training.schedule import learning_rate_factor
+from espmedsam_edge.training.state import (
+    Progress,
+    first_difference,
+    random_states,
+    read_state,
+    restore,
+    restore_random_states,
+    save_state,
+)
+from espmedsam_edge.training.trainable import set_training_mode
+from espmedsam_edge.training.validation import contact_sheet, mean_score, validate
+
+STATE = "state.safetensors"
+WriteWeights = Callable[[dict[str, Tensor], Progress], None]
+"""Writes a network's state as the stage's checkpoint."""
+
+
+@dataclass
+class Engine:
+    """One stage's run.
+
+    Attributes:
+        fabric: launched.
+        stage: what the recipe is run as.
+        recipe: for that stage alone.
+        objective: with the network to train, its trainable parameters selected.
+        images: to train and validate on.
+        folder: of the run.
+        write: called with the best weights whenever they improve, and with the last where nothing is validated.
+    """
+
+    fabric: Fabric
+    stage: Stage
+    recipe: Recipe
+    objective: Objective
+    images: Collection
+    folder: Path
+    write: WriteWeights
+
+    def __post_init__(self) -> None:
+        run, fabric = self.recipe.run, self.fabric
+        self.network: nn.Module = self.objective.network
+        self.sampler = ModalityBatchSampler(
+            self.images.train.sizes,
+            run.batch_size,
+            run.seed,
+            balance=self.recipe.data.balance,
+            batches=run.steps_per_epoch * run.accumulate or None,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+        self.steps_per_epoch = -(-self.sampler.batches // run.accumulate)
+        self.steps = self.steps_per_epoch * run.epochs
+        self.optimizer = make_optimizer(self.network, self.recipe.optimizer)
+        self.wrapped, self.fabric_optimizer = fabric.setup(self.objective, self.optimizer)
+        self.average = WeightAverage(self.network, run.ema) if run.ema else None
+        self.progress = Progress(
+            stage=self.stage, identity=self.recipe.identity(), world_size=fabric.world_size, sampler={}
+        )
+        self._random: dict[str, Tensor] | None = None
+        self._stop = False
+        self._between_steps = True
+
+    def resume(self) -> bool:
+        """Go on from the folder's state, if it has one; whether it had.
+
+        Raises:
+            UserError: the state is of another recipe, stage or number of processes, or cannot be read.
+        """
+        path = self.folder / STATE
+        if not path.is_file():
+            return False
+        saved = read_state(path)
+        if saved.progress.stage != self.stage:
+            raise UserError(f"{self.folder} holds a run of '{saved.progress.stage}'.", "Choose another --out.")
+        if difference := first_difference(saved.progress.identity, self.progress.identity):
+            raise UserError(
+                f"cannot resume {self.folder}: the recipe changed ({difference}).",
+                "Put it back, or start anew: --overwrite",
+            )
+        if saved.progress.world_size != self.fabric.world_size:
+            raise UserError(
+                f"cannot resume {self.folder}: it ran on {saved.progress.world_size} processes, "
+                f"now {self.fabric.world_size}.",
+                "Use as many, or start anew: --overwrite",
+            )
+        self.sampler.load_state_dict(saved.progress.sampler)
+        restore(saved, self.network, self.optimizer, self.average)
+        scaler = self._scaler()
+        if scaler is not None and saved.progress.scaler:
+            scaler.load_state_dict(saved.progress.scaler)
+        rank = f".{self.fabric.global_rank}"
+        self._random = {
+            key.removesuffix(rank): value for key, value in saved.part("random").items() if key.endswith(rank)
+        }
+        self.progress = saved.progress
+        return True
+
+    def run(self) -> Progress:
+        """Train to the end of the recipe.
+
+        Returns:
+            Where the run ended, with its best score.
+
+        Raises:
+            UserError: an image could not be read, the loss is not finite, the disk is full, or the run was asked to
+                stop; what was trained up to then is saved.
+        """
+        if self.progress.finished:
+            return self.progress
+        epochs = self.recipe.run.epochs
+        quiet = not self.fabric.is_global_zero
+        with RunLog(self.folder, self.steps, self.progress.step, quiet=quiet) as log, self._signals():
+            if not self.progress.sampler:
+                self.progress.sampler = self.sampler.state_dict()
+            if self._random is not None:
+                restore_random_states(self._random)
+            try:
+                while self.sampler.epoch < epochs:
+                    self._epoch(log)
+            except UserError:
+                # In the middle of a step batch statistics have moved already, and processes that fail alone cannot
+                # gather their random states: then the last regular state is the one to go on from.
+                if self._between_steps and self.fabric.world_size == 1:
+                    self._save()
+                raise
+            self.progress.finished = True
+            self._save()
+        return self.progress
+
+    def _epoch(self, log: RunLog) -> None:
+        """The rest of the sampler's epoch, its validation, and the step to the next."""
+        epoch, begin = self.sampler.epoch, time.perf_counter()
+        loader = BatchLoader(self.images.train, self.sampler, self.recipe.data.workers)
+        losses = []
+        saved = time.monotonic()
+        group: list[Batch] = []
+        for batch in loader:
+            group.append(batch)
+            if len(group) < self.recipe.run.accumulate and self.sampler.position < self.sampler.batches:
+                continue
+            losses.append(self._step(group, log))
+            group = []
+            if self._stop:
+                raise UserError(
+                    f"stopped after step {self.progress.step} of {self.steps}; {self.folder} holds its state.",
+                    "Go on with: the same command and --resume",
+                    exit_code=1,
+                )
+            if time.monotonic() - saved > 60 * self.recipe.run.save_minutes:
+                log.flush()
+                self._save()
+                saved = time.monotonic()
+        seconds = time.perf_counter() - begin
+        line = f"epoch {epoch + 1}/{self.recipe.run.epochs}"
+        if losses:
+            line += f"  loss {sum(losses) / len(losses):.4f}"
+        line += f"  {seconds:.0f} s, of it {loader.waited:.1f} s waiting for images"
+        line += self._validate(epoch + 1, log)
+        self.sampler.set_epoch(epoch + 1)
+        self.progress.sampler = self.sampler.state_dict()
+        log.flush()
+        self._save()
+        log.say(line)
+
+    def _step(self, group: list[Batch], log: RunLog) -> float:
+        """One optimiser step on one or more batches; returns the mean loss."""
+        run, step = self.recipe.run, self.progress.step
+        freeze = step >= run.batch_norm_fraction * self.steps
+        set_training_mode(self.network, freeze_batch_norm=freeze)
+        rate = self.recipe.optimizer.lr * learning_rate_factor(
+            self.recipe.schedule, step, self.steps, self.steps_per_epoch
+        )
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        total = 0.0
+        terms: dict[str, float] = {}
+        self._between_steps = False
+        for index, batch in enumerate(group):
+            moved = batch.to(self.fabric.device)
+            with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
+                values: dict[str, Tensor] = self.wrapped(moved.images, moved.masks, batch.modality)
+                loss = values["loss"]
+                terms = {name: float(value.detach()) for name, value in values.items()}
+                if not torch.isfinite(loss):
+                    self._not_finite(batch, terms)
+                self.fabric.backward(loss / len(group))
+            total += terms["loss"] / len(group)
+        if self.recipe.optimizer.gradient_clip:
+            self.fabric.clip_gradients(
+                self.wrapped,
+                self.fabric_optimizer,
+                max_norm=self.recipe.optimizer.gradient_clip,
+                error_if_nonfinite=False,
+            )
+        self.fabric_optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.network, step)
+        self.progress.step = step + 1
+        self.progress.sampler = self.sampler.state_dict()
+        self._between_steps = True
+        images = len(group) * self.sampler.global_batch
+        log.step(step + 1, self.sampler.epoch + 1, group[-1].modality, rate, terms, images)
+        return total
+
+    def _not_finite(self, batch: Batch, terms: dict[str, float]) -> None:
+        shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        hint = "Look at these images; then lower optimizer.lr"
+        hint += "." if self.recipe.run.precision == "32-true" else " or set run.precision=32-true."
+        raise UserError(
+            f"step {self.progress.step + 1}: the loss is not finite ({shown}) on {batch.modality}: "
+            f"{', '.join(batch.names)}.",
+            hint,
+            exit_code=1,
+        )
+
+    def _validate(self, epoch: int, log: RunLog) -> str:
+        """Score the weights (averaged, where the recipe asks), write them if they are the best so far."""
+        last = epoch == self.recipe.run.epochs
+        images = self.images.valid
+        if epoch % self.recipe.run.validate_every and not last:
+            return ""
+        self.network.eval()
+        averaged = self.average.applied(self.network) if self.average else contextlib.nullcontext()
+        with averaged:
+            if images is None:
+                if last:
+                    self._write()
+                return ""
+            scores = validate(self.objective, images, self.recipe.run.batch_size, self.fabric)
+            sheet = self.recipe.run.sheet_images
+            if sheet and self.fabric.is_global_zero and isinstance(self.objective, Segmentation):
+                log.sheet(self.progress.step, epoch, contact_sheet(self.objective, images, sheet, self.fabric))
+            log.validation(self.progress.step, epoch, scores)
+            mean = mean_score(scores.values())
+            better = self.progress.best is None or mean > self.progress.best
+            if better:
+                self.progress.best, self.progress.best_epoch = mean, epoch
+                self._write()
+        listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        what = "Dice" if isinstance(self.objective, Segmentation) else "-distance"
+        return f"  {what} {mean:.4f} ({listed})" + ("  best" if better else "")
+
+    def _write(self) -> None:
+        if self.fabric.is_global_zero:
+            self.write(self.network.state_dict(), self.progress)
+
+    def _save(self) -> None:
+        """Save the state as of the last whole optimiser step."""
+        states = random_states()
+        if self.fabric.world_size > 1:
+            gathered = {key: self.fabric.all_gather(value) for key, value in states.items()}
+            random = {f"{key}.{rank}": value for key, rows in gathered.items() for rank, value in enumerate(rows)}
+        else:
+            random = {f"{key}.0": value for key, value in states.items()}
+        scaler = self._scaler()
+        if scaler is not None:
+            self.progress.scaler = {key: float(value) for key, value in scaler.state_dict().items()}
+        if self.fabric.is_global_zero:
+            path = self.folder / STATE
+            save_state(path, self.progress, self.network, self.optimizer, self.average, random)
+
+    def _scaler(self) -> Any:
+        return getattr(self.fabric.strategy.precision, "scaler", None)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop the run after the step in hand, with its state saved; a second one at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def make_fabric(run: RunSection) -> Fabric:
+    """Fabric for this process: alone, or as torchrun started it (any number of processes and machines).
+
+    Raises:
+        UserError: CUDA asked for where there is none, or a precision that the processor cannot train in.
+    """
+    cuda = torch.cuda.is_available()
+    if run.accelerator == "cuda" and not cuda:
+        raise UserError("run.accelerator=cuda, but torch sees no GPU.", "Check the driver, or set run.accelerator=cpu.")
+    accelerator = "cuda" if cuda and run.accelerator != "cpu" else "cpu"
+    if run.precision == "16-mixed" and accelerator == "cpu":
+        raise UserError("run.precision=16-mixed needs a GPU.", "Use bf16-mixed or 32-true.")
+    plugins = None if run.precision == "32-true" else MixedPrecision(run.precision, accelerator)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # A batch is of one modality, so the other modalities' bags get no gradient in that step.
+    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator, strategy=strategy, devices=local, num_nodes=max(1, world // local), plugins=plugins
+    )
+    fabric.launch()
+    return fabric
+
+
+def make_optimizer(network: nn.Module, section: OptimizerSection) -> Optimizer:
+    """Adam or AdamW over what is trainable; AdamW leaves vectors (norms, biases, tokens' biases) undecayed.
+
+    Raises:
+        UserError: nothing is trainable.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UserError("nothing to train: the recipe freezes every part.", "Name some in train = [...].")
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": section.weight_decay},
+        {"params": vectors, "weight_decay": 0.0 if section.name == "adamw" else section.weight_decay},
+    ]
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    return kind([group for group in groups if group["params"]], lr=section.lr, betas=section.betas)
+
+
+def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder and note its recipe.
+
+    Raises:
+        UserError: it holds a run and neither ``resume`` nor ``overwrite`` was asked for.
+    """
+    state = folder / STATE
+    if state.exists() and not resume:
+        if not overwrite:
+            raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
+        state.unlink()
+    atomic_write(folder / "recipe.json", recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")

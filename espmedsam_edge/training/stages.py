@@ -1,0 +1,299 @@
+"""The stages: what each trains, on which images, against what, and the checkpoint it writes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from espmedsam_edge import __version__
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_path, sha256_file
+from espmedsam_edge.modalities import register, target_of
+from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, save_checkpoint
+from espmedsam_edge.model.teacher import EspMedSamTeacher
+from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
+from espmedsam_edge.training.collection import Collection, labelled_images, modalities_of, natural_images
+from espmedsam_edge.training.engine import Engine, make_fabric, prepare_folder
+from espmedsam_edge.training.losses import MaskLoss
+from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
+from espmedsam_edge.training.recipe import Part, Recipe, Stage
+from espmedsam_edge.training.start import (
+    StudentStart,
+    sam_encoder,
+    start_new_modality,
+    start_student,
+    start_teacher,
+    student_config,
+    trained_teacher,
+)
+from espmedsam_edge.training.state import Progress
+from espmedsam_edge.training.trainable import (
+    PATCH_GENERATOR,
+    STUDENT_PREFIXES,
+    Network,
+    default_parts,
+    modality_names,
+    select,
+    share_decoding,
+    trainable_names,
+    without_self_prompt,
+)
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage ready to run: what is minimised, on what, and how its weights are written to a path."""
+
+    objective: Objective
+    images: Collection
+    write: Callable[[Path, dict[str, Tensor], dict[str, str]], None]
+    provenance: dict[str, str]
+
+
+def run_stage(
+    stage: Stage, recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Path, Progress]:
+    """Run one stage; its best weights are in ``folder/weights.safetensors`` afterwards.
+
+    Args:
+        stage: which one.
+        recipe: as loaded; ``[stage.<stage>]`` is merged in here.
+        folder: of the run.
+        resume: go on where an interrupted run of the same recipe in that folder stopped.
+        overwrite: throw away a run that is in the folder.
+
+    Returns:
+        The checkpoint, and where the run ended.
+
+    Raises:
+        UserError: wrong recipe, files or data; see the stages.
+    """
+    recipe = recipe.for_stage(stage)
+    fabric = make_fabric(recipe.run)
+    if fabric.is_global_zero:
+        prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    fabric.barrier()
+    torch.manual_seed(recipe.run.seed)
+    prepared = _PREPARE[stage](recipe)
+    network = prepared.objective.network
+    network.encoder.activation_checkpointing = recipe.run.activation_checkpointing
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    torch.manual_seed(recipe.run.seed + 1 + fabric.global_rank)
+    weights = folder / WEIGHTS
+    facts = {
+        "stage": stage,
+        "recipe_sha256": recipe.sha256(),
+        "seed": str(recipe.run.seed),
+        "epochs": str(recipe.run.epochs),
+        "program": __version__,
+        **{f"data_{name}_sha256": value for name, value in prepared.images.hashes.items()},
+        **prepared.provenance,
+    }
+
+    def write(state: dict[str, Tensor], progress: Progress) -> None:
+        reached = {"steps": str(progress.step)}
+        if progress.best is not None:
+            reached |= {"best_epoch": str(progress.best_epoch), "best_score": f"{progress.best:.4f}"}
+        prepared.write(weights, state, {**facts, **reached})
+
+    engine = Engine(fabric, stage, recipe, prepared.objective, prepared.images, folder, write)
+    if resume:
+        engine.resume()
+    progress = engine.run()
+    fabric.barrier()
+    return weights, progress
+
+
+def run_all(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False) -> tuple[Path, Progress]:
+    """Run the recipe's stages one after the other, each in a folder of its own, handing on what each made.
+
+    A trained teacher named in the recipe stands for the teacher stage; ``ablation.mmdkd=false`` leaves both
+    distillations, and with them the teacher, out.
+
+    Returns:
+        ``folder/weights.safetensors``, the last stage's checkpoint, and where that stage ended.
+
+    Raises:
+        UserError: as ``run_stage``; or the recipe lists no stage, or one that cannot be chained.
+    """
+    stages = stages_of(recipe)
+    student: Path | None = None
+    teacher: Path | None = recipe.teacher.checkpoint
+    done: tuple[Path, Progress] | None = None
+    for stage in stages:
+        part = recipe.for_stage(stage)
+        changes: dict[str, object] = {"stage": {}}
+        if student is not None:
+            changes["init"] = str(student)
+        if teacher is not None:
+            changes["teacher"] = part.teacher.model_copy(update={"checkpoint": teacher})
+        part = part.model_copy(update=changes)
+        done = run_stage(stage, part, folder / stage, resume=resume, overwrite=overwrite)
+        if stage == "teacher":
+            teacher = done[0]
+        else:
+            student = done[0]
+    assert done is not None
+    final = folder / WEIGHTS
+    with atomic_path(final) as temporary:
+        shutil.copyfile(done[0], temporary)
+    return final, done[1]
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """What ``train all`` runs under a recipe.
+
+    Raises:
+        UserError: nothing is left, or add-modality is among them.
+    """
+    stages: list[Stage] = list(recipe.stages)
+    if not recipe.ablation.mmdkd:
+        stages = [stage for stage in stages if stage == "segment"]
+    elif recipe.teacher.checkpoint is not None:
+        stages = [stage for stage in stages if stage != "teacher"]
+    if not stages or "add-modality" in stages:
+        raise UserError("stages must name some of teacher, distill-encoder, distill-controllers, segment.")
+    return stages
+
+
+def _teacher(recipe: Recipe) -> Prepared:
+    teacher, fresh, provenance = start_teacher(recipe, modalities_of(recipe))
+    size = student_config(recipe).image_size
+    objective = _segmentation(recipe, teacher)
+    parts = recipe.train or default_parts("teacher", fresh)
+    _select(teacher, parts, recipe)
+    store_vit = recipe.teacher.sam is None or "vit" in parts
+
+    def write(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        save_teacher(path, teacher, store_vit=store_vit, state=state, provenance=facts)
+
+    return Prepared(objective, labelled_images(recipe, size), write, provenance)
+
+
+def _distill_encoder(recipe: Recipe) -> Prepared:
+    start = start_student(recipe, ())
+    teacher = sam_encoder(recipe)
+    parts = recipe.train or default_parts("distill-encoder", start.fresh)
+    select(start.network, trainable_names(start.network, parts, ()))
+    images = natural_images(recipe, start.network.config.image_size)
+    objective = EncoderDistillation(start.network, teacher.encoder)
+    return Prepared(objective, images, _writer(start, parts), {**start.provenance, **_teacher_hash(recipe)})
+
+
+def _distill_controllers(recipe: Recipe) -> Prepared:
+    modalities = modalities_of(recipe)
+    start = start_student(recipe, modalities)
+    if "encoder" in start.fresh:
+        raise UserError(
+            "the controller bags need an encoder that has learned something.",
+            "Set init to what train distill-encoder wrote, or to mobile_sam.pt.",
+        )
+    teacher = trained_teacher(recipe)
+    parts = recipe.train or default_parts("distill-controllers", start.fresh)
+    select(start.network, trainable_names(start.network, parts, modalities))
+    made = list(parts)
+    if recipe.heads_from_teacher:
+        made += _take_heads(start, teacher)
+    objective = ControllerDistillation(start.network, teacher)
+    images = labelled_images(recipe, start.network.config.image_size)
+    return Prepared(objective, images, _writer(start, made), {**start.provenance, **_teacher_hash(recipe)})
+
+
+def _segment(recipe: Recipe) -> Prepared:
+    start = start_student(recipe, modalities_of(recipe))
+    parts = recipe.train or default_parts("segment", start.fresh)
+    objective = _segmentation(recipe, start.network)
+    _select(start.network, parts, recipe)
+    images = labelled_images(recipe, start.network.config.image_size)
+    return Prepared(objective, images, _writer(start, PARTS), start.provenance)
+
+
+def _add_modality(recipe: Recipe) -> Prepared:
+    name = recipe.modality.name
+    if name is not None and name in recipe.data.targets:
+        register(name, recipe.data.targets[name])
+    start = start_new_modality(recipe)
+    assert name is not None
+    if modalities_of(recipe) != [name]:
+        raise UserError(f"add-modality trains '{name}' alone.", f"Give data.folders.{name} and no other.")
+    select(start.network, modality_names(start.network, name))
+    objective = _segmentation(recipe, start.network)
+    images = labelled_images(recipe, start.network.config.image_size)
+    return Prepared(objective, images, _writer(start, PARTS), {**start.provenance, "new_modality": name})
+
+
+_PREPARE: dict[Stage, Callable[[Recipe], Prepared]] = {
+    "teacher": _teacher,
+    "distill-encoder": _distill_encoder,
+    "distill-controllers": _distill_controllers,
+    "segment": _segment,
+    "add-modality": _add_modality,
+}
+
+
+def _segmentation(recipe: Recipe, network: Network) -> Segmentation:
+    loss = recipe.loss
+    return Segmentation(network, MaskLoss(loss.pixel, loss.weight), loss.patch_weight if recipe.ablation.sppg else 0.0)
+
+
+def _select(network: Network, parts: Sequence[Part], recipe: Recipe) -> None:
+    """Apply the ablations and leave only the recipe's parts, and of them only its modalities', trainable."""
+    if not recipe.ablation.qdmd:
+        share_decoding(network)
+    names = trainable_names(network, parts, modalities_of(recipe))
+    if not recipe.ablation.sppg:
+        without_self_prompt(network)
+        names = {name for name in names if not name.startswith(PATCH_GENERATOR)}
+    select(network, names)
+
+
+def _take_heads(start: StudentStart, teacher: EspMedSamTeacher) -> list[Part]:
+    """The teacher's SPPG and QDMD into the student: its features will be the teacher's, so they fit.
+
+    Raises:
+        UserError: the two are not of one size.
+    """
+    own = start.network.state_dict()
+    heads = {key: value for key, value in teacher_heads(teacher).items() if key in own}
+    wrong = [key for key, value in heads.items() if own[key].shape != value.shape]
+    if wrong:
+        raise UserError(
+            f"the teacher's prompt generator and decoder do not fit the student's ({wrong[0]}).",
+            "Train both with one [model] section, or set heads_from_teacher=false.",
+        )
+    start.network.load_state_dict({**own, **heads})
+    return ["prompt", "decoder"]
+
+
+def _teacher_hash(recipe: Recipe) -> dict[str, str]:
+    files = {"teacher": recipe.teacher.checkpoint, "sam": recipe.teacher.sam}
+    return {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path is not None and path.is_file()}
+
+
+def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[str, Tensor], dict[str, str]], None]:
+    """Writes the student's parts that were loaded or made; the others are random and stay out of the file."""
+    parts = [part for part in PARTS if part not in start.fresh or part in made]
+
+    def write(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        prefixes = tuple(prefix for part, prefix in STUDENT_PREFIXES.items() if part in parts)
+        # Tied weights (ablation.qdmd) share memory, which safetensors refuses: each name gets its own copy.
+        kept = {key: value.detach().clone() for key, value in state.items() if key.startswith(prefixes)}
+        kept.update(start.template)
+        info = CheckpointInfo(
+            config=start.network.config,
+            targets={name: target_of(name) for name in start.network.modalities} if "controller" in parts else {},
+            origin="trained",
+            provenance=facts,
+            parts=[*parts, TEMPLATE] if start.template else parts,
+        )
+        save_checkpoint(path, kept, info)
+
+    return write
