@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
+
+pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
 
 
 @pytest.fixture
