@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import os
 from pathlib import Path
 
 import pytest
-from toy_bundles import save_toy_bundle
+from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge.bundle import Bundle
+
+__all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
 
 pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
 
