@@ -59,7 +59,7 @@ def export_bundle(
     names = list(dict.fromkeys(modalities or info.modalities))
     for name in names:
         model.bag(name)  # refuses an unknown modality before any work
-    size = image_size or info.config.image_size
+    size = info.config.image_size if image_size is None else image_size
     if size % 64 or not 64 <= size <= 8192:
         raise UserError(f"an image size of {size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
     if not 1 <= batch <= 256:

@@ -38,12 +38,17 @@ def scrambled_model(
         model_config(config, published=published) if isinstance(config, str) else config, modalities
     ).eval()
     scramble(model, seed)
-    size = 128
-    with torch.no_grad():  # centre the patch logits on these inputs
-        image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
-        for name in model.modalities[:1]:
-            score = model.prompt.patch_generator[-1]
-            assert isinstance(score, nn.Conv2d)
-            assert score.bias is not None
-            score.bias -= model(image, name).patch_logits.median()
+    centre_prompt(
+        model, torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed)), model.modalities[0]
+    )
     return model
+
+
+def centre_prompt(model: EspMedSam, image: torch.Tensor, modality: str) -> None:
+    """Shift the patch logits so that half of this image's patches are on, none of them on the edge."""
+    score = model.prompt.patch_generator[-1]
+    assert isinstance(score, nn.Conv2d)
+    assert score.bias is not None
+    with torch.no_grad():
+        values = model(image, modality).patch_logits.flatten().sort().values
+        score.bias -= values[len(values) // 2 - 1 : len(values) // 2 + 1].mean()
