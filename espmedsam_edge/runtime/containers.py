@@ -65,7 +65,7 @@ def _matroska_end(stream: BinaryIO) -> int:
     """Where the segment ends; 0 if its size is not stated, as in a live recording."""
     stream.seek(4)
     header = _ebml_size(stream)
-    if header is None:
+    if header is None or header > 1 << 20:
         return 0
     stream.seek(header, os.SEEK_CUR)
     if stream.read(4) != b"\x18\x53\x80\x67":
