@@ -252,7 +252,7 @@ def process_memory() -> tuple[int | None, int | None]:
 
 
 def machine_cpu_seconds() -> tuple[float, float] | None:
-    """CPU seconds that all programs together have used since boot, and those a hypervisor kept (steal); None unknown."""
+    """CPU seconds all programs together used since boot, and those a hypervisor kept (steal); None where unknown."""
     fields = (read_text(Path("/proc/stat")) or "").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None

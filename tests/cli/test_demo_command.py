@@ -1,0 +1,56 @@
+"""``espmedsam-edge demo`` and ``doctor`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import save_toy_bundle
+
+from espmedsam_edge import cli
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.runtime import demo as demo_module
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "CLIP_FRAMES", 2)
+
+
+def test_it_prints_a_table_and_where_to_look(
+    toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert run("demo", "--bundle", toy_bundle.path, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert "retinal vessels" in text
+    assert "Dice" in text
+    assert "untrained" not in text
+    assert str(out / "contact-sheet.png") in text
+    assert (out / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_untrained_weights_are_named_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = save_toy_bundle(tmp_path / "random.bundle", origin="random")
+    assert run("demo", "--bundle", bundle.path, "--out", tmp_path / "demo") == 0
+    assert "The weights are untrained (random): the masks are meaningless." in capsys.readouterr().out
+
+
+def test_a_missing_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", "--bundle", tmp_path / "none", "--out", tmp_path / "demo") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_doctor_leaves_with_0_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    assert "This machine can:" in capsys.readouterr().out
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == 1

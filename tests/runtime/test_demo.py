@@ -1,0 +1,118 @@
+"""The demo segments every modality of its bundle, scores what it can, and shows it on one sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_toy_bundle
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.runtime import demo as demo_module
+from espmedsam_edge.runtime.demo import Row, demo_bundle, run_demo
+from espmedsam_edge.runtime.demo_sheet import TILE, contact_sheet
+from espmedsam_edge.runtime.video_reading import open_video
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of few frames, and no pictures that depend on what else is installed."""
+    monkeypatch.setattr(demo_module, "CLIP_FRAMES", 8)
+    monkeypatch.setattr(demo_module, "find_spec", lambda name: None)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    return read_image(path)[..., 0] > 127
+
+
+def by_hand(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * float(np.sum(found & truth)) / float(np.sum(found) + np.sum(truth))
+
+
+def test_pictures_masks_overlays_and_clip_are_written_and_scored(toy_bundle_of_two: Bundle, tmp_path: Path) -> None:
+    said: list[Row] = []
+    out = tmp_path / "new" / "demo"
+    demo = run_demo(toy_bundle_of_two, out, said.append)
+    assert said == demo.rows
+    assert [(row.name, row.frames) for row in demo.rows] == [("fundus", 2), ("colonoscopy", 2), ("colonoscopy clip", 8)]
+    assert demo.rows[0].target == "retinal vessels"
+    names = [f"{modality}-{number}.png" for modality in ("fundus", "colonoscopy") for number in (1, 2)]
+    for folder in ("pictures", "truth", "overlays", "masks"):
+        assert sorted(path.name for path in (out / folder).iterdir()) == sorted(names)
+    for modality, row in zip(("fundus", "colonoscopy"), demo.rows, strict=False):
+        scores = [
+            by_hand(read_mask(out / "masks" / f"{modality}-{n}.png"), read_mask(out / "truth" / f"{modality}-{n}.png"))
+            for n in (1, 2)
+        ]
+        assert row.dice == pytest.approx(np.mean(scores))
+        assert row.seconds > 0
+    for name in ("clip.mp4", "clip-overlay.mp4"):
+        assert len(list(open_video(out / name))) == 8
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 + 2 + 8
+    assert {line["weights"] for line in lines} == {"trained"}
+
+
+def test_a_second_demo_replaces_the_first(toy_bundle: Bundle, tmp_path: Path) -> None:
+    run_demo(toy_bundle, tmp_path)
+    before = (tmp_path / "masks" / "fundus-1.png").read_bytes()
+    run_demo(toy_bundle, tmp_path)
+    assert (tmp_path / "masks" / "fundus-1.png").read_bytes() == before
+
+
+def test_random_weights_get_no_score_and_a_notice_in_every_overlay(tmp_path: Path) -> None:
+    trained = run_demo(save_toy_bundle(tmp_path / "a.bundle"), tmp_path / "a")
+    random = run_demo(save_toy_bundle(tmp_path / "b.bundle", origin="random"), tmp_path / "b")
+    assert trained.trained
+    assert not random.trained
+    assert {row.dice for row in random.rows} == {None}
+    plain, marked = (read_image(tmp_path / name / "overlays" / "fundus-1.png") for name in ("a", "b"))
+    assert np.any(plain[:40, :200] != marked[:40, :200])
+
+
+def test_the_clip_is_of_the_first_modality_where_there_is_no_colonoscopy(toy_bundle: Bundle, tmp_path: Path) -> None:
+    assert [row.name for row in run_demo(toy_bundle, tmp_path).rows] == ["fundus", "fundus clip"]
+
+
+def test_scikit_images_pictures_are_shown_where_it_is_installed(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skimage", reason="shows scikit-image's pictures")
+    monkeypatch.undo()
+    monkeypatch.setattr(demo_module, "CLIP_FRAMES", 2)
+    demo = run_demo(toy_bundle, tmp_path)
+    assert [shown.path.name for shown in demo.photographs] == ["scikit-image-retina.png"]
+    assert demo.photographs[0].dice is None
+    assert (tmp_path / "overlays" / "scikit-image-retina.png").exists()
+    assert contact_sheet(demo).shape[1] > 6 * TILE[1]
+
+
+def test_the_sheet_has_a_row_a_modality_and_one_for_the_clip(toy_bundle_of_two: Bundle, tmp_path: Path) -> None:
+    demo = run_demo(toy_bundle_of_two, tmp_path)
+    sheet = contact_sheet(demo)
+    demo.clip = []
+    without_clip = contact_sheet(demo)
+    row = sheet.shape[0] - without_clip.shape[0]
+    assert row > TILE[0]
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[0] // row == 3
+    # The pictures are in it: the sheet holds far more colours than paper and ink.
+    assert len(np.unique(sheet.astype(np.int32) @ [1, 256, 65536])) > 1000
+
+
+def test_an_installation_without_the_bundle_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "BUNDLE", tmp_path / "absent")
+    with pytest.raises(UserError, match="--bundle"):
+        demo_bundle()
+    with pytest.raises(UserError, match="no bundle at"):
+        demo_bundle(tmp_path / "absent")
+
+
+def test_an_output_that_is_a_file_is_refused(toy_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("not a folder")
+    with pytest.raises(UserError, match="taken"):
+        run_demo(toy_bundle, tmp_path / "taken")
