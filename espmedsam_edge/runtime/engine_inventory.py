@@ -91,6 +91,7 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
             removed.append(Removal(entry.file.stem, why, sum(sizes)))
             if not dry_run:
                 remove_engine(entry.file)
+                remove_file(entry.file.with_suffix(".lock"))  # while it is held: a process that waits makes a new one
     gone = {removal.name for removal in removed}
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         why = _leftover(file, everything)
