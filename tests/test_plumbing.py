@@ -1,0 +1,209 @@
+"""The commands that a newcomer and continuous integration type: make, tools/venv.sh, .ci/run, and those in the docs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from espmedsam_edge.cli import COMMANDS, build_app
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDS_MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+# These tests may themselves run under make, whose settings are not theirs.
+OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VENV"))}
+PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def make(*arguments: str, folder: Path = ROOT) -> str:
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=OUTSIDE_MAKE).stdout
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@NEEDS_MAKE
+def test_make_without_a_target_lists_the_jobs() -> None:
+    listing = make()
+    for job in ("demo", "test", "check", "clean", "help"):
+        assert re.search(rf"^  make {job}\b.+\w", listing, re.M)
+
+
+@NEEDS_MAKE
+def test_the_demo_is_light_and_tests_bring_the_rest(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    demo = make("-n", "demo", folder=tmp_path)
+    assert "tools/venv.sh .venv" in demo
+    assert "--editable ." in demo
+    assert "[" not in demo.split("--editable ")[1].splitlines()[0]
+    test = make("-n", "test", folder=tmp_path)
+    assert "--editable '.[dev]'" in test
+    assert "-m pytest" in test
+    check = make("-n", "check", folder=tmp_path)
+    for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports"):
+        assert tool in check
+
+
+@NEEDS_MAKE
+def test_nothing_is_installed_again_while_pyproject_is_unchanged(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for stamp in ("bin/python", ".base", ".dev", ".rtx"):
+        (tmp_path / ".venv" / stamp).touch()
+    for job in ("demo", "test", "check"):
+        assert "install" not in make("-n", job, folder=tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A folder to be the whole PATH: with what the script uses besides Python, an ordinary user, and no Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "rm").symlink_to(shutil.which("rm") or "/bin/rm")
+    program(folder / "id", "echo 1000")
+    return folder
+
+
+def program(file: Path, body: str) -> None:
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+
+
+def python(file: Path, *, venv: str = "true") -> None:
+    """A Python that runs code as this one, but notes environments instead of making them; ``venv``: has ensurepip?"""
+    program(
+        file,
+        f"""case "$*" in
+*"import ensurepip"*) {venv} ;;
+*"-m venv"*) for last; do :; done; echo "{file.name} $*" > "$last.made" ;;
+*) exec {sys.executable} "$@" ;;
+esac""",
+    )
+
+
+def run_venv(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/sh", str(ROOT / "tools" / "venv.sh"), str(path.parent / "venv")]
+    return subprocess.run(command, env={"PATH": str(path), **environment}, capture_output=True, text=True)
+
+
+ON_JETSON = pytest.mark.skipif(Path("/etc/nv_tegra_release").exists(), reason="a Jetson takes its system's own Python")
+
+
+@ON_JETSON
+def test_the_newest_python_that_runs_makes_the_environment(path: Path) -> None:
+    program(path / "python3.13", "echo 'shim: command not found' >&2; exit 127")
+    for name in ("python3", "python3.10", "python3.12"):
+        python(path / name)
+    done = run_venv(path)
+    assert done.returncode == 0, done.stderr
+    assert (path.parent / "venv.made").read_text().startswith("python3.12 -m venv --clear ")
+    assert "Making" in done.stdout
+
+
+@ON_JETSON
+def test_one_without_venv_is_passed_over_when_another_has_it(path: Path) -> None:
+    python(path / "python3.13", venv="false")
+    python(path / "python3.11")
+    assert run_venv(path).returncode == 0
+    assert (path.parent / "venv.made").read_text().startswith("python3.11 ")
+
+
+@ON_JETSON
+def test_no_python_is_one_line(path: Path) -> None:
+    program(path / "python3", "exit 1")  # too old: the version test fails
+    done = run_venv(path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: found no Python 3.10 or newer")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@ON_JETSON
+def test_an_ordinary_user_is_told_what_to_install(path: Path) -> None:
+    python(path / "python3", venv="false")
+    done = run_venv(path)
+    version = "{}.{}".format(*sys.version_info)
+    assert done.returncode == 2
+    assert f"sudo apt-get install python{version}-venv" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@ON_JETSON
+def test_root_gets_it_installed(path: Path, tmp_path: Path) -> None:
+    program(path / "id", "echo 0")
+    program(path / "apt-get", f'echo "$*" >> {tmp_path}/apt.log')
+    python(path / "python3", venv=f"test -s {tmp_path}/apt.log")
+    done = run_venv(path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"install .*python3\.\d+-venv", (tmp_path / "apt.log").read_text())
+    assert (path.parent / "venv.made").exists()
+
+
+def test_a_python_named_by_the_user_is_taken_or_refused(path: Path) -> None:
+    python(path / "mine")
+    assert run_venv(path, PYTHON=str(path / "mine")).returncode == 0
+    assert (path.parent / "venv.made").read_text().startswith("mine ")
+    refused = run_venv(path, PYTHON="/no/such/python")
+    assert refused.returncode == 2
+    assert "PYTHON=/no/such/python" in refused.stderr
+
+
+@NEEDS_MAKE
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("code", "closing"), [(0, "12 passed, 3 skipped in 1.25s"), (1, "2 failed, 12 passed in 1.2s")]
+)
+def test_ci_prints_pytests_closing_line_last_and_leaves_with_its_verdict(
+    tmp_path: Path, code: int, closing: str
+) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / "Makefile").write_text(f"check:\n\t@echo checked\ntest:\n\t@echo '{closing}'; exit {code}\n")
+    command = ["bash", str(tmp_path / ".ci" / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=OUTSIDE_MAKE)
+    assert done.stdout.splitlines()[0] == "checked"
+    assert done.stdout.splitlines()[-1] == closing
+    assert (done.returncode != 0) == (code != 0)
+
+
+def documented() -> list[tuple[str, str]]:
+    """Every command line in a code block of a page: (page, line), continued lines joined."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = line.strip().removeprefix("$ ")
+                if re.match(r"(make|espmedsam-edge)\b", command):
+                    found.append((str(page.relative_to(ROOT)), command))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), documented())
+def test_a_command_in_the_documentation_exists_with_its_options(page: str, line: str) -> None:
+    words = shlex.split(re.sub(r"[\[\]<>|]|\.\.\.", " ", line), comments=True)
+    if words[0] == "make":
+        jobs = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+        assert set(jobs) <= targets(), f"{page}: {line}"
+        return
+    assert len(words) == 1 or words[1] in COMMANDS or words[1].startswith("-"), f"{page}: {line}"
+    if len(words) == 1 or words[1].startswith("-"):
+        return
+    found: Any = typer.main.get_command(build_app(words[1])).commands[words[1]]  # type: ignore[attr-defined]
+    rest = words[2:]
+    while rest and hasattr(found, "commands"):
+        assert rest[0] in found.commands, f"{page}: {line}"
+        found, rest = found.commands[rest[0]], rest[1:]
+    known = {"--help", *(name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts))}
+    used = {word.split("=")[0] for word in rest if word.startswith("-") and word != "-"}
+    assert used <= known, f"{page}: {line}"
