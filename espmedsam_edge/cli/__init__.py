@@ -20,6 +20,8 @@ from espmedsam_edge.errors import UserError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_", "Convert published checkpoints into this project's format."),
     "train": ("train", "Train the teacher and the student: a recipe in, a checkpoint out."),
+    "data": ("data", "Convert published data sets into dataset folders, and check such folders."),
+    "evaluate": ("evaluate", "Score a checkpoint or a bundle on labelled images, beside the paper's figures."),
     "export": ("export", "Fuse a checkpoint's modalities and write them as a bundle of ONNX graphs."),
     "build": ("build", "Compile a bundle's graphs to TensorRT engines for a GPU."),
     "engines": ("engines", "Show, verify and clear the cache of engines."),

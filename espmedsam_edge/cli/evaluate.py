@@ -1,0 +1,103 @@
+"""``espmedsam-edge evaluate``: a model and dataset folders in, the paper's metrics out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from espmedsam_edge.evaluation.evaluate import Evaluation, Task
+
+_LISTED_FAILURES = 20
+
+
+def command(
+    model: Path = typer.Argument(..., help="A bundle, or a checkpoint (.safetensors; needs torch)."),
+    data: list[Path] = typer.Argument(..., metavar="DATA...", help="Dataset folders: images/, masks/, split.json."),
+    modality: str | None = typer.Option(None, help="Of all DATA. [default: from the folder's place or split.json]"),
+    precision: str | None = typer.Option(None, help="Of a bundle: fp32, fp16 or int8. [default: fp32, else the best]"),
+    backend: str = typer.Option("auto", help="What runs a bundle's graphs."),
+    split: str = typer.Option("test", help="train, valid, test or all."),
+    size: int = typer.Option(1024, min=32, help="Side of the square at which scores are taken; the paper's is 1024."),
+    native: bool = typer.Option(False, "--native", help="Also score at each image's own size."),
+    json: Path | None = typer.Option(None, help="A file for the means by modality and dataset."),
+    csv: Path | None = typer.Option(None, help="A file for the scores of every image."),
+    worst: Path | None = typer.Option(None, help="A folder for pictures of the worst cases, one sheet a dataset."),
+    worst_count: int = typer.Option(6, min=1, max=50, help="Cases on a sheet."),
+    limit: int = typer.Option(0, min=0, help="At most so many images a dataset; 0: all."),
+    sam: Path | None = typer.Option(None, help="SAM's checkpoint, for a teacher saved without it."),
+    device: str = typer.Option("auto", help="Of a checkpoint: cpu, cuda or auto."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
+) -> None:
+    """Score a model on labelled images: Dice, IoU, HD and HD95, beside the paper's figures.
+
+    An image that cannot be read is reported at the end and the rest is done (exit code 1).
+    """
+    from espmedsam_edge.evaluation.candidates import open_candidate
+    from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
+    from espmedsam_edge.evaluation.report import write_csv, write_json, write_sheets
+
+    candidate = open_candidate(model, precision=precision, backend=backend, threads=threads, sam=sam, device=device)
+    tasks = plan_tasks(candidate, data, modality, split, limit)
+    with _progress(sum(len(task.ids) for task in tasks)) as progress:
+        evaluation = evaluate(
+            candidate,
+            tasks,
+            split=split,
+            size=size,
+            native=native,
+            worst=worst_count if worst else 0,
+            progress=progress,
+        )
+    _show(evaluation, native)
+    if json is not None:
+        write_json(json, evaluation)
+    if csv is not None:
+        write_csv(csv, evaluation)
+    if worst is not None:
+        for file in write_sheets(worst, evaluation):
+            typer.echo(f"worst cases: {file}")
+    for failure in evaluation.failures[:_LISTED_FAILURES]:
+        typer.echo(f"failed: {failure.message}", err=True)
+    if len(evaluation.failures) > _LISTED_FAILURES:
+        typer.echo(f"failed: {len(evaluation.failures) - _LISTED_FAILURES} more.", err=True)
+    raise typer.Exit(1 if evaluation.failures else 0)
+
+
+def _show(evaluation: Evaluation, native: bool) -> None:
+    from rich.console import Console
+
+    from espmedsam_edge.evaluation.paper import paper_tables
+    from espmedsam_edge.evaluation.report import build_table
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    if evaluation.results:
+        console.print(build_table(evaluation))
+        if native:
+            console.print(build_table(evaluation, native=True))
+        console.print(f"paper: {evaluation.method}; {paper_tables().source}. Its images and splits are not these.")
+    notes = sum(bool(result.note) for result in evaluation.results)
+    if notes:
+        console.print(f"{notes} masks hold grey values (JPEG?) and were cut at half; --csv says which.")
+    if evaluation.untrained:
+        console.print("These weights were never trained: the scores mean nothing.")
+
+
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[Task], None] | None]:
+    """A bar on the terminal; nothing where there is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("starting", total=images)
+        yield lambda task: bar.update(line, advance=1, description=f"{task.modality} {task.folder.name}")

@@ -1,0 +1,221 @@
+"""What can be evaluated: a bundle on any backend, without torch; a checkpoint or a teacher in PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from espmedsam_edge.bundle import MANIFEST, Bundle, Normalization
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
+from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
+
+if TYPE_CHECKING:
+    from espmedsam_edge.model.esp_medsam import EspMedSam
+    from espmedsam_edge.model.teacher import EspMedSamTeacher
+    from espmedsam_edge.runtime.segmenter import Segmenter
+
+
+class Predictor(Protocol):
+    """One modality of a model, ready to run."""
+
+    def predict(self, frame: Frame) -> Tensor:
+        """Low-resolution logits, (h, w) float32, of a frame (H, W, 3) uint8 BGR."""
+
+
+class Candidate(Protocol):
+    """A model under evaluation."""
+
+    @property
+    def name(self) -> str:
+        """Its path, for reports."""
+
+    @property
+    def method(self) -> str:
+        """The paper's name for this kind of network."""
+
+    @property
+    def untrained(self) -> bool:
+        """Its weights are random, so its scores mean nothing."""
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which a pixel is foreground."""
+
+    @property
+    def modalities(self) -> list[str]:
+        """What it can segment."""
+
+    def check(self, modality: str) -> None:
+        """Raise UserError if what was asked for is not there for one of ``modalities``."""
+
+    def predictor(self, modality: str) -> AbstractContextManager[Predictor]:
+        """Load one modality; freed when the block ends."""
+
+
+@dataclass
+class BundleCandidate:
+    """A bundle's graphs of one precision on one backend."""
+
+    bundle: Bundle
+    precision: str | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    method: str = STUDENT
+
+    @property
+    def name(self) -> str:
+        """The bundle's path."""
+        return str(self.bundle.path)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights were never trained."""
+        return self.bundle.manifest.weights.origin == "random"
+
+    @property
+    def threshold(self) -> float:
+        """The manifest's."""
+        return self.bundle.manifest.threshold
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities with a graph."""
+        return self.bundle.manifest.modalities
+
+    def check(self, modality: str) -> None:
+        """Raise UserError if the modality has no graph of the precision."""
+        self.bundle.graph(modality, self.precision)
+
+    @contextmanager
+    def predictor(self, modality: str) -> Iterator[Predictor]:
+        """Load the modality's graph."""
+        from espmedsam_edge.runtime.segmenter import Segmenter
+
+        with Segmenter.load(self.bundle, modality, self.precision, self.backend, threads=self.threads) as segmenter:
+            yield _SegmenterPredictor(segmenter)
+
+
+class _SegmenterPredictor:
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+
+    def predict(self, frame: Frame) -> Tensor:
+        return self._segmenter.segment(frame).logits
+
+
+@dataclass
+class TorchCandidate:
+    """The student of a checkpoint, or a teacher, in PyTorch."""
+
+    name: str
+    network: EspMedSam | EspMedSamTeacher
+    image_size: int
+    normalization: Normalization
+    method: str
+    untrained: bool
+    device: str = "cpu"
+    threshold: float = 0.5
+
+    @property
+    def modalities(self) -> list[str]:
+        """What it was trained for."""
+        return list(self.network.modalities)
+
+    def check(self, modality: str) -> None:
+        """A network has all its modalities in the one precision."""
+
+    @contextmanager
+    def predictor(self, modality: str) -> Iterator[Predictor]:
+        """The network is loaded already; this picks the modality."""
+        yield _TorchPredictor(self, modality)
+
+
+class _TorchPredictor:
+    def __init__(self, candidate: TorchCandidate, modality: str) -> None:
+        self._candidate, self._modality = candidate, modality
+
+    def predict(self, frame: Frame) -> Tensor:
+        import torch
+
+        candidate = self._candidate
+        image = torch.from_numpy(preprocess(frame, candidate.image_size, candidate.normalization))
+        with torch.inference_mode():
+            output = candidate.network(image.to(candidate.device), self._modality)
+        return np.asarray(output.low_res_logits[0, 0].float().cpu().numpy(), np.float32)
+
+
+def open_candidate(
+    path: Path,
+    *,
+    precision: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    sam: Path | None = None,
+    device: str = "auto",
+) -> Candidate:
+    """Open whatever a path holds: a bundle's folder, a checkpoint or a teacher.
+
+    Args:
+        path: the folder, or the ``.safetensors`` file.
+        precision, backend, threads: of a bundle, as ``Segmenter.load`` takes them.
+        sam: SAM's checkpoint, for a teacher that was saved without it.
+        device: of a checkpoint: "cpu", "cuda" or "auto".
+
+    Raises:
+        UserError: nothing of the kind is there, or an option does not go with what is.
+    """
+    if path.is_dir() or (not path.exists() and path.suffix != ".safetensors"):
+        if path.is_dir() and not (path / MANIFEST).is_file():
+            raise UserError(f"{path} is no bundle.", "Name a bundle or a .safetensors checkpoint before the datasets.")
+        return BundleCandidate(Bundle.open(path), precision, backend, threads)
+    if precision not in (None, "fp32") or backend not in ("auto", "torch"):
+        raise UserError(
+            f"{path} is a checkpoint: PyTorch runs it in float32.",
+            f"Export it, then evaluate the bundle: espmedsam-edge export {path}",
+        )
+    return _open_checkpoint(path, sam, device)
+
+
+def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidate:
+    import torch
+
+    from espmedsam_edge.model.checkpoint import load_checkpoint
+    from espmedsam_edge.model.teacher_checkpoint import load_teacher
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("PyTorch sees no CUDA GPU here.", "Leave --device out.")
+    if _is_teacher(path):
+        teacher, about = load_teacher(path, sam)
+        return TorchCandidate(
+            str(path), teacher.to(device), about.heads.image_size, Normalization(), TEACHER, False, device
+        )
+    model, info = load_checkpoint(path)
+    return TorchCandidate(
+        str(path),
+        model.to(device),
+        info.config.image_size,
+        info.normalization,
+        STUDENT,
+        info.origin == "random",
+        device,
+    )
+
+
+def _is_teacher(path: Path) -> bool:
+    """Whether a safetensors file's header marks it as a teacher; False for what has no such header."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and "espmedsam-teacher" in header.get("__metadata__", {})
