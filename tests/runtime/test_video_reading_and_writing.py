@@ -126,7 +126,7 @@ def test_a_video_that_ends_mid_frame_gives_the_frames_there_are(
 
 @pytest.mark.parametrize("reader_type", READERS)
 def test_a_video_without_its_index_cannot_be_read(tmp_path: Path, reader_type: type[PyAvReader]) -> None:
-    with pytest.raises(UserError, match="cut off before its index") as caught:
+    with pytest.raises(UserError, match="it is cut off, and what is there cannot be decoded") as caught:
         reader_type(cut(save_clip(tmp_path / "a.mp4"), 0.5))
     assert caught.value.exit_code == 1
 

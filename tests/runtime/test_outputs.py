@@ -1,0 +1,146 @@
+"""Where results go: no collisions, no escapes, no input overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.outputs import Places, output_names, plan_jobs, plan_places
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, OverlayVideo
+from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+IMAGE, OTHER, CLIP = Path("a.jpg"), Path("b.png"), Path("c.avi")
+
+
+def plan(
+    files: list[Path],
+    out: str | None = None,
+    masks: str | None = None,
+    jsonl: str | None = None,
+    overwrite: bool = True,
+) -> Places:
+    sources: list[Source] = [ImageFiles([f for f in files if f.suffix != ".avi"])] if files[0] != CLIP else []
+    sources += [VideoFile(file) for file in files if file.suffix == ".avi"]
+    paths = [Path(text) if text else None for text in (out, masks, jsonl)]
+    return plan_places(sources, *paths, overwrite=overwrite)
+
+
+def test_names() -> None:
+    cases = {
+        ("a.jpg", "b.png"): ["a", "b"],
+        ("a.jpg", "a.png"): ["a-jpg", "a-png"],
+        ("x/a.jpg", "y/a.jpg"): ["x-a-jpg", "y-a-jpg"],
+        ("x/a.jpg", "y/a.png", "b.jpg"): ["a-jpg", "a-png", "b"],
+        ("p/x/a.jpg", "q/x/a.jpg"): ["x-a-jpg", "x-a-jpg-2"],
+        ("A.jpg", "a.jpg"): [f"{Path.cwd().name}-A-jpg", f"{Path.cwd().name}-a-jpg-2"],
+        ("ryct.2020.fig5-day7.jpg",): ["ryct.2020.fig5-day7"],
+        ("benign (12).png",): ["benign (12)"],
+        ("a\n<b>|c.png",): ["a__b__c"],
+        ("..png",): ["unnamed"],
+        ("...",): ["unnamed"],
+        ("ü" * 120 + ".png",): ["ü" * 90],
+    }
+    for files, names in cases.items():
+        assert output_names([Path(file) for file in files]) == names
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), max_size=8))
+def test_names_are_unique_and_stay_in_their_folder(names: list[str]) -> None:
+    found = output_names([Path("in") / name for name in names])
+    assert len({name.casefold() for name in found}) == len(names)
+    for name in found:
+        assert (Path("/out") / f"{name}.png").resolve().parent == Path("/out")
+        assert not name.startswith(".")
+        assert len(f"{name}-12.png".encode()) <= 255
+
+
+def test_defaults() -> None:
+    assert plan([IMAGE]).overlays == {IMAGE: Path("a-overlay.png")}
+    assert plan([CLIP]).overlays == {CLIP: Path("c-overlay.mp4")}
+    assert plan([IMAGE, CLIP]).overlays == {IMAGE: Path("overlays/a.png"), CLIP: Path("overlays/c.mp4")}
+
+
+def test_masks_or_lines_alone_need_no_overlay() -> None:
+    places = plan([IMAGE, CLIP], masks="m")
+    assert places.overlays is None
+    assert places.masks == {IMAGE: Path("m/a.png"), CLIP: Path("m/c")}
+    assert plan([IMAGE], jsonl="a.jsonl").overlays is None
+
+
+def test_out_is_a_file_for_one_input_and_else_a_folder() -> None:
+    assert plan([IMAGE], out="x/o.jpg").overlays == {IMAGE: Path("x/o.jpg")}
+    assert plan([CLIP], out="o.mkv").overlays == {CLIP: Path("o.mkv")}
+    assert plan([IMAGE], out="folder").overlays == {IMAGE: Path("folder/a.png")}
+    Path("folder.png").mkdir()
+    assert plan([IMAGE], out="folder.png").overlays == {IMAGE: Path("folder.png/a.png")}
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "words"),
+    [
+        ([IMAGE, OTHER], {"out": "o.png"}, "is one file, but there are 2 inputs"),
+        ([IMAGE], {"out": "o.mp4"}, "overlay of an image"),
+        ([CLIP], {"out": "o.png"}, "overlay of a video"),
+        ([CLIP], {"out": "o.avi"}, r"\.mp4"),
+        ([IMAGE], {"out": "o.tiff"}, r"\.png"),
+        ([IMAGE], {"out": "results", "masks": "results"}, "different folders"),
+        ([IMAGE], {"out": "o.png", "jsonl": "o.png"}, "two results"),
+    ],
+)
+def test_impossible_places_are_refused(files: list[Path], options: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan(files, **options)  # type: ignore[arg-type]
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused() -> None:
+    Path("taken").touch()
+    with pytest.raises(UserError, match="--out taken is a file"):
+        plan([IMAGE], out="taken")
+    with pytest.raises(UserError, match="--masks taken is a file"):
+        plan([IMAGE], masks="taken")
+
+
+def test_an_input_is_never_replaced() -> None:
+    OTHER.touch()
+    Path("link").symlink_to(".")
+    for options in ({"out": "b.png"}, {"out": "."}, {"masks": "."}, {"out": "link"}, {"jsonl": "b.png"}):
+        with pytest.raises(UserError, match="would replace an input"):
+            plan([OTHER], **options)  # type: ignore[arg-type]
+    frame = Path("c/000000.png")
+    with pytest.raises(UserError, match="would replace an input"):
+        plan_places([ImageFiles([frame]), VideoFile(CLIP)], None, Path(), None, overwrite=True)
+
+
+def test_results_that_exist_are_replaced_unless_told() -> None:
+    Path("o.png").touch()
+    plan([IMAGE], out="o.png")
+    with pytest.raises(UserError, match=r"o\.png exists\. Choose another place"):
+        plan([IMAGE], out="o.png", overwrite=False)
+    Path("m/c").mkdir(parents=True)
+    plan([CLIP], masks="m", overwrite=False)
+    Path("m/c/000000.png").touch()
+    with pytest.raises(UserError, match="m/c exists"):
+        plan([CLIP], masks="m", overwrite=False)
+
+
+def test_jobs_have_the_sinks_of_their_kind() -> None:
+    sources: list[Source] = [ImageFiles([IMAGE, OTHER]), VideoFile(CLIP)]
+    style = OverlayStyle((0, 0, 0))
+    both = plan_jobs(sources, plan([IMAGE, OTHER, CLIP], out="o", masks="m"), style)
+    assert [[type(sink) for sink in job.sinks] for job in both] == [
+        [OverlayImages, MaskImages],
+        [OverlayVideo, MaskImages],
+    ]
+    lines = plan_jobs(sources, plan([IMAGE, OTHER, CLIP], jsonl="a.jsonl"), style)
+    assert [job.sinks for job in lines] == [[], []]

@@ -1,0 +1,127 @@
+"""Files, folders and globs to frames."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from video_files import FRAMES, cut, number_of, save_clip
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.sources import ImageFiles, VideoFile, open_sources
+
+
+def save_image(path: Path, value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((20, 30, 3), value, np.uint8))
+    return path
+
+
+def named(path: Path, *specifications: str) -> list[str]:
+    """The files that specifications, relative to a folder, lead to."""
+    sources, failures = open_sources([str(path / specification) for specification in specifications])
+    assert failures == []
+    return [str(file.relative_to(path)) for source in sources for file in source.files]
+
+
+def test_a_folder_is_its_images_and_videos_in_natural_order(tmp_path: Path) -> None:
+    for name in ("scan10.png", "scan2.png", "Scan1.PNG", ".hidden.png", "deeper/scan3.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "split.json").write_text("{}")
+    save_clip(tmp_path / "clip.mp4")
+    assert named(tmp_path, "") == ["Scan1.PNG", "scan2.png", "scan10.png", "clip.mp4"]
+
+
+def test_globs(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.jpg", "b/c/3.png", "a/4.txt.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    assert named(tmp_path, "a/*") == ["a/1.png", "a/2.jpg", "a/4.txt.png"]
+    assert named(tmp_path, "**/*.png") == ["a/1.png", "a/4.txt.png", "b/c/3.png"]
+
+
+def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
+    save_image(tmp_path / "benign [1].png")
+    assert named(tmp_path, "benign [1].png") == ["benign [1].png"]
+
+
+def test_a_file_is_taken_once(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    assert named(tmp_path, "a.png", "*.png", "", "./a.png") == ["a.png"]
+
+
+def test_what_leads_to_nothing_is_a_failure_and_the_rest_is_found(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    specifications = ["empty", "*.tiff", "rtsp://camera/1", "n" * 300, "a.png"]
+    sources, failures = open_sources([text if "://" in text else str(tmp_path / text) for text in specifications])
+    assert [source.files for source in sources] == [[tmp_path / "a.png"]]
+    assert len(failures) == 4
+    for failure, words in zip(failures, ["no images or videos", "matches", "rtsp", "cannot read"], strict=True):
+        assert words in failure.message
+
+
+def test_a_missing_file_fails_when_it_is_read(tmp_path: Path) -> None:
+    (source,), failures = open_sources([str(tmp_path / "absent.png")])
+    assert failures == []
+    with source:
+        assert list(source) == []
+    assert "no file" in source.failures[0].message
+
+
+def test_content_decides_before_the_suffix(tmp_path: Path) -> None:
+    save_clip(tmp_path / "a.mp4").rename(tmp_path / "a.png")
+    save_image(tmp_path / "b.png").rename(tmp_path / "b.mp4")
+    kinds = [source.kind for source in open_sources([str(tmp_path / "a.png"), str(tmp_path / "b.mp4")])[0]]
+    assert sorted(kinds) == ["images", "video"]
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (source,), _ = open_sources([str(tmp_path / "pipe.png")])
+    with source:
+        assert list(source) == []
+    assert "is not a file" in source.failures[0].message
+
+
+def test_a_bad_image_is_left_out_and_the_rest_follows(tmp_path: Path) -> None:
+    good = [save_image(tmp_path / f"{number}.png", 50 * number) for number in range(3)]
+    bad = tmp_path / "1b.png"
+    bad.write_bytes(good[0].read_bytes()[:40])
+    with ImageFiles([good[0], good[1], bad, good[2]]) as source:
+        frames = list(source)
+    assert [frame.path for frame in frames] == good
+    assert [frame.image[0, 0, 0] for frame in frames] == [0, 50, 100]
+    assert [(frame.index, frame.time) for frame in frames] == [(0, None)] * 3
+    assert [failure.name for failure in source.failures] == [str(bad)]
+    assert source.length == 4
+
+
+def test_a_video_gives_numbered_frames(tmp_path: Path) -> None:
+    source = VideoFile(save_clip(tmp_path / "a.mp4"))
+    with source:
+        assert (source.fps, source.length) == (10, FRAMES)
+        frames = list(source)
+    assert [frame.index for frame in frames] == list(range(FRAMES))
+    assert [number_of(frame.image) for frame in frames] == list(range(FRAMES))
+    assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in range(FRAMES)], abs=1e-3)
+    assert source.failures == []
+
+
+def test_a_cut_video_gives_its_frames_and_a_failure(tmp_path: Path) -> None:
+    source = VideoFile(cut(save_clip(tmp_path / "a.avi", 30), 0.6))
+    with source:
+        frames = list(source)
+    assert 0 < len(frames) < 30
+    assert f"it is cut off after {len(frames)} frames" in source.failures[0].message
+
+
+def test_an_unreadable_video_raises_on_entering(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"nothing" * 100)
+    with pytest.raises(UserError, match="not a video"), VideoFile(tmp_path / "a.mp4"):
+        pass
+    with pytest.raises(RuntimeError, match="enter the source"):
+        next(iter(VideoFile(tmp_path / "a.mp4")))
