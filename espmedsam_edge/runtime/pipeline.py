@@ -202,6 +202,8 @@ class _Run:
                 return
 
     def _segment(self, group: Sequence[_Frame]) -> None:
+        if not group:
+            return
         results = self.segmenter.segment_batch([item.frame.image for item in group])
         for item, result in zip(group, results, strict=True):
             for stage in ("preprocess", "inference", "postprocess"):

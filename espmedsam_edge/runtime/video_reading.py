@@ -192,7 +192,9 @@ def _damage(path: Path, count: int, damaged: int) -> str | None:
 
 
 def _unreadable(path: Path) -> UserError:
-    reason = "it is cut off, and what is there cannot be decoded" if cut_off(path) else "it is not a video that can be decoded here"
+    reason = "it is not a video that can be decoded here"
+    if cut_off(path):
+        reason = "it is cut off, and what is there cannot be decoded"
     return UserError(f"cannot read {path}: {reason}.", "Copy it again, or convert it to H.264 in MP4.", exit_code=1)
 
 
