@@ -21,10 +21,11 @@ def command(
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.runtime.demo import demo_bundle, run_demo
     from espmedsam_edge.runtime.demo_sheet import contact_sheet
+    from espmedsam_edge.runtime.environment import near
 
     start = time.perf_counter()
     opened = demo_bundle(bundle)
-    typer.echo(f"Drawing pictures and segmenting them with {opened.path}\n")
+    typer.echo(f"Drawing pictures and segmenting them with {near(opened.path)}\n")
     typer.echo(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
     demo = run_demo(opened, out, _say_row)
     sheet = out / "contact-sheet.png"
@@ -38,6 +39,8 @@ def _say_row(row: Row) -> None:
 
 
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
+    from espmedsam_edge.runtime.environment import near, program_command
+
     out, weights = demo.out, demo.bundle.manifest.weights
     typer.echo(f"\nDone in {seconds:.1f} s, on {demo.backend}.")
     if not demo.trained:
@@ -59,4 +62,4 @@ def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
         typer.echo(f"  {path!s:<{width}}  {text}")
     name = demo.bundle.manifest.modalities[0]
     choice = f" --modality {name}" if len(demo.bundle.manifest.modalities) > 1 else ""
-    typer.echo(f"\nYour own images: espmedsam-edge infer {demo.bundle.path} IMAGES{choice}")
+    typer.echo(f"\nYour own images: {program_command()} infer {near(demo.bundle.path)} IMAGES{choice}")

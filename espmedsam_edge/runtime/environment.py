@@ -198,6 +198,19 @@ def install_command(extra: str) -> str:
     return f"{sys.executable} -m pip install {what}"
 
 
+def program_command() -> str:
+    """How to call this program from the shell: its name where PATH leads to it, else the file beside this Python."""
+    name = "espmedsam-edge"
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else near(beside)
+
+
+def near(path: Path) -> str:
+    """A path as seen from the working directory, where it lies under it."""
+    here = os.path.relpath(path)
+    return str(path) if here.startswith("..") else here
+
+
 def source_revision() -> str | None:
     """The commit of the checkout the package runs from, "+changes" when files differ from it; None outside one."""
     folder = checkout()
