@@ -16,6 +16,7 @@ from platformdirs import user_cache_dir
 
 from espmedsam_edge import __version__
 from espmedsam_edge.runtime import environment
+from espmedsam_edge.runtime.backend import BACKENDS
 from espmedsam_edge.runtime.environment import ROOT, install_command, run_tool
 from espmedsam_edge.runtime.probe import Answer, ask_all, installed
 
@@ -186,7 +187,7 @@ def _tensorrt(area: str, root: Path, answer: Answer, on_jetson: bool) -> Finding
     if not answer.installed and list((root / "usr/lib").glob("python3*/dist-packages/tensorrt/__init__.py")):
         detail = "JetPack's is installed, but this virtual environment was made without the system's packages"
         return Finding(area, "tensorrt", "absent", detail, "rm -rf .venv && make demo")
-    return _native(area, "tensorrt", answer, "sudo apt-get install nvidia-jetpack")
+    return _native(area, "tensorrt", answer, "sudo apt-get install tensorrt python3-libnvinfer")
 
 
 def _video(root: Path, answers: Mapping[str, Answer]) -> Iterator[Finding]:
@@ -278,10 +279,13 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
     flavours = [name for name in ("tensorrt", "tensorrt-rtx") if status.get(name) == "ok"]
     cuda = gpu and status.get("CUDA driver") == "ok"
     on_cpu = status["onnxruntime"] == "ok" and status["OpenCV"] == "ok"
-    if cuda and flavours:
-        on_gpu = (True, f"with {' and '.join(flavours)}")
+    ways = [name for name in flavours if name in BACKENDS]
+    if "CUDAExecutionProvider" in answers["onnxruntime"].values.get("providers", []):
+        ways.append("onnxruntime-cuda")
+    if cuda and ways:
+        on_gpu = (True, f"with {' and '.join(ways)}")
     else:
-        on_gpu = (False, "no GPU with a CUDA driver" if not cuda else "no TensorRT installed")
+        on_gpu = (False, "no GPU with a CUDA driver" if not cuda else "no backend installed that uses it")
     recording = "OpenCV" if "avc1" in answers["opencv"].values.get("encoders", []) else None
     if status["PyAV (H.264)"] == "ok":
         recording = "PyAV"
@@ -289,6 +293,10 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
     return {
         "segment on the CPU": (on_cpu, "with onnxruntime" if on_cpu else "onnxruntime or OpenCV does not work"),
         "segment on a GPU": on_gpu,
+        "build TensorRT engines": (
+            bool(flavours),
+            f"with {' and '.join(flavours)}" if flavours else "no TensorRT here",
+        ),
         "record H.264 video": (recording is not None, f"with {recording}" if recording else "MPEG-4 only; add PyAV"),
         "import and export checkpoints": (can_export, "" if can_export else "add the extra 'export'"),
         "train": (can_train, "" if can_train else "add the extra 'train'"),

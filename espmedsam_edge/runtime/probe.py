@@ -28,42 +28,31 @@ class Answer:
         return self.installed and self.error is None
 
 
-# name -> (the module that must exist, the script; it may print several JSON objects, which are merged)
-SCRIPTS: dict[str, tuple[str, str]] = {
+_TENSORRT = """
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.tensorrt_api import load
+try:
+    api = load("{flavour}")
+except UserError as error:
+    sys.exit(error.message)
+say(version=api.version)
+if api.module.Builder(api.module.Logger(api.module.Logger.ERROR)) is None:
+    sys.exit("its builder could not be made")
+"""
+
+# name -> (modules of which one must exist, the script; it may say values several times, they are merged)
+SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnxruntime": (
-        "onnxruntime",
+        ("onnxruntime",),
         """
 import onnxruntime as ort
 say(version=ort.__version__, providers=ort.get_available_providers())
 """,
     ),
-    "tensorrt": (
-        "tensorrt",
-        """
-import tensorrt as trt
-say(version=trt.__version__)
-if trt.Builder(trt.Logger(trt.Logger.ERROR)) is None:
-    sys.exit("its builder could not be made")
-""",
-    ),
-    "tensorrt-rtx": (
-        "tensorrt_rtx_bindings",
-        """
-import ctypes, importlib.util, pathlib
-spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
-if spec is None:
-    sys.exit("the package with libtensorrt_rtx.so is not installed")
-folder = pathlib.Path(spec.origin).parent
-for pattern in ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*"):
-    ctypes.CDLL(str(next(folder.glob(pattern))), mode=ctypes.RTLD_GLOBAL)
-import tensorrt_rtx_bindings as trt
-say(version=trt.__version__)
-if trt.Builder(trt.Logger(trt.Logger.ERROR)) is None:
-    sys.exit("its builder could not be made")
-""",
-    ),
+    "tensorrt": (("tensorrt",), _TENSORRT.format(flavour="tensorrt")),
+    "tensorrt-rtx": (("tensorrt_rtx_bindings", "tensorrt_rtx"), _TENSORRT.format(flavour="tensorrt-rtx")),
     "cuda-python": (
-        "cuda.bindings",
+        ("cuda.bindings",),
         """
 from cuda.bindings import driver
 import cuda.bindings
@@ -73,7 +62,7 @@ say(init=str(error).rpartition(".")[2].partition(":")[0])
 """,
     ),
     "cuda-driver": (
-        "ctypes",
+        ("ctypes",),
         """
 import ctypes
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -83,7 +72,7 @@ say(version=f"{number.value // 1000}.{number.value % 1000 // 10}", init=cuda.cuI
 """,
     ),
     "opencv": (
-        "cv2",
+        ("cv2",),
         r"""
 import os, re, tempfile
 os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
@@ -101,7 +90,7 @@ with tempfile.TemporaryDirectory() as folder:
 """,
     ),
     "pyav": (
-        "av",
+        ("av",),
         """
 import av
 say(version=av.__version__)
@@ -128,8 +117,8 @@ def installed(module: str) -> bool:
 
 def ask(name: str, timeout_s: float = 60) -> Answer:
     """Run one of ``SCRIPTS`` in a child of this Python. Never raises for what the child does."""
-    module, script = SCRIPTS[name]
-    if not installed(module):
+    modules, script = SCRIPTS[name]
+    if not any(installed(module) for module in modules):
         return Answer(False)
     try:
         child = subprocess.run(

@@ -70,11 +70,11 @@ def fake_jetson(root: Path, tensorrt_in_system: bool) -> None:
         (package / "__init__.py").write_text("")
 
 
-def test_a_jetson_without_tensorrt_is_told_jetpacks_command(bare: Path) -> None:
+def test_a_jetson_without_tensorrt_is_told_jetpacks_packages(bare: Path) -> None:
     fake_jetson(bare, tensorrt_in_system=False)
     found = by_name(diagnose(bare, BASE))
     assert found["Jetson"].detail == "NVIDIA Jetson AGX Orin Developer Kit, L4T 36.4.3"
-    assert found["tensorrt"].fix == "sudo apt-get install nvidia-jetpack"
+    assert found["tensorrt"].fix == "sudo apt-get install tensorrt python3-libnvinfer"
     assert "tensorrt-rtx" not in found  # does not cover Orin
     assert found["CUDA driver"].status == "problem"
     assert found["CUDA driver"].fix is not None
@@ -88,7 +88,8 @@ def test_a_jetson_whose_tensorrt_the_environment_hides_is_told_to_make_it_anew(b
     assert "rm -rf .venv" in fix
 
 
-def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path) -> None:
+def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.BACKENDS, "tensorrt", "a module")
     fake_jetson(bare, tensorrt_in_system=True)
     works = {
         **BASE,
@@ -98,6 +99,15 @@ def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path) -> None:
     }
     diagnosis = diagnose(bare, works)
     assert diagnosis.abilities["segment on a GPU"] == (True, "with tensorrt")
+    assert diagnosis.abilities["build TensorRT engines"] == (True, "with tensorrt")
+
+
+def test_onnxruntimes_cuda_provider_counts_only_with_a_driver(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda root: [environment.Gpu("NVIDIA T4", "550.54", 15360, "7.5")])
+    cuda = {**BASE, "onnxruntime": Answer(True, {"version": "1.20", "providers": ["CUDAExecutionProvider"]})}
+    assert diagnose(bare, cuda).abilities["segment on a GPU"] == (False, "no GPU with a CUDA driver")
+    driver = {**cuda, "cuda-driver": Answer(True, {"version": "12.4", "init": 0})}
+    assert diagnose(bare, driver).abilities["segment on a GPU"] == (True, "with onnxruntime-cuda")
 
 
 def test_a_gpu_without_driver_is_a_problem_with_a_command(bare: Path) -> None:

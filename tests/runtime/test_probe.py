@@ -10,7 +10,7 @@ from espmedsam_edge.runtime import probe
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> object:
     def install(text: str, module: str = "json") -> None:
-        monkeypatch.setitem(probe.SCRIPTS, "thing", (module, text))
+        monkeypatch.setitem(probe.SCRIPTS, "thing", (("no_such_package", module), text))
 
     return install
 
