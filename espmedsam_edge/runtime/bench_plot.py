@@ -42,9 +42,6 @@ def draw_plot(result: Result) -> bytes:
     bars.set_ylim(count - 0.4, -0.6)
     bars.set_xlabel("milliseconds a run (medians)")
     bars.set_title("Frame to mask", fontsize=11)
-    bars.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.18 / figure.get_figheight() * 4), ncols=3, frameon=False, fontsize=9
-    )
     for series, color in zip(result.series, _SERIES_COLORS * count, strict=False):
         times = [1000 * total for total in series.totals]
         runs.plot(
@@ -55,7 +52,11 @@ def draw_plot(result: Result) -> bytes:
     runs.set_xlabel("run")
     runs.set_ylabel("milliseconds")
     runs.set_title("Run by run (dotted: median)", fontsize=11)
+    below = 0.72 / figure.get_figheight()
     for axes in (bars, runs):
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -below), ncols=3 if axes is bars else 2, frameon=False, fontsize=9
+        )
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x" if axes is bars else "y", linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
