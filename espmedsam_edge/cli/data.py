@@ -1,0 +1,115 @@
+"""``espmedsam-edge data``: publishers' files into dataset folders, dataset folders checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
+)
+_LISTED_FAILURES = 20
+
+
+@app.command("prepare")
+def prepare_command(
+    name: str = typer.Argument(..., help="The data set's layout; 'espmedsam-edge data layouts' lists them."),
+    source: Path = typer.Argument(..., metavar="SRC", help="The folder of the unpacked archive."),
+    target: Path = typer.Argument(..., metavar="DST", help="The dataset folder to make, <modality>/<dataset>."),
+    long_side: int = typer.Option(0, min=0, help="Shrink images whose longer side has more pixels; 0: leave them."),
+    split: Path | None = typer.Option(None, help="A split.json to use. [default: the publisher's, else 70/10/20]"),
+    keep_empty: bool = typer.Option(False, "--keep-empty", help="Keep images whose mask is empty or missing."),
+) -> None:
+    """Convert a data set from its publisher's layout into images/, masks/ and split.json.
+
+    A file that cannot be read is reported at the end and the rest is done (exit code 1).
+    """
+    from espmedsam_edge.imaging.dataset import read_split
+    from espmedsam_edge.training.layouts import layout
+    from espmedsam_edge.training.prepare import prepare
+
+    chosen = layout(name)
+    given = read_split(split) if split else None
+    with _progress("converting") as progress:
+        done = prepare(
+            chosen, source, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=progress
+        )
+    made = done.split
+    counts = f"train {len(made.train)}, valid {len(made.valid)}, test {len(made.test)} ({made.origin})"
+    typer.echo(f"{target}: {done.images} images of {chosen.title}; {counts}")
+    unlisted = done.images - len(made.train) - len(made.valid) - len(made.test)
+    if unlisted:
+        typer.echo(f"{unlisted} images are in none of the given lists.")
+    if done.unmasked:
+        typer.echo(f"{len(done.unmasked)} images without a mask were left out, the first: {done.unmasked[0]}")
+    for failure in done.failures[:_LISTED_FAILURES]:
+        typer.echo(f"failed: {failure}", err=True)
+    if len(done.failures) > _LISTED_FAILURES:
+        typer.echo(f"failed: {len(done.failures) - _LISTED_FAILURES} more.", err=True)
+    raise typer.Exit(1 if done.failures else 0)
+
+
+@app.command("layouts")
+def layouts_command() -> None:
+    """List the data sets that ``prepare`` converts and the files it expects."""
+    from espmedsam_edge.training.layouts import LAYOUTS
+
+    for entry in LAYOUTS.values():
+        typer.echo(f"{entry.name}: {entry.title} ({entry.modality or 'unlabelled'})\n    {entry.form}")
+
+
+@app.command("check")
+def check_command(
+    folder: Path = typer.Argument(..., help="A dataset folder."),
+    similarity: float = typer.Option(0.95, min=0, max=1, help="Likeness of near duplicates; 1: only exact copies."),
+    all_cases: bool = typer.Option(False, "--all", help="List every case, not the first three of each kind."),
+) -> None:
+    """Report unpaired, misaligned, empty, grey, duplicated and leaking images; exit code 1 if there are any."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from espmedsam_edge.imaging.dataset import DatasetFolder
+    from espmedsam_edge.training.check import check
+
+    with _progress("checking") as progress:
+        report = check(
+            DatasetFolder.open(folder), similarity=similarity, threads=os.cpu_count() or 1, progress=progress
+        )
+    lists = ", ".join(f"{name} {count}" for name, count in report.lists.items())
+    typer.echo(f"{folder}: {report.images} images; {lists}")
+    if not report.findings:
+        typer.echo("Nothing is wrong.")
+        return
+    table = Table(show_lines=True)
+    table.add_column("what")
+    table.add_column("cases", justify="right")
+    table.add_column("which")
+    table.add_column("what to do")
+    for finding in report.findings:
+        shown = finding.examples if all_cases else finding.examples[:3]
+        more = len(finding.examples) - len(shown)
+        which = "\n".join([*shown, *([f"... and {more} more (--all)"] if more else [])])
+        table.add_row(finding.kind, str(len(finding.examples)), escape(which), finding.advice)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on the terminal; nothing where there is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)
