@@ -46,6 +46,7 @@ $(VENV)/.base: pyproject.toml | $(PY)
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@echo "Installing what tests and development need into $(VENV), torch among it (once; some gigabytes)"
 	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps --upgrade --target $(VENV)/typings tensorrt-stubs==10.13.0.35.1 || echo "No tensorrt-stubs: one test is skipped."
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.rtx: pyproject.toml | $(VENV)/.dev

@@ -81,14 +81,14 @@ def hand_graph(precision: Precision, *, opset: int = 20, foreign: str | None = N
     return bytes(model.SerializeToString())
 
 
-def hand_bundle(path: Path, graphs: dict[Precision, bytes]) -> Bundle:
+def hand_bundle(path: Path, graphs: dict[Precision, bytes], image_size: int = SIZE) -> Bundle:
     """A bundle of one modality, fundus, with these graph files, each listed under its key's precision."""
     with write_bundle(path) as draft:
         entries = []
         for precision, content in graphs.items():
             name = graph_file_name("fundus", precision, 1)
             draft.new_file(name).write_bytes(content)
-            entries.append(draft.graph(name, modality="fundus", precision=precision, image_size=SIZE))
+            entries.append(draft.graph(name, modality="fundus", precision=precision, image_size=image_size))
         draft.manifest = Manifest(
             preset="toy", weights=Weights(checkpoint_sha256="0" * 64, origin="random"), graphs=entries
         )

@@ -144,6 +144,28 @@ class TestRtx:
         assert "98.5 % of multiply-accumulates in int8, 1.5 % in fp16" in said
         assert said.count("no GPU here has loaded the engine") == 3
 
+    def test_an_exported_graph(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A real network, within the limits that a small board and a CI machine set."""
+        torch = pytest.importorskip("torch", reason="needs torch (extra export)")
+        from espmedsam_edge.export.fusion import FusedSegmenter
+        from espmedsam_edge.export.graph import build_graph, save_graph
+        from espmedsam_edge.model.config import model_config
+        from espmedsam_edge.model.esp_medsam import EspMedSam
+
+        torch.manual_seed(0)
+        model = EspMedSam(model_config("espmedsam-tiny"), ["fundus"]).eval()
+        file = tmp_path / "tiny.onnx"
+        save_graph(build_graph(FusedSegmenter(model, "fundus", 256), 256), file)
+        made = hand_bundle(tmp_path / "tiny.bundle", {"fp32": file.read_bytes()}, image_size=256)
+        assert run("build", made.path, "--backend", "tensorrt-rtx") == 0
+        capsys.readouterr()
+        assert run("engines", "list", "--json") == 0
+        (sidecar,) = json.loads(capsys.readouterr().out)
+        assert sidecar["targets"] == ["sm86", "sm89", "sm120"]
+        assert set(sidecar["arithmetic"]["macs"]) == {"fp32"}
+        assert sidecar["build_seconds"] < 60  # takes seconds, in a third of the memory, where nothing is wrong
+        assert sidecar["peak_memory_bytes"] < 3e9
+
     def test_of_two_processes_one_builds(self, bundle: Bundle) -> None:
         command = [*PROGRAM, "build", str(bundle.path), "--backend", "tensorrt-rtx", "--precision", "fp16"]
         command += ["--target", "sm86"]
