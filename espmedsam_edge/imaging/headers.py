@@ -175,6 +175,9 @@ def _tiff(data: bytes) -> ImageHeader:
         width, height = tags[256][0], tags[257][0]
     except (KeyError, IndexError):
         raise HeaderError("it has no picture size") from None
+    depth = max(tags.get(258, (1,)), default=1)
+    if depth > 16:
+        raise HeaderError(f"its samples have {depth} bits, not 8 or 16")
     for offsets, counts in ((273, 279), (324, 325)):
         for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
             if offset + count > len(data):
@@ -198,8 +201,8 @@ def _valid(orientation: tuple[int, ...] | None) -> int:
     return orientation[0] if orientation and 1 <= orientation[0] <= 8 else 1
 
 
-# The tags that are used: width, height, photometric interpretation, strips, orientation, tiles; and their types.
-_TIFF_TAGS = {256, 257, 262, 273, 274, 279, 324, 325}
+# The tags that are used: width, height, bits a sample, photometric interpretation, strips, orientation, tiles.
+_TIFF_TAGS = {256, 257, 258, 262, 273, 274, 279, 324, 325}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 

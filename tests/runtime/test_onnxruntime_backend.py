@@ -189,7 +189,7 @@ def test_weights_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
         file.write_bytes(model.SerializeToString())
 
     (tmp_path / "secret.bin").write_bytes(np.ones(3, np.float32).tobytes())
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="keeps weights outside the file"):
         load(bundle_around(tmp_path / "b", write))
 
 
