@@ -23,6 +23,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "CLIP_FRAMES", 2)
+    monkeypatch.setattr(demo_module, "PICTURE_SIZE", (96, 128))
 
 
 def test_it_prints_a_table_and_where_to_look(
