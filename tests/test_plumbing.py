@@ -162,7 +162,9 @@ def test_a_python_named_by_the_user_is_taken_or_refused(path: Path) -> None:
 @NEEDS_MAKE
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
-    ("code", "closing"), [(0, "12 passed, 3 skipped in 1.25s"), (1, "2 failed, 12 passed in 1.2s")]
+    ("code", "closing"),
+    [(0, "12 passed, 3 skipped in 1.25s"), (1, "2 failed, 12 passed in 1.2s")],
+    ids=["passed", "failed"],
 )
 def test_ci_prints_pytests_closing_line_last_and_leaves_with_its_verdict(
     tmp_path: Path, code: int, closing: str

@@ -81,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra = _EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        typer.echo(
-            f"error: '{name}' needs the package {error.name}. Install it: pip install 'espmedsam-edge[{extra}]'",
-            err=True,
-        )
+        from espmedsam_edge.runtime.environment import install_command
+
+        typer.echo(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
         sys.exit(2)
 
 

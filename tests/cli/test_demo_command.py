@@ -55,3 +55,16 @@ def test_the_doctor_leaves_with_0_in_both_forms(capsys: pytest.CaptureFixture[st
     assert "This machine can:" in capsys.readouterr().out
     assert run("doctor", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_adds_it(
+    toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(demo_module, "demo_bundle", lambda path: missing())
+    assert run("demo", "--bundle", toy_bundle.path) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: 'demo' needs the package torch. Install it: ")
+    assert err.strip().endswith("[export]'")
