@@ -1,0 +1,181 @@
+"""The loop when something goes wrong, and the pieces a state is made of."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.training import engine as engine_module
+from espmedsam_edge.training import state as state_module
+from espmedsam_edge.training.averaging import WeightAverage
+from espmedsam_edge.training.engine import STATE, make_optimizer
+from espmedsam_edge.training.objectives import Segmentation, Terms
+from espmedsam_edge.training.recipe import OptimizerSection, Recipe
+from espmedsam_edge.training.stages import WEIGHTS, run_stage
+from espmedsam_edge.training.state import read_state
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A dataset folder of four training images and two for validation."""
+    data = tmp_path / "data"
+    for seed in range(6):
+        image, mask = phantom("fundus", seed, (64, 64))
+        write_image(data / "images" / f"eye {seed}.png", image)
+        write_image(data / "masks" / f"eye {seed}.png", mask)
+    train, valid = [f'"eye {i}"' for i in range(4)], ['"eye 4"', '"eye 5"']
+    (data / "split.json").write_text(f'{{"train": [{", ".join(train)}], "valid": [{", ".join(valid)}], "test": []}}')
+    return data
+
+
+def on_folder(small_recipe: MakeRecipe, folder: Path, *changes: str) -> Recipe:
+    return small_recipe("data.phantoms=0", f"data.folders={{fundus=['{folder}']}}", *changes)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_files_named(
+    folder: Path, tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Segmentation.forward, []
+
+    def broken(self: Segmentation, images: Tensor, masks: Tensor | None, modality: str) -> Terms:
+        terms = forward(self, images, masks, modality)
+        calls.append(1)
+        return {**terms, "loss": terms["loss"] * float("nan")} if len(calls) == 2 else terms
+
+    monkeypatch.setattr(Segmentation, "forward", broken)
+    recipe = on_folder(small_recipe, folder, "run.save_minutes=1e-6")
+    with pytest.raises(
+        UserError, match=r"step 2: the loss is not finite \(loss nan.*eye \d\.png, .*eye \d\.png"
+    ) as stop:
+        run_stage("segment", recipe, tmp_path / "run")
+    assert stop.value.exit_code == 1
+    saved = read_state(tmp_path / "run" / STATE)
+    assert saved.progress.step == 1
+    assert all(value.isfinite().all() for value in saved.part("network").values())
+    monkeypatch.setattr(Segmentation, "forward", forward)
+    _, progress = run_stage("segment", recipe, tmp_path / "run", resume=True)
+    assert progress.finished
+
+
+def test_a_folder_that_vanishes_loses_nothing_trained(folder: Path, tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    recipe = on_folder(small_recipe, folder, "run.epochs=3", "data.cache_gb=0")
+    whole, _ = run_stage("segment", recipe, tmp_path / "whole")
+    moved = tmp_path / "elsewhere"
+    validate = engine_module.validate
+
+    def vanishing(*arguments: object) -> dict[str, float]:
+        scores = validate(*arguments)  # type: ignore[arg-type]
+        if folder.exists() and not moved.exists():
+            shutil.move(folder, moved)
+        return scores
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "validate", vanishing)
+        with pytest.raises(UserError, match=r"eye \d\.png"):
+            run_stage("segment", recipe, tmp_path / "run")
+    assert read_state(tmp_path / "run" / STATE).progress.step == 2  # the whole first epoch
+    shutil.move(moved, folder)
+    again, _ = run_stage("segment", recipe, tmp_path / "run", resume=True)
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_full_disk_keeps_the_last_state(
+    folder: Path, tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = on_folder(small_recipe, folder, "run.epochs=3")
+    save, calls = state_module.save_file, []
+
+    def full(*arguments: object, **options: object) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state_module, "save_file", full)
+    with pytest.raises(UserError, match="no space left to write"):
+        run_stage("segment", recipe, tmp_path / "run")
+    monkeypatch.setattr(state_module, "save_file", save)
+    assert read_state(tmp_path / "run" / STATE).progress.step == 2
+    assert run_stage("segment", recipe, tmp_path / "run", resume=True)[1].finished
+
+
+def test_a_missing_mask_is_named(folder: Path, tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    (folder / "masks" / "eye 1.png").unlink()
+    with pytest.raises(UserError, match=r"eye 1\.png has no mask"):
+        run_stage("segment", on_folder(small_recipe, folder), tmp_path / "run")
+
+
+def test_more_data_than_before_cannot_resume(folder: Path, tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    run_stage("segment", on_folder(small_recipe, folder), tmp_path / "run")
+    split = (folder / "split.json").read_text().replace('["eye 4", "eye 5"]', '["eye 5"]')
+    (folder / "split.json").write_text(split.replace('"eye 3"]', '"eye 3", "eye 4"]'))
+    with pytest.raises(UserError, match="numbers of training images changed"):
+        run_stage("segment", on_folder(small_recipe, folder), tmp_path / "run", resume=True)
+
+
+def test_a_truncated_state_is_one_line(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    run_stage("segment", small_recipe(), tmp_path / "run")
+    state = tmp_path / "run" / STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a readable training state"):
+        run_stage("segment", small_recipe(), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="already holds"):
+        run_stage("segment", small_recipe(), tmp_path / "run")
+
+
+def test_overwrite_starts_anew(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    first, _ = run_stage("segment", small_recipe(), tmp_path / "run")
+    before = first.read_bytes()
+    again, _ = run_stage("segment", small_recipe(), tmp_path / "run", overwrite=True)
+    assert again.read_bytes() == before  # the same seed, the same run
+    other, _ = run_stage("segment", small_recipe("run.seed=1"), tmp_path / "run", overwrite=True)
+    assert other.read_bytes() != before
+    assert other.name == WEIGHTS
+
+
+def test_average_is_of_what_training_moves() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    network[0].bias.requires_grad_(False)
+    average = WeightAverage(network, 0.9)
+    assert set(average.shadow) == {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    before = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight += 1
+    average.update(network, 0)  # decay min(0.9, 1/10)
+    torch.testing.assert_close(average.shadow["0.weight"], before + 0.9)
+    own = network[0].weight.detach().clone()
+    with average.applied(network):
+        torch.testing.assert_close(network[0].weight.data, before + 0.9)
+    assert torch.equal(network[0].weight.data, own)
+
+
+def test_adamw_does_not_decay_vectors() -> None:
+    network = torch.nn.Linear(3, 3)
+    optimizer = make_optimizer(network, OptimizerSection(name="adamw", weight_decay=0.1))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {id(network.weight): 0.1, id(network.bias): 0.0}
+    with pytest.raises(UserError, match="freezes every part"):
+        make_optimizer(network.requires_grad_(False), OptimizerSection())
+
+
+def test_state_files_hold_no_pickle(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    run_stage("segment", small_recipe("run.ema=0.9"), tmp_path / "run")
+    raw = (tmp_path / "run" / STATE).read_bytes()
+    header = int.from_bytes(raw[:8], "little")
+    assert raw[8:9] == b"{"
+    assert b"\x80\x02" not in raw[8 : 8 + header]  # safetensors: JSON, then raw numbers
+    saved = read_state(tmp_path / "run" / STATE)
+    assert saved.part("optimizer")
+    assert saved.part("average")
+    assert saved.part("random")["cpu.0"].dtype == torch.uint8

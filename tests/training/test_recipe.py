@@ -1,0 +1,107 @@
+"""Recipes: the paper's defaults, overrides, and what a mistyped one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.training.recipe import STAGES, Recipe, list_recipes, load_recipe
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "r.toml"
+    path.write_text('[run]\nepochs = 3\n[data.folders]\nfundus = ["a/b"]\n[stage.teacher.run]\nepochs = 7\n')
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe()
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.schedule.name) == ("adam", 1e-4, "exponential")
+    assert (recipe.run.epochs, recipe.run.batch_size, recipe.loss.pixel, recipe.loss.weight) == (200, 4, "focal", 20)
+    assert recipe.model.preset == "espmedsam-s"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_committed_recipes_are_valid_for_every_stage(name: str) -> None:
+    recipe = load_recipe(name)
+    for stage in STAGES:
+        recipe.for_stage(stage)
+
+
+def test_changes_are_read_as_toml_values_or_words(file: Path) -> None:
+    recipe = load_recipe(
+        file,
+        [
+            "optimizer.lr=3e-4",
+            "optimizer.name=adamw",
+            "init=weights/mobile_sam.pt",
+            "data.folders.xray=['c', 'd']",
+            "train=['prompt', 'decoder']",
+            "stage.segment.run.epochs=9",
+        ],
+    )
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.optimizer.name == "adamw"
+    assert recipe.init == "weights/mobile_sam.pt"
+    assert recipe.data.folders == {"fundus": [Path("a/b")], "xray": [Path("c"), Path("d")]}
+    assert recipe.train == ["prompt", "decoder"]
+    assert recipe.for_stage("segment").run.epochs == 9
+
+
+def test_a_stages_changes_apply_to_that_stage_alone(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.for_stage("teacher").run.epochs == 7
+    assert recipe.for_stage("segment").run.epochs == 3
+    assert recipe.for_stage("teacher").data == recipe.data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.epoch=3", r"no key 'run\.epoch'.*run\.epochs"),
+        ("lr=3", r"no key 'lr'.*optimizer\.lr"),
+        ("run=3", "no key 'run'"),
+        ("zzz.qqq=1", "no key"),
+        ("run.epochs", "has no value"),
+        ("run.epochs=0", r"run\.epochs = 0: .*greater than or equal to 1"),
+        ("run.epochs=many", r"run\.epochs = 'many'"),
+        ("optimizer.name=adma", r"optimizer\.name = 'adma': .*'adam'"),
+        ("model.image_size=100", r"model\.image_size = 100: .*multiple of 64"),
+        ("data.folders.X-Ray=['a']", "X-Ray"),
+        ("stage.teacher.run.epoch=1", "no key"),
+        ("stage.techer.run.epochs=1", "no key"),
+        ("run.epochs.x=1", "no key"),
+    ],
+)
+def test_wrong_changes_are_named(file: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(file, [change])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[run]\nepoch = 3", r"no key 'run\.epoch'.*Did you mean 'run\.epochs'"),
+        ("[run\n", "is not TOML"),
+        ("[stage.teacher.run]\nepochs = -1", r"\[stage\.teacher\]: run\.epochs = -1"),
+        ("[stage.techer.run]\nepochs = 1", "techer"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_a_missing_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no recipe at smok.*'smoke'"):
+        load_recipe("smok")
+
+
+def test_identity_ignores_what_changes_no_weight() -> None:
+    base = load_recipe("smoke")
+    assert base.sha256() == load_recipe("smoke", ["data.workers=7", "run.save_minutes=1"]).sha256()
+    assert base.sha256() != load_recipe("smoke", ["run.seed=7"]).sha256()
