@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -358,7 +357,3 @@ def build_plan(path: str | Path, targets: Sequence[str] = (), flavour: str | Non
     if plan is None:
         raise UserError(f"{api.title} could not build {Path(path).name}: {_last(parsed.log)}.", exit_code=1)
     return bytes(cast(Any, plan))
-
-
-if sys.platform != "linux":  # ctypes.RTLD_GLOBAL has no effect elsewhere, and the wheels' names differ
-    RTX_LIBRARIES = ()
