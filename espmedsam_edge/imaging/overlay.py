@@ -18,7 +18,7 @@ Color = tuple[int, int, int]  # B, G, R
 _COLORS: dict[str, Color] = {
     "dermoscopy": (255, 200, 0),
     "xray": (80, 220, 60),
-    "fundus": (60, 230, 255),
+    "fundus": (255, 220, 40),
     "colonoscopy": (255, 220, 40),
     "ultrasound": (60, 220, 120),
     "microscopy": (0, 200, 255),
