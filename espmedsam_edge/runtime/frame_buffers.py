@@ -1,0 +1,217 @@
+"""A frame's way to the GPU and back: pinned and device memory of one frame size, for input and for results."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.cuda_device import CudaDevice
+from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
+from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, check_size
+from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.launch import Canvas
+
+_ALIGNED = 256  # bytes: each part of a buffer starts where a row of the GPU's memory does
+_ROW = 16  # bytes: rows that the kernels read in whole vectors
+
+
+class FrameInput:
+    """A frame from the host: written to pinned memory, copied to the GPU, or read there in place where mapped."""
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        pixels: PixelFormat,
+        width: int,
+        height: int,
+        *,
+        mapped: bool = False,
+        window: tuple[float, float] = (0.0, 65535.0),
+        matrix: YuvMatrix = BT601,
+    ) -> None:
+        """Allocate for frames of one format and size.
+
+        Args:
+            device: where.
+            pixels: the format.
+            width: in pixels.
+            height: in pixels.
+            mapped: let the GPU read the pinned memory itself, once, instead of copying it (Jetson).
+            window: see ``FrameView``.
+            matrix: see ``FrameView``.
+
+        Raises:
+            UserError: a size that frames of the format cannot have; no memory.
+        """
+        check_size(pixels, width, height)
+        self._format, self._shape = pixels, pixels.shape(width, height)
+        pitch = _rounded_up(width * pixels.bytes_per_pixel, _ROW)
+        size = pitch * self._shape[0]
+        self._host = PinnedBuffer(device, size, mapped=mapped)
+        self._device = None if mapped else DeviceBuffer(device, size)
+        item = np.dtype(pixels.dtype).itemsize
+        strides = (pitch, pixels.bytes_per_pixel, item)[: len(self._shape)]
+        self._rows: NDArray[Any] = self._host.array(self._shape, pixels.dtype, strides=strides)
+        address = self._host.device_address if self._device is None else self._device.address
+        assert address is not None
+        chroma = address + height * pitch if pixels is PixelFormat.NV12 else 0
+        self.view = FrameView(
+            pixels, width, height, address, pitch, chroma, pitch if chroma else 0, window, matrix, owner=self
+        )
+
+    def write(self, frame: NDArray[Any]) -> None:
+        """Copy a frame into the pinned memory; what was enqueued to read the one before must be done.
+
+        Args:
+            frame: of ``PixelFormat.shape`` and dtype, any strides.
+
+        Raises:
+            UserError: of another shape or dtype.
+        """
+        if frame.shape != self._shape or frame.dtype != self._rows.dtype:
+            raise UserError(
+                f"a {self._format.name} frame of {self._rows.dtype} {self._shape} was agreed; "
+                f"got {frame.dtype} {frame.shape}.",
+                "Frames of one stream have one size; open another stream for another one.",
+            )
+        np.copyto(self._rows, frame)
+
+    def upload(self, stream: Stream) -> None:
+        """Enqueue the copy to the GPU; nothing where mapped."""
+        if self._device is not None:
+            stream.copy_to_device(self._device.address, self._host.address, self._host.size)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._host.close()
+        if self._device is not None:
+            self._device.close()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the postprocess kernel measured, in ``Segmentation``'s words.
+
+    Attributes:
+        area: foreground pixels.
+        bounding_box: (x, y, width, height); None for an empty mask.
+        centroid: (x, y), the mean of the foreground's pixel centres; None for an empty mask.
+    """
+
+    area: int
+    bounding_box: tuple[int, int, int, int] | None
+    centroid: tuple[float, float] | None
+
+
+class FrameOutputs:
+    """A frame's results on the GPU and on the host, in one piece, so that one copy brings them all.
+
+    Rows are padded to whole runs of 16 pixels; the arrays are views without the padding. They share pinned memory:
+    valid after ``download`` and a synchronization, until the next frame's and never after ``close``.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        width: int,
+        height: int,
+        *,
+        overlay: bool = True,
+        probability: bool = False,
+        mapped: bool = False,
+    ) -> None:
+        """Allocate for frames of one size, and wait until the memory is set to zero.
+
+        Args:
+            stream: of the device; used to clear the memory.
+            width: in pixels.
+            height: in pixels.
+            overlay: whether an overlay is drawn.
+            probability: whether the probability is kept.
+            mapped: let the GPU write to the pinned memory itself instead of copying (Jetson).
+
+        Raises:
+            CudaError: no memory.
+        """
+        device = stream.device
+        self.width, self.height = width, height
+        row = _rounded_up(width, parameters.RUN)
+        self._row = row
+        self._mask_at = _rounded_up(ctypes.sizeof(parameters.Measures), _ALIGNED)
+        self._overlay_at = _rounded_up(self._mask_at + row * height, _ALIGNED)
+        self._probability_at = _rounded_up(self._overlay_at + (3 * row * height if overlay else 0), _ALIGNED)
+        size = self._probability_at + (4 * row * height if probability else 0)
+        self._host = PinnedBuffer(device, size, mapped=mapped)
+        self._device = None if mapped else DeviceBuffer(device, size)
+        across, down = parameters.tiles((width, height), parameters.POSTPROCESS_TILE)
+        partial = ctypes.sizeof(parameters.Measures) * across * down
+        self._scratch = DeviceBuffer(device, _ALIGNED + partial)
+        for buffer in (self._device, self._scratch):
+            if buffer is not None:
+                stream.fill(buffer.address, 0, buffer.size)
+        stream.synchronize()
+        self._measures = parameters.Measures.from_address(self._host.address)
+        self.mask: NDArray[np.uint8] = self._host.array((height, row), np.uint8, self._mask_at)[:, :width]
+        self.overlay: NDArray[np.uint8] | None = None
+        self.probability: NDArray[np.float32] | None = None
+        if overlay:
+            self.overlay = self._host.array((height, row, 3), np.uint8, self._overlay_at)[:, :width]
+        if probability:
+            self.probability = self._host.array((height, row), np.float32, self._probability_at)[:, :width]
+
+    def canvas(self, view: FrameView, logits: int) -> Canvas:
+        """Where the postprocess kernel puts this frame's results.
+
+        Args:
+            view: the frame, of this size.
+            logits: address of its (h, w) float32 logits.
+        """
+        if view.size != (self.height, self.width):
+            raise ValueError(f"a frame of {view.size} for results of {(self.height, self.width)}")
+        start = self._host.device_address if self._device is None else self._device.address
+        assert start is not None
+        has_overlay, has_probability = self.overlay is not None, self.probability is not None
+        return Canvas(
+            view,
+            logits,
+            mask=start + self._mask_at,
+            mask_pitch=self._row,
+            probability=start + self._probability_at if has_probability else 0,
+            probability_pitch=4 * self._row if has_probability else 0,
+            overlay=start + self._overlay_at if has_overlay else 0,
+            overlay_pitch=3 * self._row if has_overlay else 0,
+            measures=start,
+            partial=self._scratch.address + _ALIGNED,
+            finished=self._scratch.address,
+        )
+
+    def download(self, stream: Stream) -> None:
+        """Enqueue the copy to the host; nothing where mapped."""
+        if self._device is not None:
+            stream.copy_to_host(self._host.address, self._device.address, self._host.size)
+
+    @property
+    def measured(self) -> Measured:
+        """Area, box and centroid of the mask."""
+        found = self._measures
+        area = int(found.area)
+        if area == 0:
+            return Measured(0, None, None)
+        box = (found.left, found.top, found.right - found.left + 1, found.bottom - found.top + 1)
+        return Measured(area, box, (found.sum_x / area, found.sum_y / area))
+
+    def close(self) -> None:
+        """Free the memory."""
+        for buffer in (self._host, self._device, self._scratch):
+            if buffer is not None:
+                buffer.close()
+
+
+def _rounded_up(value: int, step: int) -> int:
+    return -(-value // step) * step
