@@ -1,0 +1,382 @@
+"""A bundle and images in; a verified FP16 or INT8 graph added to the bundle, or nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from onnx import ModelProto
+
+from espmedsam_edge import __version__
+from espmedsam_edge.bundle import Bundle, Graph, Manifest, Precision, graph_file_name, write_bundle
+from espmedsam_edge.calibration import modelopt_tools
+from espmedsam_edge.calibration.emulation import simulate
+from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, Mask
+from espmedsam_edge.calibration.histogram import METHODS, Method
+from espmedsam_edge.calibration.images import CalibrationImages, Picture
+from espmedsam_edge.calibration.lowering import lower
+from espmedsam_edge.calibration.network import Network
+from espmedsam_edge.calibration.plan import Plan, lowest_plan, quantised_tensors, why_fp32
+from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
+from espmedsam_edge.calibration.record import CALIBRATION, Measured, read_record, why_stale
+from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section, with_section, worst_picture
+from espmedsam_edge.calibration.resemblance import Resemblance
+from espmedsam_edge.calibration.search import Sensitivity, passing_plans, sensitivities
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import sha256_file
+from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
+from espmedsam_edge.imaging.masks import read_mask
+from espmedsam_edge.runtime.cores import usable_cores
+
+_REPORT = "report.md"
+_LOW_SHARE = 0.9
+_WORTH_INT8 = 0.5
+
+
+class Listener(Protocol):
+    """Is told how a calibration gets on."""
+
+    def phase(self, title: str, total: int | None) -> None:
+        """A new phase of ``total`` steps (None: unknown) begins."""
+
+    def step(self) -> None:
+        """One step of the phase is done."""
+
+    def say(self, line: str) -> None:
+        """A line that people should see."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to calibrate.
+
+    Attributes:
+        modality: of the bundle.
+        precision: "fp16" or "int8".
+        method: how INT8 activations are clipped; None: entropy, and the others where it misses the budget.
+        budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
+        pictures: whether ``report.md`` shows the worst image.
+        threads: for ONNX Runtime; None: the physical cores that the process may use.
+    """
+
+    modality: str
+    precision: Precision
+    method: Method | None = None
+    budget: float | None = None
+    pictures: bool = True
+    threads: int | None = None
+
+
+def calibrate(path: Path, request: Request, images: CalibrationImages, listener: Listener) -> Summary:
+    """Measure ranges, lower the FP32 graph, put it through the gate, and add it to the bundle.
+
+    Raises:
+        UserError: no FP32 graph, ModelOpt missing, unreadable images, or no plan that meets the budget; the bundle
+            then stays as it was.
+    """
+    if request.precision not in DEFAULT_BUDGET:
+        raise UserError(f"cannot calibrate to {request.precision}.", "Use --precision fp16 or int8.")
+    budget = DEFAULT_BUDGET[request.precision] if request.budget is None else request.budget
+    if not 0 < budget <= 100:
+        raise UserError(f"a budget of {budget:g} Dice points cannot be used.", "Use more than 0 and at most 100.")
+    bundle = Bundle.open(path)
+    graph = _fp32_graph(bundle, request.modality)
+    modelopt_tools.check_interface()
+    return _Calibration(bundle, graph, request, budget, images, listener).run()
+
+
+def _fp32_graph(bundle: Bundle, modality: str) -> Graph:
+    held = {graph.precision: graph for graph in bundle.manifest.graphs if graph.modality == modality}
+    if held and "fp32" not in held:
+        raise UserError(
+            f"bundle {bundle.path} holds only {' and '.join(held)} for {modality}; calibrate starts from FP32.",
+            "Export it again: espmedsam-edge export WEIGHTS --out BUNDLE",
+        )
+    return bundle.graph(modality, "fp32")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A plan, its graph, the gate's verdict, and how its activations are clipped."""
+
+    plan: Plan
+    model: ModelProto
+    result: GateResult
+    method: Method
+
+
+class _Calibration:
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: Graph,
+        request: Request,
+        budget: float,
+        images: CalibrationImages,
+        listener: Listener,
+    ) -> None:
+        self.bundle, self.graph, self.request, self.budget = bundle, graph, request, budget
+        self.images, self.listener = images, listener
+        self.threads = request.threads or usable_cores()
+        self.file = bundle.graph_path(graph)
+        self.network = Network.load(self.file)
+        if self.network.is_quantised():
+            raise UserError(
+                f"{self.file} is already quantised, though its manifest says fp32.",
+                "Export it again: espmedsam-edge export WEIGHTS --out BUNDLE",
+            )
+        self.notes = list(images.notes)
+        self.sample: Tensor | None = None
+
+    def run(self) -> Summary:
+        request = self.request
+        measured, reused = self._measured()
+        ranges = measured.ranges
+        gate = self._gate()
+        if gate.blind():
+            self._warn("The FP32 masks are all empty or all full on every held-out image: the gate sees little.")
+        plan = lowest_plan(self.network, ranges, request.precision)
+        if request.precision == "int8" and not plan.int8:
+            raise UserError("no layer of this graph can be quantised to INT8.", "Use --precision fp16.", exit_code=1)
+        found, ranking = self._find(plan, ranges, gate)
+        return self._write(found, ranking, measured, reused, gate)
+
+    def _warn(self, note: str) -> None:
+        self.notes.append(note)
+        self.listener.say(f"warning: {note}")
+
+    def _tensors(
+        self, pictures: Sequence[Picture], seen: Resemblance | None
+    ) -> Iterator[tuple[Picture, Frame, Tensor]]:
+        normalization = self.bundle.manifest.input.normalization
+        for picture, frame in self.images.read(pictures):
+            if seen is not None:
+                seen.add(frame)
+            yield picture, frame, preprocess(frame, self.graph.image_size, normalization)
+
+    def _measured(self) -> tuple[Measured, bool]:
+        """The record of an earlier run if it still holds, else a new measurement."""
+        images, listener = self.images, self.listener
+        for note in self.notes:
+            listener.say(f"warning: {note}")
+        wanted = images.content_hash()
+        record, reason = read_record(self.bundle.path)
+        earlier = record.modalities.get(self.request.modality)
+        if earlier is not None:
+            reason = why_stale(earlier, self.graph.sha256, len(images.calibration), wanted)
+            if reason is None:
+                listener.say(f"ranges: {CALIBRATION} reused, measured on {earlier.images} images")
+                return earlier, True
+        if reason is not None:
+            listener.say(f"ranges: {CALIBRATION} not reused: {reason}; measuring again")
+        listener.phase("measuring ranges", len(images.calibration))
+        seen = Resemblance.of(self.request.modality)
+        tensors = (
+            np.repeat(tensor, self.graph.batch, axis=0) for _, _, tensor in self._tensors(images.calibration, seen)
+        )
+        ranges = measure_ranges(
+            self.network, tensors, quantised_tensors(self.network), threads=self.threads, on_image=listener.step
+        )
+        warning = seen.warning()
+        if warning:
+            self._warn(warning)
+        measured = Measured(
+            graph_sha256=self.graph.sha256,
+            images=seen.count,
+            images_sha256=wanted,
+            largest=ranges.largest,
+            thresholds=ranges.thresholds,
+        )
+        return measured, False
+
+    def _gate(self) -> Gate:
+        listener = self.listener
+        listener.phase("FP32 masks of the held-out images", len(self.images.held_out))
+        pictures: list[tuple[Tensor, tuple[int, int], Mask | None]] = []
+        self.gate_pictures: list[Picture] = []
+        for picture, frame, tensor in self._tensors(self.images.held_out, None):
+            size = (frame.shape[0], frame.shape[1])
+            truth = None
+            if picture.mask is not None:
+                truth = read_mask(picture.mask).mask
+                if truth.shape != size:
+                    raise UserError(
+                        f"{picture.mask} is {truth.shape[1]}x{truth.shape[0]} pixels but its image is "
+                        f"{size[1]}x{size[0]}.",
+                        "Find the mask that belongs to it.",
+                        exit_code=1,
+                    )
+            pictures.append((tensor, size, truth))
+            self.gate_pictures.append(picture)
+        gate = Gate(
+            self.file,
+            self.graph,
+            pictures,
+            threshold=self.bundle.manifest.threshold,
+            budget=self.budget,
+            threads=self.threads,
+            on_image=listener.step,
+        )
+        self.sample = np.repeat(pictures[0][0], self.graph.batch, axis=0)
+        return gate
+
+    def _lower(self, plan: Plan, ranges: Ranges, method: Method, gate: Gate) -> _Found:
+        """The plan's graph, and the gate's verdict on it."""
+        assert self.sample is not None
+        self.listener.phase(f"{plan.precision}: converting and comparing masks", len(gate.images))
+        model = lower(self.network, plan, _thresholds(ranges, method), self.sample)
+        return _Found(plan, model, gate.judge(model), method)
+
+    def _find(self, plan: Plan, ranges: Ranges, gate: Gate) -> tuple[_Found, list[Sensitivity]]:
+        """The first method that passes, else the best one with the cheapest groups kept higher."""
+        listener, asked = self.listener, self.request.method
+        tried: list[_Found] = []
+        for method in ((asked,) if asked else METHODS) if plan.int8 else METHODS[:1]:
+            found = self._lower(plan, ranges, method, gate)
+            listener.say(f"{plan.precision}{f', {method}' if plan.int8 else ''}: {found.result}")
+            if found.result.passed:
+                return found, []
+            tried.append(found)
+        best = min(tried, key=lambda found: _badness(found.result))
+        listener.say("over the budget; measuring which layer groups cause it")
+        thresholds = _thresholds(ranges, best.method)
+
+        def on_group(group: str, index: int, count: int) -> None:
+            listener.phase(f"sensitivity {index + 1} of {count}: {group}", None)
+
+        def simulated(candidate: Plan) -> ModelProto:
+            return simulate(self.network, candidate, thresholds)
+
+        ranking = sensitivities(self.network, best.plan, simulated, gate, on_group)
+        for s in sorted(ranking, key=lambda s: s.harm, reverse=True)[:5]:
+            listener.say(f"  {s.group}: {s.loss:+.3f} Dice points alone, {100 * s.share:.1f} % of the work")
+        listener.phase("searching the cheapest set to keep higher", None)
+        for candidate in passing_plans(self.network, best.plan, simulated, gate, ranking, listener.say):
+            found = self._lower(candidate, ranges, best.method, gate)
+            if found.result.passed:
+                listener.say(f"kept in {'FP16' if plan.int8 else 'FP32'}: {', '.join(candidate.raised)}")
+                return found, ranking
+        raise UserError(
+            f"no choice of layers brings {plan.precision} within {self.budget:g} Dice points "
+            f"(everything lowered: {best.result.loss:+.3f}); nothing was written.",
+            "Give more or better images, allow more with --budget, or stay with a higher precision; "
+            "see docs/precision.md.",
+            exit_code=1,
+        )
+
+    def _write(
+        self,
+        found: _Found,
+        ranking: list[Sensitivity],
+        measured: Measured,
+        reused: bool,
+        gate: Gate,
+    ) -> Summary:
+        request, manifest = self.request, self.bundle.manifest
+        modality, precision = request.modality, request.precision
+        self.listener.phase("writing the bundle", None)
+        file = graph_file_name(modality, precision, len(manifest.modalities))
+        content = found.model.SerializeToString()
+        network = Network.of(found.model)
+        macs = network.macs_by_type()
+        total = sum(macs.values()) or 1
+        share = 1 - macs.get("fp32", 0) / total
+        if share < _LOW_SHARE:
+            self._warn(f"Only {100 * share:.0f} % of the multiply-accumulates are below FP32.")
+        if found.plan.int8 and macs.get("int8", 0) / total < _WORTH_INT8:
+            self._warn(
+                f"Only {100 * macs.get('int8', 0) / total:.0f} % of the work is in INT8; FP16 is the better choice."
+            )
+        reasons = Counter(
+            why_fp32(self.network, measured.ranges, node) or "the gate asked for it"
+            for node in self.network.nodes
+            if node.name in found.plan.fp32
+        )
+        summary = Summary(
+            modality=modality,
+            precision=precision,
+            file=file,
+            size=len(content),
+            reference_size=self.file.stat().st_size,
+            macs={name: count / total for name, count in macs.items()},
+            network=network,
+            result=found.result,
+            images=measured.images,
+            reused=reused,
+            method=found.method if found.plan.int8 else None,
+            kept=dict(reasons),
+            raised=found.plan.raised,
+            ranking=ranking,
+            notes=tuple(self.notes),
+        )
+        with write_bundle(self.bundle.path, extend=True) as draft:
+            path = draft.new_file(file)
+            path.write_bytes(content)
+            entry = draft.graph(
+                file, modality=modality, precision=precision, image_size=self.graph.image_size, batch=self.graph.batch
+            )
+            gate.check_file(path, entry)
+            assert draft.manifest is not None
+            if sha256_file(draft.folder / self.graph.file) != self.graph.sha256:
+                raise UserError(f"{self.file} changed while calibrate ran.", "Run it again.", exit_code=1)
+            draft.manifest = _extended(draft.manifest, entry, summary)
+            record, _ = read_record(draft.folder)
+            text = record.with_modality(modality, measured).to_json()
+            draft.new_file(CALIBRATION).write_text(text)
+            names = self._pictures(draft.folder, summary, found, gate)
+            report = draft.folder / _REPORT
+            before = report.read_text(encoding="utf-8") if report.is_file() else ""
+            draft.new_file(_REPORT).write_text(
+                with_section(before, modality, precision, section(summary, names)), encoding="utf-8"
+            )
+        return summary
+
+    def _pictures(self, folder: Path, summary: Summary, found: _Found, gate: Gate) -> list[str]:
+        """Draw the sensitivity plot and the worst image; returns their names."""
+        names: list[str] = []
+        stem = f"{summary.modality}-{summary.precision}"
+        for old in (f"{stem}-worst.jpg", f"{stem}-sensitivity.png"):
+            (folder / old).unlink(missing_ok=True)
+        title = f"{summary.modality} {summary.precision}"
+        plot = f"{stem}-sensitivity.png"
+        if plot_sensitivity(folder / plot, summary.ranking, summary.raised, title):
+            names.append(plot)
+        if self.request.pictures:
+            worst = found.result.worst
+            image = gate.images[worst]
+            frame = next((frame for _, frame in self.images.read([self.gate_pictures[worst]])), None)
+            if frame is not None:
+                lowered = gate.lowered_logits(found.model, worst)
+                data = worst_picture(
+                    summary.modality,
+                    frame,
+                    image.mask(image.logits, gate.threshold),
+                    image.mask(lowered, gate.threshold),
+                    summary.precision,
+                )
+                name = f"{stem}-worst.jpg"
+                (folder / name).write_bytes(data)
+                names.append(name)
+        return names
+
+
+def _thresholds(ranges: Ranges, method: Method) -> dict[str, float]:
+    return {name: values[method] for name, values in ranges.thresholds.items()}
+
+
+def _badness(result: GateResult) -> tuple[int, int, float]:
+    return result.not_finite, result.vanished, result.loss
+
+
+def _extended(manifest: Manifest, entry: Graph, summary: Summary) -> Manifest:
+    same = (entry.modality, entry.precision)
+    graphs = [graph for graph in manifest.graphs if (graph.modality, graph.precision) != same]
+    data = manifest.model_dump()
+    data["graphs"] = [graph.model_dump() for graph in [*graphs, entry]]
+    data["accuracy"] = {**manifest.accuracy, f"{entry.modality}/{entry.precision}": summary.to_manifest()}
+    data["tools"] = {**manifest.tools, "espmedsam-edge": __version__, "nvidia-modelopt": modelopt_tools.version()}
+    return Manifest.model_validate(data)

@@ -1,0 +1,113 @@
+"""``espmedsam-edge calibrate``: an FP16 or INT8 graph, measured on images and held to an accuracy budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.calibration.calibrator import Listener
+    from espmedsam_edge.calibration.report import Summary
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that export wrote; the new graph is added to it.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images of the modality: files, folders, globs, videos or dataset folders.")
+    ],
+    precision: Annotated[Literal["fp16", "int8"], typer.Option(help="What to lower the graph to.")],
+    method: Annotated[
+        Literal["entropy", "percentile", "max"] | None,
+        typer.Option(help="How INT8 activations are clipped. Default: entropy, the others where it fails the gate."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Dice points it may lose on average. Default: 0.1 for fp16, 0.5 for int8.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="True masks, named like their images: the gate then counts points lost on them.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Which modality. Default: the only one.")] = None,
+    count: Annotated[int, typer.Option("--images", help="Images to measure ranges on, sampled evenly.")] = 128,
+    held_out: Annotated[int, typer.Option(help="Images kept aside for the accuracy gate.")] = 16,
+    pictures: Annotated[bool, typer.Option(help="Show the worst held-out image in report.md.")] = True,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the physical cores.")] = None,
+) -> None:
+    """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.calibration.calibrator import Request, calibrate
+    from espmedsam_edge.calibration.images import find_images
+
+    opened = Bundle.open(bundle)
+    name = _modality(opened, modality, images)
+    found = find_images(images, count=count, held_out=held_out, masks=masks)
+    typer.echo(
+        f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate"
+    )
+    request = Request(name, precision, method, budget, pictures, threads)
+    with _listener() as listener:
+        summary = calibrate(bundle, request, found, listener)
+    _report(opened, summary)
+    for failure in found.failures:
+        typer.echo(f"error: {failure.message}", err=True)
+    if found.failures:
+        raise typer.Exit(1)
+
+
+def _modality(bundle: Bundle, modality: str | None, images: list[str]) -> str:
+    """The one named; else the only one; else what a dataset folder says of itself."""
+    from espmedsam_edge.imaging.dataset import IMAGES, DatasetFolder, infer_modality
+    from espmedsam_edge.modalities import choose
+
+    names = bundle.manifest.modalities
+    if modality is None and len(names) > 1:
+        for specification in images:
+            if (Path(specification) / IMAGES).is_dir():
+                return infer_modality(DatasetFolder.open(specification), names, f"bundle {bundle.path}")
+    return choose(modality, names, f"bundle {bundle.path}")
+
+
+@contextmanager
+def _listener() -> Iterator[Listener]:
+    """Lines on stdout, and a progress bar on the terminal if there is one."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        class Bar:
+            def phase(self, title: str, total: int | None) -> None:
+                progress.reset(task, total=total, description=title)
+
+            def step(self) -> None:
+                progress.advance(task)
+
+            def say(self, line: str) -> None:
+                typer.echo(line)
+
+        yield Bar()
+
+
+def _report(bundle: Bundle, summary: Summary) -> None:
+    ratio = summary.size / summary.reference_size
+    typer.echo(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio:.3f} of FP32; {summary.macs_text()}")
+    typer.echo(f"gate passed: {summary.result}")
+    if summary.raised:
+        typer.echo(f"kept in higher precision: {', '.join(summary.raised)}")
+    typer.echo(f"Details: {bundle.path / 'report.md'}")
