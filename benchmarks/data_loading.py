@@ -1,6 +1,6 @@
 """How long training waits for its data: stages of one image, then epochs of the tiny preset with loading threads.
 
-    python benchmarks/data_loading.py [DATA...] [--image-size 512] [--json benchmarks/results/data_loading.json]
+    python benchmarks/data_loading.py [DATA...] [--image-size 512] [--json benchmarks/results/data-loading-MACHINE.json]
 
 Without DATA it writes phantoms as JPEGs of 768 pixels. Run it when nothing else does.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame, stretch
@@ -54,16 +56,24 @@ def main() -> None:
         for folder in folders:
             groups.setdefault(folder.path.resolve().parent.name, []).append(FolderSource(folder, "train"))
         result = {
+            "schema": 1,
+            "kind": "data-loading",
+            "command": "python benchmarks/data_loading.py " + " ".join(_without_paths(sys.argv[1:])),
+            "environment": environment,
             "settings": {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")},
             "images": {name: sum(len(source) for source in group) for name, group in groups.items()},
             "torch_threads": torch.get_num_threads(),
             "stages_ms": _stages(groups, arguments.image_size),
             "epochs": _epochs(groups, arguments),
-            "environment": environment,
         }
     _show(result)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        atomic_write(arguments.json, json.dumps(result, indent=2) + "\n")
+
+
+def _without_paths(words: list[str]) -> list[str]:
+    """The command's words, folders cut down to their last two names: results name no machine's directories."""
+    return ["/".join(Path(word).parts[-2:]) for word in words]
 
 
 def _phantom_folders(root: Path, images: int = 24) -> list[DatasetFolder]:
