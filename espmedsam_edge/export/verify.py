@@ -83,7 +83,7 @@ def verify_graph(
     )
     with torch.inference_mode():
         expected = model(torch.from_numpy(images), graph.modality).low_res_logits.numpy()
-    backend = onnxruntime_backend.load("onnxruntime-cpu", graph, path, None)
+    backend = onnxruntime_backend.load_file("onnxruntime-cpu", graph, path, None)
     try:
         agreement = compare(expected, backend.run(images))
     finally:

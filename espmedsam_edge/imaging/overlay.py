@@ -74,7 +74,7 @@ def draw_overlay(frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle) -> 
         if style.outline:
             _paste(solid, _edge(mask, outline_width(frame.shape[:2]))[part], drawn[part])
     if style.notice:
-        _write_notice(drawn, style.notice)
+        write_notice(drawn, style.notice)
     return drawn
 
 
@@ -96,7 +96,7 @@ def _paste(source: NDArray[np.uint8], mask: NDArray[np.uint8], target: NDArray[n
         target[:] = result
 
 
-def _write_notice(frame: Frame, text: str) -> None:
+def write_notice(frame: Frame, text: str) -> None:
     """White letters on a darkened strip in the upper left corner, in place, never wider than the frame."""
     height, width = frame.shape[:2]
     font, margin = cv2.FONT_HERSHEY_SIMPLEX, 1 + min(height, width) // 100

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.bundle import Bundle, Graph, Normalization
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.imaging.geometry import Frame, Tensor
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.segmentation import Segmentation
+
+Say = Callable[[str], None]
+"""Called with one line for the user."""
+
+
+def silent(line: str) -> None:
+    """Lines that nobody reads."""
+
+
+class DlpackFrame(Protocol):
+    """A frame that another library holds, offered through DLPack (torch, CuPy)."""
+
+    def __dlpack__(self, *, stream: Any = ...) -> Any:
+        """The array's capsule."""
+
+    def __dlpack_device__(self) -> Any:
+        """The kind of device and its number."""
+
+
+class CudaArrayFrame(Protocol):
+    """A frame that another library holds on a GPU, offered by address (PyCUDA, Numba)."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        """Address, shape, strides and type."""
+
+
+AnyFrame = Frame | FrameView | DlpackFrame | CudaArrayFrame
+"""(H, W, 3) uint8 BGR in the host's memory; or on a GPU, where grey ones, and as ``FrameView`` NV12, are taken too."""
 
 
 class Backend(Protocol):
@@ -44,14 +76,43 @@ class Backend(Protocol):
         """Free the graph; a second call does nothing."""
 
 
+@dataclass(frozen=True)
+class FrameOptions:
+    """What a backend that takes whole frames must know of them.
+
+    Attributes:
+        normalization: the network input's.
+        threshold: the probability (between 0 and 1) from which a pixel is foreground.
+        overlay: how to draw the mask on each frame; None: do not.
+    """
+
+    normalization: Normalization
+    threshold: float
+    overlay: OverlayStyle | None = None
+
+
+class FrameBackend(Backend, Protocol):
+    """A backend that does preprocessing and postprocessing as well, where the network runs."""
+
+    def segment_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
+        """Segment at most a batch of frames of any sizes.
+
+        Raises:
+            UserError: a frame it cannot take, or the machine failed.
+        """
+
+    def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
+        """Seconds on the device of each stage of one such run, by the device's own clock; for measuring only."""
+
+
 class BackendModule(Protocol):
     """What a module named in ``BACKENDS`` provides."""
 
     def unavailable(self, name: str) -> str | None:
         """Why this backend cannot run on this machine, with the remedy, as one sentence; None if it can."""
 
-    def load(self, name: str, graph: Graph, file: Path, threads: int | None) -> Backend:
-        """Load a graph's file, whose hash has been checked.
+    def load(self, name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say) -> Backend:
+        """Load a graph of a bundle; ``say`` gets a line for what takes long.
 
         Raises:
             BackendUnavailable: cannot run this graph on this machine.
@@ -64,13 +125,15 @@ class BackendUnavailable(UserError):
 
 
 BACKENDS: dict[str, str] = {
+    "tensorrt": "espmedsam_edge.runtime.tensorrt_backend",
+    "tensorrt-rtx": "espmedsam_edge.runtime.tensorrt_backend",
     "onnxruntime": "espmedsam_edge.runtime.onnxruntime_backend",
     "onnxruntime-cuda": "espmedsam_edge.runtime.onnxruntime_backend",
     "onnxruntime-cpu": "espmedsam_edge.runtime.onnxruntime_backend",
 }
 """Backend name -> the module that provides it, imported when it is tried."""
 
-AUTO: tuple[str, ...] = ("onnxruntime",)
+AUTO: tuple[str, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 """What "auto" tries, best first."""
 
 
@@ -91,7 +154,9 @@ def unavailable(name: str) -> str | None:
     return _module(name).unavailable(name)
 
 
-def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int | None = None) -> Choice:
+def load_backend(
+    bundle: Bundle, graph: Graph, name: str = "auto", threads: int | None = None, say: Say = silent
+) -> Choice:
     """Load a graph on a backend.
 
     Args:
@@ -99,6 +164,7 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
         graph: one of its graphs.
         name: a key of ``BACKENDS``, or "auto" for the first of ``AUTO`` that can run it here.
         threads: CPU threads for backends that compute on the CPU; None: the physical cores the process may use.
+        say: gets one line for each thing worth waiting for, such as an engine that is built once.
 
     Raises:
         UserError: unknown name, a graph that does not fit its manifest, or no backend that can run it here.
@@ -107,28 +173,29 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
         raise UserError(f"unknown backend '{name}'.", nearest(name, ["auto", *BACKENDS]))
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"{threads} threads asked for.", "Give a number from 1 to 1024, or leave it out.")
-    file = bundle.graph_path(graph)
     if name != "auto":
-        return Choice(_load(name, graph, file, threads))
-    passed_over: list[str] = []
+        reason = unavailable(name)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {name} cannot run here: {reason}", exit_code=1)
+        return Choice(_module(name).load(name, bundle, graph, threads, say))
+    reasons: dict[str, list[str]] = {}  # reason -> the backends that have it
     for candidate in AUTO:
-        try:
-            return Choice(_load(candidate, graph, file, threads), tuple(passed_over))
-        except BackendUnavailable as error:
-            passed_over.append(f"not {candidate}: {error}")
+        reason = unavailable(candidate)
+        if reason is None:
+            try:
+                return Choice(_module(candidate).load(candidate, bundle, graph, threads, say), _sentences(reasons))
+            except BackendUnavailable as error:
+                reason = str(error)
+        reasons.setdefault(reason, []).append(candidate)
     raise UserError(
-        f"no backend can run {file} here: {'; '.join(passed_over)}",
+        f"no backend can run {bundle.graph_path(graph)} here: {'; '.join(_sentences(reasons))}",
         "See what is missing: espmedsam-edge doctor",
         exit_code=1,
     )
 
 
-def _load(name: str, graph: Graph, file: Path, threads: int | None) -> Backend:
-    module = _module(name)
-    reason = module.unavailable(name)
-    if reason is not None:
-        raise BackendUnavailable(f"backend {name} cannot run here: {reason}", exit_code=1)
-    return module.load(name, graph, file, threads)
+def _sentences(reasons: dict[str, list[str]]) -> tuple[str, ...]:
+    return tuple(f"not {' or '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
 def _module(name: str) -> BackendModule:

@@ -56,6 +56,11 @@ class CudaError(UserError):
         """The GPU, or the memory it can reach, is full."""
         return self.code == _OUT_OF_MEMORY
 
+    @property
+    def lost(self) -> bool:
+        """The GPU gave up on this process (an Xid): nothing works on it until the program starts again."""
+        return _HINTS.get(self.code) is _STOPPED
+
 
 class CudaUnavailable(UserError):
     """This machine cannot run CUDA at all: no cuda-python, no driver or no GPU."""

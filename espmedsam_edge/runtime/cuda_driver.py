@@ -34,6 +34,15 @@ class GpuDevice:
         return f"{self.name} (SM {self.sm[2:-1]}.{self.sm[-1]}, {self.sm_count} SMs)"
 
 
+def driver_installed() -> bool:
+    """Whether NVIDIA's driver is there at all, with or without a GPU."""
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
 def find_gpu(ordinal: int = 0) -> GpuDevice | None:
     """The GPU that CUDA numbers ``ordinal`` (CUDA_VISIBLE_DEVICES counts), or None without a driver or a GPU."""
     cuda = _driver()

@@ -356,7 +356,7 @@ def remove_engine(sidecar: Path) -> int:
     Raises:
         UserError: the folder cannot be written to.
     """
-    return sum(remove_file(sidecar.with_suffix(suffix)) for suffix in (".json", ".plan", ".log"))
+    return sum(remove_file(sidecar.with_suffix(suffix)) for suffix in (".json", ".plan", ".log", ".runtime"))
 
 
 def remove_file(file: Path) -> int:

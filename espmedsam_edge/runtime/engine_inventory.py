@@ -107,7 +107,7 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
 
 
 def _siblings(sidecar: Path) -> list[Path]:
-    return [sidecar.with_suffix(suffix) for suffix in (".json", ".plan", ".log")]
+    return [sidecar.with_suffix(suffix) for suffix in (".json", ".plan", ".log", ".runtime")]
 
 
 def _leftover(file: Path, everything: bool) -> str | None:
@@ -116,7 +116,7 @@ def _leftover(file: Path, everything: bool) -> str | None:
         return "left by a build that broke off" if old else None
     if file.suffix == ".cache":
         return "asked for" if everything else None
-    if file.suffix in (".plan", ".log", ".lock") and not file.with_suffix(".json").exists():
+    if file.suffix in (".plan", ".log", ".lock", ".runtime") and not file.with_suffix(".json").exists():
         return "it belongs to no engine"
     return None
 

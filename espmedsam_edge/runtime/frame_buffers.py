@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from espmedsam_edge.runtime.cuda_stream import Stream
 from espmedsam_edge.runtime.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, check_size
 from espmedsam_edge.runtime.kernels import parameters
 from espmedsam_edge.runtime.kernels.launch import Canvas
+from espmedsam_edge.runtime.segmentation import Measured
 
 _ALIGNED = 256  # bytes: each part of a buffer starts where a row of the GPU's memory does
 _ROW = 16  # bytes: rows that the kernels read in whole vectors
@@ -53,8 +53,7 @@ class FrameInput:
         self._format, self._shape = pixels, pixels.shape(width, height)
         pitch = _rounded_up(width * pixels.bytes_per_pixel, _ROW)
         size = pitch * self._shape[0]
-        self._host = PinnedBuffer(device, size, mapped=mapped)
-        self._device = None if mapped else DeviceBuffer(device, size)
+        self._host, self._device = _pair(device, size, mapped=mapped)
         item = np.dtype(pixels.dtype).itemsize
         strides = (pitch, pixels.bytes_per_pixel, item)[: len(self._shape)]
         self._rows: NDArray[Any] = self._host.array(self._shape, pixels.dtype, strides=strides)
@@ -92,21 +91,6 @@ class FrameInput:
         self._host.close()
         if self._device is not None:
             self._device.close()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the postprocess kernel measured, in ``Segmentation``'s words.
-
-    Attributes:
-        area: foreground pixels.
-        bounding_box: (x, y, width, height); None for an empty mask.
-        centroid: (x, y), the mean of the foreground's pixel centres; None for an empty mask.
-    """
-
-    area: int
-    bounding_box: tuple[int, int, int, int] | None
-    centroid: tuple[float, float] | None
 
 
 class FrameOutputs:
@@ -147,11 +131,16 @@ class FrameOutputs:
         self._overlay_at = _rounded_up(self._mask_at + row * height, _ALIGNED)
         self._probability_at = _rounded_up(self._overlay_at + (3 * row * height if overlay else 0), _ALIGNED)
         size = self._probability_at + (4 * row * height if probability else 0)
-        self._host = PinnedBuffer(device, size, mapped=mapped)
-        self._device = None if mapped else DeviceBuffer(device, size)
+        self._host, self._device = _pair(device, size, mapped=mapped)
         across, down = parameters.tiles((width, height), parameters.POSTPROCESS_TILE)
         partial = ctypes.sizeof(parameters.Measures) * across * down
-        self._scratch = DeviceBuffer(device, _ALIGNED + partial)
+        try:
+            self._scratch = DeviceBuffer(device, _ALIGNED + partial)
+        except UserError:
+            for buffer in (self._host, self._device):
+                if buffer is not None:
+                    buffer.close()
+            raise
         for buffer in (self._device, self._scratch):
             if buffer is not None:
                 stream.fill(buffer.address, 0, buffer.size)
@@ -211,6 +200,16 @@ class FrameOutputs:
         for buffer in (self._host, self._device, self._scratch):
             if buffer is not None:
                 buffer.close()
+
+
+def _pair(device: CudaDevice, size: int, *, mapped: bool) -> tuple[PinnedBuffer, DeviceBuffer | None]:
+    """Pinned memory and, unless it is mapped, as much on the GPU; both or none."""
+    host = PinnedBuffer(device, size, mapped=mapped)
+    try:
+        return host, None if mapped else DeviceBuffer(device, size)
+    except UserError:
+        host.close()
+        raise
 
 
 def _rounded_up(value: int, step: int) -> int:

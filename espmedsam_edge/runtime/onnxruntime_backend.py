@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from espmedsam_edge.bundle import Graph
+from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backend import BackendUnavailable, Say, silent
 from espmedsam_edge.runtime.cores import usable_cores
 
 _INPUT, _OUTPUT = "image", "logits"
@@ -26,7 +26,12 @@ def unavailable(name: str) -> str | None:
     return None
 
 
-def load(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxRuntimeBackend:
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> OnnxRuntimeBackend:
+    """See ``BackendModule.load``; ``load_file`` says more."""
+    return load_file(name, graph, bundle.graph_path(graph), threads)
+
+
+def load_file(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxRuntimeBackend:
     """Create a session for a graph's file and check it against the manifest.
 
     ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda`` and ``onnxruntime-cpu`` insist.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.imaging.geometry import probability_from_logits
+from espmedsam_edge.imaging.geometry import Frame, probability_from_logits
+from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay, write_notice
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
 Logits = NDArray[np.float32]  # (S/4, S/4)
@@ -30,6 +31,29 @@ class Timings:
         return self.preprocess + self.inference + self.postprocess
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on a mask.
+
+    Attributes:
+        area: foreground pixels.
+        bounding_box: (x, y, width, height); None for an empty mask.
+        centroid: (x, y), the mean of the foreground's pixel centres; None for an empty mask.
+    """
+
+    area: int
+    bounding_box: tuple[int, int, int, int] | None
+    centroid: tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """An overlay that came with the mask: (H, W, 3) uint8 BGR, and the style it was drawn in, without its notice."""
+
+    image: Frame
+    style: OverlayStyle
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """What the segmenter found in one frame.
@@ -40,6 +64,8 @@ class Segmentation:
         logits: (S/4, S/4) float32, the network's output before it is resized to the frame.
         threshold: the probability (0..1) from which a pixel is foreground.
         timings: seconds by stage.
+        measured: what a backend on a GPU measured on its way; None: measured here when it is asked for.
+        drawn: the overlay that such a backend drew, if the segmenter was told to.
     """
 
     mask: Mask
@@ -47,6 +73,8 @@ class Segmentation:
     logits: Logits
     threshold: float
     timings: Timings
+    measured: Measured | None = None
+    drawn: Drawn | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,20 +86,36 @@ class Segmentation:
         """Foreground probability at frame size, (H, W) float32 in 0..1; computed anew at each call, not kept."""
         return probability_from_logits(self.logits, self.size)
 
+    def overlay(self, frame: Frame, style: OverlayStyle) -> Frame:
+        """The mask drawn on its frame, (H, W, 3) uint8 BGR: what the backend drew in this style, else drawn now."""
+        if self.drawn is None or self.drawn.style != replace(style, notice=""):
+            return draw_overlay(frame, self.mask, style)
+        if not style.notice:
+            return self.drawn.image
+        image: Frame = self.drawn.image.copy()
+        write_notice(image, style.notice)
+        return image
+
     @cached_property
     def area(self) -> int:
         """Foreground pixels."""
+        if self.measured is not None:
+            return self.measured.area
         return int(cv2.countNonZero(self.mask))
 
     @cached_property
     def bounding_box(self) -> tuple[int, int, int, int] | None:
         """(x, y, width, height) in pixels of the smallest box around the foreground; None for an empty mask."""
+        if self.measured is not None:
+            return self.measured.bounding_box
         x, y, width, height = cv2.boundingRect(self.mask)
         return (int(x), int(y), int(width), int(height)) if width and height else None
 
     @cached_property
     def centroid(self) -> tuple[float, float] | None:
         """(x, y) in pixels, the mean position of the foreground's pixel centres; None for an empty mask."""
+        if self.measured is not None:
+            return self.measured.centroid
         if self.bounding_box is None:
             return None
         x, y, width, height = self.bounding_box

@@ -5,15 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import numpy as np
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, mask_from_logits, preprocess
-from espmedsam_edge.runtime.backend import Choice, load_backend
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.backend import (
+    AnyFrame,
+    Choice,
+    FrameBackend,
+    FrameOptions,
+    Say,
+    load_backend,
+    silent,
+)
+from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 
 
@@ -26,14 +38,19 @@ class Segmenter:
         ...     print(result.area, result.bounding_box)
     """
 
-    def __init__(self, bundle: Bundle, choice: Choice, threshold: float) -> None:
+    def __init__(self, bundle: Bundle, choice: Choice, threshold: float, overlay: OverlayStyle | None = None) -> None:
         self.bundle = bundle
         self.choice = choice
         self.graph = choice.backend.graph
         self.threshold = threshold
         self._lock = threading.Lock()
+        if overlay is not None:
+            overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
+        self.frame_options = FrameOptions(bundle.manifest.input.normalization, threshold, overlay)
+        # A backend that takes whole frames, or None for one that has only the network.
+        self.frame_backend = cast(FrameBackend, choice.backend) if hasattr(choice.backend, "segment_frames") else None
         # Reused from frame to frame; the rows of a batch that no frame fills stay what they were, which is harmless.
-        self._image = np.zeros(self.graph.input_shape, np.float32)
+        self._image = np.zeros(self.graph.input_shape if self.frame_backend is None else 0, np.float32)
         self._closed = False
 
     @classmethod
@@ -45,6 +62,8 @@ class Segmenter:
         backend: str = "auto",
         threshold: float | None = None,
         threads: int | None = None,
+        overlay: OverlayStyle | None = None,
+        say: Say = silent,
     ) -> Segmenter:
         """Open a bundle and load one of its graphs.
 
@@ -55,6 +74,8 @@ class Segmenter:
             backend: a name of ``runtime.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was taken.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
+            overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
+            say: gets a line for what takes long, such as an engine that is built once.
 
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
@@ -65,7 +86,7 @@ class Segmenter:
         if not 0 < threshold < 1:
             raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
         graph = opened.graph(modality, precision)
-        return cls(opened, load_backend(opened, graph, backend, threads), threshold)
+        return cls(opened, load_backend(opened, graph, backend, threads, say), threshold, overlay)
 
     @property
     def modality(self) -> str:
@@ -87,35 +108,42 @@ class Segmenter:
         """How many frames one run of the graph takes."""
         return self.graph.batch
 
-    def segment(self, frame: Frame) -> Segmentation:
+    def segment(self, frame: AnyFrame) -> Segmentation:
         """Segment one frame, (H, W, 3) uint8 BGR of any size.
+
+        A backend on a GPU also takes frames in place that another library holds there: anything with DLPack or
+        ``__cuda_array_interface__``.
 
         Raises:
             UserError: not such an array, or the backend failed.
         """
         return self.segment_batch([frame])[0]
 
-    def segment_batch(self, frames: Sequence[Frame]) -> list[Segmentation]:
+    def segment_batch(self, frames: Sequence[AnyFrame]) -> list[Segmentation]:
         """Segment frames, of any number and sizes, in groups of the graph's batch; the last group is padded.
 
         Raises:
             UserError: an array that is not (H, W, 3) uint8, or the backend failed.
         """
         for frame in frames:
-            _check(frame)
+            if self.frame_backend is None or isinstance(frame, np.ndarray) or not _from_elsewhere(frame):
+                _check(frame)
         results: list[Segmentation] = []
         for start in range(0, len(frames), self.batch):
             results += self._segment_group(frames[start : start + self.batch])
         return results
 
-    def _segment_group(self, frames: Sequence[Frame]) -> list[Segmentation]:
+    def _segment_group(self, group: Sequence[AnyFrame]) -> list[Segmentation]:
         preprocess_seconds = []
         with self._lock:
             if self._closed:
                 raise RuntimeError("the segmenter is closed")
+            if self.frame_backend is not None:
+                return self.frame_backend.segment_frames(group, self.frame_options)
+            frames = cast(Sequence[Frame], group)  # checked
             for row, frame in enumerate(frames):
                 begin = time.perf_counter()
-                normalization = self.bundle.manifest.input.normalization
+                normalization = self.frame_options.normalization
                 preprocess(frame, self.image_size, normalization, out=self._image[row : row + 1])
                 preprocess_seconds.append(time.perf_counter() - begin)
             begin = time.perf_counter()
@@ -146,12 +174,22 @@ class Segmenter:
         self.close()
 
 
-def _check(frame: Frame) -> None:
+def _from_elsewhere(frame: object) -> bool:
+    return (
+        isinstance(frame, FrameView)
+        or hasattr(frame, "__dlpack_device__")
+        or hasattr(frame, "__cuda_array_interface__")
+    )
+
+
+def _check(frame: object) -> None:
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise UserError(
             f"a frame must be a uint8 array of shape (height, width, 3), BGR; got {found}.",
-            "Read files with espmedsam_edge.imaging.decode.read_image, which converts them.",
+            "This backend takes frames in the host's memory alone."
+            if _from_elsewhere(frame) and not isinstance(frame, np.ndarray)
+            else "Read files with espmedsam_edge.imaging.decode.read_image, which converts them.",
         )
     if 0 in frame.shape:
         raise UserError(f"the frame is empty: {frame.shape}.", "Give a frame of at least one pixel.")

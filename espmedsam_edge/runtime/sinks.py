@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.encode import write_image
-from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
+from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
 from espmedsam_edge.runtime.video_writing import VideoWriter, open_writer
@@ -70,7 +70,7 @@ class OverlayImages(_FileByFile):
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        write_image(self._paths[frame.path], draw_overlay(frame.image, result.mask, self._style))
+        write_image(self._paths[frame.path], result.overlay(frame.image, self._style))
 
 
 class MaskImages(_FileByFile):
@@ -109,7 +109,7 @@ class OverlayVideo:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        drawn = draw_overlay(frame.image, result.mask, self._style)
+        drawn = result.overlay(frame.image, self._style)
         fps = self._source.fps or _DEFAULT_FPS
         with write_errors(self._path):
             if self._writer is None:

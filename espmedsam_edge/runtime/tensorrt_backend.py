@@ -1,0 +1,206 @@
+"""Runs a graph with TensorRT or TensorRT-RTX, with preprocessing and postprocessing on the same GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame, Tensor
+from espmedsam_edge.runtime import cuda_api
+from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, FrameOptions, Say, silent
+from espmedsam_edge.runtime.cuda_api import CudaError
+from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
+from espmedsam_edge.runtime.cuda_device import CudaDevice
+from espmedsam_edge.runtime.cuda_driver import driver_installed, find_gpu
+from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
+from espmedsam_edge.runtime.environment import jetson
+from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameGraphs, FrameKey, FrameMachine
+from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.kernels.launch import FrameKernels
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour, how_to_install, installed
+from espmedsam_edge.runtime.tensorrt_api import load as load_tensorrt
+from espmedsam_edge.runtime.tensorrt_engine import Engine
+
+
+def unavailable(name: str) -> str | None:
+    """Why ``name`` cannot run on this machine, or None; loads no library but the driver's."""
+    flavour = cast(Flavour, name)
+    if not driver_installed():
+        return "there is no NVIDIA driver here. To use a GPU install it; in a container run it with --gpus all."
+    if find_gpu() is None:
+        return cuda_api.unavailable() or "the driver finds no GPU. Check nvidia-smi and CUDA_VISIBLE_DEVICES."
+    if flavour == "tensorrt-rtx" and jetson() is not None:
+        return how_to_install(flavour)
+    if not installed(flavour):
+        return f"{TITLES[flavour]} is not installed. {how_to_install(flavour)}"
+    return cuda_api.unavailable()
+
+
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> TensorRtBackend:
+    """Load a graph's engine from the cache, or build it; ``threads`` is for other backends.
+
+    Raises:
+        BackendUnavailable: TensorRT, its engine or the kernels do not load here; says why and what to do.
+    """
+    flavour = cast(Flavour, name)
+    try:
+        api = load_tensorrt(flavour)
+        plan = find_or_build(bundle, graph, flavour=flavour, say=say, on_progress=_announced(graph, flavour, say))
+        with ExitStack() as opened:
+            device = opened.enter_context(CudaDevice.open())
+            free = device.memory().free
+            stream = Stream(device)
+            engine = Engine(api, plan.path, graph, stream, say)
+            opened.callback(engine.close)
+            kernels = FrameKernels.load(device, say=say)
+            machine = FrameMachine(stream, engine, kernels, graph, mapped=device.gpu.integrated)
+            taken = max(0, free - device.memory().free)
+            return TensorRtBackend(name, f"{device.gpu.name}, {api.title}", machine, plan, taken, opened.pop_all())
+    except BackendUnavailable:
+        raise
+    except UserError as error:
+        raise BackendUnavailable(error.message, error.hint, exit_code=error.exit_code) from error
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """Bytes of the GPU's memory.
+
+    Attributes:
+        loaded: what disappeared from the free memory while the engine was loaded: context, weights, activations.
+        activations: what the engine needs to run, part of ``loaded``.
+        buffers: frames, masks, the network's input and output.
+        free: of the GPU now.
+        total: of the GPU.
+    """
+
+    loaded: int
+    activations: int
+    buffers: int
+    free: int
+    total: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.loaded / 1e6:.0f} MB for the engine, {self.buffers / 1e6:.0f} MB for frames; "
+            f"{self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
+        )
+
+
+class TensorRtBackend:
+    """A graph's engine on a GPU, on a stream of its own; takes whole frames (``FrameBackend``) and tensors."""
+
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        machine: FrameMachine,
+        plan: EnginePlan,
+        loaded_bytes: int,
+        opened: ExitStack,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.graph = machine.graph
+        self.plan = plan
+        self._machine = machine
+        self._graphs = FrameGraphs(machine)
+        self._loaded_bytes = loaded_bytes
+        self._opened = opened
+        self._lost: CudaError | None = None
+        self._closed = False
+
+    def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``."""
+        if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
+            raise ValueError(
+                f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
+            )
+        with self._at_work():
+            return self._machine.engine.run(image)
+
+    def segment_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
+        """See ``FrameBackend.segment_frames``."""
+        with self._at_work():
+            taken = self._taken(frames)
+            return self._graph_for(taken, options).run(taken)
+
+    def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
+        """See ``FrameBackend.stage_seconds``."""
+        with self._at_work():
+            taken = self._taken(frames)
+            return self._graph_for(taken, options).stage_seconds(taken)
+
+    def device_use(self) -> DeviceUse:
+        """The GPU memory that this backend takes, and what is left.
+
+        Raises:
+            UserError: the GPU does not answer.
+        """
+        with self._at_work():
+            memory = self._machine.stream.device.memory()
+        return DeviceUse(
+            self._loaded_bytes, self._machine.engine.activation_bytes, memory.held, memory.free, memory.total
+        )
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        if self._closed:
+            return
+        self._closed = True
+        # On a GPU that is lost everything is gone already, and every call would only say so again.
+        with contextlib.suppress(*([CudaError] if self._lost else [])):
+            self._machine.stream.device.make_current()
+            self._graphs.close()
+            self._opened.close()
+
+    def _taken(self, frames: Sequence[AnyFrame]) -> list[FrameView | Frame]:
+        """Frames as views of the GPU's memory where they lie there, else as arrays."""
+        stream = self._machine.stream
+        taken: list[FrameView | Frame] = []
+        for frame in frames:
+            if isinstance(frame, (np.ndarray, FrameView)):
+                taken.append(frame)
+            else:
+                taken.append(frame_in_place(frame, stream) if on_gpu(frame) else np.asarray(frame))
+        return taken
+
+    def _graph_for(self, taken: Sequence[FrameView | Frame], options: FrameOptions) -> FrameGraph:
+        sizes = [frame.size if isinstance(frame, FrameView) else frame.shape[:2] for frame in taken]
+        views = tuple(isinstance(frame, FrameView) for frame in taken)
+        return self._graphs.get(FrameKey(tuple((width, height) for height, width in sizes), views, options))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The GPU's context current in this thread; a GPU that is lost stays lost, with the same words."""
+        if self._lost is not None:
+            raise CudaError(self._lost.message, self._lost.hint, code=self._lost.code)
+        try:
+            self._machine.stream.device.make_current()
+            yield
+        except CudaError as error:
+            if error.lost:
+                self._lost = error
+            raise
+
+
+def _announced(graph: Graph, flavour: Flavour, say: Say) -> Callable[[str, float], None]:
+    """A progress callback that says once that a build is under way."""
+    told: list[str] = []
+
+    def on_progress(phase: str, fraction: float) -> None:
+        if not told:
+            told.append(phase)
+            what = f"the {TITLES[flavour]} engine of {graph.modality} {graph.precision}"
+            say(f"Building {what} for this GPU, once; this takes minutes.")
+
+    return on_progress

@@ -1,0 +1,240 @@
+"""An engine on the GPU, ready to run: loaded, with fixed buffers, warmed up and captured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from espmedsam_edge.bundle import Graph as BundleGraph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.cuda_api import CudaError, megabytes
+from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
+from espmedsam_edge.runtime.cuda_stream import Graph, Stream
+from espmedsam_edge.runtime.network_precision import shape_of, type_name
+from espmedsam_edge.runtime.tensorrt_api import Log, TensorRT, make_logger
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_INPUT, _OUTPUT = "image", "logits"
+_FP32_BYTES = 4
+# What TensorRT's log says where the driver is older than it needs: CUDA's words, and its error number.
+_OLD_DRIVER = ("driver version is insufficient", "error: 35", "error code 35", "error 35", "update your driver")
+_NO_MEMORY = ("out of memory", "outofmemory", "cudamalloc", "insufficient memory")
+
+
+class Engine:
+    """One plan with an execution context, and the memory for its input and output.
+
+    All that it enqueues goes to one stream. Run it only when the run before is done: there is one set of buffers.
+
+    Attributes:
+        image: address of the (B, 3, S, S) float32 input on the GPU.
+        logits: address of the (B, 1, S/4, S/4) float32 output on the GPU.
+    """
+
+    def __init__(self, api: TensorRT, plan: Path, graph: BundleGraph, stream: Stream, say: Say = silent) -> None:
+        """Load, warm up and capture; the device's context must be current.
+
+        Args:
+            api: what built the plan.
+            plan: its file, verified.
+            graph: the bundle's entry that it was built from.
+            stream: not the default one; everything runs there.
+            say: told when the engine cannot be captured.
+
+        Raises:
+            UserError: TensorRT does not load or run it, or the GPU's memory is full.
+        """
+        self._api, self._plan, self._graph, self._stream, self._say = api, plan, graph, stream, say
+        self._log = Log()
+        self._captured: Graph | None = None
+        self.capturable = True
+        logger = make_logger(api, self._log)
+        runtime = cast("trt.Runtime | None", api.module.Runtime(logger))
+        if runtime is None:
+            raise self._refused("cannot start")
+        engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(plan.read_bytes()))
+        if engine is None:
+            raise self._refused(f"cannot load {plan.name}")
+        self._check_signature(engine)
+        self.activation_bytes = _activation_bytes(engine)
+        self._runtime_cache = RuntimeCache.of(engine, plan)
+        context = self._runtime_cache.context(engine) if self._runtime_cache else engine.create_execution_context()
+        if context is None:
+            raise self._refused(f"cannot prepare {plan.name}, which needs {megabytes(self.activation_bytes)} to run,")
+        # Each must outlive the next, and Python frees attributes in no order of ours: see close.
+        self._held: list[Any] = [logger, runtime, engine, self._runtime_cache, context]
+        self._context = cast("trt.IExecutionContext", context)
+        device = stream.device
+        self._image = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.input_shape))
+        self._logits = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.output_shape))
+        self._logits_host = PinnedBuffer(device, self._logits.size)
+        self._image_host: PinnedBuffer | None = None
+        self.image, self.logits = self._image.address, self._logits.address
+        for name, address in ((_INPUT, self.image), (_OUTPUT, self.logits)):
+            if not self._context.set_tensor_address(name, address):
+                raise self._refused(f"does not take a buffer for '{name}' of {plan.name}")
+        self._warm_up()
+
+    @property
+    def plan_bytes(self) -> int:
+        """Size of the plan, which is nearly that of its weights on the GPU."""
+        return self._plan.stat().st_size
+
+    def enqueue(self) -> None:
+        """Enqueue one run on the stream; safe inside a capture.
+
+        Raises:
+            UserError: TensorRT refused it; carries its reason.
+        """
+        if not self._context.execute_async_v3(cast(Any, int(self._stream))):
+            raise self._refused(f"did not run {self._plan.name}")
+
+    def launch(self) -> None:
+        """Enqueue one run with a single call, where it could be captured.
+
+        Raises:
+            UserError: TensorRT or the driver refused it.
+        """
+        if self._captured is not None:
+            self._captured.launch(self._stream)
+        else:
+            self.enqueue()
+
+    def download(self) -> None:
+        """Enqueue the copy of the logits to the host."""
+        self._stream.copy_to_host(self._logits_host.address, self._logits.address, self._logits.size)
+
+    def logits_on_host(self) -> Tensor:
+        """The downloaded logits, (B, 1, S/4, S/4) float32, in memory that the next run overwrites."""
+        logits: Tensor = self._logits_host.array(self._graph.output_shape, np.float32)
+        return logits
+
+    def run(self, image: Tensor) -> Tensor:
+        """Host to host, for one batch as ``Backend.run`` takes it; waits.
+
+        Raises:
+            UserError: the GPU failed.
+        """
+        if self._image_host is None:
+            self._image_host = PinnedBuffer(self._stream.device, self._image.size)
+        np.copyto(self._image_host.array(image.shape, np.float32), image)
+        self._stream.copy_to_device(self._image.address, self._image_host.address, self._image.size)
+        self.launch()
+        self.download()
+        self._stream.synchronize()
+        logits: Tensor = self.logits_on_host().copy()
+        return logits
+
+    def close(self) -> None:
+        """Free what TensorRT holds; the device frees the buffers. A second call does nothing."""
+        if self._captured is not None:
+            self._captured.close()
+            self._captured = None
+        self._runtime_cache = None
+        vars(self).pop("_context", None)
+        while self._held:
+            self._held.pop()
+
+    def _warm_up(self) -> None:
+        """Run once, which loads and for TensorRT-RTX compiles its kernels, then capture."""
+        self._stream.fill(self.image, 0, self._image.size)
+        self.enqueue()
+        self._stream.synchronize()
+        if self._runtime_cache is not None:
+            self._runtime_cache.save()
+        asked = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's
+        try:
+            if asked is not None and not asked(int(self._stream)):
+                raise UserError("TensorRT says so.")
+            self._captured = Graph.capture(self._stream, self.enqueue)
+        except UserError as error:
+            if isinstance(error, CudaError) and error.lost:
+                raise
+            self.capturable = False
+            self._say(f"{self._plan.name} cannot be captured into a CUDA graph ({error.message}): it runs without one.")
+
+    def _check_signature(self, engine: trt.ICudaEngine) -> None:
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = {
+            name: (type_name(engine.get_tensor_dtype(name)), shape_of(engine.get_tensor_shape(name))) for name in names
+        }
+        expected = {_INPUT: ("fp32", self._graph.input_shape), _OUTPUT: ("fp32", self._graph.output_shape)}
+        if found != expected:
+            shown = ", ".join(f"'{name}' {kind} {'x'.join(map(str, shape))}" for name, (kind, shape) in found.items())
+            raise UserError(
+                f"{self._plan} has {shown or 'no inputs'}, which does not fit its graph.",
+                "Build it again: espmedsam-edge build --force",
+                exit_code=1,
+            )
+
+    def _refused(self, what: str) -> UserError:
+        errors = self._log.errors()
+        reason = " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
+        said = " ".join(errors).lower()
+        hint = "Build the engine again (espmedsam-edge build --force), or use --backend onnxruntime."
+        if any(words in said for words in _OLD_DRIVER):
+            hint = "NVIDIA's driver is too old for this TensorRT: update the driver, or install an older TensorRT."
+        elif any(words in said for words in _NO_MEMORY):
+            memory, gpu = self._stream.device.memory(), self._stream.device.gpu
+            hint = (
+                f"{megabytes(memory.free)} of {megabytes(memory.total)} are free on {gpu.name}: stop other programs "
+                "(nvidia-smi, or tegrastats on a Jetson, shows them), or use fewer modalities at a time, fp16 or a "
+                "smaller --image-size."
+            )
+        return UserError(f"{self._api.title} {what}: {reason}.", hint, exit_code=1)
+
+
+class RuntimeCache:
+    """The kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept beside the plan."""
+
+    def __init__(self, config: Any, cache: Any, file: Path) -> None:
+        self._config, self._cache, self._file = config, cache, file
+        self._kept = b""
+        try:
+            kept = file.read_bytes()
+        except OSError:
+            return
+        if cache.deserialize(kept):  # False: of another GPU, driver or version
+            self._kept = kept
+
+    @classmethod
+    def of(cls, engine: Any, plan: Path) -> RuntimeCache | None:
+        """The engine's cache, or None where this TensorRT has none."""
+        if not hasattr(engine, "create_runtime_config"):
+            return None
+        config = engine.create_runtime_config()
+        if not hasattr(config, "create_runtime_cache"):
+            return None
+        cache = config.create_runtime_cache()
+        return None if cache is None else cls(config, cache, plan.with_suffix(".runtime"))
+
+    def context(self, engine: Any) -> Any:
+        """An execution context that uses the cache; None where TensorRT gives none."""
+        self._config.set_runtime_cache(self._cache)
+        return engine.create_execution_context(self._config)
+
+    def save(self) -> None:
+        """Keep what was compiled since; a folder that cannot be written costs the compilation next time."""
+        content = bytes(self._cache.serialize() or b"")
+        if content and content != self._kept:
+            try:
+                atomic_write(self._file, content)
+            except UserError:
+                return
+            self._kept = content
+
+
+def _activation_bytes(engine: trt.ICudaEngine) -> int:
+    for name in ("device_memory_size_v2", "device_memory_size"):  # each is missing in some release
+        size = getattr(engine, name, None)
+        if size is not None:
+            return int(size)
+    return 0
