@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -129,6 +130,16 @@ class Batch:
         """The same batch with its tensors on a device."""
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return replace(self, images=self.images.to(device, non_blocking=True), masks=masks)
+
+    def shrunk(self, size: int) -> Batch:
+        """The same batch at ``size`` pixels, no larger than it was; a mask's pixel is target where half of it is."""
+        if size >= self.images.shape[-1]:
+            return self
+        images = F.interpolate(self.images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        if self.masks is None:
+            return replace(self, images=images)
+        masks = (F.interpolate(self.masks, (size, size), mode="area") >= 0.5).to(self.masks.dtype)
+        return replace(self, images=images, masks=masks)
 
 
 class TrainingSet:

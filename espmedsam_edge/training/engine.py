@@ -199,6 +199,7 @@ class Engine:
         """One optimiser step on one or more batches; returns the mean loss."""
         run, step = self.recipe.run, self.progress.step
         freeze = step >= run.batch_norm_fraction * self.steps
+        small = step < run.small_fraction * self.steps
         set_training_mode(self.network, freeze_batch_norm=freeze)
         rate = self.recipe.optimizer.lr * learning_rate_factor(
             self.recipe.schedule, step, self.steps, self.steps_per_epoch
@@ -210,6 +211,8 @@ class Engine:
         self._between_steps = False
         for index, batch in enumerate(group):
             moved = batch.to(self.fabric.device)
+            if small and batch.modality not in run.small_except:
+                moved = moved.shrunk(run.small_size)
             with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
                 values: dict[str, Tensor] = self.wrapped(moved.images, moved.masks, batch.modality)
                 loss = values["loss"]

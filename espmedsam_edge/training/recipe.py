@@ -95,7 +95,7 @@ class DataSection(_Section):
     folders: dict[Name, list[Path]] = {}
     natural: list[Path] = []
     targets: dict[Name, str] = {}
-    phantoms: Annotated[int, Field(ge=0)] = 0
+    phantoms: Annotated[int, Field(ge=0, le=4000)] = 0
     limit: Annotated[int, Field(ge=0)] = 0
     balance: Fraction = 0.5
     augment: Literal["standard", "none"] = "standard"
@@ -155,6 +155,9 @@ class RunSection(_Section):
         ema: decay of the averaged weights that are validated and written; 0: off.
         batch_norm_fraction: after this share of the run, the encoder's batch normalisation stops updating and uses
             its running statistics, as at inference; 1: never.
+        small_size, small_fraction: for this share of the run, batches are shrunk to that side in pixels first: more
+            steps in the same time while the network learns what is coarse; 0: never. Not those of the modalities in
+            ``small_except``, whose targets would vanish.
         activation_checkpointing: compute the encoder's activations again backwards instead of keeping them.
         seed: of weights, order and augmentation.
         validate_every: epochs between validations; the last epoch always has one.
@@ -169,6 +172,9 @@ class RunSection(_Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_norm_fraction: Fraction = 1.0
+    small_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)] = 128
+    small_fraction: Fraction = 0.0
+    small_except: list[Name] = []
     activation_checkpointing: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
