@@ -1,0 +1,360 @@
+"""The TensorRT backend on a GPU, with a double in TensorRT's place: frames in, masks out; calls, limits, failures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorrt_surface
+from engine_double import SIZE, expected_logits, give_it_work
+from gpu_memory import GpuMemory
+from numpy.typing import NDArray
+from test_gpu_arrays import DlpackArray, InterfaceArray
+from toy_bundles import save_toy_bundle
+from trt_fixtures import DOUBLE
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import mask_from_logits
+from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
+from espmedsam_edge.runtime import tensorrt_backend
+from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.cuda_api import CudaError
+from espmedsam_edge.runtime.cuda_device import CudaDevice
+from espmedsam_edge.runtime.frame_graph import KEPT_SIZES, STAGES
+from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
+from espmedsam_edge.runtime.kernels.launch import FrameKernels
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
+
+pytestmark = pytest.mark.gpu
+
+STYLE = OverlayStyle((255, 200, 0), notice="untrained")
+LEVEL = 1.001 / (255 * 0.224)  # the kernel may round a pixel the other way: see kernel_checks
+Load = Callable[..., Segmenter]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return save_toy_bundle(tmp_path_factory.mktemp("bundles") / "toy.bundle", ("fundus", "colonoscopy"))
+
+
+@pytest.fixture
+def load(
+    device: CudaDevice,
+    kernels: FrameKernels,
+    cache: Path,
+    bundle: Bundle,
+    double: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Load]:
+    """Loads a segmenter on the double; closes it after the test."""
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(cache))
+    monkeypatch.syspath_prepend(DOUBLE)
+    opened: list[Segmenter] = []
+
+    def make(release: str = "10.16.1.11", which: Bundle = bundle, **options: Any) -> Segmenter:
+        give_it_work(monkeypatch, double(release=release).module, which.graph("fundus").batch)
+        opened.append(Segmenter.load(which, options.pop("modality", "fundus"), backend="tensorrt", **options))
+        return opened[-1]
+
+    yield make
+    for segmenter in opened:
+        segmenter.close()
+
+
+def frame_of(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def check(result: Segmentation, frame: NDArray[np.uint8]) -> None:
+    np.testing.assert_allclose(result.logits, expected_logits(frame), atol=LEVEL, rtol=0)
+    assert result.mask.shape == frame.shape[:2]
+    assert (result.mask != mask_from_logits(result.logits, frame.shape[:2])).sum() <= 1e-4 * result.mask.size
+    again = Segmentation(result.mask, result.modality, result.logits, result.threshold, result.timings)
+    assert (result.area, result.bounding_box) == (again.area, again.bounding_box)
+    assert result.centroid == pytest.approx(again.centroid)
+
+
+@pytest.mark.parametrize("release", tensorrt_surface.RELEASES)
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (77, 333), (200, 320)])
+def test_a_frame_in_and_a_mask_out(load: Load, release: str, size: tuple[int, int]) -> None:
+    said: list[str] = []
+    segmenter = load(release, say=said.append)
+    for seed in range(3):
+        frame = frame_of(*size, seed)
+        check(segmenter.segment(frame), frame)
+    assert segmenter.choice.backend.name == "tensorrt"
+    assert segmenter.choice.backend.device.endswith(f", TensorRT {release}")
+    for line in said:
+        assert re.match(
+            "Building the TensorRT engine of fundus fp32|fundus fp32: the engine in the cache is not used", line
+        )
+
+
+def test_the_overlay_is_drawn_on_the_way_and_its_notice_after(load: Load) -> None:
+    segmenter = load(overlay=STYLE)
+    frame = frame_of(120, 160)
+    result = segmenter.segment(frame)
+    assert result.drawn is not None
+    overlay = result.overlay(frame, STYLE)
+    expected = draw_overlay(frame, result.mask, STYLE)
+    assert np.abs(overlay.astype(int) - expected).max() <= 1
+    assert (result.drawn.image != overlay).any()  # the notice went to a copy
+    other = OverlayStyle((1, 2, 3))
+    np.testing.assert_array_equal(result.overlay(frame, other), draw_overlay(frame, result.mask, other))
+
+
+def test_results_own_their_memory(load: Load) -> None:
+    segmenter = load(overlay=STYLE)
+    first = segmenter.segment(frame_of(48, 50))
+    assert first.drawn is not None
+    kept = first.mask.copy(), first.logits.copy(), first.drawn.image.copy()
+    segmenter.segment(frame_of(48, 50, seed=1))
+    segmenter.close()
+    for now, then in zip((first.mask, first.logits, first.drawn.image), kept, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_views_of_arrays_are_taken(load: Load) -> None:
+    segmenter = load()
+    frame = frame_of(90, 130)
+    for view in (frame[:, ::-1], frame[::2, 10:74], frame[..., ::-1]):
+        check(segmenter.segment(view), np.ascontiguousarray(view))
+
+
+def test_a_batch_of_mixed_sizes_and_a_group_that_is_not_full(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tmp_path / "batch.plan"
+    plan.write_bytes(b"plan")
+    monkeypatch.setattr(tensorrt_backend, "find_or_build", lambda *_, **__: SimpleNamespace(path=plan))
+    segmenter = load(which=save_toy_bundle(tmp_path / "b", batch=3))
+    frames = [frame_of(40 + 3 * index, 60 - index, index) for index in range(5)]
+    results = segmenter.segment_batch(frames)
+    assert len(results) == 5
+    for frame, result in zip(frames, results, strict=True):
+        check(result, frame)
+
+
+def test_tensors_run_as_on_other_backends(load: Load) -> None:
+    backend = load().choice.backend
+    image = np.random.default_rng(1).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
+    logits = backend.run(image)
+    np.testing.assert_array_equal(logits[0, 0].ravel(), image[0, 0].ravel()[:256])
+    backend.run(image + 1)
+    np.testing.assert_array_equal(logits[0, 0].ravel(), image[0, 0].ravel()[:256])
+    with pytest.raises(ValueError, match="run wants C-contiguous float32"):
+        backend.run(image.astype(np.float64))  # type: ignore[arg-type]
+
+
+def test_a_frame_that_another_library_holds_is_read_in_place(load: Load, memory: GpuMemory, machine: Any) -> None:
+    segmenter = load(overlay=STYLE)
+    for seed in range(3):
+        frame = frame_of(72, 96, seed)
+        address = memory.put(frame)  # another one each time
+        for array in (InterfaceArray(address, frame.shape), DlpackArray(address, frame.shape)):
+            machine.forget()
+            result = segmenter.segment(array)
+            check(result, frame)
+            assert np.abs(result.overlay(frame, STYLE).astype(int) - draw_overlay(frame, result.mask, STYLE)).max() <= 1
+            if seed:
+                assert "cuMemcpyHtoDAsync" not in machine.calls()
+                assert "cuMemAlloc" not in machine.calls()
+                assert machine.calls().count("cuGraphLaunch") == 1  # the engine
+
+
+def test_an_nv12_view_of_a_decoder(load: Load, memory: GpuMemory) -> None:
+    import cv2
+
+    frame = cv2.GaussianBlur(frame_of(48, 64), (0, 0), 3)
+    yuv = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
+    nv12 = np.vstack([yuv[:48], yuv[48:].reshape(2, -1).T.reshape(24, 64)])
+    address = memory.put(nv12)
+    result = load().segment(FrameView(PixelFormat.NV12, 64, 48, address, 64, address + 64 * 48, 64))
+    check(result, cv2.cvtColor(nv12, cv2.COLOR_YUV2BGR_NV12))
+
+
+def test_a_frame_of_a_known_size_is_two_calls(load: Load, machine: Any) -> None:
+    segmenter = load(overlay=STYLE)
+    machine.forget()
+    segmenter.segment(frame_of(50, 60))
+    path = ["cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoDAsync", "cuLaunchKernel"]
+    path += ["cuMemcpyDtoHAsync", "cuMemcpyDtoHAsync"]  # the results, the logits
+    calls = [call for call in machine.calls() if call != "cuModuleGetFunction"]
+    first = calls.index("cuMemcpyHtoDAsync")
+    assert calls[first:] == [
+        *path, "cuStreamSynchronize",  # warm-up
+        "cuStreamBeginCapture", *path, "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy",
+        "cuGraphLaunch", "cuStreamSynchronize",
+    ]  # fmt: skip
+    machine.forget()
+    segmenter.segment(frame_of(50, 60, seed=1))
+    assert machine.calls() == ["cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"]
+
+
+def test_sizes_are_kept_by_their_last_use(load: Load, machine: Any) -> None:
+    segmenter = load()
+    sizes = [(40 + index, 60) for index in range(KEPT_SIZES)]
+
+    def captures(size: tuple[int, int]) -> int:
+        machine.forget()
+        frame = frame_of(*size)
+        check(segmenter.segment(frame), frame)
+        return int(machine.calls().count("cuStreamBeginCapture"))
+
+    assert [captures(size) for size in sizes] == [1] * KEPT_SIZES
+    opened = machine.open()
+    assert captures(sizes[0]) == 0  # now the latest; sizes[1] is the oldest
+    assert captures((99, 60)) == 1
+    assert machine.open() == opened  # what one size takes was freed for the other
+    assert captures(sizes[0]) == 0
+    assert captures(sizes[1]) == 1
+
+
+def test_stages_are_measured_by_events(load: Load) -> None:
+    segmenter = load(overlay=STYLE)
+    backend = segmenter.frame_backend
+    assert backend is not None
+    seconds = backend.stage_seconds([frame_of(50, 60)], segmenter.frame_options)
+    assert tuple(seconds) == STAGES
+    assert all(value >= 0 for value in seconds.values())
+
+
+def test_modalities_share_a_gpu_each_on_its_stream(load: Load) -> None:
+    first, second = load(), load(modality="colonoscopy")
+    for seed in range(3):
+        for segmenter in (first, second):
+            frame = frame_of(50, 70 + seed, seed)
+            check(segmenter.segment(frame), frame)
+    first.close()
+    frame = frame_of(50, 60)
+    check(second.segment(frame), frame)
+
+
+def test_closing_frees_everything(load: Load, machine: Any, device: CudaDevice) -> None:
+    before = machine.open()
+    segmenter = load(overlay=STYLE)
+    backend = segmenter.choice.backend
+    assert isinstance(backend, TensorRtBackend)
+    segmenter.segment(frame_of(50, 60))
+    use = backend.device_use()
+    assert 0 < use.buffers <= use.total
+    assert "for the engine" in str(use)
+    assert machine.open() > before
+    segmenter.close()
+    backend.close()
+    assert machine.open() == before
+
+
+def test_a_frame_too_large_for_the_memory_says_what_fits(
+    load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = load(overlay=STYLE)
+    backend = segmenter.choice.backend
+    assert isinstance(backend, TensorRtBackend)
+    small = frame_of(50, 60)
+    check(segmenter.segment(small), small)
+    used = backend.device_use()
+    monkeypatch.setenv("CUDA_MACHINE_MEMORY", str(used.total - used.free + 1_000_000))
+    with pytest.raises(UserError, match=r"a frame of 1200x600 pixels needs 5\.0 MB .* 1\.\d MB are free on ") as caught:
+        segmenter.segment(frame_of(600, 1200))
+    fits = caught.value.hint
+    assert fits.startswith("Frames up to about 5")
+    assert "--backend onnxruntime" in fits
+    opened = machine.open()
+    check(segmenter.segment(small), small)  # given up for the large one, and made again
+    assert machine.open() > opened
+
+
+def test_other_sizes_make_room(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = load()
+    backend = segmenter.choice.backend
+    assert isinstance(backend, TensorRtBackend)
+    segmenter.segment(frame_of(300, 400))
+    used = backend.device_use()
+    monkeypatch.setenv("CUDA_MACHINE_MEMORY", str(used.total - used.free + 100_000))
+    frame = frame_of(310, 390)
+    check(segmenter.segment(frame), frame)
+
+
+@pytest.mark.parametrize("code", [719, 999])
+def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    segmenter = load()
+    segmenter.segment(frame_of(50, 60))
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamSynchronize={code}")
+    with pytest.raises(CudaError, match="cuStreamSynchronize failed: .* Start it again"):
+        segmenter.segment(frame_of(50, 60))
+    machine.forget()
+    with pytest.raises(CudaError, match="cuStreamSynchronize failed: .* Start it again"):
+        segmenter.segment(frame_of(50, 60))
+    assert machine.calls() == []
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuMemFree={code}")
+    segmenter.close()
+    monkeypatch.delenv("CUDA_MACHINE_FAIL")
+
+
+def test_tensorrt_that_does_not_run_says_why(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    from espmedsam_edge.runtime import tensorrt_api
+
+    segmenter = load()
+    context = tensorrt_api.load("tensorrt").module.IExecutionContext
+    monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
+    with pytest.raises(UserError, match=r"TensorRT 10\.16\.1\.11 did not run .*\.plan: it gave no reason"):
+        segmenter.segment(frame_of(50, 60))
+
+
+def test_without_capture_it_runs_all_the_same(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
+    said: list[str] = []
+    segmenter = load(say=said.append)
+    assert any("cannot be captured into a CUDA graph (cuStreamBeginCapture failed" in line for line in said)
+    for seed in range(2):
+        frame = frame_of(50, 60, seed)
+        check(segmenter.segment(frame), frame)
+    assert "cuGraphLaunch" not in machine.calls()[-20:]
+
+
+def _refused(monkeypatch: pytest.MonkeyPatch, module: Any, message: str) -> None:
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> None:
+            self.logger.log(module.ILogger.Severity.ERROR, message)
+
+    monkeypatch.setattr(module, "Runtime", Runtime)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("[checkMacros.cpp] CUDA initialization failure with error: 35", "driver is too old for this TensorRT"),
+        ("Cuda Runtime (out of memory)", "are free on"),
+        ("Serialization assertion failed", "build --force"),
+    ],
+)
+def test_an_engine_that_does_not_load(
+    load: Load, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: str, hint: str, machine: Any
+) -> None:
+    from espmedsam_edge.runtime import tensorrt_api
+
+    load().close()  # the engine is in the cache now
+    before = machine.open()
+    _refused(monkeypatch, tensorrt_api.load("tensorrt").module, said)
+    with pytest.raises(BackendUnavailable, match="cannot load .*plan") as caught:
+        Segmenter.load(bundle, "fundus", backend="tensorrt")
+    assert hint in caught.value.hint
+    assert machine.open() == before
+    with Segmenter.load(bundle, "fundus") as segmenter:
+        assert segmenter.choice.backend.name == "onnxruntime"
+        assert "not tensorrt: TensorRT 10.16.1.11 cannot load" in str(segmenter.choice)
+        frame = frame_of(50, 60)
+        with pytest.raises(UserError, match="takes frames in the host's memory alone"):
+            segmenter.segment(InterfaceArray(4096, frame.shape))
