@@ -289,10 +289,10 @@ def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: py
     segmenter = load()
     segmenter.segment(frame_of(50, 60))
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamSynchronize={code}")
-    with pytest.raises(CudaError, match="cuStreamSynchronize failed: .* Start it again"):
+    with pytest.raises(CudaError, match=r"cuStreamSynchronize failed: .* Start it again"):
         segmenter.segment(frame_of(50, 60))
     machine.forget()
-    with pytest.raises(CudaError, match="cuStreamSynchronize failed: .* Start it again"):
+    with pytest.raises(CudaError, match=r"cuStreamSynchronize failed: .* Start it again"):
         segmenter.segment(frame_of(50, 60))
     assert machine.calls() == []
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuMemFree={code}")
@@ -348,7 +348,7 @@ def test_an_engine_that_does_not_load(
     load().close()  # the engine is in the cache now
     before = machine.open()
     _refused(monkeypatch, tensorrt_api.load("tensorrt").module, said)
-    with pytest.raises(BackendUnavailable, match="cannot load .*plan") as caught:
+    with pytest.raises(BackendUnavailable, match=r"cannot load .*plan") as caught:
         Segmenter.load(bundle, "fundus", backend="tensorrt")
     assert hint in caught.value.hint
     assert machine.open() == before
