@@ -63,7 +63,16 @@ def command(
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
         segmenter = stack.enter_context(
-            Segmenter.load(opened, modality, precision, backend, threshold=threshold, threads=threads)
+            Segmenter.load(
+                opened,
+                modality,
+                precision,
+                backend,
+                threshold=threshold,
+                threads=threads,
+                overlay=None if places.overlays is None else style,
+                say=_notice,
+            )
         )
         shared = []
         if jsonl is not None:
@@ -78,13 +87,19 @@ def command(
     _end(report, failures + report.failures)
 
 
+def _notice(text: str) -> None:
+    typer.echo(text, err=True)
+
+
 def _say(
     segmenter: Segmenter, report: Report, places: Places, jsonl: Path | None, *, untrained: bool, to_stderr: bool
 ) -> None:
     def line(text: str) -> None:
         typer.echo(text, err=to_stderr)
 
-    line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice}")
+    line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice.taken}")
+    for reason in segmenter.choice.passed_over:
+        line(reason)
     if not report.frames:
         return
     stages = ", ".join(

@@ -144,9 +144,13 @@ class Choice:
     backend: Backend
     passed_over: tuple[str, ...] = ()
 
+    @property
+    def taken(self) -> str:
+        """For people: ``onnxruntime (CPU, 4 threads)``."""
+        return f"{self.backend.name} ({self.backend.device})"
+
     def __str__(self) -> str:
-        taken = f"{self.backend.name} ({self.backend.device})"
-        return f"{taken}; {'; '.join(self.passed_over)}" if self.passed_over else taken
+        return "; ".join((self.taken, *self.passed_over))
 
 
 def unavailable(name: str) -> str | None:

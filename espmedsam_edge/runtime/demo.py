@@ -123,7 +123,7 @@ def run_demo(bundle: Bundle, out: Path, say: Callable[[Row], None] = lambda row:
         lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": bundle.manifest.weights.origin}))
         for modality in modalities:
             with Segmenter.load(bundle, modality) as segmenter:
-                demo.backend = str(segmenter.choice)
+                demo.backend = segmenter.choice.taken
                 _pictures(demo, segmenter, lines, say)
                 _photographs(demo, segmenter, lines, say)
                 if modality == moving:

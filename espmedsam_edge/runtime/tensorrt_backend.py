@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
+from espmedsam_edge.imaging.overlay import outline_width
 from espmedsam_edge.runtime import cuda_api
 from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, FrameOptions, Say, silent
 from espmedsam_edge.runtime.cuda_api import CudaError
@@ -25,6 +26,7 @@ from espmedsam_edge.runtime.environment import jetson
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameGraphs, FrameKey, FrameMachine
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
+from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour, how_to_install, installed
 from espmedsam_edge.runtime.tensorrt_api import load as load_tensorrt
@@ -177,6 +179,8 @@ class TensorRtBackend:
     def _graph_for(self, taken: Sequence[FrameView | Frame], options: FrameOptions) -> FrameGraph:
         sizes = [frame.size if isinstance(frame, FrameView) else frame.shape[:2] for frame in taken]
         views = tuple(isinstance(frame, FrameView) for frame in taken)
+        if any(outline_width(size) > MAX_OUTLINE for size in sizes):
+            options = replace(options, overlay=None)  # Segmentation.overlay draws it on the CPU
         return self._graphs.get(FrameKey(tuple((width, height) for height, width in sizes), views, options))
 
     @contextmanager
