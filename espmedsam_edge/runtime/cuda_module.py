@@ -194,7 +194,7 @@ class KernelModule(Resource):
         """
         driver = self.device.driver
         if kernel not in self._functions:
-            self._functions[kernel] = driver.call("cuModuleGetFunction", self._module, kernel.encode(), about=kernel)
+            self._functions[kernel] = driver.call("cuModuleGetFunction", self._module, kernel.encode(), about=f"of {kernel}")
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
         driver.call(
             "cuLaunchKernel",

@@ -36,12 +36,23 @@ namespace host_cuda {
 
 inline dim3 thread_index, block_index, block_size, grid_size;
 
+// Jumps between stacks. swapcontext would ask the kernel for the signal mask at every turn.
+#if defined(__GNUC__) && !defined(__clang__)
+using Place = void* [5];
+#define HOST_CUDA_STAND(place) __builtin_setjmp(place)
+#define HOST_CUDA_JUMP(place) __builtin_longjmp(place, 1)
+#else
+using Place = jmp_buf;
+#define HOST_CUDA_STAND(place) _setjmp(place)
+#define HOST_CUDA_JUMP(place) _longjmp(place, 1)
+#endif
+
 enum class State { ready, at_barrier, at_collective, done };
 
 struct Fiber {
     std::unique_ptr<char[]> stack;
     ucontext_t start;
-    jmp_buf here;
+    Place here;
     State state = State::done;
     bool started = false;
     unsigned collectives = 0;  // passed
@@ -118,17 +129,22 @@ private:
         makecontext(&fiber.start, reinterpret_cast<void (*)()>(enter), 2, unsigned(address >> 32), unsigned(address));
     }
 
-    // Jumps, because swapcontext asks the kernel for the signal mask at every turn.
     void resume(Fiber& fiber) {
-        if (_setjmp(scheduler)) return;
-        if (fiber.started) _longjmp(fiber.here, 1);
+        if (!HOST_CUDA_STAND(scheduler)) go(fiber);
+    }
+
+    void yield() {
+        if (!HOST_CUDA_STAND(fibers[current].here)) leave();
+    }
+
+    // In functions of their own: GCC may not jump to where the same function stands.
+    [[gnu::noinline]] void go(Fiber& fiber) {
+        if (fiber.started) HOST_CUDA_JUMP(fiber.here);
         fiber.started = true;
         setcontext(&fiber.start);
     }
 
-    void yield() {
-        if (!_setjmp(fibers[current].here)) _longjmp(scheduler, 1);
-    }
+    [[gnu::noinline]] void leave() { HOST_CUDA_JUMP(scheduler); }
 
     void finish() {
         fibers[current].state = State::done;
@@ -170,7 +186,7 @@ private:
     std::vector<Gathering> warps;
     std::vector<std::uint64_t> values[2];
     Gathering all;
-    jmp_buf scheduler;
+    Place scheduler;
     const std::function<void()>* body = nullptr;
     int count = 0, current = 0;
 };
