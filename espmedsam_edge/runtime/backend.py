@@ -91,6 +91,31 @@ class FrameOptions:
     overlay: OverlayStyle | None = None
 
 
+@dataclass(frozen=True)
+class DeviceUse:
+    """Bytes of the GPU's memory.
+
+    Attributes:
+        loaded: what disappeared from the free memory while the engine was loaded: context, weights, activations.
+        activations: what the engine needs to run, part of ``loaded``.
+        buffers: frames, masks, the network's input and output.
+        free: of the GPU now.
+        total: of the GPU.
+    """
+
+    loaded: int
+    activations: int
+    buffers: int
+    free: int
+    total: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.loaded / 1e6:.0f} MB for the engine, {self.buffers / 1e6:.0f} MB for frames; "
+            f"{self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
+        )
+
+
 class FrameBackend(Backend, Protocol):
     """A backend that does preprocessing and postprocessing as well, where the network runs."""
 
@@ -103,6 +128,9 @@ class FrameBackend(Backend, Protocol):
 
     def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
         """Seconds on the device of each stage of one such run, by the device's own clock; for measuring only."""
+
+    def device_use(self) -> DeviceUse:
+        """The device's memory that it takes, and what is left."""
 
 
 class BackendModule(Protocol):

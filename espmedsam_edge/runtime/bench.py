@@ -14,6 +14,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.environment import machine_cpu_seconds, process_memory
 from espmedsam_edge.runtime.latency import Latency, Ratio, ratio_of_medians
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -74,13 +75,17 @@ class Contender:
 
 @dataclass
 class Series:
-    """Everything measured of one contender. ``cores_busy``: this process's CPU time over the clock's."""
+    """Everything measured of one contender. ``cores_busy``: this process's CPU time over the clock's.
+
+    ``device``: what the GPU's own clock says, after all else was measured; None on the CPU.
+    """
 
     contender: Contender
     first_seconds: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     cores_busy: float = 0.0
     mask_agreement: float = 1.0
+    device: DeviceTimes | None = None
 
     @property
     def totals(self) -> list[float]:
@@ -250,6 +255,7 @@ def bench(
     at_end, peak = process_memory()
     for own, busy in zip(series, cpu, strict=True):
         own.cores_busy = busy / sum(own.totals)
+        own.device = measure_device(own.contender.segmenter, frames)
     return Result(
         bundle=_bundle_facts(contenders[0].segmenter),
         material=material,

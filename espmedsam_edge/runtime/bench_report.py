@@ -65,6 +65,7 @@ def _series_json(series: Series) -> dict[str, Any]:
         "around_model": round(series.around_model, 4),
         "cores_busy": round(series.cores_busy, 2),
         "mask_agreement": series.mask_agreement,
+        "device_times": series.device.as_json() if series.device else None,
         "samples_ms": [round(1000 * total, 3) for total in series.totals],
     }
 
@@ -124,6 +125,7 @@ def _summary(series: Series) -> list[str]:
         f"{series.latency.samples} runs",
         f"load {_ms(series.contender.load_seconds)} ms, first {'frame' if batch == 1 else 'batch'} "
         f"{_ms(series.first_seconds)} ms, {series.cores_busy:.1f} cores busy",
+        *(series.device.lines(series.latency.p50) if series.device else ()),
     ]
 
 

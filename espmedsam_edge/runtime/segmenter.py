@@ -158,6 +158,18 @@ class Segmenter:
             results.append(Segmentation(mask, self.modality, low, self.threshold, timings))
         return results
 
+    def stage_seconds(self, frames: Sequence[AnyFrame]) -> dict[str, float]:
+        """Seconds of each stage of one batch by the device's own clock, for measuring.
+
+        Raises:
+            ValueError: the backend does not take whole frames (``frame_backend`` is None).
+            UserError: the backend failed.
+        """
+        if self.frame_backend is None:
+            raise ValueError(f"{self.choice.backend.name} has no stages of its own")
+        with self._lock:
+            return self.frame_backend.stage_seconds(frames, self.frame_options)
+
     def close(self) -> None:
         """Free the graph, after the call that is running; a second call does nothing."""
         with self._lock:

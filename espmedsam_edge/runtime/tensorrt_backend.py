@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import outline_width
 from espmedsam_edge.runtime import cuda_api
-from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, FrameOptions, Say, silent
+from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions, Say, silent
 from espmedsam_edge.runtime.cuda_api import CudaError
 from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.cuda_device import CudaDevice
@@ -71,31 +71,6 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
         raise
     except UserError as error:
         raise BackendUnavailable(error.message, error.hint, exit_code=error.exit_code) from error
-
-
-@dataclass(frozen=True)
-class DeviceUse:
-    """Bytes of the GPU's memory.
-
-    Attributes:
-        loaded: what disappeared from the free memory while the engine was loaded: context, weights, activations.
-        activations: what the engine needs to run, part of ``loaded``.
-        buffers: frames, masks, the network's input and output.
-        free: of the GPU now.
-        total: of the GPU.
-    """
-
-    loaded: int
-    activations: int
-    buffers: int
-    free: int
-    total: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.loaded / 1e6:.0f} MB for the engine, {self.buffers / 1e6:.0f} MB for frames; "
-            f"{self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
-        )
 
 
 class TensorRtBackend:

@@ -1,0 +1,118 @@
+"""What a GPU's own clock says of each stage of a frame, the memory it takes and the power it draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.backend import DeviceUse
+from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.power import PowerMeter, Sensor, find_sensor
+from espmedsam_edge.runtime.segmenter import Segmenter
+
+_STAGE_SECONDS = 1.0
+_STAGE_RUNS = 20
+_POWER_SECONDS = 2.0
+_TRANSFERS = ("upload", "download")
+# trtexec warns of the same: transfers as long as a quarter of the computing are worth hiding.
+_MUCH_TRANSFER = 0.25
+
+
+@dataclass(frozen=True)
+class DeviceTimes:
+    """One contender on its GPU, a batch a run.
+
+    Attributes:
+        stages: GPU seconds of each stage, by events around it.
+        use: the GPU's memory.
+        watts: median while frames follow each other without a pause; None without a sensor.
+        power_of: what the watts are of.
+        joules: a frame's part of them.
+    """
+
+    stages: dict[str, Latency]
+    use: DeviceUse
+    watts: float | None = None
+    power_of: str = ""
+    joules: float | None = None
+
+    @property
+    def engine(self) -> float:
+        """Median seconds of the engine alone."""
+        return self.stages["engine"].p50
+
+    def against(self, frame_to_mask: float) -> float:
+        """Frame-to-mask time over the engine's alone: 1 would mean that all the rest is free."""
+        return frame_to_mask / self.engine
+
+    @property
+    def transfers(self) -> float:
+        """Copies to and from the GPU over the computing between them (of medians)."""
+        copies = sum(latency.p50 for name, latency in self.stages.items() if name in _TRANSFERS)
+        return copies / (sum(latency.p50 for latency in self.stages.values()) - copies)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: milliseconds, bytes, watts."""
+        return {
+            "stages_ms": {name: latency.milliseconds() for name, latency in self.stages.items()},
+            "memory_bytes": asdict(self.use),
+            "watts": self.watts,
+            "power_of": self.power_of,
+            "joules_per_frame": self.joules,
+        }
+
+    def lines(self, frame_to_mask: float) -> list[str]:
+        """For people.
+
+        Args:
+            frame_to_mask: median seconds of the same run, host to host.
+        """
+        stages = ", ".join(f"{name} {1000 * latency.p50:.3f}" for name, latency in self.stages.items())
+        lines = [
+            f"GPU stages (ms): {stages}",
+            f"frame to mask is {self.against(frame_to_mask):.2f} x the engine alone",
+            f"GPU memory: {self.use}",
+        ]
+        if self.transfers > _MUCH_TRANSFER:
+            lines.append(f"transfer-bound: copies take {self.transfers:.0%} of the time computed between them")
+        if self.watts is not None and self.joules is not None:
+            lines.append(f"power of {self.power_of}: {self.watts:.1f} W, {self.joules:.3f} J a frame")
+        return lines
+
+
+def measure_device(segmenter: Segmenter, frames: Sequence[Frame], sensor: Sensor | None = None) -> DeviceTimes | None:
+    """Measure a segmenter that is warm; None where its backend does not take whole frames.
+
+    Args:
+        segmenter: what.
+        frames: a batch of them is measured.
+        sensor: of power; None: what the machine has.
+
+    Raises:
+        UserError: the GPU failed.
+    """
+    backend = segmenter.frame_backend
+    if backend is None:
+        return None
+    batch = [frames[index % len(frames)] for index in range(segmenter.batch)]
+    segmenter.stage_seconds(batch)
+    taken: list[dict[str, float]] = []
+    began = time.perf_counter()
+    while len(taken) < _STAGE_RUNS or time.perf_counter() - began < _STAGE_SECONDS:
+        taken.append(segmenter.stage_seconds(batch))
+    stages = {name: Latency.of([run[name] for run in taken]) for name in taken[0]}
+    use = backend.device_use()
+    found = sensor or find_sensor()
+    if found is None:
+        return DeviceTimes(stages, use)
+    done = 0
+    with PowerMeter(found) as meter:
+        began = time.perf_counter()
+        while (seconds := time.perf_counter() - began) < _POWER_SECONDS:
+            segmenter.segment_batch(batch)
+            done += len(batch)
+    joules = None if meter.watts is None else meter.watts * seconds / done
+    return DeviceTimes(stages, use, meter.watts, found.what, joules)
