@@ -60,6 +60,7 @@ def main() -> None:
             "kind": "data-loading",
             "command": "python benchmarks/data_loading.py " + " ".join(_without_paths(sys.argv[1:])),
             "environment": environment,
+            "hints": ["busy-machine"] if (environment["load_average_1min"] or 0) > 0.5 else [],
             "settings": {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")},
             "images": {name: sum(len(source) for source in group) for name, group in groups.items()},
             "torch_threads": torch.get_num_threads(),
@@ -164,6 +165,8 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
 
 
 def _show(result: dict[str, Any]) -> None:
+    if result["hints"]:
+        print("busy-machine: other work was running; times are too long, shares of waiting roughly right")
     for modality, stages in result["stages_ms"].items():
         print(f"{modality:14}", "  ".join(f"{stage} {ms:6.2f} ms" for stage, ms in stages.items()))
     for row in result["epochs"]:

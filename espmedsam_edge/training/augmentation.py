@@ -137,6 +137,10 @@ def _color(pixels: Tensor, settings: Augmentation, rng: np.random.Generator) -> 
     matrix = saturation * matrix + (1 - saturation) * np.outer(np.ones(3), _LUMA) @ matrix
     # Contrast is about the mean grey, as in torchvision; brightness scales the result.
     grey = float(_LUMA @ planes.mean(dim=1).numpy().astype(np.float64))
-    offset = torch.full((3, 1), brightness * (1 - contrast) * grey)
-    changed = torch.addmm(offset, torch.from_numpy(brightness * contrast * matrix).float(), planes)
+    offset = brightness * (1 - contrast) * grey
+    # Written out, because a matrix product of three rows would start as many threads as one of three thousand.
+    changed = torch.full_like(planes, offset)
+    for row, weights in zip(changed, brightness * contrast * matrix, strict=True):
+        for plane, weight in zip(planes, weights, strict=True):
+            row.add_(plane, alpha=float(weight))
     return changed.clamp_(0, 255).reshape(pixels.shape)

@@ -6,10 +6,13 @@ and a batch depends on its plan alone, so the number of threads changes nothing 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
 
 from espmedsam_edge.training.dataset import Batch, TrainingSet
 from espmedsam_edge.training.sampler import ModalityBatchSampler
@@ -56,7 +59,7 @@ class BatchLoader:
                 self.sampler.advance()
                 yield batch
             return
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batch")
+        pool = _pool(self.workers)
         pending: deque[Future[Batch]] = deque()
         plans = iter(self.sampler)
         try:
@@ -75,3 +78,25 @@ class BatchLoader:
         self.waited += time.perf_counter() - begin
         self.sampler.advance()
         return batch
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes alone, as in the processes of torch's own loader; this thread keeps its number.
+
+    Otherwise each would start a team as large as the training's, and all would wait for one another at every step.
+    ``set_num_threads`` counts for the calling thread and for those to come, so this one sets its own anew at the end.
+    """
+    own = torch.get_num_threads()
+    ready = threading.Barrier(workers + 1)
+
+    def compute_alone() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread takes its number at its first use of torch: now
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batch", initializer=compute_alone)
+    for _ in range(workers):  # a thread starts for each, as none is idle before the barrier opens
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(own)
+    return pool

@@ -177,6 +177,26 @@ def test_a_mask_through_jpeg_is_noted_once(tmp_path: Path) -> None:
     assert images.notes[0].startswith("0.jpg:")
 
 
+def test_loading_threads_compute_alone_and_leave_the_trainings_threads_as_they_are() -> None:
+    seen: list[int] = []
+
+    class Watching(PhantomSource):
+        def load(self, index: int):  # type: ignore[no-untyped-def]
+            seen.append(torch.get_num_threads())
+            return super().load(index)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        images = TrainingSet({"fundus": [Watching("fundus", 4, size=64)]}, 64, cache_bytes=0)
+        for _ in BatchLoader(images, ModalityBatchSampler(images.sizes, 2, batches=6), workers=2):
+            assert torch.get_num_threads() == 3
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_leaving_an_epoch_early_leaves_no_thread_behind() -> None:
     import threading
 
