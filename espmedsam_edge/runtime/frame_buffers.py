@@ -81,10 +81,20 @@ class FrameInput:
             )
         np.copyto(self._rows, frame)
 
-    def upload(self, stream: Stream) -> None:
-        """Enqueue the copy to the GPU; nothing where mapped."""
+    def upload(self, stream: Stream, source: int | None = None) -> None:
+        """Enqueue the copy to the GPU; nothing where mapped.
+
+        Args:
+            stream: where.
+            source: address of other pinned memory that holds the frame, where ``takes_rows``; None: what was written.
+        """
         if self._device is not None:
-            stream.copy_to_device(self._device.address, self._host.address, self._host.size)
+            stream.copy_to_device(self._device.address, source or self._host.address, self._host.size)
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether a C-ordered frame in other pinned memory can be copied to the GPU as it is."""
+        return self._device is not None and self._rows.flags.c_contiguous
 
     def close(self) -> None:
         """Free the memory."""
@@ -180,26 +190,54 @@ class FrameOutputs:
             finished=self._scratch.address,
         )
 
-    def download(self, stream: Stream) -> None:
-        """Enqueue the copy to the host; nothing where mapped."""
+    def download(self, stream: Stream, target: int | None = None) -> None:
+        """Enqueue the copy to the host; nothing where mapped.
+
+        Args:
+            stream: where.
+            target: address of other pinned memory of ``size`` bytes, where ``arrays_in`` finds it; None: the own.
+        """
         if self._device is not None:
-            stream.copy_to_host(self._host.address, self._device.address, self._host.size)
+            stream.copy_to_host(target or self._host.address, self._device.address, self._host.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all results in one piece."""
+        return self._host.size
+
+    @property
+    def can_lend(self) -> bool:
+        """Whether results can go to other memory, with rows that have no padding there."""
+        return self._device is not None and self._row == self.width
+
+    def arrays_in(self, memory: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Measured]:
+        """Mask, overlay and measures as views of memory that ``download`` filled."""
+        height, width = self.height, self.width
+        mask = memory[self._mask_at : self._mask_at + height * width].reshape(height, width)
+        overlay = None
+        if self.overlay is not None:
+            overlay = memory[self._overlay_at : self._overlay_at + 3 * height * width].reshape(height, width, 3)
+        head = memory[: ctypes.sizeof(parameters.Measures)].tobytes()
+        return mask, overlay, _measured(parameters.Measures.from_buffer_copy(head))
 
     @property
     def measured(self) -> Measured:
         """Area, box and centroid of the mask."""
-        found = self._measures
-        area = int(found.area)
-        if area == 0:
-            return Measured(0, None, None)
-        box = (found.left, found.top, found.right - found.left + 1, found.bottom - found.top + 1)
-        return Measured(area, box, (found.sum_x / area, found.sum_y / area))
+        return _measured(self._measures)
 
     def close(self) -> None:
         """Free the memory."""
         for buffer in (self._host, self._device, self._scratch):
             if buffer is not None:
                 buffer.close()
+
+
+def _measured(found: parameters.Measures) -> Measured:
+    area = int(found.area)
+    if area == 0:
+        return Measured(0, None, None)
+    box = (found.left, found.top, found.right - found.left + 1, found.bottom - found.top + 1)
+    return Measured(area, box, (found.sum_x / area, found.sum_y / area))
 
 
 def _pair(device: CudaDevice, size: int, *, mapped: bool) -> tuple[PinnedBuffer, DeviceBuffer | None]:

@@ -1,4 +1,4 @@
-"""Frames of one set of sizes through the GPU: upload, preprocess, engine, postprocess, download, as one CUDA graph."""
+"""Frames of one set of sizes through the GPU: preprocess, engine and postprocess as one CUDA graph between copies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from espmedsam_edge.bundle import Graph as BundleGraph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
@@ -20,6 +23,7 @@ from espmedsam_edge.runtime.cuda_stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
+from espmedsam_edge.runtime.lent_memory import Lender
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
 from espmedsam_edge.runtime.tensorrt_engine import Engine
 
@@ -43,6 +47,7 @@ class FrameMachine:
     engine: Engine
     kernels: FrameKernels
     graph: BundleGraph
+    lender: Lender
     mapped: bool = False
 
 
@@ -56,7 +61,10 @@ class FrameKey:
 
 
 class FrameGraph:
-    """Buffers for one group of frames, and the graph that takes them from host memory to host memory.
+    """Buffers for one group of frames, and the graph that makes results of them.
+
+    The copies are enqueued around the graph and not in it, so that they may go from and to any pinned memory: frames
+    written to ``Lender``'s arrays are uploaded from there, and results are downloaded to arrays that are handed out.
 
     Frames that lie on the GPU are read there, at an address that changes: for a group with such frames the stages are
     enqueued one by one, with the engine as a captured graph of its own.
@@ -94,17 +102,21 @@ class FrameGraph:
         """
         began = time.perf_counter()
         views = self._write(frames)
+        lender = self._machine.lender
+        lent = [lender.take(outputs.size) if outputs.can_lend else None for outputs in self._outputs]
         written = time.perf_counter()
+        self._upload(frames)
         if self._graph is not None:
             self._graph.launch(self._machine.stream)
         else:
             self._enqueue(views, self._machine.engine.launch)
+        self._download(lent)
         self._machine.stream.synchronize()
         finished = time.perf_counter()
         count = len(frames)
         results = []
         for index in range(count):
-            results.append(self._result(index, (written - began) / count, (finished - written) / count))
+            results.append(self._result(index, lent[index], (written - began) / count, (finished - written) / count))
         return results
 
     def stage_seconds(self, frames: Sequence[FrameView | Frame]) -> dict[str, float]:
@@ -117,9 +129,17 @@ class FrameGraph:
         views = self._write(frames)
         with ExitStack() as stack:
             marks = [stack.enter_context(Event(device, timing=True)) for _ in range(len(STAGES) + 1)]
-            marks[0].record(stream)
-            remaining = iter(marks[1:])
-            self._enqueue(views, self._machine.engine.launch, lambda: next(remaining).record(stream))
+            remaining = iter(marks)
+
+            def mark() -> None:
+                next(remaining).record(stream)
+
+            mark()
+            self._upload(frames)
+            mark()
+            self._enqueue(views, self._machine.engine.launch, mark)
+            self._download([None] * len(views))
+            mark()
             stream.synchronize()
             return {
                 stage: after.seconds_since(before)
@@ -152,20 +172,30 @@ class FrameGraph:
                 views.append(frame)
             else:
                 assert source is not None  # by the key
-                source.write(frame)
+                if self._lent_address(frame, source) is None:
+                    source.write(frame)
                 views.append(source.view)
         return views
+
+    def _lent_address(self, frame: Frame, source: FrameInput) -> int | None:
+        return self._machine.lender.address_of(frame) if source.takes_rows else None
+
+    def _upload(self, frames: Sequence[FrameView | Frame]) -> None:
+        for frame, source in zip(frames, self._inputs, strict=True):
+            if source is not None and not isinstance(frame, FrameView):
+                source.upload(self._machine.stream, self._lent_address(frame, source))
+
+    def _download(self, lent: Sequence[NDArray[np.uint8] | None]) -> None:
+        for outputs, memory in zip(self._outputs, lent, strict=True):
+            outputs.download(self._machine.stream, None if memory is None else int(memory.ctypes.data))
+        self._machine.engine.download()
 
     def _enqueue(
         self, views: Sequence[FrameView], engine: Callable[[], None], mark: Callable[[], None] = lambda: None
     ) -> None:
-        """All stages on the stream; ``mark`` is called after each."""
+        """What is between the copies, on the stream; ``mark`` is called after each stage."""
         machine, options = self._machine, self._key.options
         stream, side = machine.stream, machine.graph.image_size
-        for source in self._inputs:
-            if source is not None:
-                source.upload(stream)
-        mark()
         machine.kernels.preprocess(stream, views, machine.engine.image, side, options.normalization)
         mark()
         engine()
@@ -178,26 +208,25 @@ class FrameGraph:
         style = options.overlay or _NO_OVERLAY
         machine.kernels.postprocess(stream, canvases, (height, width), options.threshold, style)
         mark()
-        for outputs in self._outputs:
-            outputs.download(stream)
-        machine.engine.download()
-        mark()
 
-    def _result(self, row: int, written: float, computed: float) -> Segmentation:
+    def _result(self, row: int, lent: NDArray[np.uint8] | None, written: float, computed: float) -> Segmentation:
         """A frame's results in memory of their own; its share of the seconds for writing frames and computing."""
         begin = time.perf_counter()
         outputs, options = self._outputs[row], self._key.options
-        drawn = None
-        if options.overlay is not None and outputs.overlay is not None:
-            drawn = Drawn(outputs.overlay.copy(), options.overlay)
-        mask, logits = outputs.mask.copy(), self._machine.engine.logits_on_host()[row, 0].copy()
+        if lent is not None:
+            mask, overlay, measured = outputs.arrays_in(lent)
+        else:
+            mask, measured = outputs.mask.copy(), outputs.measured
+            overlay = None if outputs.overlay is None else outputs.overlay.copy()
+        drawn = None if overlay is None or options.overlay is None else Drawn(overlay, options.overlay)
+        logits = self._machine.engine.logits_on_host()[row, 0].copy()
         return Segmentation(
             mask=mask,
             modality=self._machine.graph.modality,
             logits=logits,
             threshold=options.threshold,
             timings=Timings(written, computed, time.perf_counter() - begin),
-            measured=outputs.measured,
+            measured=measured,
             drawn=drawn,
         )
 

@@ -27,6 +27,7 @@ from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameGraphs, FrameKey
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
+from espmedsam_edge.runtime.lent_memory import Lender
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour, how_to_install, installed
 from espmedsam_edge.runtime.tensorrt_api import load as load_tensorrt
@@ -64,7 +65,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
             engine = Engine(api, plan.path, graph, stream, say)
             opened.callback(engine.close)
             kernels = FrameKernels.load(device, say=say)
-            machine = FrameMachine(stream, engine, kernels, graph, mapped=device.gpu.integrated)
+            machine = FrameMachine(stream, engine, kernels, graph, Lender(device), mapped=device.gpu.integrated)
             taken = max(0, free - device.memory().free)
             return TensorRtBackend(name, f"{device.gpu.name}, {api.title}", machine, plan, taken, opened.pop_all())
     except BackendUnavailable:
@@ -116,6 +117,12 @@ class TensorRtBackend:
         with self._at_work():
             taken = self._taken(frames)
             return self._graph_for(taken, options).stage_seconds(taken)
+
+    def frame_buffer(self, height: int, width: int) -> Frame:
+        """See ``FrameBackend.frame_buffer``."""
+        with self._at_work():
+            pinned = self._machine.lender.take(3 * height * width)
+        return np.empty((height, width, 3), np.uint8) if pinned is None else pinned.reshape(height, width, 3)
 
     def device_use(self) -> DeviceUse:
         """The GPU memory that this backend takes, and what is left.

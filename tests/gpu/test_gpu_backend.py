@@ -24,7 +24,7 @@ from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime import tensorrt_backend
 from espmedsam_edge.runtime.backend import BackendUnavailable
-from espmedsam_edge.runtime.cuda_api import CudaError
+from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError
 from espmedsam_edge.runtime.cuda_device import CudaDevice
 from espmedsam_edge.runtime.frame_graph import KEPT_SIZES, STAGES
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
@@ -181,22 +181,89 @@ def test_an_nv12_view_of_a_decoder(load: Load, memory: GpuMemory) -> None:
     check(result, cv2.cvtColor(nv12, cv2.COLOR_YUV2BGR_NV12))
 
 
-def test_a_frame_of_a_known_size_is_two_calls(load: Load, machine: Any) -> None:
+def test_a_frame_of_a_known_size_is_one_graph_between_copies(load: Load, machine: Any) -> None:
     segmenter = load(overlay=STYLE)
     machine.forget()
     segmenter.segment(frame_of(50, 60))
-    path = ["cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoDAsync", "cuLaunchKernel"]
-    path += ["cuMemcpyDtoHAsync", "cuMemcpyDtoHAsync"]  # the results, the logits
+    path = ["cuLaunchKernel", "cuMemcpyDtoDAsync", "cuLaunchKernel"]  # the double's engine is a copy
     calls = [call for call in machine.calls() if call != "cuModuleGetFunction"]
-    first = calls.index("cuMemcpyHtoDAsync")
-    assert calls[first:] == [
+    frame = ["cuMemcpyHtoDAsync", "cuGraphLaunch", "cuMemcpyDtoHAsync", "cuMemcpyDtoHAsync", "cuStreamSynchronize"]
+    assert calls[calls.index("cuLaunchKernel") :] == [
         *path, "cuStreamSynchronize",  # warm-up
         "cuStreamBeginCapture", *path, "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy",
-        "cuGraphLaunch", "cuStreamSynchronize",
+        *frame,  # the frame; results and logits
     ]  # fmt: skip
     machine.forget()
     segmenter.segment(frame_of(50, 60, seed=1))
-    assert machine.calls() == ["cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"]
+    assert machine.calls() == ["cuCtxSetCurrent", *frame]
+
+
+@pytest.fixture
+def pins(machine: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets the software driver pin memory that exists (which needs nothing of it); lists these calls."""
+    calls: list[str] = []
+    original = CudaDriver.call
+
+    def call(self: CudaDriver, name: str, *arguments: Any, about: str = "") -> Any:
+        if name in ("cuMemHostRegister", "cuMemHostUnregister"):
+            calls.append(name)
+            return None
+        return original(self, name, *arguments, about=about)
+
+    monkeypatch.setattr(CudaDriver, "call", call)
+    return calls
+
+
+def test_results_are_handed_out_in_the_memory_they_were_copied_to(load: Load, pins: list[str]) -> None:
+    segmenter = load(overlay=STYLE)
+    frames = [frame_of(90, 160, seed) for seed in range(4)]
+    kept = [segmenter.segment(frame) for frame in frames]
+    for frame, result in zip(frames, kept, strict=True):
+        check(result, frame)
+        assert np.abs(result.overlay(frame, STYLE).astype(int) - draw_overlay(frame, result.mask, STYLE)).max() <= 1
+    assert pins == ["cuMemHostRegister"] * 4
+    part = kept[0].mask[10:20, ::2]  # a view holds it as well as the mask does
+    before = part.copy()
+    del kept, result
+    for seed in range(6):
+        check(segmenter.segment(frame_of(90, 160, 9 + seed)), frame_of(90, 160, 9 + seed))
+    assert len(pins) == 4  # three were free again
+    np.testing.assert_array_equal(part, before)
+    segmenter.close()
+    np.testing.assert_array_equal(part, before)
+    assert pins.count("cuMemHostUnregister") == 4
+
+
+def test_frames_written_to_the_segmenters_memory_are_not_copied(load: Load, pins: list[str]) -> None:
+    segmenter = load()
+    for seed in range(3):
+        buffer = segmenter.frame_buffer(90, 160)
+        buffer[:] = frame_of(90, 160, seed)
+        check(segmenter.segment(buffer), buffer)
+        check(segmenter.segment(buffer[::-1]), buffer[::-1])  # not as it lies: copied
+        frames = segmenter.choice.backend._graphs._graphs  # type: ignore[attr-defined]
+        written = next(iter(frames.values()))._inputs[0]._rows
+        np.testing.assert_array_equal(written, buffer[::-1])
+        check(segmenter.segment(buffer), buffer)
+        np.testing.assert_array_equal(written, buffer[::-1])  # the pinned copy was left alone
+    odd = segmenter.frame_buffer(50, 61)
+    odd[:] = frame_of(50, 61)
+    check(segmenter.segment(odd), odd)
+
+
+def test_more_than_the_limit_is_copied(load: Load, pins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = load()
+    backend = segmenter.choice.backend
+    assert isinstance(backend, TensorRtBackend)
+    monkeypatch.setattr(backend._machine.lender, "_limit", 85_000)
+    frames = [frame_of(160, 160, seed) for seed in range(5)]
+    results = [segmenter.segment(frame) for frame in frames]
+    for frame, result in zip(frames, results, strict=True):
+        check(result, frame)
+    assert len(pins) == 3
+    del results, result
+    segmenter.segment(frame_of(160, 176))  # another size: idle memory makes room
+    assert pins[3:] == ["cuMemHostUnregister", "cuMemHostRegister"]
 
 
 def test_sizes_are_kept_by_their_last_use(load: Load, machine: Any) -> None:
