@@ -19,8 +19,8 @@ from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, Ma
 from espmedsam_edge.calibration.histogram import METHODS, Method
 from espmedsam_edge.calibration.images import CalibrationImages, Picture
 from espmedsam_edge.calibration.lowering import lower
-from espmedsam_edge.calibration.network import Network
-from espmedsam_edge.calibration.plan import Plan, lowest_plan, quantised_tensors, why_fp32
+from espmedsam_edge.calibration.network import Network, group_of
+from espmedsam_edge.calibration.plan import ALWAYS_FP32, Plan, lowest_plan, quantised_tensors, why_fp32
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
 from espmedsam_edge.calibration.record import CALIBRATION, Measured, read_record, why_stale
 from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section, with_section, worst_picture
@@ -57,7 +57,7 @@ class Request:
     Attributes:
         modality: of the bundle.
         precision: "fp16" or "int8".
-        method: how INT8 activations are clipped; None: entropy, and the others where it misses the budget.
+        method: how INT8 activations are clipped; None: percentile, and the others where it misses the budget.
         budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
         pictures: whether ``report.md`` shows the worst image.
         threads: for ONNX Runtime; None: the physical cores that the process may use.
@@ -291,10 +291,12 @@ class _Calibration:
             self._warn(
                 f"Only {100 * macs.get('int8', 0) / total:.0f} % of the work is in INT8; FP16 is the better choice."
             )
+        kept = [node for node in self.network.nodes if node.name in found.plan.fp32]
         reasons = Counter(
-            why_fp32(self.network, measured.ranges, node) or "the gate asked for it"
-            for node in self.network.nodes
-            if node.name in found.plan.fp32
+            f"{group_of(node.name)}: {why_fp32(self.network, measured.ranges, node) or 'the gate asked for it'}"
+            if node.op_type not in ALWAYS_FP32
+            else f"{node.op_type}: its sums pass FP16"
+            for node in kept
         )
         summary = Summary(
             modality=modality,

@@ -6,13 +6,14 @@ two histograms add up exactly. Thresholds are for symmetric INT8: values in ±th
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Method = Literal["entropy", "percentile", "max"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = ("percentile", "max", "entropy")
+"""In the order in which they are tried. Entropy clips hardest, which costs a transformer's rare large values most."""
 
 PERCENTILE = 99.99
 """Per cent of the values that "percentile" does not clip."""

@@ -133,8 +133,8 @@ def find_images(
             failures.append(Failure(source.name, str(error)))
     if not valid:  # nothing says which to hold out, so the pictures of all sources are divided
         train, loose = [], train + loose
-    pool = evenly(loose, count + held_out)
-    spare = min(held_out, max(1, len(pool) // 5)) if len(pool) > 1 else 0
+    spare = min(held_out, max(1, len(loose) // 5)) if len(loose) > 1 else 0
+    pool = evenly(loose, count + spare)
     chosen = set(evenly(range(len(pool)), spare))
     images = CalibrationImages(
         calibration=evenly(train + [p for i, p in enumerate(pool) if i not in chosen], count),

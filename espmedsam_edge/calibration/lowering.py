@@ -34,6 +34,7 @@ def lower(network: Network, plan: Plan, thresholds: Mapping[str, float], image: 
         nodes = [node for node in network.nodes if node.name in plan.int8]
         used = {node.input[0]: thresholds[node.input[0]] for node in nodes}
         model = modelopt_tools.quantise(model, [node.name for node in nodes], used, image)
+        _free_other_readers(model, plan.int8)
     keep = plan.fp32
     return tidy(modelopt_tools.to_fp16(model, lambda name: name in keep))
 
@@ -61,6 +62,25 @@ def tidy(model: ModelProto) -> ModelProto:
     model.producer_name, model.producer_version, model.doc_string = "espmedsam-edge", "", ""
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _free_other_readers(model: ModelProto, quantised: frozenset[str]) -> None:
+    """Let all but the quantised nodes read the activation itself, not what INT8 left of it.
+
+    The quantiser hands a quantised tensor to every reader, so where a block's input is quantised for its first layer
+    the residual Add would lose the skip branch's digits too.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.name in quantised or node.op_type == "DequantizeLinear":
+            continue
+        for index, name in enumerate(node.input):
+            dequantise = makers.get(name)
+            if dequantise is None or dequantise.op_type != "DequantizeLinear":
+                continue
+            quantise = makers.get(dequantise.input[0])
+            if quantise is not None and quantise.op_type == "QuantizeLinear":
+                node.input[index] = quantise.input[0]
 
 
 def _copy(model: ModelProto) -> ModelProto:

@@ -155,10 +155,11 @@ def _module(name: str) -> Any:
     try:
         with _quiet():
             module = import_module(name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if (error.name or "").startswith("modelopt"):
             raise _changed(f"there is no {error.name}") from error
-        raise UserError(f"NVIDIA ModelOpt needs the package {error.name}, which is missing.", _INSTALL) from error
+        reason = str(error).splitlines()[0] or "a package it needs is missing"
+        raise UserError(f"NVIDIA ModelOpt cannot be imported: {reason}.", _INSTALL) from error
     return module
 
 

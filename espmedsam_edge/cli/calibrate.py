@@ -23,7 +23,7 @@ def command(
     precision: Annotated[Literal["fp16", "int8"], typer.Option(help="What to lower the graph to.")],
     method: Annotated[
         Literal["entropy", "percentile", "max"] | None,
-        typer.Option(help="How INT8 activations are clipped. Default: entropy, the others where it fails the gate."),
+        typer.Option(help="How INT8 activations are clipped. Default: percentile, the others where it fails."),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Dice points it may lose on average. Default: 0.1 for fp16, 0.5 for int8.")

@@ -1,0 +1,252 @@
+"""calibrate as its users meet it: what is written, reused, refused, warned of, and left alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from trained_graphs import MODALITY, hostile, save_bundle, save_images, trained_graph
+from typer.testing import CliRunner
+
+pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)")
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.calibration import calibrator, modelopt_tools
+from espmedsam_edge.calibration.calibrator import Request, calibrate
+from espmedsam_edge.calibration.gate import GateResult, ImageResult
+from espmedsam_edge.calibration.images import find_images
+from espmedsam_edge.calibration.record import CALIBRATION, read_record
+from espmedsam_edge.cli import build_app
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.backend import load_backend
+
+
+class Log:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.steps = 0
+
+    def phase(self, title: str, total: int | None) -> None:
+        self.lines.append(f"[{title}]")
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("images"), 12)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, Log]:
+    """A bundle with both precisions."""
+    path, log = tmp_path_factory.mktemp("bundle") / "b.bundle", Log()
+    save_bundle(path)
+    for precision in ("fp16", "int8"):
+        # Twice the default budgets: a network trained for seconds, on 64 x 64 pixels, has blurred edges.
+        budget = {"fp16": 0.2, "int8": 1.0}[precision]
+        request = Request(MODALITY, precision, budget=budget, threads=1)  # type: ignore[arg-type]
+        calibrate(path, request, find_images([str(pictures)], held_out=3), log)
+    return path, log
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    save_bundle(tmp_path / "b.bundle")
+    return tmp_path / "b.bundle"
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_both_graphs_are_in_the_bundle_and_run(finished: tuple[Path, Log]) -> None:
+    bundle = Bundle.open(finished[0])
+    for precision in ("fp32", "fp16", "int8"):
+        graph = bundle.graph(MODALITY, precision)
+        backend = load_backend(bundle, graph, "onnxruntime-cpu", 1).backend
+        assert np.isfinite(backend.run(np.zeros(graph.input_shape, np.float32))).all()
+        backend.close()
+    for precision, low in (("fp16", ("fp16",)), ("int8", ("int8", "fp16"))):
+        entry = bundle.manifest.accuracy[f"{MODALITY}/{precision}"]
+        assert entry["dice_loss_mean"] <= entry["budget"]
+        assert sum(entry["macs"].get(name, 0) for name in low) >= 0.9
+        assert entry["calibration_images"] == 10
+    assert "nvidia-modelopt" in bundle.manifest.tools
+
+
+def test_the_report_keeps_the_others_sections(finished: tuple[Path, Log]) -> None:
+    report = (finished[0] / "report.md").read_text()
+    headings = [line for line in report.splitlines() if line.startswith("## ")]
+    assert headings == ["## Export", f"## Calibrate: {MODALITY} fp16", f"## Calibrate: {MODALITY} int8"]
+    for name in (f"{MODALITY}-fp16-worst.jpg", f"{MODALITY}-int8-worst.jpg"):
+        assert f"({name})" in report
+        assert (finished[0] / name).stat().st_size > 1000
+
+
+def test_the_second_run_reused_the_first_ones_ranges(finished: tuple[Path, Log]) -> None:
+    assert finished[1].text.count("[measuring ranges]") == 1
+    assert f"{CALIBRATION} reused, measured on 10 images" in finished[1].text
+    record = json.loads((finished[0] / CALIBRATION).read_text())
+    assert record["modalities"][MODALITY]["images"] == 10
+
+
+def test_ranges_are_measured_anew_for_other_images_or_another_graph(
+    finished: tuple[Path, Log], pictures: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy.bundle"
+    shutil.copytree(finished[0], path)
+    log = Log()
+    fewer = [str(file) for file in sorted(pictures.iterdir())[:5]]
+    request = Request(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
+    calibrate(path, request, find_images(fewer), log)
+    assert "not reused: the images have changed (measured on 10, now 4)" in log.text
+    assert not (path / f"{MODALITY}-fp16-worst.jpg").exists()  # nor the picture of the graph that was replaced
+    (path / CALIBRATION).write_text('{"schema_version": 1, "modalities": {"dermoscopy": 3}}')
+    assert read_record(path)[1] is not None
+    other = save_bundle(tmp_path / "other.bundle", hostile(trained_graph()))
+    shutil.copy(finished[0] / CALIBRATION, other.path)
+    log = Log()
+    calibrate(other.path, request, find_images([str(pictures)], held_out=3), log)
+    assert "not reused: the graph has changed" in log.text
+
+
+def test_a_hostile_network_passes(tmp_path: Path, pictures: Path) -> None:
+    path = save_bundle(tmp_path / "b.bundle", hostile(trained_graph())).path
+    request = Request(MODALITY, "fp16", budget=0.2, threads=1)
+    summary = calibrate(path, request, find_images([str(pictures)], held_out=3), Log())
+    assert summary.result.passed
+    assert any("values over" in reason for reason in summary.kept)
+
+
+def test_over_the_budget_the_cheapest_groups_are_kept_higher(
+    finished: tuple[Path, Log], bundle: Path, pictures: Path
+) -> None:
+    shutil.copy(finished[0] / CALIBRATION, bundle)
+    accuracy = Bundle.open(finished[0]).manifest.accuracy
+    lost = accuracy[f"{MODALITY}/int8"]["dice_loss_mean"]
+    budget = 0.65 * lost  # less than INT8 loses, more than FP16 does
+    assert budget > accuracy[f"{MODALITY}/fp16"]["dice_loss_mean"]
+    request = Request(MODALITY, "int8", method="percentile", budget=budget, threads=1)
+    summary = calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
+    assert summary.raised
+    assert summary.result.passed
+    assert summary.macs["int8"] > 0
+    report = (bundle / "report.md").read_text()
+    assert "Layer groups kept in FP16" in report
+    assert all(group in report for group in summary.raised)
+
+
+def test_a_budget_out_of_reach_writes_nothing(finished: tuple[Path, Log], bundle: Path, pictures: Path) -> None:
+    shutil.copy(finished[0] / CALIBRATION, bundle)
+    before = contents(bundle)
+    request = Request(MODALITY, "int8", method="max", budget=1e-6, threads=1)
+    with pytest.raises(UserError, match="no choice of layers brings int8 within 1e-06") as raised:
+        calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
+    assert raised.value.exit_code == 1
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize("where", ["measure_ranges", "lower", "with_section"])
+def test_control_c_leaves_the_bundle_as_it_was(
+    bundle: Path, pictures: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    before = contents(bundle)
+    monkeypatch.setattr(calibrator, where, interrupt)
+    request = Request(MODALITY, "fp16", budget=5.0, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(bundle, request, find_images([str(pictures)], held_out=2), Log())
+    assert contents(bundle) == before
+    assert [file.name for file in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_true_masks_are_what_counts_where_there_are_some(bundle: Path, pictures: Path) -> None:
+    images = find_images([str(pictures)], held_out=3, masks=pictures.parent / "truth")
+    summary = calibrate(bundle, Request(MODALITY, "fp16", budget=0.3, threads=1), images, Log())
+    assert summary.result.mean_drop is not None
+    assert summary.result.loss == summary.result.mean_drop
+    assert Bundle.open(bundle).manifest.accuracy[f"{MODALITY}/fp16"]["against_true_masks"] is True
+
+
+def test_bundles_that_cannot_be_calibrated(
+    finished: tuple[Path, Log], bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    images = find_images([str(pictures)])
+    with pytest.raises(UserError, match="no modality 'fundus'"):
+        calibrate(bundle, Request("fundus", "fp16"), images, Log())
+    with pytest.raises(UserError, match="cannot calibrate to fp32"):
+        calibrate(bundle, Request(MODALITY, "fp32"), images, Log())
+    with pytest.raises(UserError, match="budget of 0"):
+        calibrate(bundle, Request(MODALITY, "fp16", budget=0.0), images, Log())
+    quantised = onnx.load(str(finished[0] / "int8.onnx"))
+    with pytest.raises(UserError, match="is already quantised"):
+        calibrate(save_bundle(tmp_path / "q.bundle", quantised).path, Request(MODALITY, "int8"), images, Log())
+    only = tmp_path / "only.bundle"
+    shutil.copytree(finished[0], only)
+    manifest = json.loads((only / "manifest.json").read_text())
+    manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["precision"] == "int8"]
+    (only / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="holds only int8 for dermoscopy"):
+        calibrate(only, Request(MODALITY, "fp16"), images, Log())
+
+
+def test_a_broken_network_is_refused(tmp_path: Path, pictures: Path) -> None:
+    model = trained_graph()
+    weight = next(constant for constant in model.graph.initializer if constant.name == "encoder.reduce")
+    weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), np.inf, np.float32), weight.name))
+    path = save_bundle(tmp_path / "b.bundle", model).path
+    with pytest.raises(UserError, match="is not finite on image 1"):
+        calibrate(path, Request(MODALITY, "fp16", threads=1), find_images([str(pictures)]), Log())
+
+
+def test_without_modelopt_one_line_says_what_to_install(
+    bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise modelopt_tools.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(modelopt_tools.metadata, "version", missing)
+    with pytest.raises(UserError, match=r"not installed.*espmedsam-edge\[calibrate\]"):
+        calibrate(bundle, Request(MODALITY, "fp16"), find_images([str(pictures)]), Log())
+
+
+def test_the_command_reports_a_bad_file_and_finishes(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    shutil.copytree(pictures, folder)
+    (folder / "case 1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    arguments = ["calibrate", str(bundle), str(folder), "--precision", "fp16", "--budget", "1", "--threads", "1"]
+    result = CliRunner().invoke(build_app("calibrate"), arguments)
+    assert result.exit_code == 1
+    assert "case 1.png" in result.output
+    assert "warning: Only 10 images calibrate" in result.output
+    assert "gate passed" in result.output
+    assert Bundle.open(bundle).graph(MODALITY, "fp16")
+
+
+def image_result(disagreement: float = 0.0, drop: float | None = None, **changes: bool) -> ImageResult:
+    return ImageResult(disagreement, drop, changes.get("finite", True), changes.get("vanished", False), 0.0)
+
+
+def test_the_gates_verdict() -> None:
+    assert GateResult(0.1, (image_result(0.05), image_result(0.12))).passed
+    assert not GateResult(0.1, (image_result(0.05), image_result(0.2))).passed
+    assert not GateResult(0.1, (image_result(0.0, finite=False),)).passed
+    assert not GateResult(0.1, (image_result(0.0, vanished=True),)).passed
+    assert GateResult(0.1, (image_result(1.0, 0.05), image_result(1.0, -0.2))).passed
+    assert not GateResult(0.1, (image_result(60.0, 0.0),)).passed  # equally bad by chance
