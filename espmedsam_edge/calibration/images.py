@@ -57,7 +57,11 @@ class CalibrationImages:
         digests: dict[Path, str] = {}
         for picture in self.calibration:
             if picture.path not in digests:
-                digests[picture.path] = sha256_file(picture.path)
+                try:
+                    digests[picture.path] = sha256_file(picture.path)
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise UserError(f"cannot read {picture.path}: {reason}.", "Check it.", exit_code=1) from error
         parts = sorted(f"{digests[picture.path]}:{picture.index}" for picture in self.calibration)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -128,7 +132,7 @@ def find_images(
     loose: list[Picture] = []
     for source in sources:
         try:
-            loose += _video_pictures(source.files[0]) if source.kind == "video" else [Picture(p) for p in source.files]
+            loose += _video_pictures(source.files[0]) if source.kind == "video" else _image_pictures(source.files)
         except UserError as error:
             failures.append(Failure(source.name, str(error)))
     if not valid:  # nothing says which to hold out, so the pictures of all sources are divided
@@ -175,6 +179,13 @@ def _dataset_pictures(specification: str) -> tuple[list[Picture], list[Picture]]
     if folder.split is not None and folder.split.train and folder.split.valid:
         return pictures("train"), pictures("valid")
     return pictures("all"), []
+
+
+def _image_pictures(files: Sequence[Path]) -> list[Picture]:
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"no file {file}.", "Check the name.", exit_code=1)
+    return [Picture(file) for file in files]
 
 
 def _video_pictures(path: Path) -> list[Picture]:

@@ -31,7 +31,7 @@ ALWAYS_FP32 = frozenset({"LayerNormalization"})
 
 # Excluded from INT8 by name. The decoder's token side: a few rows against constants, where INT8 saves nothing and costs
 # accuracy where the mask is decided. The downsamplings: no skip branch carries the signal past them, so their error is
-# everyone's; a network trained on phantoms lost ten times as much there as in any attention or MLP, for 3 % of the work.
+# everyone's: a network trained on phantoms lost ten times as much there as in any attention or MLP, for 3 % of work.
 _NEVER_INT8 = re.compile(r"decoder\.(layers|final|hypernetwork)|encoder\.downsamples\.")
 
 _FEWEST_CHANNELS = 16  # INT8 tensor cores work on 16 or 32 at once; the image's 3 channels and single scores stay out

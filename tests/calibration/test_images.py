@@ -68,6 +68,8 @@ def test_no_image_is_an_error_and_a_bad_one_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image to calibrate with"):
         find_images([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="no image to calibrate with: no file"):
+        find_images([str(tmp_path / "misspelt.png")])
     folder = save_images(tmp_path, 6)
     (folder / "case 0.png").write_bytes(b"not a picture")
     images = find_images([str(folder)])
