@@ -136,7 +136,8 @@ def _color(pixels: Tensor, settings: Augmentation, rng: np.random.Generator) -> 
     matrix = np.linalg.inv(_YIQ) @ rotation @ _YIQ
     matrix = saturation * matrix + (1 - saturation) * np.outer(np.ones(3), _LUMA) @ matrix
     # Contrast is about the mean grey, as in torchvision; brightness scales the result.
-    grey = float(_LUMA @ planes.mean(dim=1).numpy().astype(np.float64))
+    # NumPy's mean, because torch's depends on how many threads share the sum.
+    grey = float(_LUMA @ pixels.reshape(3, -1).numpy().mean(axis=1, dtype=np.float64))
     offset = brightness * (1 - contrast) * grey
     # Written out, because a matrix product of three rows would start as many threads as one of three thousand.
     changed = torch.full_like(planes, offset)

@@ -18,7 +18,7 @@ from espmedsam_edge.imaging.dataset import DatasetFolder  # noqa: E402
 from espmedsam_edge.imaging.geometry import preprocess  # noqa: E402
 from espmedsam_edge.imaging.masks import resize_mask  # noqa: E402
 from espmedsam_edge.phantoms import phantom  # noqa: E402
-from espmedsam_edge.training.augmentation import default_augmentation  # noqa: E402
+from espmedsam_edge.training.augmentation import Augmentation, default_augmentation  # noqa: E402
 from espmedsam_edge.training.dataset import Batch, FolderSource, PhantomSource, TrainingSet  # noqa: E402
 from espmedsam_edge.training.loader import BatchLoader  # noqa: E402
 from espmedsam_edge.training.sampler import BatchPlan, Draw, ModalityBatchSampler  # noqa: E402
@@ -100,6 +100,21 @@ def test_neither_threads_nor_cache_change_a_batch(cache_bytes: int, workers: int
     assert all(_same(a, b) for a, b in zip(got, expected, strict=True))
     assert len(loader) == 0
     assert loader.waited > 0
+
+
+def test_large_images_come_out_the_same_from_one_core_and_from_several() -> None:
+    # Large enough for torch to share an image's pixels out over its threads.
+    settings = Augmentation(blur=1, noise=0.1, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    images = TrainingSet({"fundus": [PhantomSource("fundus", 2, size=300)]}, 320, augmentations={"fundus": settings})
+    sampler = ModalityBatchSampler(images.sizes, 2, batches=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        several = [images.batch(plan) for plan in sampler]
+    finally:
+        torch.set_num_threads(before)
+    alone = list(BatchLoader(images, sampler, workers=1))
+    assert all(_same(a, b) for a, b in zip(several, alone, strict=True))
 
 
 def test_the_cache_keeps_to_its_budget() -> None:
