@@ -17,7 +17,6 @@ from espmedsam_edge.training.recipe import Recipe
 NATURAL = "natural"
 """What the photographs of the first distillation go by, beside the modalities."""
 
-_PHANTOM_SIZE = 256
 _FIRST_VALID_PHANTOM = 8_000  # and below 9,000, where the demo's own begin
 
 
@@ -64,7 +63,7 @@ def labelled_images(recipe: Recipe, image_size: int) -> Collection:
         if name in recipe.data.targets:
             register(name, recipe.data.targets[name])
         if recipe.data.phantoms:
-            train[name], valid[name] = _phantoms(name, recipe.data.phantoms)
+            train[name], valid[name] = _phantoms(name, recipe.data.phantoms, image_size)
             continue
         opened = [DatasetFolder.open(path) for path in folders[name]]
         if not opened:
@@ -89,7 +88,7 @@ def natural_images(recipe: Recipe, image_size: int) -> Collection:
     """
     train: dict[str, list[Source]] = {NATURAL: []}
     if recipe.data.phantoms:
-        train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms)
+        train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, image_size)
     for path in recipe.data.natural if not recipe.data.phantoms else ():
         folder = DatasetFolder.open(recipe.data.root / path)
         train[NATURAL].append(FolderSource(folder, "train" if folder.split else "all", recipe.data.limit))
@@ -98,9 +97,9 @@ def natural_images(recipe: Recipe, image_size: int) -> Collection:
     return _collect(recipe, image_size, train, {}, [])
 
 
-def _phantoms(name: str, count: int) -> tuple[list[Source], list[Source]]:
-    held_out = PhantomSource(name, max(1, count // 4), _FIRST_VALID_PHANTOM, _PHANTOM_SIZE)
-    return [PhantomSource(name, count, 0, _PHANTOM_SIZE)], [held_out]
+def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Source]]:
+    held_out = PhantomSource(name, max(1, count // 4), _FIRST_VALID_PHANTOM, size)
+    return [PhantomSource(name, count, 0, size)], [held_out]
 
 
 def _collect(
