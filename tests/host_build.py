@@ -18,7 +18,7 @@ KERNELS = Path(__file__).parents[1] / "espmedsam_edge" / "runtime" / "kernels"
 _OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra")
 _SOURCES = ("host_preprocess.cpp", "host_postprocess.cpp", "host_entry.cpp")
 # No guards on stacks: the kernels' threads jump between them, which the sanitizer does not follow.
-_SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "--param=asan-stack=0", "-g1")
+_SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "--param=asan-stack=0", "-g1", "-O1")
 
 
 def compiler() -> str:
@@ -39,13 +39,13 @@ def build(*, driver: bool = False, sanitized: bool = False) -> Path:
     Returns:
         The library; the name of its folder tells what it was built from.
     """
-    sources = [DOUBLE / name for name in (*_SOURCES, *(("cuda_machine.cpp",) if driver else ()))]
+    sources = [DOUBLE / name for name in (*_SOURCES, *(("cuda_machine.cpp", "cuda_work.cpp") if driver else ()))]
     command = [compiler(), *_OPTIONS, "-Wno-unknown-pragmas", "-Werror", f"-I{KERNELS}"]
     if sanitized:
         command += _SANITIZED
     if driver:
         command += ["-Wl,-soname,libcuda.so.1"]
-    read = [*sources, DOUBLE / "host_kernels.h", *sorted(KERNELS.glob("*.cu*")), KERNELS / "host_cuda.h"]
+    read = [*sources, *sorted(DOUBLE.glob("*.h")), *sorted(KERNELS.glob("*.cu*")), KERNELS / "host_cuda.h"]
     digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in read), " ".join(command).encode()]))
     folder = Path(tempfile.gettempdir()) / f"espmedsam-kernels-{os.getuid()}-{digest.hexdigest()[:16]}"
     library = folder / ("libcuda.so.1" if driver else "libkernels.so")

@@ -17,7 +17,11 @@ from espmedsam_edge.runtime.cuda_stream import Stream
 from espmedsam_edge.runtime.engine_cache import cache_folder
 from espmedsam_edge.runtime.kernels import KernelSource, kernel_source
 
-_OPTIONS = ("--std=c++17", "--generate-line-info")  # lines for compute-sanitizer and Nsight; the code is the same
+_OPTIONS = (
+    "--std=c++17",
+    "--device-as-default-execution-space",  # for lambdas: NVRTC 12 takes them for the host's otherwise
+    "--generate-line-info",  # for compute-sanitizer and Nsight; the code is the same
+)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNREADABLE = (200, 209, 218, 222)  # images a driver refuses: invalid, no binary, invalid PTX, unsupported PTX
 
@@ -194,7 +198,9 @@ class KernelModule(Resource):
         """
         driver = self.device.driver
         if kernel not in self._functions:
-            self._functions[kernel] = driver.call("cuModuleGetFunction", self._module, kernel.encode(), about=f"of {kernel}")
+            self._functions[kernel] = driver.call(
+                "cuModuleGetFunction", self._module, kernel.encode(), about=f"of {kernel}"
+            )
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
         driver.call(
             "cuLaunchKernel",

@@ -45,7 +45,9 @@ class PixelFormat(IntEnum):
         try:
             return cls[name.upper()]
         except KeyError:
-            raise UserError(f"unknown pixel format '{name}'.", nearest(name, (known.lower() for known in cls.__members__))) from None
+            raise UserError(
+                f"unknown pixel format '{name}'.", nearest(name, (known.lower() for known in cls.__members__))
+            ) from None
 
 
 _ONE = 1 << 20

@@ -17,7 +17,7 @@ from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 
 class Machine:
-    """The software driver's own questions; see tests/double/cuda_machine.cpp."""
+    """The software driver's own questions; see tests/double/cuda_machine.h."""
 
     def __init__(self, library: Any) -> None:
         self._library = library

@@ -11,8 +11,6 @@ import pytest
 from host_build import HostKernels, build
 from hypothesis import HealthCheck, given, settings
 from kernel_checks import (
-    FrameCase,
-    HostMemory,
     PostprocessCase,
     PreprocessCase,
     check_postprocess,
@@ -20,6 +18,7 @@ from kernel_checks import (
     postprocess_cases,
     preprocess_cases,
 )
+from kernel_frames import FrameCase, HostMemory
 
 from espmedsam_edge.runtime.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels import launch as launch_module
