@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 
+from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.training import stages
@@ -56,9 +57,9 @@ def main() -> None:
         atomic_write(arguments.json, json.dumps(result, indent=2) + "\n")
 
 
-def on_training_images(recipe: Recipe, image_size: int) -> Collection:
+def on_training_images(recipe: Recipe, image_size: int, normalization: Normalization) -> Collection:
     """The recipe's images, validated on what they are trained on."""
-    images = labelled_images(recipe, image_size)
+    images = labelled_images(recipe, image_size, normalization)
     return replace(images, valid=images.train)
 
 

@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _EXTRA_OF = {
     "torch": "export", "timm": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",
     "safetensors": "export", "torchvision": "train", "segment_anything": "train", "lightning_fabric": "train",
+    "tensorboard": "train", "tomli": "train",
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
 }  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES, register
@@ -49,8 +50,16 @@ def modalities_of(recipe: Recipe) -> list[str]:
     return names
 
 
-def labelled_images(recipe: Recipe, image_size: int) -> Collection:
-    """The medical images of every modality of the recipe, with masks.
+def labelled_images(
+    recipe: Recipe, image_size: int, normalization: Normalization | None = None, *, masks: bool = True
+) -> Collection:
+    """The medical images of every modality of the recipe.
+
+    Args:
+        recipe: whose data section counts.
+        image_size: S, the network's side in pixels.
+        normalization: the network's.
+        masks: whether there must be some; a distillation can do without.
 
     Raises:
         UserError: no images, or a folder or list that is missing or empty.
@@ -69,7 +78,7 @@ def labelled_images(recipe: Recipe, image_size: int) -> Collection:
         if not opened:
             raise UserError(f"data.folders.{name} is an empty list.", "Name a folder, or leave the modality out.")
         bare = [folder for folder in opened if not folder.mask_files]
-        if bare:
+        if bare and masks:
             raise UserError(f"{bare[0].path} has no masks/, so {name} cannot be learned from it.", "Take it out.")
         train[name] = [FolderSource(folder, "train", recipe.data.limit) for folder in opened]
         lists = [FolderSource(folder, "valid") for folder in opened if folder.split and folder.split.valid]
@@ -77,10 +86,10 @@ def labelled_images(recipe: Recipe, image_size: int) -> Collection:
             valid[name] = list(lists)
         else:
             remarks.append(f"{name}: no validation images; it does not count when the best weights are chosen.")
-    return _collect(recipe, image_size, train, valid, remarks)
+    return _collect(recipe, image_size, normalization, train, valid, remarks)
 
 
-def natural_images(recipe: Recipe, image_size: int) -> Collection:
+def natural_images(recipe: Recipe, image_size: int, normalization: Normalization | None = None) -> Collection:
     """The photographs of the first distillation, as one set without masks.
 
     Raises:
@@ -94,7 +103,7 @@ def natural_images(recipe: Recipe, image_size: int) -> Collection:
         train[NATURAL].append(FolderSource(folder, "train" if folder.split else "all", recipe.data.limit))
     if not train[NATURAL]:
         raise UserError("the recipe names no photographs to distil on.", "Fill in data.natural (docs/data.md).")
-    return _collect(recipe, image_size, train, {}, [])
+    return _collect(recipe, image_size, normalization, train, {}, [])
 
 
 def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Source]]:
@@ -105,6 +114,7 @@ def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Sour
 def _collect(
     recipe: Recipe,
     image_size: int,
+    normalization: Normalization | None,
     train: dict[str, list[Source]],
     valid: dict[str, list[Source]],
     remarks: list[str],
@@ -114,8 +124,8 @@ def _collect(
         augmentations = {name: recipe.data.augmentations.get(name, default_augmentation(name)) for name in train}
     cache = int(recipe.data.cache_gb * 2**30)
     return Collection(
-        TrainingSet(train, image_size, augmentations=augmentations, cache_bytes=cache * 4 // 5),
-        TrainingSet(valid, image_size, cache_bytes=cache // 5) if valid else None,
+        TrainingSet(train, image_size, normalization, augmentations=augmentations, cache_bytes=cache * 4 // 5),
+        TrainingSet(valid, image_size, normalization, cache_bytes=cache // 5) if valid else None,
         {name: _hash(sources) for name, sources in train.items()},
         remarks,
     )

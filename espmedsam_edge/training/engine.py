@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,10 +15,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision.amp import MixedPrecision
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
@@ -27,7 +25,8 @@ from espmedsam_edge.training.dataset import Batch
 from espmedsam_edge.training.loader import BatchLoader
 from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import Objective, Segmentation
-from espmedsam_edge.training.recipe import OptimizerSection, Recipe, RunSection, Stage
+from espmedsam_edge.training.optimizer import make_optimizer
+from espmedsam_edge.training.recipe import Recipe, Stage
 from espmedsam_edge.training.sampler import ModalityBatchSampler
 from espmedsam_edge.training.schedule import learning_rate_factor
 from espmedsam_edge.training.state import (
@@ -43,6 +42,8 @@ from espmedsam_edge.training.trainable import set_training_mode
 from espmedsam_edge.training.validation import contact_sheet, mean_score, validate
 
 STATE = "state.safetensors"
+WEIGHTS = "weights.safetensors"
+_NOTES = 5  # lines about masks with grey pixels, enough to see what they are
 WriteWeights = Callable[[dict[str, Tensor], Progress], None]
 """Writes a network's state as the stage's checkpoint."""
 
@@ -143,6 +144,8 @@ class Engine:
         epochs = self.recipe.run.epochs
         quiet = not self.fabric.is_global_zero
         with RunLog(self.folder, self.steps, self.progress.step, quiet=quiet) as log, self._signals():
+            for line in self._summary():
+                log.say(line)
             if not self.progress.sampler:
                 self.progress.sampler = self.sampler.state_dict()
             if self._random is not None:
@@ -159,6 +162,16 @@ class Engine:
             self.progress.finished = True
             self._save()
         return self.progress
+
+    def _summary(self) -> list[str]:
+        parameters = list(self.network.parameters())
+        learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        images = ", ".join(f"{name} {size}" for name, size in self.images.train.sizes.items())
+        whole = sum(parameter.numel() for parameter in parameters)
+        first = f"{self.stage}: {learning:,} of {whole:,} parameters learn from {images} images"
+        steps = f"{self.steps} steps of {self.sampler.global_batch * self.recipe.run.accumulate}"
+        done = f", {self.progress.step} done" if self.progress.step else ""
+        return [f"{first}; {steps}{done}", *self.images.remarks]
 
     def _epoch(self, log: RunLog) -> None:
         """The rest of the sampler's epoch, its validation, and the step to the next."""
@@ -194,6 +207,9 @@ class Engine:
         log.flush()
         self._save()
         log.say(line)
+        if epoch == 0:
+            for note in self.images.train.notes[:_NOTES]:
+                log.say(f"  {note}")
 
     def _step(self, group: list[Batch], log: RunLog) -> float:
         """One optimiser step on one or more batches; returns the mean loss."""
@@ -308,6 +324,9 @@ class Engine:
                 raise KeyboardInterrupt
             self._stop = True
 
+        if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+            yield
+            return
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -316,58 +335,19 @@ class Engine:
                 signal.signal(number, handler)
 
 
-def make_fabric(run: RunSection) -> Fabric:
-    """Fabric for this process: alone, or as torchrun started it (any number of processes and machines).
-
-    Raises:
-        UserError: CUDA asked for where there is none, or a precision that the processor cannot train in.
-    """
-    cuda = torch.cuda.is_available()
-    if run.accelerator == "cuda" and not cuda:
-        raise UserError("run.accelerator=cuda, but torch sees no GPU.", "Check the driver, or set run.accelerator=cpu.")
-    accelerator = "cuda" if cuda and run.accelerator != "cpu" else "cpu"
-    if run.precision == "16-mixed" and accelerator == "cpu":
-        raise UserError("run.precision=16-mixed needs a GPU.", "Use bf16-mixed or 32-true.")
-    plugins = None if run.precision == "32-true" else MixedPrecision(run.precision, accelerator)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    # A batch is of one modality, so the other modalities' bags get no gradient in that step.
-    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
-    fabric = Fabric(
-        accelerator=accelerator, strategy=strategy, devices=local, num_nodes=max(1, world // local), plugins=plugins
-    )
-    fabric.launch()
-    return fabric
-
-
-def make_optimizer(network: nn.Module, section: OptimizerSection) -> Optimizer:
-    """Adam or AdamW over what is trainable; AdamW leaves vectors (norms, biases, tokens' biases) undecayed.
-
-    Raises:
-        UserError: nothing is trainable.
-    """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UserError("nothing to train: the recipe freezes every part.", "Name some in train = [...].")
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": section.weight_decay},
-        {"params": vectors, "weight_decay": 0.0 if section.name == "adamw" else section.weight_decay},
-    ]
-    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=section.lr, betas=section.betas)
-
-
 def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make the run's folder and note its recipe.
 
     Raises:
         UserError: it holds a run and neither ``resume`` nor ``overwrite`` was asked for.
     """
-    state = folder / STATE
-    if state.exists() and not resume:
+    if (folder / STATE).exists():
+        if resume:
+            return
         if not overwrite:
             raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
-        state.unlink()
+        for name in (STATE, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("sheets", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     atomic_write(folder / "recipe.json", recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")

@@ -18,9 +18,10 @@ from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, sav
 from espmedsam_edge.model.teacher import EspMedSamTeacher
 from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
 from espmedsam_edge.training.collection import Collection, labelled_images, modalities_of, natural_images
-from espmedsam_edge.training.engine import Engine, make_fabric, prepare_folder
+from espmedsam_edge.training.engine import WEIGHTS, Engine, prepare_folder
 from espmedsam_edge.training.losses import MaskLoss
 from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
+from espmedsam_edge.training.processes import make_fabric
 from espmedsam_edge.training.recipe import Part, Recipe, Stage
 from espmedsam_edge.training.start import (
     StudentStart,
@@ -43,8 +44,6 @@ from espmedsam_edge.training.trainable import (
     trainable_names,
     without_self_prompt,
 )
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _distill_encoder(recipe: Recipe) -> Prepared:
     teacher = sam_encoder(recipe)
     parts = recipe.train or default_parts("distill-encoder", start.fresh)
     select(start.network, trainable_names(start.network, parts, ()))
-    images = natural_images(recipe, start.network.config.image_size)
+    images = natural_images(recipe, start.network.config.image_size, start.normalization)
     objective = EncoderDistillation(start.network, teacher.encoder)
     return Prepared(objective, images, _writer(start, parts), {**start.provenance, **_teacher_hash(recipe)})
 
@@ -203,7 +202,7 @@ def _distill_controllers(recipe: Recipe) -> Prepared:
     if recipe.heads_from_teacher:
         made += _take_heads(start, teacher)
     objective = ControllerDistillation(start.network, teacher)
-    images = labelled_images(recipe, start.network.config.image_size)
+    images = labelled_images(recipe, start.network.config.image_size, start.normalization, masks=False)
     return Prepared(objective, images, _writer(start, made), {**start.provenance, **_teacher_hash(recipe)})
 
 
@@ -212,7 +211,7 @@ def _segment(recipe: Recipe) -> Prepared:
     parts = recipe.train or default_parts("segment", start.fresh)
     objective = _segmentation(recipe, start.network)
     _select(start.network, parts, recipe)
-    images = labelled_images(recipe, start.network.config.image_size)
+    images = labelled_images(recipe, start.network.config.image_size, start.normalization)
     return Prepared(objective, images, _writer(start, PARTS), start.provenance)
 
 
@@ -226,7 +225,7 @@ def _add_modality(recipe: Recipe) -> Prepared:
         raise UserError(f"add-modality trains '{name}' alone.", f"Give data.folders.{name} and no other.")
     select(start.network, modality_names(start.network, name))
     objective = _segmentation(recipe, start.network)
-    images = labelled_images(recipe, start.network.config.image_size)
+    images = labelled_images(recipe, start.network.config.image_size, start.normalization)
     return Prepared(objective, images, _writer(start, PARTS), {**start.provenance, "new_modality": name})
 
 
@@ -290,6 +289,7 @@ def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[st
         info = CheckpointInfo(
             config=start.network.config,
             targets={name: target_of(name) for name in start.network.modalities} if "controller" in parts else {},
+            normalization=start.normalization,
             origin="trained",
             provenance=facts,
             parts=[*parts, TEMPLATE] if start.template else parts,

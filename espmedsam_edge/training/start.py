@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.model.checkpoint import TEMPLATE, CheckpointInfo, load_state, read_checkpoint, read_foreign
@@ -30,12 +31,14 @@ class StudentStart:
     Attributes:
         network: on the CPU.
         fresh: the parts that nothing was loaded for.
+        normalization: of the images it expects.
         template: SAM's mask token and MLP, to be handed on in the checkpoint, if the start has them.
         provenance: where the weights came from.
     """
 
     network: EspMedSam
     fresh: set[Part]
+    normalization: Normalization = field(default_factory=Normalization)
     template: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
 
@@ -84,7 +87,9 @@ def start_student(recipe: Recipe, modalities: Iterable[str]) -> StudentStart:
         if name not in info.targets:
             _start_modality(network.decoder, name, template)
     fresh = {part for part, prefix in STUDENT_PREFIXES.items() if not any(key.startswith(prefix) for key in state)}
-    return StudentStart(network, fresh, template, {"init": path.name, "init_sha256": sha256_file(path)})
+    return StudentStart(
+        network, fresh, info.normalization, template, {"init": path.name, "init_sha256": sha256_file(path)}
+    )
 
 
 def start_new_modality(recipe: Recipe) -> StudentStart:
@@ -113,7 +118,9 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
     network.add_modality(name, like=like)
     if like is None:
         _start_modality(network.decoder, name, template)
-    return StudentStart(network, set(), template, {"init": path.name, "init_sha256": sha256_file(path)})
+    return StudentStart(
+        network, set(), info.normalization, template, {"init": path.name, "init_sha256": sha256_file(path)}
+    )
 
 
 def start_teacher(recipe: Recipe, modalities: Iterable[str]) -> tuple[EspMedSamTeacher, set[Part], dict[str, str]]:
