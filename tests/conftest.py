@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from toy_bundles import save_toy_bundle, save_toy_graph
 from espmedsam_edge.bundle import Bundle
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in a shell's background: Ctrl-C is ignored there, by this process and all it starts; its tests need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
 
