@@ -24,6 +24,7 @@ from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
 from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
 from espmedsam_edge.runtime.engine_timing import median_milliseconds
+from espmedsam_edge.runtime.environment import process_memory
 from espmedsam_edge.runtime.network_precision import (
     Arithmetic,
     check_arithmetic,
@@ -235,7 +236,7 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         dla=survey_dla(parsed),
         workspace_bytes=limit,
         build_seconds=round(time.monotonic() - began, 3),
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=process_memory()[1],
         warnings=parsed.log.of("WARNING"),
     )
 
@@ -304,14 +305,6 @@ def _reason(log: Log) -> str:
     errors = log.errors()
     # The first error says what happened; those after it say that something happened.
     return " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
-
-
-def _peak_memory() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import save_toy_bundle
+from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import cli
 from espmedsam_edge.bundle import Bundle

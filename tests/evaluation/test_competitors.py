@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_toy_bundle, save_toy_graph
+from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
 from espmedsam_edge.errors import UserError

@@ -136,7 +136,7 @@ def test_both_contenders_have_paired_samples_and_the_masks_are_compared(measured
 
 
 def test_a_batch_counts_all_its_frames(tmp_path: Path, environment: dict[str, Any]) -> None:
-    from conftest import save_toy_bundle
+    from toy_bundles import save_toy_bundle
 
     bundle = save_toy_bundle(tmp_path / "four.bundle", batch=4)
     result = bench([contender(bundle, "four")], Material("noise", frames_of(3)), QUICK, environment)
