@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from toy_bundles import save_toy_bundle, save_toy_graph
 
+from espmedsam_edge import modalities
 from espmedsam_edge.bundle import Bundle
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
@@ -18,6 +19,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
+
+
+@pytest.fixture(autouse=True)
+def _known_modalities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, or a checkpoint that it reads, is forgotten after it."""
+    monkeypatch.setattr(modalities, "_REGISTRY", dict(modalities._REGISTRY))
 
 
 @pytest.fixture
