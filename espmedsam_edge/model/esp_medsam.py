@@ -103,7 +103,7 @@ class EspMedSam(nn.Module):
         """
         bag = self.bag(modality)
         height, width = images.shape[-2:]
-        if height != width or height % 64:
+        if height != width or height % 32:
             raise UserError(f"the input is {width}x{height} pixels.", "It must be square, its side a multiple of 64.")
         embedding = self.encoder(images, bag)
         patch_logits, dense_prompt = self.prompt(embedding)

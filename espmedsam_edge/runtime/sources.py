@@ -43,12 +43,18 @@ class SourceFrame:
         path: the file it was read from.
         index: its number in that file, from 0 (always 0 for images).
         time: seconds from the start of the video; None for images.
+        captured: ``time.monotonic()`` when a live source delivered it; None for files.
+        skipped: frames that a live source passed over so far, so as to show the newest.
+        spacing: millimetres between rows and between columns where the file says so (DICOM); else None.
     """
 
     image: Frame
     path: Path
     index: int = 0
     time: float | None = None
+    captured: float | None = None
+    skipped: int = 0
+    spacing: tuple[float, float] | None = None
 
 
 class Source(Protocol):
