@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
+from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
@@ -62,6 +64,7 @@ def run_pipeline(
     jobs: Sequence[Job],
     shared: Sequence[Sink] = (),
     on_progress: Callable[[Progress], None] | None = None,
+    controls: Controls | None = None,
 ) -> Report:
     """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
 
@@ -73,12 +76,13 @@ def run_pipeline(
         jobs: not yet entered.
         shared: sinks for all jobs, entered by the caller; an error in one ends the run.
         on_progress: called after each frame, from another thread.
+        controls: asked before each group of frames; None: nothing changes while it runs.
 
     Raises:
         UserError: a shared sink or the backend failed.
         KeyboardInterrupt: passed on once everything has stopped.
     """
-    return _Run(segmenter, jobs, shared, on_progress).run()
+    return _Run(segmenter, jobs, shared, on_progress, controls or Adjustable()).run()
 
 
 @dataclass
@@ -119,12 +123,14 @@ class _Run:
     jobs: Sequence[Job]
     shared: Sequence[Sink]
     on_progress: Callable[[Progress], None] | None
+    controls: Controls
     captured: BoundedQueue[_Captured] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     failures: list[Failure] = field(default_factory=list)
     frames: int = 0
     error: BaseException | None = None
+    aborted: bool = False
 
     def run(self) -> Report:
         begin = time.perf_counter()
@@ -160,6 +166,7 @@ class _Run:
         self._abort()
 
     def _abort(self) -> None:
+        self.aborted = True
         self.captured.abort()
         self.segmented.abort()
 
@@ -204,11 +211,19 @@ class _Run:
     def _segment(self, group: Sequence[_Frame]) -> None:
         if not group:
             return
-        results = self.segmenter.segment_batch([item.frame.image for item in group])
+        results = segment_as_set(self.segmenter, self._settings(), [item.frame.image for item in group])
         for item, result in zip(group, results, strict=True):
             for stage in ("preprocess", "inference", "postprocess"):
                 self.seconds[stage] += getattr(result.timings, stage)
             self.segmented.put(_Result(item.job, item.frame, result), item.frame.image.nbytes + result.mask.nbytes)
+
+    def _settings(self) -> Settings:
+        """What the controls say, once they do not say to wait."""
+        while (settings := self.controls.current()).paused:
+            if self.aborted:
+                raise Aborted
+            self.controls.wait_for_change(settings, 0.2)
+        return settings
 
     def _write(self) -> None:
         while not isinstance(item := self.segmented.get(), _AllDone):
@@ -251,6 +266,14 @@ class _Run:
             raise _SharedSinkFailed(error) from error
         self.frames += 1
         self.seconds["write"] += time.perf_counter() - begin
+
+
+def segment_as_set(segmenter: Segmenter, settings: Settings, frames: Sequence[Frame]) -> list[Segmentation]:
+    """Segment frames with the modality and the threshold that the controls ask for, else the run's own."""
+    chosen = settings.segmenter or segmenter
+    return (
+        chosen.segment_batch(frames) if settings.threshold is None else chosen.segment_batch(frames, settings.threshold)
+    )
 
 
 def _wait(threads: Sequence[threading.Thread]) -> None:

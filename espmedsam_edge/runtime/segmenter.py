@@ -119,8 +119,12 @@ class Segmenter:
         """
         return self.segment_batch([frame])[0]
 
-    def segment_batch(self, frames: Sequence[AnyFrame]) -> list[Segmentation]:
+    def segment_batch(self, frames: Sequence[AnyFrame], threshold: float | None = None) -> list[Segmentation]:
         """Segment frames, of any number and sizes, in groups of the graph's batch; the last group is padded.
+
+        Args:
+            frames: each as for ``segment``.
+            threshold: for these frames, between 0 and 1; None: the segmenter's own.
 
         Raises:
             UserError: an array that is not (H, W, 3) uint8, or the backend failed.
@@ -128,23 +132,23 @@ class Segmenter:
         for frame in frames:
             if self.frame_backend is None or isinstance(frame, np.ndarray) or not _from_elsewhere(frame):
                 _check(frame)
+        options = self.frame_options if threshold is None else replace(self.frame_options, threshold=threshold)
         results: list[Segmentation] = []
         for start in range(0, len(frames), self.batch):
-            results += self._segment_group(frames[start : start + self.batch])
+            results += self._segment_group(frames[start : start + self.batch], options)
         return results
 
-    def _segment_group(self, group: Sequence[AnyFrame]) -> list[Segmentation]:
+    def _segment_group(self, group: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
         preprocess_seconds = []
         with self._lock:
             if self._closed:
                 raise RuntimeError("the segmenter is closed")
             if self.frame_backend is not None:
-                return self.frame_backend.segment_frames(group, self.frame_options)
+                return self.frame_backend.segment_frames(group, options)
             frames = cast(Sequence[Frame], group)  # checked
             for row, frame in enumerate(frames):
                 begin = time.perf_counter()
-                normalization = self.frame_options.normalization
-                preprocess(frame, self.image_size, normalization, out=self._image[row : row + 1])
+                preprocess(frame, self.image_size, options.normalization, out=self._image[row : row + 1])
                 preprocess_seconds.append(time.perf_counter() - begin)
             begin = time.perf_counter()
             logits = self.choice.backend.run(self._image)
@@ -153,9 +157,9 @@ class Segmenter:
         for row, frame in enumerate(frames):
             begin = time.perf_counter()
             low = logits[row, 0].copy() if len(logits) > 1 else logits[0, 0]  # a view would keep the whole batch alive
-            mask = mask_from_logits(low, frame.shape[:2], self.threshold)
+            mask = mask_from_logits(low, frame.shape[:2], options.threshold)
             timings = Timings(preprocess_seconds[row], inference_seconds, time.perf_counter() - begin)
-            results.append(Segmentation(mask, self.modality, low, self.threshold, timings))
+            results.append(Segmentation(mask, self.modality, low, options.threshold, timings))
         return results
 
     def frame_buffer(self, height: int, width: int) -> Frame:

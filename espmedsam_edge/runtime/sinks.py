@@ -152,7 +152,7 @@ class JsonLines:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        line = {"source": str(frame.path), "frame": frame.index, "time": frame.time}
+        line = {"source": frame.source, "frame": frame.index, "time": frame.time}
         text = json.dumps({**line, **self._constants, **result.to_dict()}, allow_nan=False)
         with write_errors(self._path or Path("standard output")):
             self._stream.write(text + "\n")

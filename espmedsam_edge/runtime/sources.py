@@ -40,12 +40,13 @@ class SourceFrame:
 
     Attributes:
         image: (H, W, 3) uint8 BGR, upright.
-        path: the file it was read from.
+        path: the file it was read from; for a camera or a stream a name that results can be called by.
         index: its number in that file, from 0 (always 0 for images).
         time: seconds from the start of the video; None for images.
         captured: ``time.monotonic()`` when a live source delivered it; None for files.
         skipped: frames that a live source passed over so far, so as to show the newest.
         spacing: millimetres between rows and between columns where the file says so (DICOM); else None.
+        address: of a camera or a stream, without user names, passwords and queries; "" for files.
     """
 
     image: Frame
@@ -55,6 +56,12 @@ class SourceFrame:
     captured: float | None = None
     skipped: int = 0
     spacing: tuple[float, float] | None = None
+    address: str = ""
+
+    @property
+    def source(self) -> str:
+        """What records call the source: the address, or the file as it was named."""
+        return self.address or str(self.path)
 
 
 class Source(Protocol):
@@ -69,8 +76,12 @@ class Source(Protocol):
         """Whether its frames are independent pictures, one a file, or follow each other in time."""
 
     @property
+    def live(self) -> bool:
+        """Whether it goes on whether or not anyone looks: such a source gives its newest frame and skips the rest."""
+
+    @property
     def files(self) -> Sequence[Path]:
-        """The files it reads, in order; one for a video."""
+        """The files it reads, in order; one for a video, for a camera or a stream the name of its results."""
 
     @property
     def fps(self) -> Fraction | None:
@@ -104,6 +115,7 @@ class ImageFiles:
     """Image files, one frame each, in the order given."""
 
     kind: Literal["images", "video"] = "images"
+    live = False
     fps: Fraction | None = None
 
     def __init__(self, files: Sequence[Path], name: str | None = None) -> None:
@@ -134,6 +146,7 @@ class VideoFile:
     """A video file's frames, its times in seconds."""
 
     kind: Literal["images", "video"] = "video"
+    live = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

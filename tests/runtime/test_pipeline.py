@@ -18,6 +18,7 @@ from toy_bundles import save_toy_bundle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
+from espmedsam_edge.runtime.controls import Adjustable, Settings
 from espmedsam_edge.runtime.pipeline import STAGES, Job, Progress, run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -26,6 +27,8 @@ from espmedsam_edge.runtime.sources import Failure, SourceFrame
 
 class Scripted:
     """A source of frames whose first pixel is their number; ``failing_at`` raises there."""
+
+    live = False
 
     def __init__(
         self,
@@ -282,6 +285,57 @@ def test_ctrl_c_stops_all_stages(segmenter: Segmenter, stage: str, at: int) -> N
     assert source.closed
     assert sink.ended is not None
     assert source.given < at + 1000
+
+
+def test_controls_change_a_run_under_way(segmenter: Segmenter, toy_bundle_of_two: Bundle) -> None:
+    controls = Adjustable()
+    got: list[tuple[str, float]] = []
+    with Segmenter.load(toy_bundle_of_two, "colonoscopy", threads=1) as other:
+
+        class Turning(Recording):
+            def write(self, frame: SourceFrame, result: Segmentation) -> None:
+                got.append((result.modality, result.threshold))
+                if frame.index == 2:
+                    controls.change(segmenter=other, threshold=0.25)
+
+        run_pipeline(segmenter, [Job(Scripted("s", 60), [Turning()])], controls=controls)
+    assert len(got) == 60
+    assert got[0] == ("fundus", 0.5)
+    assert got[-1] == ("colonoscopy", 0.25)
+    assert got.index(("colonoscopy", 0.25)) < 2 + 4 + 4 + 3  # what the queues held when it changed
+
+
+def test_a_paused_run_waits_and_goes_on(segmenter: Segmenter) -> None:
+    controls = Adjustable(Settings(paused=True))
+    source, sink = Scripted("s", 30), Recording()
+    asked = threading.Event()
+
+    class Asked(Adjustable):
+        def wait_for_change(self, seen: Settings, seconds: float) -> None:
+            asked.set()
+            controls.wait_for_change(seen, seconds)
+
+        def current(self) -> Settings:
+            return controls.current()
+
+    def go_on() -> None:
+        assert asked.wait(10)
+        assert sink.got == []
+        controls.change(paused=False)
+
+    other = threading.Thread(target=go_on)
+    other.start()
+    run_pipeline(segmenter, [Job(source, [sink])], controls=Asked())
+    other.join()
+    assert sink.got == expected("s", 30)
+
+
+@pytest.mark.parametrize("changes", [{"threshold": 0.0}, {"threshold": 1.0}, {"opacity": -0.1}, {"opacity": 1.5}])
+def test_settings_out_of_range_are_refused_and_change_nothing(changes: dict[str, float]) -> None:
+    controls = Adjustable()
+    with pytest.raises(UserError, match="is not"):
+        controls.change(**changes)
+    assert controls.current() == Settings()
 
 
 def test_memory_in_the_queues_is_bounded() -> None:
