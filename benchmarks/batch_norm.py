@@ -20,6 +20,7 @@ import torch
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.training import stages
 from espmedsam_edge.training.collection import Collection, labelled_images
@@ -57,9 +58,9 @@ def main() -> None:
         atomic_write(arguments.json, json.dumps(result, indent=2) + "\n")
 
 
-def on_training_images(recipe: Recipe, image_size: int, normalization: Normalization) -> Collection:
+def on_training_images(recipe: Recipe, config: ModelConfig, normalization: Normalization) -> Collection:
     """The recipe's images, validated on what they are trained on."""
-    images = labelled_images(recipe, image_size, normalization)
+    images = labelled_images(recipe, config, normalization)
     return replace(images, valid=images.train)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ class TorchCandidate:
 
     name: str
     network: EspMedSam | EspMedSamTeacher
-    image_size: int
+    size_of: Callable[[str], int]  # modality -> side of the input in pixels
     normalization: Normalization
     method: str
     untrained: bool
@@ -145,7 +145,7 @@ class _TorchPredictor:
         import torch
 
         candidate = self._candidate
-        image = torch.from_numpy(preprocess(frame, candidate.image_size, candidate.normalization))
+        image = torch.from_numpy(preprocess(frame, candidate.size_of(self._modality), candidate.normalization))
         with torch.inference_mode():
             output = candidate.network(image.to(candidate.device), self._modality)
         return np.asarray(output.low_res_logits[0, 0].float().cpu().numpy(), np.float32)
@@ -196,13 +196,13 @@ def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidat
     if _is_teacher(path):
         teacher, about = load_teacher(path, sam)
         return TorchCandidate(
-            str(path), teacher.to(device), about.heads.image_size, Normalization(), TEACHER, False, device
+            str(path), teacher.to(device), about.heads.size_of, Normalization(), TEACHER, False, device
         )
     model, info = load_checkpoint(path)
     return TorchCandidate(
         str(path),
         model.to(device),
-        info.config.image_size,
+        info.config.size_of,
         info.normalization,
         STUDENT,
         info.origin == "random",

@@ -46,7 +46,7 @@ def export_bundle(
         weights: a complete checkpoint of this project.
         out: the bundle's folder; an existing bundle is replaced, anything else is refused.
         modalities: which (None: all).
-        image_size: S in pixels, a multiple of 64 (None: what the checkpoint was trained for).
+        image_size: S in pixels, a multiple of 64 (None: what each modality was trained for).
         batch: B, fixed in the graph.
         storage: how the weights are stored in the file; computing stays in float32.
         progress: told each step in a few words.
@@ -59,15 +59,15 @@ def export_bundle(
     names = list(dict.fromkeys(modalities or info.modalities))
     for name in names:
         model.bag(name)  # refuses an unknown modality before any work
-    size = info.config.image_size if image_size is None else image_size
-    if size % 64 or not 64 <= size <= 8192:
-        raise UserError(f"an image size of {size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
+    if image_size is not None and (image_size % 64 or not 64 <= image_size <= 8192):
+        raise UserError(f"an image size of {image_size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
     if not 1 <= batch <= 256:
         raise UserError(f"a batch of {batch} cannot be used.", "Choose 1 to 256.")
     exported, graphs, accuracy = [], [], {}
     with write_bundle(out) as draft:
         for name in names:
             file = graph_file_name(name, "fp32", len(names))
+            size = info.config.size_of(name) if image_size is None else image_size
             progress(f"{name}: fusing and tracing")
             onnx_model = build_graph(FusedSegmenter(model, name, size, batch), size, batch)
             store_weights(onnx_model, storage)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from espmedsam_edge.errors import UserError, nearest
 
 Positive = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=64, le=8192, multiple_of=64)]
 Four = tuple[Positive, Positive, Positive, Positive]
 
 PUBLISHED_QUERY_ROWS = 7
@@ -32,11 +33,13 @@ class EncoderConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Everything that fixes the network's shape and function.
+    """Everything that fixes the network's shape and function, and the input it was trained for.
 
     The paper and the authors' code differ in three places; each is an option:
 
     Attributes:
+        image_size: side of the square input in pixels.
+        image_sizes: modality -> side, for those trained at another one than ``image_size``.
         embed_dim: channels D of the image embedding E, (B, D, S/16, S/16).
         bag_tokens: T, extra keys and values a head in every attention (paper eq. 2).
         bag_mlp_ratio: hidden width of a bag's MLP over the block's channels (paper eq. 3).
@@ -51,7 +54,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str
-    image_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)] = 1024
+    image_size: ImageSize = 1024
+    image_sizes: dict[str, ImageSize] = {}
     encoder: EncoderConfig = EncoderConfig()
     embed_dim: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     bag_tokens: Positive = 1
@@ -65,6 +69,10 @@ class ModelConfig(BaseModel):
     joint_queries: bool = False
     shared_hypernetwork: bool = False
     prompt_gradient: Literal["straight-through", "none"] = "straight-through"
+
+    def size_of(self, modality: str) -> int:
+        """The side of a modality's square input in pixels."""
+        return self.image_sizes.get(modality, self.image_size)
 
     def as_published(self) -> ModelConfig:
         """The same sizes with every option as in the authors' published code."""

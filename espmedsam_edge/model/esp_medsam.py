@@ -98,13 +98,16 @@ class EspMedSam(nn.Module):
         """Segment a batch of one modality.
 
         Args:
-            images: (B, 3, S, S) normalised RGB, S a multiple of 64.
+            images: (B, 3, S, S) normalised RGB, S a multiple of a patch of the prompt, 16·2^L (32 as a rule).
             modality: one of ``modalities``.
         """
         bag = self.bag(modality)
         height, width = images.shape[-2:]
-        if height != width or height % 32:
-            raise UserError(f"the input is {width}x{height} pixels.", "It must be square, its side a multiple of 64.")
+        patch = 16 << self.config.patch_layers
+        if height != width or height % patch:
+            raise UserError(
+                f"the input is {width}x{height} pixels.", f"It must be square, its side a multiple of {patch}."
+            )
         embedding = self.encoder(images, bag)
         patch_logits, dense_prompt = self.prompt(embedding)
         return ModelOutput(self.decoder(embedding + dense_prompt, modality), patch_logits, embedding)

@@ -11,6 +11,7 @@ from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES, register
+from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.training.augmentation import default_augmentation
 from espmedsam_edge.training.dataset import FolderSource, PhantomSource, Source, TrainingSet
 from espmedsam_edge.training.recipe import Recipe
@@ -51,13 +52,13 @@ def modalities_of(recipe: Recipe) -> list[str]:
 
 
 def labelled_images(
-    recipe: Recipe, image_size: int, normalization: Normalization | None = None, *, masks: bool = True
+    recipe: Recipe, config: ModelConfig, normalization: Normalization | None = None, *, masks: bool = True
 ) -> Collection:
     """The medical images of every modality of the recipe.
 
     Args:
         recipe: whose data section counts.
-        image_size: S, the network's side in pixels.
+        config: the network's, for the sizes of its input.
         normalization: the network's.
         masks: whether there must be some; a distillation can do without.
 
@@ -72,7 +73,7 @@ def labelled_images(
         if name in recipe.data.targets:
             register(name, recipe.data.targets[name])
         if recipe.data.phantoms:
-            train[name], valid[name] = _phantoms(name, recipe.data.phantoms, image_size)
+            train[name], valid[name] = _phantoms(name, recipe.data.phantoms, config.size_of(name))
             continue
         opened = [DatasetFolder.open(path) for path in folders[name]]
         if not opened:
@@ -86,10 +87,10 @@ def labelled_images(
             valid[name] = list(lists)
         else:
             remarks.append(f"{name}: no validation images; it does not count when the best weights are chosen.")
-    return _collect(recipe, image_size, normalization, train, valid, remarks)
+    return _collect(recipe, config, normalization, train, valid, remarks)
 
 
-def natural_images(recipe: Recipe, image_size: int, normalization: Normalization | None = None) -> Collection:
+def natural_images(recipe: Recipe, config: ModelConfig, normalization: Normalization | None = None) -> Collection:
     """The photographs of the first distillation, as one set without masks.
 
     Raises:
@@ -97,13 +98,13 @@ def natural_images(recipe: Recipe, image_size: int, normalization: Normalization
     """
     train: dict[str, list[Source]] = {NATURAL: []}
     if recipe.data.phantoms:
-        train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, image_size)
+        train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, config.image_size)
     for path in recipe.data.natural if not recipe.data.phantoms else ():
         folder = DatasetFolder.open(recipe.data.root / path)
         train[NATURAL].append(FolderSource(folder, "train" if folder.split else "all", recipe.data.limit))
     if not train[NATURAL]:
         raise UserError("the recipe names no photographs to distil on.", "Fill in data.natural (docs/data.md).")
-    return _collect(recipe, image_size, normalization, train, {}, [])
+    return _collect(recipe, config, normalization, train, {}, [])
 
 
 def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Source]]:
@@ -113,7 +114,7 @@ def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Sour
 
 def _collect(
     recipe: Recipe,
-    image_size: int,
+    config: ModelConfig,
     normalization: Normalization | None,
     train: dict[str, list[Source]],
     valid: dict[str, list[Source]],
@@ -124,8 +125,18 @@ def _collect(
         augmentations = {name: recipe.data.augmentations.get(name, default_augmentation(name)) for name in train}
     cache = int(recipe.data.cache_gb * 2**30)
     return Collection(
-        TrainingSet(train, image_size, normalization, augmentations=augmentations, cache_bytes=cache * 4 // 5),
-        TrainingSet(valid, image_size, normalization, cache_bytes=cache // 5) if valid else None,
+        TrainingSet(
+            train,
+            config.image_size,
+            normalization,
+            augmentations=augmentations,
+            cache_bytes=cache * 4 // 5,
+            image_sizes=config.image_sizes,
+            windows=recipe.data.windows,
+        ),
+        TrainingSet(valid, config.image_size, normalization, cache_bytes=cache // 5, image_sizes=config.image_sizes)
+        if valid
+        else None,
         {name: _hash(sources) for name, sources in train.items()},
         remarks,
     )

@@ -141,6 +141,13 @@ class Batch:
         masks = (F.interpolate(self.masks, (size, size), mode="area") >= 0.5).to(self.masks.dtype)
         return replace(self, images=images, masks=masks)
 
+    def cut(self, size: int) -> Batch:
+        """A window of ``size`` x ``size`` pixels, no larger than the images, at a place that torch draws for all."""
+        room = max(0, self.images.shape[-1] - size)
+        top, left = (int(at) for at in torch.randint(0, room + 1, (2,)))
+        place = (..., slice(top, top + size), slice(left, left + size))
+        return replace(self, images=self.images[place], masks=None if self.masks is None else self.masks[place])
+
 
 class TrainingSet:
     """The images of several modalities, each from one or more sources, as batches.
@@ -148,6 +155,8 @@ class TrainingSet:
     Args:
         sources: modality -> where its images come from; their images are numbered through.
         image_size: S, the network's side in pixels.
+        image_sizes: modality -> S, for those of another size.
+        windows: modality -> side of the random windows that stand for its images.
         normalization: the network's.
         augmentations: modality -> what may happen to its images; a modality left out is not augmented.
         cache_bytes: images are kept in memory until this many bytes are in use; 0 keeps none.
@@ -160,8 +169,12 @@ class TrainingSet:
         normalization: Normalization | None = None,
         augmentations: Mapping[str, Augmentation] | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        image_sizes: Mapping[str, int] | None = None,
+        windows: Mapping[str, int] | None = None,
     ) -> None:
         self.image_size = image_size
+        self._sizes = dict(image_sizes or {})
+        self._windows = dict(windows or {})
         self.normalization = normalization or Normalization()
         self.notes: list[str] = []
         self._sources = {name: list(group) for name, group in sources.items()}
@@ -210,13 +223,19 @@ class TrainingSet:
         image, mask = self._square(modality, draw.index)
         settings = self._augmentations.get(modality, NO_AUGMENTATION)
         opaque = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-        pixels, target = augment(image, opaque, settings, np.random.default_rng(draw.seed))
+        rng = np.random.default_rng(draw.seed)
+        side = self._windows.get(modality, image.shape[0])
+        if side < image.shape[0]:
+            top, left = (int(at) for at in rng.integers(0, image.shape[0] - side + 1, 2))
+            place = (slice(top, top + side), slice(left, left + side))
+            image, opaque = image[place], opaque[place]
+        pixels, target = augment(image, opaque, settings, rng)
         pixels.sub_(self._mean).mul_(self._inverse_std)
         return pixels, None if mask is None else target
 
     def _square(self, modality: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """(S, S, 3) uint8 RGB and (S, S) uint8 0/255, from the cache or the source."""
-        size = self.image_size
+        size = self._sizes.get(modality, self.image_size)
         kept = self._cache.get((modality, index))
         if kept is not None:
             image, packed = kept

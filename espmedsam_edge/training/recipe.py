@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.model.config import ImageSize
 from espmedsam_edge.training.augmentation import Augmentation
 
 if sys.version_info >= (3, 11):
@@ -27,6 +28,7 @@ SCRATCH = "scratch"
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=64, le=8192, multiple_of=32)]
 Part = Literal["vit", "additions", "encoder", "controller", "prompt", "decoder"]
 
 
@@ -41,6 +43,7 @@ class ModelSection(_Section):
         preset: a name of ``model_config``.
         variant: "paper", or "published" for the authors' code where it differs.
         image_size: side of the square input in pixels.
+        image_sizes: modality -> side, for those that want another (thin structures a larger one).
         drop_path: stochastic depth of the encoder.
         patch_layers: L of the SPPG.
         bag_tokens, bag_mlp_ratio: T and the MLP's hidden width over the channels in a controller bag.
@@ -48,7 +51,8 @@ class ModelSection(_Section):
 
     preset: str = "espmedsam-s"
     variant: Literal["paper", "published"] = "paper"
-    image_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)] | None = None
+    image_size: ImageSize | None = None
+    image_sizes: dict[Name, ImageSize] = {}
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patch_layers: Annotated[int, Field(ge=0, le=2)] | None = None
     bag_tokens: Count | None = None
@@ -83,6 +87,8 @@ class DataSection(_Section):
         phantoms: so many synthetic images a modality in place of its folders, and a quarter as many for validation;
             without ``folders`` for the paper's six modalities. 0: off.
         limit: at most so many training images a modality, the first by id; 0: all.
+        windows: modality -> side in pixels: training sees random windows of that side, cut from the stretched image,
+            in place of the whole; for large inputs of fine, repeating structure. Validation sees the whole.
         balance: how far small data sets are repeated: probability of a modality ~ images^balance. 1: as they come,
             0: every modality alike.
         augment: "standard" (each modality's own settings), or "none".
@@ -97,6 +103,7 @@ class DataSection(_Section):
     targets: dict[Name, str] = {}
     phantoms: Annotated[int, Field(ge=0, le=4000)] = 0
     limit: Annotated[int, Field(ge=0)] = 0
+    windows: dict[Name, Side] = {}
     balance: Fraction = 0.5
     augment: Literal["standard", "none"] = "standard"
     augmentations: dict[Name, Augmentation] = {}
@@ -157,7 +164,7 @@ class RunSection(_Section):
             its running statistics, as at inference; 1: never.
         small_size, small_fraction: for this share of the run, batches are shrunk to that side in pixels first: more
             steps in the same time while the network learns what is coarse; 0: never. Not those of the modalities in
-            ``small_except``, whose targets would vanish.
+            ``small_except``, whose targets would vanish; of those in ``data.windows`` a part of that side is taken.
         activation_checkpointing: compute the encoder's activations again backwards instead of keeping them.
         seed: of weights, order and augmentation.
         validate_every: epochs between validations; the last epoch always has one.
@@ -172,7 +179,7 @@ class RunSection(_Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_norm_fraction: Fraction = 1.0
-    small_size: Annotated[int, Field(ge=64, le=8192, multiple_of=64)] = 128
+    small_size: Side = 128
     small_fraction: Fraction = 0.0
     small_except: list[Name] = []
     activation_checkpointing: bool = False

@@ -165,7 +165,6 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def _teacher(recipe: Recipe) -> Prepared:
     teacher, fresh, provenance = start_teacher(recipe, modalities_of(recipe))
-    size = student_config(recipe).image_size
     objective = _segmentation(recipe, teacher)
     parts = recipe.train or default_parts("teacher", fresh)
     _select(teacher, parts, recipe)
@@ -174,7 +173,7 @@ def _teacher(recipe: Recipe) -> Prepared:
     def write(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
         save_teacher(path, teacher, store_vit=store_vit, state=state, provenance=facts)
 
-    return Prepared(objective, labelled_images(recipe, size), write, provenance)
+    return Prepared(objective, labelled_images(recipe, student_config(recipe)), write, provenance)
 
 
 def _distill_encoder(recipe: Recipe) -> Prepared:
@@ -182,7 +181,7 @@ def _distill_encoder(recipe: Recipe) -> Prepared:
     teacher = sam_encoder(recipe)
     parts = recipe.train or default_parts("distill-encoder", start.fresh)
     select(start.network, trainable_names(start.network, parts, ()))
-    images = natural_images(recipe, start.network.config.image_size, start.normalization)
+    images = natural_images(recipe, start.network.config, start.normalization)
     objective = EncoderDistillation(start.network, teacher.encoder)
     return Prepared(objective, images, _writer(start, parts), {**start.provenance, **_teacher_hash(recipe)})
 
@@ -202,7 +201,7 @@ def _distill_controllers(recipe: Recipe) -> Prepared:
     if recipe.heads_from_teacher:
         made += _take_heads(start, teacher)
     objective = ControllerDistillation(start.network, teacher)
-    images = labelled_images(recipe, start.network.config.image_size, start.normalization, masks=False)
+    images = labelled_images(recipe, start.network.config, start.normalization, masks=False)
     return Prepared(objective, images, _writer(start, made), {**start.provenance, **_teacher_hash(recipe)})
 
 
@@ -211,7 +210,7 @@ def _segment(recipe: Recipe) -> Prepared:
     parts = recipe.train or default_parts("segment", start.fresh)
     objective = _segmentation(recipe, start.network)
     _select(start.network, parts, recipe)
-    images = labelled_images(recipe, start.network.config.image_size, start.normalization)
+    images = labelled_images(recipe, start.network.config, start.normalization)
     return Prepared(objective, images, _writer(start, PARTS), start.provenance)
 
 
@@ -225,7 +224,7 @@ def _add_modality(recipe: Recipe) -> Prepared:
         raise UserError(f"add-modality trains '{name}' alone.", f"Give data.folders.{name} and no other.")
     select(start.network, modality_names(start.network, name))
     objective = _segmentation(recipe, start.network)
-    images = labelled_images(recipe, start.network.config.image_size, start.normalization)
+    images = labelled_images(recipe, start.network.config, start.normalization)
     return Prepared(objective, images, _writer(start, PARTS), {**start.provenance, "new_modality": name})
 
 

@@ -53,7 +53,7 @@ def student_config(recipe: Recipe) -> ModelConfig:
     config = model_config(section.preset, published=section.variant == "published")
     changes = {
         key: value
-        for key in ("image_size", "patch_layers", "bag_tokens", "bag_mlp_ratio")
+        for key in ("image_size", "image_sizes", "patch_layers", "bag_tokens", "bag_mlp_ratio")
         if (value := getattr(section, key)) is not None
     }
     encoder = config.encoder.model_copy(update={"drop_path_rate": section.drop_path})
@@ -109,8 +109,9 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
     if not info.complete:
         raise UserError(f"{path} is not a whole network.", "Train it first: espmedsam-edge train segment")
     template = {key: state.pop(key) for key in list(state) if key.startswith(f"{TEMPLATE}.")}
-    size = recipe.model.image_size
+    size, sizes = recipe.model.image_size, recipe.model.image_sizes
     config = info.config if size is None else info.config.model_copy(update={"image_size": size})
+    config = config.model_copy(update={"image_sizes": {**config.image_sizes, **sizes}})
     network = EspMedSam(config, info.modalities)
     load_state(network, state, str(path))
     if like is not None:
@@ -217,4 +218,8 @@ def _function(config: ModelConfig) -> dict[str, object]:
     """What must agree for weights to mean the same; image size, drop path and the prompt's gradient may differ."""
     encoder = config.encoder.model_copy(update={"drop_path_rate": 0.0})
     values = config.model_copy(update={"encoder": encoder}).model_dump()
-    return {key: value for key, value in values.items() if key not in ("preset", "image_size", "prompt_gradient")}
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in ("preset", "image_size", "image_sizes", "prompt_gradient")
+    }

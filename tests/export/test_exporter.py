@@ -61,6 +61,14 @@ def test_one_modality_half_storage_and_batch(weights: Path, tmp_path: Path) -> N
     assert (graph.file, graph.image_size, graph.batch) == ("fp32.onnx", 64, 2)
 
 
+def test_each_modality_is_exported_at_the_size_it_was_trained_for(tmp_path: Path) -> None:
+    model = scrambled_model()
+    config = model.config.model_copy(update={"image_size": 64, "image_sizes": {"xray": 128}})
+    save_checkpoint(tmp_path / "w.safetensors", model, CheckpointInfo(config=config, origin="random"))
+    bundle, _ = exporter.export_bundle(tmp_path / "w.safetensors", tmp_path / "b")
+    assert {graph.modality: graph.image_size for graph in bundle.manifest.graphs} == {"fundus": 64, "xray": 128}
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

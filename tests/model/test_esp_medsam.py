@@ -157,7 +157,7 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 100, 100), (1, 3, 128, 64)])
 def test_unfit_input_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="multiple of 64"):
+    with pytest.raises(UserError, match="multiple of 32"):
         scrambled_model()(torch.zeros(shape), "fundus")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.bundle import Normalization
+from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.training import stages
 from espmedsam_edge.training.collection import Collection, labelled_images
 from espmedsam_edge.training.recipe import Recipe
@@ -39,8 +40,8 @@ def test_tiny_preset_learns_eight_images_by_heart(
     small_recipe: Callable[..., Recipe],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def scored_on_training_images(recipe: Recipe, image_size: int, normalization: Normalization) -> Collection:
-        images = labelled_images(recipe, image_size, normalization)
+    def scored_on_training_images(recipe: Recipe, config: ModelConfig, normalization: Normalization) -> Collection:
+        images = labelled_images(recipe, config, normalization)
         return replace(images, valid=images.train)
 
     monkeypatch.setattr(stages, "labelled_images", scored_on_training_images)

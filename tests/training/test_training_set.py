@@ -73,6 +73,44 @@ def test_unaugmented_images_are_the_devices_input(tmp_path: Path) -> None:
             assert np.array_equal(batch.masks[row, 0].numpy() * 255, resize_mask(sample.mask, (64, 64)))
 
 
+def test_windows_are_parts_of_the_stretched_image_with_their_masks() -> None:
+    sources = {"fundus": [PhantomSource("fundus", 1, size=256)], "xray": [PhantomSource("xray", 1, size=80)]}
+    images = TrainingSet(sources, 64, image_sizes={"fundus": 192}, windows={"fundus": 96})
+    whole = TrainingSet(sources, 192).batch(BatchPlan("fundus", (Draw(0, 1),)))
+    assert whole.masks is not None
+    places = set()
+    for seed in range(6):
+        window = images.batch(BatchPlan("fundus", (Draw(0, seed),)))
+        assert window.masks is not None
+        assert window.images.shape == (1, 3, 96, 96)
+        spots = [
+            (top, left)
+            for top in range(97)
+            for left in range(97)
+            if torch.equal(whole.images[..., top : top + 96, left : left + 96], window.images)
+        ]
+        assert len(spots) == 1
+        top, left = spots[0]
+        assert torch.equal(whole.masks[..., top : top + 96, left : left + 96], window.masks)
+        places.add(spots[0])
+    assert len(places) > 3  # not always the same window
+    assert images.batch(BatchPlan("xray", (Draw(0, 1),))).images.shape == (1, 3, 64, 64)
+
+
+def test_a_cut_takes_the_same_place_of_images_and_masks() -> None:
+    batch = _phantoms().batch(BatchPlan("fundus", (Draw(0, 1), Draw(1, 2))))
+    assert batch.masks is not None
+    marked = Batch("fundus", batch.masks.expand(-1, 3, -1, -1), batch.masks, batch.names)
+    torch.manual_seed(3)
+    cuts = [marked.cut(32) for _ in range(8)]
+    for cut in cuts:
+        assert cut.masks is not None
+        assert cut.images.shape == (2, 3, 32, 32)
+        assert torch.equal(cut.images[:, :1], cut.masks)
+    assert len({cut.masks.numpy().tobytes() for cut in cuts if cut.masks is not None}) > 3
+    assert torch.equal(marked.cut(128).images, marked.images)
+
+
 def test_sources_of_a_modality_are_numbered_through(tmp_path: Path) -> None:
     first, second = _folder(tmp_path / "one", 3), _folder(tmp_path / "two", 2)
     images = TrainingSet({"fundus": [FolderSource(first, "all", limit=2), FolderSource(second, "all")]}, 64)
