@@ -227,8 +227,8 @@ class TrainingSet:
         side = self._windows.get(modality, image.shape[0])
         if side < image.shape[0]:
             top, left = (int(at) for at in rng.integers(0, image.shape[0] - side + 1, 2))
-            place = (slice(top, top + side), slice(left, left + side))
-            image, opaque = image[place], opaque[place]
+            rows, columns = slice(top, top + side), slice(left, left + side)
+            image, opaque = image[rows, columns], opaque[rows, columns]
         pixels, target = augment(image, opaque, settings, rng)
         pixels.sub_(self._mean).mul_(self._inverse_std)
         return pixels, None if mask is None else target

@@ -232,9 +232,9 @@ class Engine:
             elif small and batch.modality not in run.small_except:
                 moved = moved.shrunk(run.small_size)
             # Convolutions, and the blocks between them that want channels last, run faster so, most of all in bf16.
-            images = moved.images.contiguous(memory_format=torch.channels_last)
+            pixels = moved.images.contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
-                values: dict[str, Tensor] = self.wrapped(images, moved.masks, batch.modality)
+                values: dict[str, Tensor] = self.wrapped(pixels, moved.masks, batch.modality)
                 loss = values["loss"]
                 terms = {name: float(value.detach()) for name, value in values.items()}
                 if not torch.isfinite(loss):
