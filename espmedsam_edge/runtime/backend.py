@@ -116,11 +116,35 @@ class DeviceUse:
         )
 
 
+class Started(Protocol):
+    """Frames that were handed to a backend and are on their way."""
+
+    def results(self) -> list[Segmentation]:
+        """Wait for them: one result a frame, in order; a second call gives the same.
+
+        Raises:
+            UserError: the machine failed, or a frame could not be taken.
+        """
+
+
 class FrameBackend(Backend, Protocol):
     """A backend that does preprocessing and postprocessing as well, where the network runs."""
 
     def segment_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
         """Segment at most a batch of frames of any sizes.
+
+        Raises:
+            UserError: a frame it cannot take, or the machine failed.
+        """
+
+    @property
+    def in_flight(self) -> int:
+        """How many groups of ``start_frames`` overlap; one more waits for the oldest."""
+
+    def start_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> Started:
+        """As ``segment_frames``, without waiting: copies and computing of several groups overlap, in their order.
+
+        The frames stay as they are until the results were asked for.
 
         Raises:
             UserError: a frame it cannot take, or the machine failed.

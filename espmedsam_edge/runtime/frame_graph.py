@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,27 +17,27 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backend import FrameOptions
-from espmedsam_edge.runtime.cuda_api import CudaError, megabytes
+from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda_stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
-from espmedsam_edge.runtime.kernels.launch import FrameKernels
+from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 from espmedsam_edge.runtime.lent_memory import Lender
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
 from espmedsam_edge.runtime.tensorrt_engine import Engine
 
 STAGES: tuple[str, ...] = ("upload", "preprocess", "engine", "postprocess", "download")
-KEPT_SIZES = 4
-"""How many sets of frame sizes stay captured."""
-
 _NO_OVERLAY = OverlayStyle((0, 0, 0), outline=False)
 
 
 @dataclass(frozen=True)
 class FrameMachine:
-    """What frames of every size share: the engine, the kernels and the stream they run on.
+    """What frames of every size share: the engine, the kernels and the streams they run on.
 
     Attributes:
+        stream: where all computing is enqueued; a frame that is waited for at once is copied there too.
+        upload: where frames are copied in while others are computed.
+        download: where results are copied out while others are computed.
         graph: the network's entry in the manifest.
         mapped: let the kernels read and write the host's pinned memory instead of copying (boards that share memory).
     """
@@ -48,7 +47,32 @@ class FrameMachine:
     kernels: FrameKernels
     graph: BundleGraph
     lender: Lender
+    upload: Stream
+    download: Stream
     mapped: bool = False
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A group on its way: its frames, which must live until they are read, where results go, and seconds of the clock.
+
+    ``written``: a frame's share of the time that copying frames to pinned memory took; ``since``: when it was enqueued.
+    """
+
+    frames: Sequence[FrameView | Frame]
+    lent: Sequence[NDArray[np.uint8] | None]
+    written: float
+    since: float
+
+
+@dataclass
+class _Lane:
+    """What a group that others overlap with has for itself: its logits, and the marks between the three streams."""
+
+    logits: DeviceBuffer
+    uploaded: Event
+    computed: Event
+    downloaded: Event
 
 
 @dataclass(frozen=True)
@@ -78,8 +102,13 @@ class FrameGraph:
         """
         self._machine, self._key = machine, key
         self._graph: Graph | None = None
+        self._lane: _Lane | None = None
+        self._started: _Started | None = None
         self._opened = ExitStack()
         with ExitStack() as opened:
+            self._logits = opened.enter_context(
+                PinnedBuffer(machine.stream.device, FP32_BYTES * math.prod(machine.graph.output_shape))
+            )
             self._inputs: list[FrameInput | None] = []
             self._outputs: list[FrameOutputs] = []
             for (width, height), on_gpu in zip(key.sizes, key.on_gpu, strict=True):
@@ -93,31 +122,72 @@ class FrameGraph:
             self._opened = opened.pop_all()
 
     def run(self, frames: Sequence[FrameView | Frame]) -> list[Segmentation]:
-        """Segment frames of the key's sizes; waits for the result.
+        """Segment frames of the key's sizes; waits for the result. Nothing started here may be under way.
 
         The results' timings: copying frames to pinned memory, then all that the GPU does, then copying results out.
 
         Raises:
             UserError: the GPU failed.
         """
-        began = time.perf_counter()
-        views = self._write(frames)
-        lender = self._machine.lender
-        lent = [lender.take(outputs.size) if outputs.can_lend else None for outputs in self._outputs]
-        written = time.perf_counter()
-        self._upload(frames)
-        if self._graph is not None:
-            self._graph.launch(self._machine.stream)
-        else:
-            self._enqueue(views, self._machine.engine.launch)
-        self._download(lent)
-        self._machine.stream.synchronize()
-        finished = time.perf_counter()
-        count = len(frames)
-        results = []
-        for index in range(count):
-            results.append(self._result(index, lent[index], (written - began) / count, (finished - written) / count))
-        return results
+        stream = self._machine.stream
+        views, started = self._begin(frames)
+        self._upload(frames, stream)
+        self._launch(views)
+        self._download(started.lent, stream, self._machine.engine.logits)
+        stream.synchronize()
+        return self._results(started, time.perf_counter() - started.since)
+
+    def start(self, frames: Sequence[FrameView | Frame]) -> None:
+        """Enqueue what ``run`` does and return: the copies on streams of their own, so that they overlap with the work
+        of other groups. ``finish`` comes before the next group, and before frames are written to again.
+
+        Raises:
+            UserError: the GPU failed; nothing was started.
+        """
+        if self._lane is None:
+            self._lane = self._make_lane()
+        machine, lane = self._machine, self._lane
+        views, started = self._begin(frames)
+        try:
+            self._enqueue_overlapping(machine, lane, views, started)
+        except UserError:
+            # What was enqueued may still read the frames and write the results: it must be over before they go.
+            with contextlib.suppress(UserError):
+                for stream in (machine.upload, machine.stream, machine.download):
+                    stream.synchronize()
+            raise
+        self._started = started
+
+    def _enqueue_overlapping(
+        self, machine: FrameMachine, lane: _Lane, views: Sequence[FrameView], started: _Started
+    ) -> None:
+        self._upload(started.frames, machine.upload)
+        lane.uploaded.record(machine.upload)
+        machine.stream.wait(lane.uploaded)
+        self._launch(views)
+        # The next group's engine writes its logits to the same place: on the GPU they are out of its way at once.
+        machine.stream.copy_on_device(lane.logits.address, machine.engine.logits, lane.logits.size)
+        lane.computed.record(machine.stream)
+        machine.download.wait(lane.computed)
+        self._download(started.lent, machine.download, lane.logits.address)
+        lane.downloaded.record(machine.download)
+
+    def finish(self, busy_until: float = 0.0) -> list[Segmentation]:
+        """Wait for the group that was started, and give its results.
+
+        Args:
+            busy_until: until when (``time.perf_counter``) the GPU was at work on the group before, which is not
+                counted as this one's time.
+
+        Raises:
+            UserError: the GPU failed.
+        """
+        started, lane = self._started, self._lane
+        assert started is not None
+        assert lane is not None
+        self._started = None
+        lane.downloaded.synchronize()
+        return self._results(started, time.perf_counter() - max(started.since, busy_until))
 
     def stage_seconds(self, frames: Sequence[FrameView | Frame]) -> dict[str, float]:
         """Seconds on the GPU of each of ``STAGES``, by events between them; enqueued one by one, not as one graph.
@@ -135,10 +205,10 @@ class FrameGraph:
                 next(remaining).record(stream)
 
             mark()
-            self._upload(frames)
+            self._upload(frames, stream)
             mark()
             self._enqueue(views, self._machine.engine.launch, mark)
-            self._download([None] * len(views))
+            self._download([None] * len(views), stream, self._machine.engine.logits)
             mark()
             stream.synchronize()
             return {
@@ -147,8 +217,35 @@ class FrameGraph:
             }
 
     def close(self) -> None:
-        """Free the graph and the buffers; a second call does nothing."""
+        """Free the graph and the buffers, when nothing is under way; a second call does nothing."""
         self._opened.close()
+
+    def _make_lane(self) -> _Lane:
+        device = self._machine.stream.device
+        with ExitStack() as opened:
+            logits = opened.enter_context(DeviceBuffer(device, self._logits.size))
+            lane = _Lane(logits, *(opened.enter_context(Event(device)) for _ in range(3)))
+            self._opened.push(opened.pop_all())
+        return lane
+
+    def _begin(self, frames: Sequence[FrameView | Frame]) -> tuple[list[FrameView], _Started]:
+        """Bring frames to pinned memory, and find memory for their results."""
+        began = time.perf_counter()
+        views = self._write(frames)
+        lender = self._machine.lender
+        lent = [lender.take(outputs.size) if outputs.can_lend else None for outputs in self._outputs]
+        now = time.perf_counter()
+        return views, _Started(frames, lent, (now - began) / len(frames), now)
+
+    def _launch(self, views: Sequence[FrameView]) -> None:
+        if self._graph is not None:
+            self._graph.launch(self._machine.stream)
+        else:
+            self._enqueue(views, self._machine.engine.launch)
+
+    def _results(self, started: _Started, computed: float) -> list[Segmentation]:
+        share = computed / len(started.frames)
+        return [self._result(row, lent, started.written, share) for row, lent in enumerate(started.lent)]
 
     def _input(self, opened: ExitStack, width: int, height: int) -> FrameInput:
         made = FrameInput(self._machine.stream.device, PixelFormat.BGR8, width, height, mapped=self._machine.mapped)
@@ -180,15 +277,15 @@ class FrameGraph:
     def _lent_address(self, frame: Frame, source: FrameInput) -> int | None:
         return self._machine.lender.address_of(frame) if source.takes_rows else None
 
-    def _upload(self, frames: Sequence[FrameView | Frame]) -> None:
+    def _upload(self, frames: Sequence[FrameView | Frame], stream: Stream) -> None:
         for frame, source in zip(frames, self._inputs, strict=True):
             if source is not None and not isinstance(frame, FrameView):
-                source.upload(self._machine.stream, self._lent_address(frame, source))
+                source.upload(stream, self._lent_address(frame, source))
 
-    def _download(self, lent: Sequence[NDArray[np.uint8] | None]) -> None:
+    def _download(self, lent: Sequence[NDArray[np.uint8] | None], stream: Stream, logits: int) -> None:
         for outputs, memory in zip(self._outputs, lent, strict=True):
-            outputs.download(self._machine.stream, None if memory is None else int(memory.ctypes.data))
-        self._machine.engine.download()
+            outputs.download(stream, None if memory is None else int(memory.ctypes.data))
+        stream.copy_to_host(self._logits.address, logits, self._logits.size)
 
     def _enqueue(
         self, views: Sequence[FrameView], engine: Callable[[], None], mark: Callable[[], None] = lambda: None
@@ -219,7 +316,7 @@ class FrameGraph:
             mask, measured = outputs.mask.copy(), outputs.measured
             overlay = None if outputs.overlay is None else outputs.overlay.copy()
         drawn = None if overlay is None or options.overlay is None else Drawn(overlay, options.overlay)
-        logits = self._machine.engine.logits_on_host()[row, 0].copy()
+        logits = self._logits.array(self._machine.graph.output_shape, np.float32)[row, 0].copy()
         return Segmentation(
             mask=mask,
             modality=self._machine.graph.modality,
@@ -229,75 +326,3 @@ class FrameGraph:
             measured=measured,
             drawn=drawn,
         )
-
-
-class FrameGraphs:
-    """Frame graphs by what they have fixed, the least recently used of them given up for a new one."""
-
-    def __init__(self, machine: FrameMachine, kept: int = KEPT_SIZES) -> None:
-        self._machine, self._kept = machine, kept
-        self._graphs: OrderedDict[FrameKey, FrameGraph] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def get(self, key: FrameKey) -> FrameGraph:
-        """The graph of a key, made where there is none.
-
-        Raises:
-            UserError: no memory, even with all others freed; says what fits.
-        """
-        found = self._graphs.get(key)
-        if found is None:
-            while len(self._graphs) >= self._kept:
-                self._drop_oldest()
-            found = self._make(key)
-            self._graphs[key] = found
-        self._graphs.move_to_end(key)
-        return found
-
-    def close(self) -> None:
-        """Free all."""
-        while self._graphs:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        self._graphs.popitem(last=False)[1].close()
-
-    def _make(self, key: FrameKey) -> FrameGraph:
-        with contextlib.suppress(_OutOfMemory):
-            return self._attempt(key)
-        self.close()
-        try:
-            return self._attempt(key)
-        except _OutOfMemory as full:
-            raise self._does_not_fit(key) from full.__cause__
-
-    def _attempt(self, key: FrameKey) -> FrameGraph:
-        try:
-            return FrameGraph(self._machine, key)
-        except CudaError as error:
-            if error.out_of_memory:
-                raise _OutOfMemory from error
-            raise
-
-    def _does_not_fit(self, key: FrameKey) -> UserError:
-        device = self._machine.stream.device
-        free = device.memory().free
-        each = 3 + 1 + (3 if key.options.overlay is not None else 0)  # bytes a pixel: the frame, its mask, its overlay
-        needed = sum(each * width * height for width, height in key.sizes)
-        width, height = max(key.sizes, key=math.prod)
-        ratio = math.sqrt(min(1.0, free / needed)) if needed else 0.0
-        fits = f"Frames up to about {int(width * ratio)}x{int(height * ratio)} fit. " if free > needed // 100 else ""
-        what = f"a group of {len(key.sizes)} frames up to" if len(key.sizes) > 1 else "a frame of"
-        return UserError(
-            f"{what} {width}x{height} pixels needs {megabytes(needed)} on the GPU and in pinned memory; "
-            f"{megabytes(free)} are free on {device.gpu.name}.",
-            f"{fits}Stop other programs (nvidia-smi, or tegrastats on a Jetson, shows them), use fewer modalities at a "
-            "time, or --backend onnxruntime.",
-            exit_code=1,
-        )
-
-
-class _OutOfMemory(Exception):
-    """The GPU, or what can be pinned of the host's memory, is full."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,7 +24,8 @@ from espmedsam_edge.runtime.cuda_driver import driver_installed, find_gpu
 from espmedsam_edge.runtime.cuda_stream import Stream
 from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.environment import jetson
-from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameGraphs, FrameKey, FrameMachine
+from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
+from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
@@ -61,11 +63,12 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
         with ExitStack() as opened:
             device = opened.enter_context(CudaDevice.open())
             free = device.memory().free
-            stream = Stream(device)
+            stream, upload, download = (Stream(device) for _ in range(3))
             engine = Engine(api, plan.path, graph, stream, say)
             opened.callback(engine.close)
             kernels = FrameKernels.load(device, say=say)
-            machine = FrameMachine(stream, engine, kernels, graph, Lender(device), mapped=device.gpu.integrated)
+            lender, mapped = Lender(device), device.gpu.integrated
+            machine = FrameMachine(stream, engine, kernels, graph, lender, upload, download, mapped=mapped)
             taken = max(0, free - device.memory().free)
             return TensorRtBackend(name, f"{device.gpu.name}, {api.title}", machine, plan, taken, opened.pop_all())
     except BackendUnavailable:
@@ -95,6 +98,7 @@ class TensorRtBackend:
         self._loaded_bytes = loaded_bytes
         self._opened = opened
         self._lost: CudaError | None = None
+        self._busy_until = 0.0  # of the GPU, with groups that overlap
         self._closed = False
 
     def run(self, image: Tensor) -> Tensor:
@@ -109,14 +113,33 @@ class TensorRtBackend:
     def segment_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
         """See ``FrameBackend.segment_frames``."""
         with self._at_work():
-            taken = self._taken(frames)
-            return self._graph_for(taken, options).run(taken)
+            taken, order = self._taken(frames)
+            self._busy_until = 0.0
+            return _restored(self._graphs.get(_key(taken, options)).run(taken), order)
+
+    @property
+    def in_flight(self) -> int:
+        """See ``FrameBackend.in_flight``."""
+        return IN_FLIGHT
+
+    def start_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> StartedGroup:
+        """See ``FrameBackend.start_frames``."""
+        with self._at_work():
+            taken, order = self._taken(frames)
+
+            def finish(graph: FrameGraph) -> list[Segmentation]:
+                with self._at_work():
+                    results = graph.finish(self._busy_until)
+                    self._busy_until = time.perf_counter()
+                    return _restored(results, order)
+
+            return self._graphs.start(_key(taken, options), taken, finish)
 
     def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
         """See ``FrameBackend.stage_seconds``."""
         with self._at_work():
-            taken = self._taken(frames)
-            return self._graph_for(taken, options).stage_seconds(taken)
+            taken, _ = self._taken(frames)
+            return self._graphs.get(_key(taken, options)).stage_seconds(taken)
 
     def frame_buffer(self, height: int, width: int) -> Frame:
         """See ``FrameBackend.frame_buffer``."""
@@ -147,8 +170,11 @@ class TensorRtBackend:
             self._graphs.close()
             self._opened.close()
 
-    def _taken(self, frames: Sequence[AnyFrame]) -> list[FrameView | Frame]:
-        """Frames as views of the GPU's memory where they lie there, else as arrays."""
+    def _taken(self, frames: Sequence[AnyFrame]) -> tuple[list[FrameView | Frame], list[int]]:
+        """Frames as views of the GPU's memory where they lie there, else as arrays; and which each of them was.
+
+        They are in order of size: a group of the same sizes in another order needs no graph of its own.
+        """
         stream = self._machine.stream
         taken: list[FrameView | Frame] = []
         for frame in frames:
@@ -156,14 +182,8 @@ class TensorRtBackend:
                 taken.append(frame)
             else:
                 taken.append(frame_in_place(frame, stream) if on_gpu(frame) else np.asarray(frame))
-        return taken
-
-    def _graph_for(self, taken: Sequence[FrameView | Frame], options: FrameOptions) -> FrameGraph:
-        sizes = [frame.size if isinstance(frame, FrameView) else frame.shape[:2] for frame in taken]
-        views = tuple(isinstance(frame, FrameView) for frame in taken)
-        if any(outline_width(size) > MAX_OUTLINE for size in sizes):
-            options = replace(options, overlay=None)  # Segmentation.overlay draws it on the CPU
-        return self._graphs.get(FrameKey(tuple((width, height) for height, width in sizes), views, options))
+        order = sorted(range(len(taken)), key=lambda row: (_size(taken[row]), isinstance(taken[row], FrameView)))
+        return [taken[row] for row in order], order
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -177,6 +197,24 @@ class TensorRtBackend:
             if error.lost:
                 self._lost = error
             raise
+
+
+def _size(frame: FrameView | Frame) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    return frame.size if isinstance(frame, FrameView) else (frame.shape[0], frame.shape[1])
+
+
+def _key(taken: Sequence[FrameView | Frame], options: FrameOptions) -> FrameKey:
+    sizes = [_size(frame) for frame in taken]
+    views = tuple(isinstance(frame, FrameView) for frame in taken)
+    if any(outline_width(size) > MAX_OUTLINE for size in sizes):
+        options = replace(options, overlay=None)  # Segmentation.overlay draws it on the CPU
+    return FrameKey(tuple((width, height) for height, width in sizes), views, options)
+
+
+def _restored(results: Sequence[Segmentation], order: Sequence[int]) -> list[Segmentation]:
+    """Results of frames that were put in ``order``, as the frames were before."""
+    return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 
 def _announced(graph: Graph, flavour: Flavour, say: Say) -> Callable[[str, float], None]:

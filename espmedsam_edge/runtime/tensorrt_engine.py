@@ -75,8 +75,7 @@ class Engine:
         device = stream.device
         self._image = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.input_shape))
         self._logits = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.output_shape))
-        self._logits_host = PinnedBuffer(device, self._logits.size)
-        self._image_host: PinnedBuffer | None = None
+        self._host: tuple[PinnedBuffer, PinnedBuffer] | None = None  # image and logits, for ``run``
         self.image, self.logits = self._image.address, self._logits.address
         for name, address in ((_INPUT, self.image), (_OUTPUT, self.logits)):
             if not self._context.set_tensor_address(name, address):
@@ -108,29 +107,22 @@ class Engine:
         else:
             self.enqueue()
 
-    def download(self) -> None:
-        """Enqueue the copy of the logits to the host."""
-        self._stream.copy_to_host(self._logits_host.address, self._logits.address, self._logits.size)
-
-    def logits_on_host(self) -> Tensor:
-        """The downloaded logits, (B, 1, S/4, S/4) float32, in memory that the next run overwrites."""
-        logits: Tensor = self._logits_host.array(self._graph.output_shape, np.float32)
-        return logits
-
     def run(self, image: Tensor) -> Tensor:
         """Host to host, for one batch as ``Backend.run`` takes it; waits.
 
         Raises:
             UserError: the GPU failed.
         """
-        if self._image_host is None:
-            self._image_host = PinnedBuffer(self._stream.device, self._image.size)
-        np.copyto(self._image_host.array(image.shape, np.float32), image)
-        self._stream.copy_to_device(self._image.address, self._image_host.address, self._image.size)
+        if self._host is None:
+            device = self._stream.device
+            self._host = PinnedBuffer(device, self._image.size), PinnedBuffer(device, self._logits.size)
+        source, target = self._host
+        np.copyto(source.array(image.shape, np.float32), image)
+        self._stream.copy_to_device(self._image.address, source.address, source.size)
         self.launch()
-        self.download()
+        self._stream.copy_to_host(target.address, self._logits.address, target.size)
         self._stream.synchronize()
-        logits: Tensor = self.logits_on_host().copy()
+        logits: Tensor = target.array(self._graph.output_shape, np.float32).copy()
         return logits
 
     def close(self) -> None:
