@@ -58,6 +58,17 @@ class BoundedQueue(Generic[Item]):
             self._changed.notify_all()
             return item
 
+    def wait(self, seconds: float) -> bool:
+        """Whether there is an item, within some seconds.
+
+        Raises:
+            Aborted: the queue was aborted.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._aborted or self._items, seconds)
+            self._check()
+            return bool(self._items)
+
     def abort(self) -> None:
         """Wake every thread that waits, let go of the items, and raise ``Aborted`` from now on."""
         with self._changed:

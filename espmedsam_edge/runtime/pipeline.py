@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.backend import Started
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -19,6 +21,7 @@ from espmedsam_edge.runtime.sources import Failure, Source, SourceFrame
 
 _QUEUE_ITEMS = 4
 _QUEUE_BYTES = 256 << 20
+_NEXT_FRAME_SECONDS = 0.001  # how long frames on a GPU wait for another one to overlap with
 
 STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
 
@@ -128,6 +131,7 @@ class _Run:
     segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     failures: list[Failure] = field(default_factory=list)
+    started: deque[tuple[Sequence[_Frame], Started]] = field(default_factory=deque)
     frames: int = 0
     error: BaseException | None = None
     aborted: bool = False
@@ -195,6 +199,9 @@ class _Run:
     def _infer(self) -> None:
         group: list[_Frame] = []
         while True:
+            # The next frame is copied in while the ones before are computed, if it is there in time.
+            while self.started and not self.captured.wait(_NEXT_FRAME_SECONDS):
+                self._collect()
             item = self.captured.get()
             if isinstance(item, _Frame):
                 group.append(item)
@@ -204,6 +211,7 @@ class _Run:
                 continue
             self._segment(group)
             group = []
+            self._collect_all()
             self.segmented.put(item)
             if isinstance(item, _AllDone):
                 return
@@ -211,7 +219,27 @@ class _Run:
     def _segment(self, group: Sequence[_Frame]) -> None:
         if not group:
             return
-        results = segment_as_set(self.segmenter, self._settings(), [item.frame.image for item in group])
+        settings = self._settings()
+        chosen = settings.segmenter or self.segmenter
+        frames = [item.frame.image for item in group]
+        if chosen.in_flight == 1:
+            self._collect_all()
+            self._hand_on(group, segment_as_set(chosen, settings, frames))
+            return
+        while len(self.started) >= chosen.in_flight:
+            self._collect()
+        self.started.append((group, chosen.start(frames, settings.threshold)))
+
+    def _collect(self) -> None:
+        """Wait for the oldest group that is under way."""
+        group, started = self.started.popleft()
+        self._hand_on(group, started.results())
+
+    def _collect_all(self) -> None:
+        while self.started:
+            self._collect()
+
+    def _hand_on(self, group: Sequence[_Frame], results: Sequence[Segmentation]) -> None:
         for item, result in zip(group, results, strict=True):
             for stage in ("preprocess", "inference", "postprocess"):
                 self.seconds[stage] += getattr(result.timings, stage)
@@ -222,6 +250,7 @@ class _Run:
         while (settings := self.controls.current()).paused:
             if self.aborted:
                 raise Aborted
+            self._collect_all()
             self.controls.wait_for_change(settings, 0.2)
         return settings
 

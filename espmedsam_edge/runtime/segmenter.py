@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -22,6 +22,7 @@ from espmedsam_edge.runtime.backend import (
     FrameBackend,
     FrameOptions,
     Say,
+    Started,
     load_backend,
     silent,
 )
@@ -129,20 +130,60 @@ class Segmenter:
         Raises:
             UserError: an array that is not (H, W, 3) uint8, or the backend failed.
         """
-        for frame in frames:
-            if self.frame_backend is None or isinstance(frame, np.ndarray) or not _from_elsewhere(frame):
-                _check(frame)
-        options = self.frame_options if threshold is None else replace(self.frame_options, threshold=threshold)
+        options = self._checked(frames, threshold)
         results: list[Segmentation] = []
         for start in range(0, len(frames), self.batch):
             results += self._segment_group(frames[start : start + self.batch], options)
         return results
 
+    @property
+    def in_flight(self) -> int:
+        """How many groups of ``start`` overlap: 1 where the backend does one thing after the other."""
+        return 1 if self.frame_backend is None else self.frame_backend.in_flight
+
+    def start(self, frames: Sequence[AnyFrame], threshold: float | None = None) -> Started:
+        """Hand over a group of frames and return, so that several overlap on a GPU; other backends segment them now.
+
+        Example:
+            >>> started = [segmenter.start([frame]) for frame in (first, second)]  # doctest: +SKIP
+            >>> results = [group.results()[0] for group in started]  # doctest: +SKIP
+
+        Args:
+            frames: at most ``batch``, each as for ``segment``; they stay as they are until the results were asked for.
+            threshold: as for ``segment_batch``.
+
+        Returns:
+            What gives the results, one a frame. With more than ``in_flight`` groups under way, ``start`` waits for the
+            oldest of them first; its results are kept.
+
+        Raises:
+            ValueError: more frames than the graph takes, or none.
+            UserError: as for ``segment_batch``; what fails later is raised where the results are asked for.
+        """
+        if not 1 <= len(frames) <= self.batch:
+            raise ValueError(f"{len(frames)} frames for a graph with batch {self.batch}")
+        options = self._checked(frames, threshold)
+        if self.frame_backend is None:
+            return _Finished(self._segment_group(frames, options))
+        with self._lock:
+            self._check_open()
+            return _Locked(self.frame_backend.start_frames(frames, options), self._lock)
+
+    def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:
+        """The options for frames that are arrays such as the backend takes."""
+        for frame in frames:
+            if self.frame_backend is None or isinstance(frame, np.ndarray) or not _from_elsewhere(frame):
+                _check(frame)
+        return self.frame_options if threshold is None else replace(self.frame_options, threshold=threshold)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the segmenter is closed")
+
     def _segment_group(self, group: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
         preprocess_seconds = []
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the segmenter is closed")
+            self._check_open()
             if self.frame_backend is not None:
                 return self.frame_backend.segment_frames(group, options)
             frames = cast(Sequence[Frame], group)  # checked
@@ -201,6 +242,28 @@ class Segmenter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """Frames that were segmented when they were handed over."""
+
+    _results: list[Segmentation]
+
+    def results(self) -> list[Segmentation]:
+        return self._results
+
+
+@dataclass(frozen=True)
+class _Locked:
+    """Frames under way on a backend, whose calls take turns."""
+
+    _started: Started
+    _lock: threading.Lock
+
+    def results(self) -> list[Segmentation]:
+        with self._lock:
+            return self._started.results()
 
 
 def _from_elsewhere(frame: object) -> bool:

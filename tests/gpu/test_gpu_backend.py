@@ -26,7 +26,8 @@ from espmedsam_edge.runtime import tensorrt_backend
 from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError
 from espmedsam_edge.runtime.cuda_device import CudaDevice
-from espmedsam_edge.runtime.frame_graph import KEPT_SIZES, STAGES
+from espmedsam_edge.runtime.frame_graph import STAGES
+from espmedsam_edge.runtime.frame_graphs import KEPT_SIZES
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -241,8 +242,8 @@ def test_frames_written_to_the_segmenters_memory_are_not_copied(load: Load, pins
         buffer[:] = frame_of(90, 160, seed)
         check(segmenter.segment(buffer), buffer)
         check(segmenter.segment(buffer[::-1]), buffer[::-1])  # not as it lies: copied
-        frames = segmenter.choice.backend._graphs._graphs  # type: ignore[attr-defined]
-        written = next(iter(frames.values()))._inputs[0]._rows
+        frames = segmenter.choice.backend._graphs._sized  # type: ignore[attr-defined]
+        written = next(iter(frames.values())).graphs[0]._inputs[0]._rows
         np.testing.assert_array_equal(written, buffer[::-1])
         check(segmenter.segment(buffer), buffer)
         np.testing.assert_array_equal(written, buffer[::-1])  # the pinned copy was left alone

@@ -155,3 +155,19 @@ def test_a_closed_segmenter_says_so(toy_bundle: Bundle) -> None:
     segmenter.close()
     with pytest.raises(RuntimeError, match="closed"):
         segmenter.segment(frames_of([(8, 8)])[0])
+
+
+def test_started_frames_are_done_at_once_without_a_gpu(toy_bundle: Bundle) -> None:
+    frames = [np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8) for seed in range(3)]
+    with Segmenter.load(toy_bundle, threads=1, backend="onnxruntime-cpu") as segmenter:
+        assert segmenter.in_flight == 1
+        groups = [segmenter.start([frame], threshold=0.3) for frame in frames]
+        for frame, group in zip(frames, groups, strict=True):
+            (result,) = group.results()
+            (expected,) = segmenter.segment_batch([frame], threshold=0.3)
+            np.testing.assert_array_equal(result.mask, expected.mask)
+            assert result.threshold == 0.3
+        with pytest.raises(ValueError, match="2 frames for a graph with batch 1"):
+            segmenter.start(frames[:2])
+        with pytest.raises(UserError, match="a frame must be a uint8 array"):
+            segmenter.start([frames[0].astype(np.float32)])  # type: ignore[list-item]
