@@ -14,7 +14,8 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.dataset import IMAGES, DatasetFolder, list_files
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.sources import Failure, open_sources
+from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources import Failure
 from espmedsam_edge.runtime.video_reading import open_video
 
 DEFAULT_IMAGES = 128

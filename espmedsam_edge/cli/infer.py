@@ -1,4 +1,4 @@
-"""``espmedsam-edge infer``: images, folders and videos in; overlays, masks and measurements out."""
+"""``espmedsam-edge infer``: files, cameras and streams in; overlays, masks and measurements out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
     from espmedsam_edge.runtime.outputs import Places
-    from espmedsam_edge.runtime.pipeline import Progress, Report
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.sources import Failure
 
+Decoder = Literal["auto", "software", "hardware"]
 _LISTED_FAILURES = 20
+_SOURCES = (
+    "Images, videos, DICOM files, folders, globs; 0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson camera), "
+    "rtsp://..., http://... (streams), test://fundus (a moving phantom)."
+)
 
 
 def command(
     bundle: Path = typer.Argument(..., help="The folder that export wrote."),
-    sources: list[str] = typer.Argument(..., metavar="SOURCE...", help="Images, folders, globs or video files."),
+    sources: list[str] = typer.Argument(..., metavar="SOURCE...", help=_SOURCES),
     modality: str | None = typer.Option(None, help="What to segment. [default: the bundle's only one]"),
     precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
@@ -35,24 +40,35 @@ def command(
     jsonl: str | None = typer.Option(None, help="A file for one line of JSON a frame; - for standard output."),
     threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
     opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
+    frames: int | None = typer.Option(None, min=1, help="Stop after that many frames of each source."),
+    duration: float | None = typer.Option(None, min=0, help="Stop reading after that many seconds."),
+    max_latency: float | None = typer.Option(
+        None, min=0, help="Refuse frames of live sources that are older than that many seconds."
+    ),
+    give_up: float | None = typer.Option(
+        None, min=0, help="Give a live source up that is gone for that many seconds. [default: never]"
+    ),
+    decoder: Decoder = typer.Option("auto", help="Of streams: hardware is the Jetson's, by GStreamer."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
     overwrite: bool = typer.Option(True, help="Replace results that exist."),
 ) -> None:
-    """Segment images and videos; write overlays, masks and measurements.
+    """Segment images, videos, cameras and streams; write overlays, masks and measurements.
 
-    A file that cannot be read is reported at the end and the rest is done (exit code 1).
+    A file that cannot be read is reported at the end and the rest is done (exit code 1). Of cameras and streams always
+    the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+    from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.outputs import plan_jobs, plan_places
-    from espmedsam_edge.runtime.pipeline import run_pipeline
+    from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.sinks import JsonLines
-    from espmedsam_edge.runtime.sources import open_sources
+    from espmedsam_edge.runtime.source_opening import open_sources
 
     opened = Bundle.open(bundle)
     graph = opened.graph(modality, precision)
-    found, failures = open_sources(sources)
+    found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
     json_file = Path(jsonl) if jsonl not in (None, "-") else None
     if not found:
         _end(None, failures)
@@ -79,11 +95,14 @@ def command(
             shared.append(stack.enter_context(JsonLines(json_file, {"weights": opened.manifest.weights.origin})))
         progress = stack.enter_context(_progress(len(jobs)))
         try:
-            report = run_pipeline(segmenter, jobs, shared, progress)
+            report = run_pipeline(segmenter, jobs, shared, progress, limits=Limits(frames, duration, max_latency))
         except KeyboardInterrupt:
             typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
             raise typer.Exit(130) from None
     _say(segmenter, report, places, json_file, untrained=untrained, to_stderr=jsonl == "-")
+    if report.interrupted and any(not source.live for source in found):
+        typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
+        raise typer.Exit(130)
     _end(report, failures + report.failures)
 
 
@@ -100,6 +119,8 @@ def _say(
     line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice.taken}")
     for reason in segmenter.choice.passed_over:
         line(reason)
+    for live in report.live:
+        line(_live_line(live))
     if not report.frames:
         return
     stages = ", ".join(
@@ -112,6 +133,19 @@ def _say(
             line(f"{what}: {place}")
     if untrained:
         line("These weights were never trained: the masks mean nothing.")
+
+
+def _live_line(live: LiveReport) -> str:
+    """What became of a live source: counts and, in milliseconds, the age of its results when they were written."""
+    parts = [f"{live.frames} frames", f"{live.skipped} skipped"]
+    if live.refused:
+        parts.append(f"{live.refused} refused as too old")
+    if live.reconnects:
+        parts.append(f"dropped out {live.reconnects} times")
+    if live.latency is not None:
+        ms = live.latency.milliseconds()
+        parts.append(f"latency p50 {ms['p50']:.0f} ms, p99 {ms['p99']:.0f} ms")
+    return f"{live.name}: {', '.join(parts)}"
 
 
 def _end(report: Report | None, failures: Sequence[Failure]) -> None:
@@ -141,16 +175,16 @@ def _progress(jobs: int) -> Iterator[Callable[[Progress], None] | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        job, task = -1, bars.add_task("starting", total=None)
+        tasks = {-1: bars.add_task("starting", total=None)}
 
         def show(progress: Progress) -> None:
-            nonlocal job, task
-            if progress.job != job:
-                bars.remove_task(task)
+            if progress.job not in tasks:
+                for job in [-1] if progress.live else list(tasks):  # live sources go on beside each other
+                    if job in tasks:
+                        bars.remove_task(tasks.pop(job))
                 part = f" ({progress.job + 1}/{jobs})" if jobs > 1 else ""
-                task = bars.add_task(escape(Path(progress.name).name) + part, total=progress.expected)
-                job = progress.job
-            bars.update(task, completed=progress.done, total=progress.expected)
+                tasks[progress.job] = bars.add_task(escape(Path(progress.name).name) + part, total=progress.expected)
+            bars.update(tasks[progress.job], completed=progress.done, total=progress.expected)
 
         yield show
 

@@ -23,7 +23,8 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
-from espmedsam_edge.runtime.pipeline import Job, run_pipeline
+from espmedsam_edge.runtime.jobs import Job
+from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import JsonLines, MaskImages, OverlayImages, OverlayVideo, Sink

@@ -12,7 +12,7 @@ from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.pipeline import Job
+from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, OverlayVideo, Sink
 from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source
 from espmedsam_edge.runtime.video_writing import WRITABLE_SUFFIXES as VIDEO_OUTPUTS

@@ -1,4 +1,7 @@
-"""Capture, inference and writing at the same time: a thread each, bounded queues, order kept, nothing dropped."""
+"""Capture, inference and writing at the same time: a thread each, bounded queues, order kept, nothing dropped.
+
+This is the run over files; runs with a live source among theirs go on in ``live_pipeline``.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +13,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backend import Started
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
+from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
+from espmedsam_edge.runtime.live_pipeline import LiveRun, segment_as_set, wait_for
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, Source, SourceFrame
 
+__all__ = ["STAGES", "Job", "Limits", "Progress", "Report", "run_pipeline"]
+
 _QUEUE_ITEMS = 4
 _QUEUE_BYTES = 256 << 20
 _NEXT_FRAME_SECONDS = 0.001  # how long frames on a GPU wait for another one to overlap with
-
-STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
-
-
-@dataclass
-class Job:
-    """A source, and the sinks that take its frames and are finished with it."""
-
-    source: Source
-    sinks: Sequence[Sink]
-    cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: the job's number from 0, frames of it that are done or failed, and how many it may have."""
-
-    job: int
-    name: str
-    done: int
-    expected: int | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run did.
-
-    Attributes:
-        frames: how many were segmented and written.
-        failures: inputs and outputs that failed, in order.
-        seconds: wall time.
-        stage_seconds: time spent in each of ``STAGES``; decode and write overlap with the others.
-    """
-
-    frames: int
-    failures: list[Failure]
-    seconds: float
-    stage_seconds: dict[str, float]
 
 
 def run_pipeline(
@@ -68,24 +36,31 @@ def run_pipeline(
     shared: Sequence[Sink] = (),
     on_progress: Callable[[Progress], None] | None = None,
     controls: Controls | None = None,
+    limits: Limits = Limits(),
 ) -> Report:
     """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
+
+    Files are done one after the other and every frame of them; live sources run at the same time, beside each other and
+    beside the files, and each gives its newest frame. With a live source, Ctrl-C (a first time) ends the reading, and
+    sinks finish what the live sources gave.
 
     A source or a sink that fails becomes a failure in the report, and the rest is done. The calling thread only waits:
     Ctrl-C there, or an error in any stage, stops all stages, and sinks then remove what is not finished.
 
     Args:
-        segmenter: what runs; a graph with a batch gets frames in groups, never of two jobs.
+        segmenter: what runs; a graph with a batch gets frames in groups, of two jobs only where one is live.
         jobs: not yet entered.
         shared: sinks for all jobs, entered by the caller; an error in one ends the run.
         on_progress: called after each frame, from another thread.
         controls: asked before each group of frames; None: nothing changes while it runs.
+        limits: when to end.
 
     Raises:
         UserError: a shared sink or the backend failed.
         KeyboardInterrupt: passed on once everything has stopped.
     """
-    return _Run(segmenter, jobs, shared, on_progress, controls or Adjustable()).run()
+    run = LiveRun if any(job.source.live for job in jobs) else _Run
+    return run(segmenter, jobs, shared, on_progress, controls or Adjustable(), limits).run()
 
 
 @dataclass
@@ -127,6 +102,7 @@ class _Run:
     shared: Sequence[Sink]
     on_progress: Callable[[Progress], None] | None
     controls: Controls
+    limits: Limits
     captured: BoundedQueue[_Captured] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -135,6 +111,7 @@ class _Run:
     frames: int = 0
     error: BaseException | None = None
     aborted: bool = False
+    deadline: float | None = None
 
     def run(self) -> Report:
         begin = time.perf_counter()
@@ -145,10 +122,10 @@ class _Run:
         try:
             for thread in threads:
                 thread.start()
-            _wait(threads)
+            wait_for(threads)
         except BaseException:
             self._abort()
-            _wait(threads)
+            wait_for(threads)
             raise
         if self.error is not None:
             raise self.error
@@ -188,13 +165,22 @@ class _Run:
 
     def _read(self, job: Job, source: Source) -> None:
         frames = iter(source)
-        while not job.cancelled:
+        count = 0
+        while not job.cancelled and count != self.limits.frames and not self._over():
             begin = time.perf_counter()
             frame = next(frames, None)
             self.seconds["decode"] += time.perf_counter() - begin
             if frame is None:
                 return
             self.captured.put(_Frame(job, frame), frame.image.nbytes)
+            count += 1
+
+    def _over(self) -> bool:
+        seconds = self.limits.seconds
+        if seconds is None:
+            return False
+        self.deadline = self.deadline or time.monotonic() + seconds
+        return time.monotonic() >= self.deadline
 
     def _infer(self) -> None:
         group: list[_Frame] = []
@@ -295,20 +281,6 @@ class _Run:
             raise _SharedSinkFailed(error) from error
         self.frames += 1
         self.seconds["write"] += time.perf_counter() - begin
-
-
-def segment_as_set(segmenter: Segmenter, settings: Settings, frames: Sequence[Frame]) -> list[Segmentation]:
-    """Segment frames with the modality and the threshold that the controls ask for, else the run's own."""
-    chosen = settings.segmenter or segmenter
-    return (
-        chosen.segment_batch(frames) if settings.threshold is None else chosen.segment_batch(frames, settings.threshold)
-    )
-
-
-def _wait(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.ident is not None and thread.is_alive():
-            thread.join(0.2)  # a wait without an end would not always let Ctrl-C through
 
 
 class _SharedSinkFailed(Exception):

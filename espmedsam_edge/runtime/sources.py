@@ -1,12 +1,8 @@
-"""Where frames come from: image files, folders, globs and video files, opened as context managers."""
+"""Where frames come from: what a source is, and those that read image and video files."""
 
 from __future__ import annotations
 
-import glob
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +12,6 @@ from typing import Literal, Protocol
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.headers import image_format
-from espmedsam_edge.runtime.containers import looks_like_video
 from espmedsam_edge.runtime.video_reading import VideoReader, open_video
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"})
@@ -111,6 +105,32 @@ class Source(Protocol):
         """The frames that can be read; what cannot goes to ``failures`` and the rest follows."""
 
 
+class LiveFrames(Source, Protocol):
+    """A live source: besides, its newest frame can be taken without waiting, from one thread while another entered."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a frame that nobody took."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more frames will come; one may still wait."""
+
+    @property
+    def skipped(self) -> int:
+        """Frames that nobody took in time."""
+
+    @property
+    def reconnects(self) -> int:
+        """How often it dropped out and came back."""
+
+    def poll(self) -> SourceFrame | None:
+        """The newest frame, if there is one that nobody took."""
+
+    def listen(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when a frame has come or the source has ended."""
+
+
 class ImageFiles:
     """Image files, one frame each, in the order given."""
 
@@ -177,83 +197,3 @@ class VideoFile:
         if self._reader.damage is not None:
             message = f"cannot read all of {self.path}: {self._reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))
-
-
-def open_sources(specifications: Iterable[str]) -> tuple[list[Source], list[Failure]]:
-    """What to read for a list of files, folders and globs (``**`` for any depth), each file once, in order.
-
-    A folder stands for the images and videos in it by their suffix, not in its subfolders, in natural order (2 before
-    10); hidden files are passed over. Files named one by one are told apart by content.
-
-    Returns:
-        Sources not yet opened, and a failure for each specification that leads to nothing.
-    """
-    sources: list[Source] = []
-    failures: list[Failure] = []
-    seen: set[str] = set()
-    for specification in specifications:
-        try:
-            files = [path for path in _expand(specification) if not _repeated(path, seen)]
-        except UserError as error:
-            failures.append(Failure(specification, str(error)))
-            continue
-        except OSError as error:
-            failures.append(Failure(specification, f"cannot read {specification}: {error.strerror}. Check the name."))
-            continue
-        images = [path for path in files if not _is_video(path)]
-        if images:
-            sources.append(ImageFiles(images, specification))
-        sources += [VideoFile(path) for path in files if _is_video(path)]
-    return sources, failures
-
-
-def _expand(specification: str) -> list[Path]:
-    path = Path(specification)
-    if "://" in specification and not path.exists():
-        raise UserError(f"cannot read {specification}.", "Give files, folders or globs.", exit_code=1)
-    if path.is_dir():
-        found = [entry for entry in path.iterdir() if _is_known(entry)]
-        if not found:
-            raise UserError(
-                f"no images or videos in {path} (subfolders are not searched).",
-                f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
-                exit_code=1,
-            )
-        return sorted(found, key=_natural)
-    if not path.exists() and glob.has_magic(specification):
-        found = [Path(name) for name in glob.glob(specification, recursive=True)]
-        found = [entry for entry in found if _is_known(entry)]
-        if not found:
-            raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
-        return sorted(found, key=_natural)
-    return [path]
-
-
-def _is_known(path: Path) -> bool:
-    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and not path.name.startswith(".") and path.is_file()
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sorting key with numbers by value."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), part) if part.isdecimal() else (-1, part.casefold()) for part in parts]
-
-
-def _repeated(path: Path, seen: set[str]) -> bool:
-    name = os.path.abspath(path)
-    if name in seen:
-        return True
-    seen.add(name)
-    return False
-
-
-def _is_video(path: Path) -> bool:
-    """By content, else by suffix; what is neither is left to the image reader to refuse."""
-    start = b""
-    if path.is_file():  # opening a pipe would wait for its writer
-        with suppress(OSError), path.open("rb") as stream:
-            start = stream.read(16)
-    if image_format(start):
-        return False
-    return looks_like_video(start) or path.suffix.lower() in VIDEO_SUFFIXES

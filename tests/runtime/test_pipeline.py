@@ -19,7 +19,8 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Settings
-from espmedsam_edge.runtime.pipeline import STAGES, Job, Progress, run_pipeline
+from espmedsam_edge.runtime.jobs import STAGES, Job, Progress
+from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import Failure, SourceFrame

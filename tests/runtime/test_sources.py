@@ -11,7 +11,9 @@ import pytest
 from video_files import FRAMES, cut, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sources import ImageFiles, VideoFile, open_sources
+from espmedsam_edge.runtime.live_source import LiveOptions
+from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources import ImageFiles, VideoFile
 
 
 def save_image(path: Path, value: int = 100) -> Path:
@@ -56,12 +58,31 @@ def test_a_file_is_taken_once(tmp_path: Path) -> None:
 def test_what_leads_to_nothing_is_a_failure_and_the_rest_is_found(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
-    specifications = ["empty", "*.tiff", "rtsp://camera/1", "n" * 300, "a.png"]
-    sources, failures = open_sources([text if "://" in text else str(tmp_path / text) for text in specifications])
+    specifications = ["empty", "*.tiff", "n" * 300, "a.png"]
+    sources, failures = open_sources([str(tmp_path / text) for text in specifications])
     assert [source.files for source in sources] == [[tmp_path / "a.png"]]
-    assert len(failures) == 4
-    for failure, words in zip(failures, ["no images or videos", "matches", "rtsp", "cannot read"], strict=True):
+    assert len(failures) == 3
+    for failure, words in zip(failures, ["no images or videos", "matches", "cannot read"], strict=True):
         assert words in failure.message
+
+
+@pytest.mark.parametrize("text", ["rtsp://camera/1", "0", "test://fundus"])
+def test_cameras_and_streams_are_refused_where_only_files_fit(text: str) -> None:
+    with pytest.raises(UserError, match="cannot be used here"):
+        open_sources([text])
+
+
+def test_a_file_goes_before_a_camera_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_image(tmp_path / "0.png").rename("0")
+    (source,), _ = open_sources(["0"], LiveOptions())
+    assert source.files == [Path("0")]
+
+
+def test_file_uris(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a b.png")
+    (source,), failures = open_sources([path.as_uri()])
+    assert (source.files, failures) == ([path], [])
 
 
 def test_a_missing_file_fails_when_it_is_read(tmp_path: Path) -> None:

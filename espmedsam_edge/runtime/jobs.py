@@ -1,0 +1,89 @@
+"""What a run is made of and what it tells: jobs, limits, progress, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sources import Failure, Source
+
+STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
+
+
+@dataclass
+class Job:
+    """A source, and the sinks that take its frames and are finished with it."""
+
+    source: Source
+    sinks: Sequence[Sink]
+    cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the job's number from 0, frames of it that are done or failed, and how many it may have."""
+
+    job: int
+    name: str
+    done: int
+    expected: int | None
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """What became of a live source.
+
+    Attributes:
+        name: its address.
+        frames: how many were segmented and written.
+        skipped: how many newer ones took the place of before they could be segmented.
+        refused: how many were older than ``Limits.max_latency``.
+        reconnects: how often it dropped out and came back.
+        latency: seconds from a frame's capture to its result written, of the last frames; None without any.
+    """
+
+    name: str
+    frames: int
+    skipped: int
+    refused: int
+    reconnects: int
+    latency: Latency | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run ends by itself, and what it refuses. None: no limit.
+
+    Attributes:
+        frames: how many frames of each source to segment.
+        seconds: how long to read, from when the first source is open.
+        max_latency: seconds; a live frame that is older before it is segmented, or before it is written, is refused.
+    """
+
+    frames: int | None = None
+    seconds: float | None = None
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        frames: how many were segmented and written.
+        failures: inputs and outputs that failed, in order.
+        seconds: wall time.
+        stage_seconds: time spent in each of ``STAGES``; decode and write overlap with the others.
+        live: what became of each live source, in the jobs' order.
+        interrupted: Ctrl-C ended a run of live sources; what they gave is finished.
+    """
+
+    frames: int
+    failures: list[Failure]
+    seconds: float
+    stage_seconds: dict[str, float]
+    live: list[LiveReport] = field(default_factory=list)
+    interrupted: bool = False

@@ -1,0 +1,134 @@
+"""From what a user names to sources: files, folders, globs and URIs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.headers import image_format
+from espmedsam_edge.runtime.containers import looks_like_video
+from espmedsam_edge.runtime.live_source import LiveOptions
+from espmedsam_edge.runtime.phantom_source import open_phantom
+from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Failure, ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.uris import Uri, parse_uri
+
+
+def open_sources(specifications: Iterable[str], live: LiveOptions | None = None) -> tuple[list[Source], list[Failure]]:
+    """What to read for a list of files, folders, globs (``**`` for any depth) and URIs, each file once, in order.
+
+    A folder stands for the images and videos in it by their suffix, not in its subfolders, in natural order (2 before
+    10); hidden files are passed over. Files named one by one are told apart by content. A file of the name goes before
+    a URI.
+
+    Args:
+        specifications: as the user wrote them.
+        live: how cameras and streams are opened; None: they are refused.
+
+    Returns:
+        Sources not yet opened, and a failure for each specification that leads to nothing.
+
+    Raises:
+        UserError: a URI that is written wrongly.
+    """
+    sources: list[Source] = []
+    failures: list[Failure] = []
+    seen: set[str] = set()
+    for specification in specifications:
+        uri = None if _exists(specification) else parse_uri(specification)
+        if uri is not None and uri.scheme != "file":
+            sources.append(_open_uri(_named_apart(uri, seen), live))
+            continue
+        specification = specification if uri is None else uri.place
+        try:
+            files = [path for path in _expand(specification) if not _repeated(path, seen)]
+        except UserError as error:
+            failures.append(Failure(specification, str(error)))
+            continue
+        except OSError as error:
+            failures.append(Failure(specification, f"cannot read {specification}: {error.strerror}. Check the name."))
+            continue
+        images = [path for path in files if not _is_video(path)]
+        if images:
+            sources.append(ImageFiles(images, specification))
+        sources += [VideoFile(path) for path in files if _is_video(path)]
+    return sources, failures
+
+
+def _exists(specification: str) -> bool:
+    try:
+        return os.path.exists(specification)
+    except ValueError:  # a null character
+        return False
+
+
+def _named_apart(uri: Uri, seen: set[str]) -> Uri:
+    """The URI with a label of its own, where the same camera or phantom is named more than once."""
+    label, number = uri.label, 2
+    while f"{label}://" in seen:
+        label, number = f"{uri.label}-{number}", number + 1
+    seen.add(f"{label}://")
+    return replace(uri, label=label)
+
+
+def _open_uri(uri: Uri, live: LiveOptions | None) -> Source:
+    if live is None:
+        raise UserError(f"{uri.address} cannot be used here.", "Give files, folders or globs.")
+    if uri.scheme == "test":
+        return open_phantom(uri)
+    raise UserError(f"{uri.address} cannot be opened.")
+
+
+def _expand(specification: str) -> list[Path]:
+    path = Path(specification)
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if _is_known(entry)]
+        if not found:
+            raise UserError(
+                f"no images or videos in {path} (subfolders are not searched).",
+                f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
+                exit_code=1,
+            )
+        return sorted(found, key=_natural)
+    if not path.exists() and glob.has_magic(specification):
+        found = [Path(name) for name in glob.glob(specification, recursive=True)]
+        found = [entry for entry in found if _is_known(entry)]
+        if not found:
+            raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
+        return sorted(found, key=_natural)
+    return [path]
+
+
+def _is_known(path: Path) -> bool:
+    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return known and not path.name.startswith(".") and path.is_file()
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sorting key with numbers by value."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), part) if part.isdecimal() else (-1, part.casefold()) for part in parts]
+
+
+def _repeated(path: Path, seen: set[str]) -> bool:
+    name = os.path.abspath(path)
+    if name in seen:
+        return True
+    seen.add(name)
+    return False
+
+
+def _is_video(path: Path) -> bool:
+    """By content, else by suffix; what is neither is left to the image reader to refuse."""
+    start = b""
+    if path.is_file():  # opening a pipe would wait for its writer
+        with suppress(OSError), path.open("rb") as stream:
+            start = stream.read(16)
+    if image_format(start):
+        return False
+    return looks_like_video(start) or path.suffix.lower() in VIDEO_SUFFIXES

@@ -1,0 +1,149 @@
+"""One grammar for what is not a file: cameras, streams and the test source, as ``scheme://place?option=value``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from espmedsam_edge.errors import UserError, nearest
+
+NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
+SCHEMES = ("file", "v4l2", "csi", "test", *NETWORK_SCHEMES)
+
+_START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
+_MAX_LABEL = 80
+
+
+@dataclass(frozen=True)
+class Uri:
+    """A source that is not a plain file name.
+
+    Attributes:
+        scheme: one of ``SCHEMES``.
+        place: what is opened: a device's path, a sensor's number, a phantom's name; for a network the whole URI, user
+            name and password included, which is never shown.
+        options: what stands behind ``?``, or for a network behind ``#``: there the query is the server's.
+        address: what messages and records call it: no user name, no password, no query.
+        label: ``address`` as a file name without a suffix.
+    """
+
+    scheme: str
+    place: str
+    options: Mapping[str, str]
+    address: str
+    label: str
+
+    def size(self) -> tuple[int, int] | None:
+        """Option ``size=WIDTHxHEIGHT`` as (height, width); None without it.
+
+        Raises:
+            UserError: not two whole numbers with an x between.
+        """
+        text = self.options.get("size")
+        if text is None:
+            return None
+        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+        if not match:
+            raise UserError(f"size={text} in {self.address} is not a size.", "Write it as 640x480: width x height.")
+        return int(match[2]), int(match[1])
+
+    def number(self, option: str, low: float, high: float) -> float | None:
+        """An option that is a number from ``low`` to ``high``; None without it.
+
+        Raises:
+            UserError: it is not such a number.
+        """
+        text = self.options.get(option)
+        if text is None:
+            return None
+        if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text) or not low <= float(text) <= high:
+            raise UserError(f"{option}={text} in {self.address} is not a number from {low:g} to {high:g}.")
+        return float(text)
+
+    def whole(self, option: str, low: int, high: int) -> int | None:
+        """An option that is a whole number from ``low`` to ``high``; None without it.
+
+        Raises:
+            UserError: it is not such a number.
+        """
+        value = self.number(option, low, high)
+        if value is not None and value != int(value):
+            raise UserError(f"{option}={self.options[option]} in {self.address} is not a whole number.")
+        return None if value is None else int(value)
+
+    def allow(self, *known: str) -> None:
+        """Refuse options other than these.
+
+        Raises:
+            UserError: there is one, or one that stands twice or without a value.
+        """
+        for option in self.options:
+            if option not in known:
+                raise UserError(f"no option '{option}' in {self.address}.", nearest(option, known))
+
+
+def parse_uri(text: str) -> Uri | None:
+    """Read a source's specification.
+
+    Returns:
+        None where it is a file, a folder or a glob. A bare number is that USB camera.
+
+    Raises:
+        UserError: a scheme that is not known, or nothing behind it.
+    """
+    if re.fullmatch(r"\d{1,3}", text):
+        text = f"v4l2:///dev/video{text}"
+    start = _START.match(text)
+    if not start:
+        return None
+    scheme = start[1].lower()
+    if scheme not in SCHEMES:
+        shown = f"{start[1]}://..."
+        raise UserError(f"no source of the kind {shown}", _nearest(scheme))
+    if not start[2]:
+        raise UserError(f"{scheme}:/ lacks a slash.", f"Write {scheme}://...")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise UserError(f"{scheme}://... is not a valid address.", "Check the host and the port.") from None
+    if scheme in NETWORK_SCHEMES:
+        return _network(scheme, text, host, port, parts.path, parts.fragment)
+    place = unquote(parts.netloc + parts.path)
+    if not place:
+        raise UserError(f"{scheme}:// names nothing.", f"For example {_EXAMPLES[scheme]}")
+    address = f"{scheme}://{place}"
+    return Uri(scheme, place, _options(parts.query, address), address, _label(scheme, place))
+
+
+_EXAMPLES = {"file": "file:///data/clip.mp4", "v4l2": "v4l2:///dev/video0", "csi": "csi://0", "test": "test://fundus"}
+
+
+def _nearest(scheme: str) -> str:
+    common = [name for name in SCHEMES if name not in ("rtsps", "https", "rtmp", "srt")]  # near to more usual ones
+    return nearest(scheme, common).partition("Known:")[0] + f"Known: {', '.join(SCHEMES)}."
+
+
+def _network(scheme: str, text: str, host: str, port: int | None, path: str, fragment: str) -> Uri:
+    if not host and scheme != "udp":
+        raise UserError(f"{scheme}:// names no host.", f"For example {scheme}://192.168.1.20/stream")
+    shown_host = f"[{host}]" if ":" in host else host
+    place = f"{shown_host}{f':{port}' if port else ''}{path}"
+    address = f"{scheme}://{place}"
+    return Uri(scheme, text.partition("#")[0], _options(fragment, address), address, _label(scheme, place))
+
+
+def _options(query: str, address: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if not value or name in options:
+            raise UserError(f"option '{name}' in {address} has no value or stands twice.", f"Write {name}=VALUE once.")
+        options[name] = value
+    return options
+
+
+def _label(scheme: str, place: str) -> str:
+    text = re.sub(r"[^A-Za-z0-9]+", "-", f"{scheme}-{place}").strip("-")
+    return text[:_MAX_LABEL].rstrip("-")
