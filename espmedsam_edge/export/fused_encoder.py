@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from espmedsam_edge.export.fused_layers import (
     ChannelsLastNorm,
     Constant,
+    FoldedConvolution,
     FusedConvolutions,
-    fold_batch_norm,
     fold_layer_norm,
 )
 from espmedsam_edge.model.controller import BlockBag
@@ -54,10 +54,9 @@ class FusedWindowAttention(Constant):
         self.dim, self.eps = attention.norm.normalized_shape, attention.norm.eps
         weight, bias = fold_layer_norm(attention.norm, attention.qkv)
         # timm keeps q, k and v side by side within a head; here all heads of q (scaled) come first, then k, then v.
-        weight = weight.view(self.heads, 3, self.head_dim, -1).transpose(0, 1).clone()
-        bias = bias.view(self.heads, 3, self.head_dim).transpose(0, 1).clone()
-        weight[0] *= attention.scale
-        bias[0] *= attention.scale
+        factor = torch.tensor([attention.scale, 1, 1], dtype=weight.dtype).view(3, 1, 1)
+        weight = weight.view(self.heads, 3, self.head_dim, -1).transpose(0, 1) * factor[..., None]
+        bias = bias.view(self.heads, 3, self.head_dim).transpose(0, 1) * factor
         self.keep("qkv", weight.reshape(3 * self.dim[0], -1).T)
         self.keep("qkv_bias", bias.reshape(-1))
         self.keep("proj", attention.proj.weight.T)
@@ -100,7 +99,7 @@ class FusedBlock(nn.Module):
     def __init__(self, block: ControlledBlock, bag: BlockBag | None, batch: int, size: int) -> None:
         super().__init__()
         self.attention = FusedWindowAttention(block, bag, batch, size)
-        self.local_conv = fold_batch_norm(block.local_conv)
+        self.local_conv = FoldedConvolution(block.local_conv)
         self.mlp = FusedMlp(block.mlp, None if bag is None else bag.mlp)
 
     def forward(self, x: Tensor) -> Tensor:

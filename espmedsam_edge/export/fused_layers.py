@@ -22,25 +22,21 @@ class Constant(nn.Module):
         self.register_buffer(name, value.detach().clone().contiguous())
 
 
-def fold_batch_norm(layer: ConvNorm) -> nn.Conv2d:
+class FoldedConvolution(Constant):
     """A convolution and the BatchNorm after it (with its running statistics) as one convolution with a bias."""
-    conv: Any = layer.conv
-    norm: Any = layer.bn
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    fused = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        dtype=conv.weight.dtype,
-    )
-    assert fused.bias is not None
-    fused.weight.data = (conv.weight * scale[:, None, None, None]).detach()
-    fused.bias.data = (norm.bias - norm.running_mean * scale).detach()
-    return fused
+
+    def __init__(self, layer: ConvNorm) -> None:
+        super().__init__()
+        conv: Any = layer.conv
+        norm: Any = layer.bn
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.keep("weight", conv.weight * scale[:, None, None, None])
+        self.keep("bias", norm.bias - norm.running_mean * scale)
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
 
 
 def fold_layer_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -56,7 +52,7 @@ class FusedConvolutions(nn.Module):
     def __init__(self, module: PatchEmbed | MBConv | PatchMerging) -> None:
         super().__init__()
         layers = [module.conv1, module.conv2] + ([] if isinstance(module, PatchEmbed) else [module.conv3])
-        self.convolutions = nn.ModuleList(fold_batch_norm(layer) for layer in layers)
+        self.convolutions = nn.ModuleList(FoldedConvolution(layer) for layer in layers)
         self.residual = isinstance(module, MBConv)
 
     def forward(self, x: Tensor) -> Tensor:

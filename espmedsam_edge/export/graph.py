@@ -52,7 +52,7 @@ def build_graph(network: nn.Module, image_size: int, batch: int = 1) -> ModelPro
         GraphError: an operator of ``FORBIDDEN`` is left, or a shape is not static.
     """
     image = torch.zeros(batch, 3, image_size, image_size)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network,
             (image,),
@@ -65,17 +65,17 @@ def build_graph(network: nn.Module, image_size: int, batch: int = 1) -> ModelPro
         )
         assert program is not None
         model: ModelProto = program.model_proto
-        _name_nodes(model)
+        name_nodes(model)
         # Constant folding only: onnxsim's own fusions bring Gemm between Reshapes and an Attention that engines refuse.
         model, _ = onnxsim.simplify(model, perform_optimization=False)
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model, full_check=True)
-    _refuse(model)
+    refuse(model)
     return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress lines and version warnings out of a command's output."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -88,7 +88,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_nodes(model: ModelProto) -> None:
+def name_nodes(model: ModelProto) -> None:
     """Name each node ``module.path/Operator_k``, from the scopes that the tracer recorded."""
     count: Counter[str] = Counter()
     for node in model.graph.node:
@@ -99,7 +99,7 @@ def _name_nodes(model: ModelProto) -> None:
         count[base] += 1
 
 
-def _strip(model: ModelProto) -> None:
+def strip(model: ModelProto) -> None:
     """Drop what tracing left behind (stack traces, file paths, unused tensors) and date the format."""
     graph = model.graph
     for owner in [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]:
@@ -118,7 +118,12 @@ def _strip(model: ModelProto) -> None:
     model.producer_name, model.producer_version, model.doc_string = "espmedsam-edge", "", ""
 
 
-def _refuse(model: ModelProto) -> None:
+def refuse(model: ModelProto) -> None:
+    """Check that nothing is left that engines refuse.
+
+    Raises:
+        GraphError: an operator of ``FORBIDDEN``, or a shape that is not static.
+    """
     found = sorted({node.op_type for node in model.graph.node if node.op_type in FORBIDDEN or node.domain})
     if found:
         raise GraphError(f"the exported graph holds {', '.join(found)}; engines refuse or slow down on them")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from espmedsam_edge import packed
 from espmedsam_edge.bundle import Name, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
@@ -86,7 +87,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo]:
-    """A checkpoint's tensors (float32) and metadata, complete or partial.
+    """A checkpoint's tensors (float32) and metadata, complete or partial; plain or packed (``.safetensors.xz``).
 
     Raises:
         UserError: missing, truncated, not ours, or from a newer program.
@@ -95,6 +96,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}.", "Train one, or convert one: espmedsam-edge import")
     try:
+        if path.name.endswith(packed.SUFFIX):
+            arrays, metadata = packed.read_packed(path)
+            if _KEY not in metadata:
+                raise UserError(f"{path} is not a checkpoint of this project.", "See docs/bundle-format.md.")
+            state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
+            return _registered(state, CheckpointInfo.model_validate(json.loads(metadata[_KEY])))
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
@@ -112,6 +119,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo
     except (ValidationError, ValueError) as error:
         detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{path}: its metadata is not valid ({detail}).", "Was it made by a newer version?") from error
+    return _registered(state, info)
+
+
+def _registered(state: dict[str, Tensor], info: CheckpointInfo) -> tuple[dict[str, Tensor], CheckpointInfo]:
     for name, target in info.targets.items():
         register(name, target)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, info

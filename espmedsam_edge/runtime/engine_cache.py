@@ -17,19 +17,17 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import platformdirs
-
 from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, sha256_file, write_errors
 from espmedsam_edge.runtime import engine_build
+from espmedsam_edge.runtime.cache_place import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime.cuda_driver import find_gpu
 from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engine_worker import Request
 from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
 
-CACHE_VARIABLE = "ESPMEDSAM_CACHE"
 # What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
 # FP32 matrix products there.
 USUAL_TARGETS = ("sm86", "sm89", "sm120")
@@ -54,9 +52,7 @@ class EnginePlan:
 
 def cache_folder(cache: str | Path | None = None) -> Path:
     """Where engines are kept: ``cache``, else $ESPMEDSAM_CACHE, else the user's cache folder."""
-    chosen = cache or os.environ.get(CACHE_VARIABLE)
-    base = Path(chosen) if chosen else platformdirs.user_cache_path("espmedsam-edge")
-    return base.expanduser().absolute() / "engines"
+    return cache_place(cache) / "engines"
 
 
 def want(

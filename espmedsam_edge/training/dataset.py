@@ -224,9 +224,10 @@ class TrainingSet:
         settings = self._augmentations.get(modality, NO_AUGMENTATION)
         opaque = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
         rng = np.random.default_rng(draw.seed)
-        side = self._windows.get(modality, image.shape[0])
-        if side < image.shape[0]:
-            top, left = (int(at) for at in rng.integers(0, image.shape[0] - side + 1, 2))
+        whole = len(image)
+        side = self._windows.get(modality, whole)
+        if side < whole:
+            top, left = (int(at) for at in rng.integers(0, whole - side + 1, 2))
             rows, columns = slice(top, top + side), slice(left, left + side)
             image, opaque = image[rows, columns], opaque[rows, columns]
         pixels, target = augment(image, opaque, settings, rng)

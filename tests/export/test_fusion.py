@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from espmedsam_edge.export.fused_decoder import FusedDecoder, FusedPrompt, ImageToToken, TokenToImage
 from espmedsam_edge.export.fused_encoder import FusedBlock, FusedEncoder, FusedMlp, FusedWindowAttention
-from espmedsam_edge.export.fused_layers import FusedConvolutions, fold_batch_norm, fold_layer_norm
+from espmedsam_edge.export.fused_layers import FoldedConvolution, FusedConvolutions, fold_layer_norm
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.controller import BlockBag
@@ -48,7 +48,7 @@ def test_batch_norm_folds_into_its_convolution(dtype: torch.dtype, stride: int, 
     prepared(layer, dtype)
     image = noise(2, 12, 9, 9, dtype=dtype)
     with torch.no_grad():
-        assert_same(fold_batch_norm(layer)(image), layer(image))
+        assert_same(FoldedConvolution(layer)(image), layer(image))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

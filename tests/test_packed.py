@@ -1,0 +1,80 @@
+"""Packed checkpoints: small, readable without torch, true to their tensors, and refused when damaged."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.packed import read_packed, write_packed
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "linear": rng.standard_normal((96, 64)).astype(np.float32)
+        * np.geomspace(1e-4, 10, 96, dtype=np.float32)[:, None],
+        "conv": rng.standard_normal((32, 8, 3, 3)).astype(np.float32),
+        "with a row of zeros": np.vstack([np.zeros((1, 4096)), np.ones((1, 4096))]).astype(np.float32),
+        "norm": rng.standard_normal(64).astype(np.float32),
+        "table": rng.integers(0, 1000, (50, 50)),
+    }
+
+
+def test_tensors_come_back_within_half_a_step_of_their_row(tmp_path: Path) -> None:
+    arrays = _arrays()
+    size = write_packed(tmp_path / "w.safetensors.xz", arrays, {"about": "é"})
+    back, metadata = read_packed(tmp_path / "w.safetensors.xz")
+    assert metadata == {"about": "é"}
+    assert set(back) == set(arrays)
+    for name in ("norm", "table"):
+        assert np.array_equal(back[name], arrays[name])
+        assert back[name].dtype == arrays[name].dtype
+    for name in ("linear", "conv", "with a row of zeros"):
+        rows = arrays[name].reshape(len(arrays[name]), -1)
+        step = np.abs(rows).max(axis=1, keepdims=True) / 127
+        error = np.abs(back[name].reshape(rows.shape) - rows)
+        assert (error <= 0.5 * step * (1 + 1e-5)).all()  # rounding of the scale itself
+        assert back[name].dtype == np.float32
+    assert size < 0.5 * sum(value.nbytes for value in arrays.values())
+
+
+def test_unpacked_by_xz_it_is_a_safetensors_file(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors (extra train)")
+    arrays = _arrays()
+    write_packed(tmp_path / "w.safetensors.xz", arrays, {"a": "b"})
+    stored = safetensors.load(lzma.decompress((tmp_path / "w.safetensors.xz").read_bytes()))
+    assert stored["linear"].dtype == np.int8
+    assert stored["linear@scale"].shape == (96,)
+    assert np.array_equal(stored["table"], arrays["table"])
+
+
+@given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_damage_is_one_line(position: float, flip: int, cut: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    path = folder / "w.safetensors.xz"
+    write_packed(path, {"w": np.arange(4096, dtype=np.float32).reshape(64, 64)}, {})
+    content = bytearray(path.read_bytes())
+    place = int(position * len(content))
+    if cut:
+        del content[place:]
+    else:
+        content[place] ^= flip
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.safetensors\.xz") as caught:
+        read_packed(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_valid_xz_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 64, (2).to_bytes(8, "little") + b"[]", (9).to_bytes(8, "little") + b'{"a": {}}'):
+        path = tmp_path / "x.safetensors.xz"
+        path.write_bytes(lzma.compress(content))
+        with pytest.raises(UserError, match="not a readable packed checkpoint"):
+            read_packed(path)

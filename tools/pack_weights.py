@@ -1,0 +1,51 @@
+"""Pack a trained checkpoint into the weights that ship with the package.
+
+    python tools/pack_weights.py runs/s/weights.safetensors
+
+Writes espmedsam_edge/weights/: the checkpoint in 8 bits, the network without weights for each input size, and their
+SHA-256. ``tools/accuracy.py`` measures them afterwards. Takes a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import lzma
+from pathlib import Path
+
+import numpy as np
+
+from espmedsam_edge.export.skeleton import build_skeleton
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.model.checkpoint import read_checkpoint
+from espmedsam_edge.packed import write_packed
+from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SUMS, WEIGHTS, skeleton_name
+
+
+def main() -> None:
+    """Pack."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    state, info = read_checkpoint(arguments.checkpoint)
+    arrays = {name: np.asarray(value.numpy()) for name, value in state.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / CHECKPOINT]
+    size = write_packed(written[0], arrays, {METADATA_KEY: info.model_dump_json()})
+    print(f"{written[0]}: {size / 1e6:.1f} MB")
+    for side in sorted({info.config.size_of(name) for name in info.modalities}):
+        written.append(out / skeleton_name(side))
+        content = lzma.compress(build_skeleton(info.config, side), preset=9)
+        atomic_write(written[-1], content)
+        print(f"{written[-1]}: {len(content) / 1e3:.0f} kB")
+    for old in out.glob("network-*.onnx.xz"):
+        if old not in written:
+            old.unlink()
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in written]
+    atomic_write(out / SUMS, "".join(lines))
+
+
+if __name__ == "__main__":
+    main()
