@@ -76,6 +76,11 @@ def read_packed(path: Path) -> tuple[Arrays, dict[str, str]]:
     return arrays, metadata
 
 
+def write_plain(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> None:
+    """Write tensors as they are into a plain safetensors file, complete or not at all."""
+    atomic_write(path, _serialise(arrays, metadata))
+
+
 def _quantise(value: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     rows = value.reshape(len(value), -1)
     scale = (np.abs(rows).max(axis=1) / _LEVELS).astype(np.float32)

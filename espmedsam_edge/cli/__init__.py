@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "engines": ("engines", "Show, verify and clear the cache of engines."),
     "infer": ("infer", "Segment images, folders and videos with a bundle."),
     "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
+    "weights": ("weights", "List the weights that came with the program; write them as a bundle or checkpoint."),
     "doctor": ("doctor", "Show what this machine can run and what is missing."),
     "demo": ("demo", "Segment generated pictures and a clip, to see it work."),
 }

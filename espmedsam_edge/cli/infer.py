@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 Decoder = Literal["auto", "software", "hardware"]
 _LISTED_FAILURES = 20
-_SOURCES = (
-    "Images, videos, DICOM files, folders, globs; 0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson camera), "
+_ARGUMENTS = (
+    "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
+    "SOURCE: images, videos, DICOM files, folders, globs; 0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson), "
     "rtsp://..., http://... (streams), test://fundus (a moving phantom)."
 )
 
 
 def command(
-    bundle: Path = typer.Argument(..., help="The folder that export wrote."),
-    sources: list[str] = typer.Argument(..., metavar="SOURCE...", help=_SOURCES),
-    modality: str | None = typer.Option(None, help="What to segment. [default: the bundle's only one]"),
+    arguments: list[str] = typer.Argument(..., metavar="[BUNDLE] SOURCE...", help=_ARGUMENTS),
+    modality: str | None = typer.Option(
+        None, help="What to segment. [default: the bundle's only one; without a bundle, as the first picture looks]"
+    ),
     precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
     out: Path | None = typer.Option(
@@ -57,8 +59,9 @@ def command(
     A file that cannot be read is reported at the end and the rest is done (exit code 1). Of cameras and streams always
     the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
-    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+    from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.outputs import plan_jobs, plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
@@ -66,7 +69,9 @@ def command(
     from espmedsam_edge.runtime.sinks import JsonLines
     from espmedsam_edge.runtime.source_opening import open_sources
 
-    opened = Bundle.open(bundle)
+    opened, modality, sources = choose_bundle(arguments, modality, _notice)
+    if not sources:
+        raise UserError("nothing to segment.", f"Name images, videos or a camera after {arguments[0]}.")
     graph = opened.graph(modality, precision)
     found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
     json_file = Path(jsonl) if jsonl not in (None, "-") else None

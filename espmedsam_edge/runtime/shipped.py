@@ -27,7 +27,7 @@ from espmedsam_edge.bundle import (
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.modalities import choose, register
-from espmedsam_edge.packed import SUFFIX, read_packed
+from espmedsam_edge.packed import SUFFIX, read_packed, write_plain
 from espmedsam_edge.runtime.cache_place import cache_place
 from espmedsam_edge.runtime.network_assembly import assemble
 
@@ -160,6 +160,18 @@ def shipped_bundle(
     for name in names:
         register(name, info.targets[name])
     return Bundle.open(where)
+
+
+def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
+    """Write the weights that came with the program as a plain safetensors checkpoint (large tensors in float32 again).
+
+    Raises:
+        UserError: no weights here, damaged files, a name without ``.safetensors``, or nowhere to write.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
+    shipped_scores(folder)
+    write_plain(out, *read_packed(folder / CHECKPOINT))
 
 
 def skeleton_name(size: int) -> str:

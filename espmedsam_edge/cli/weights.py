@@ -1,0 +1,31 @@
+"""``espmedsam-edge weights``: the weights that came with the program, as a list, a bundle or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def command(
+    modality: str | None = typer.Option(None, help="Of the bundle. [default: all]"),
+    out: Path | None = typer.Option(None, help="A bundle to write: a folder. Needs no torch."),
+    checkpoint: Path | None = typer.Option(None, help="A checkpoint to write (.safetensors), to train or export from."),
+) -> None:
+    """List the weights that came with the program; write them as a bundle or as a checkpoint."""
+    from espmedsam_edge.errors import UserError
+    from espmedsam_edge.runtime.shipped import shipped_bundle, shipped_checkpoint, shipped_scores
+
+    scores = shipped_scores()
+    if modality is not None and out is None:
+        raise UserError("--modality goes with --out.", "espmedsam-edge weights --modality NAME --out NAME.bundle")
+    if out is None and checkpoint is None:
+        for name, score in scores.items():
+            typer.echo(score.line(name))
+        typer.echo("Research software, not a medical device. More: docs/accuracy.md")
+    if out is not None:
+        bundle = shipped_bundle(modality, out)
+        typer.echo(f"{bundle.path}: {', '.join(bundle.manifest.modalities)}")
+    if checkpoint is not None:
+        shipped_checkpoint(checkpoint)
+        typer.echo(f"{checkpoint}: {', '.join(scores)}")

@@ -1,0 +1,92 @@
+"""Which bundle a command runs: the one named first, or one made from the weights that came with the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from espmedsam_edge.bundle import MANIFEST, Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.recognition import recognise
+from espmedsam_edge.runtime.shipped import shipped_bundle, shipped_scores
+from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.uris import parse_uri
+
+
+class Chosen(NamedTuple):
+    """A bundle, the modality to run (None: its only one) and the sources that are left."""
+
+    bundle: Bundle
+    modality: str | None
+    sources: list[str]
+
+
+def choose_bundle(
+    arguments: Sequence[str], modality: str | None, say: Callable[[str], None] = lambda line: None
+) -> Chosen:
+    """Split a command's arguments into bundle and sources.
+
+    If the first argument is no bundle, all are sources, and the bundle is made from the weights that came with the
+    program; the modality, unless named, is recognised from the first picture.
+
+    Args:
+        arguments: at least one.
+        modality: as the user named it.
+        say: gets a line on what was recognised and on what takes a few seconds.
+
+    Raises:
+        UserError: no such bundle, no weights here, or the modality is not clear.
+    """
+    first = arguments[0]
+    if means_a_bundle(first):
+        return Chosen(Bundle.open(first), modality, list(arguments[1:]))
+    if modality is None:
+        modality = _recognise(first, say)
+    bundle = shipped_bundle(modality, say=say)
+    say(bundle.manifest.weights.note)
+    return Chosen(bundle, modality, list(arguments))
+
+
+def means_a_bundle(argument: str) -> bool:
+    """Whether an argument names a bundle, there or not, rather than something to segment."""
+    path = Path(argument)
+    if path.name.endswith(".bundle") or (path / MANIFEST).is_file() or any(path.glob("*.onnx")):
+        return True
+    # What exists otherwise is a source; so is an address, a pattern, a camera's number or a name with a suffix.
+    return not (
+        path.exists() or path.suffix or "://" in argument or any(c in argument for c in "*?[") or argument.isdecimal()
+    )
+
+
+def _recognise(source: str, say: Callable[[str], None]) -> str:
+    names = list(shipped_scores())
+    choices = f"Name it: --modality {'|'.join(names)}"
+    picture = _first_picture(source)
+    if picture is None:
+        raise UserError(f"the modality of {source} cannot be told.", choices)
+    guess = recognise(picture, names)
+    if guess is None or not guess.sure:
+        raise UserError(f"{source} looks like none of the modalities with certainty.", choices)
+    say(f"{source} looks like {guess.modality} ({guess.probability:.0%}). Another: --modality NAME")
+    return guess.modality
+
+
+def _first_picture(source: str) -> Frame | None:
+    """The first frame that can be read; None for live sources, which are read only once, and for what has none."""
+    if parse_uri(source) is not None:
+        return None
+    found, failures = open_sources([source])
+    if not found and failures:
+        raise UserError(failures[0].message, exit_code=1)
+    for candidate in found:
+        if candidate.live:
+            return None
+        with suppress(UserError), candidate as opened:
+            for frame in opened:
+                return frame.image
+        if candidate.failures:
+            raise UserError(candidate.failures[0].message, exit_code=1)
+    return None
