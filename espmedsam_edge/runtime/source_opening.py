@@ -12,8 +12,11 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.headers import image_format
+from espmedsam_edge.runtime.camera_source import CameraFeed
 from espmedsam_edge.runtime.containers import looks_like_video
-from espmedsam_edge.runtime.live_source import LiveOptions
+from espmedsam_edge.runtime.gstreamer_source import csi_feed, hardware_rtsp_feed, has_element
+from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource
+from espmedsam_edge.runtime.network_source import NetworkFeed
 from espmedsam_edge.runtime.phantom_source import open_phantom
 from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Failure, ImageFiles, Source, VideoFile
 from espmedsam_edge.runtime.uris import Uri, parse_uri
@@ -81,7 +84,20 @@ def _open_uri(uri: Uri, live: LiveOptions | None) -> Source:
         raise UserError(f"{uri.address} cannot be used here.", "Give files, folders or globs.")
     if uri.scheme == "test":
         return open_phantom(uri)
-    raise UserError(f"{uri.address} cannot be opened.")
+    return LiveSource(_feed(uri, live), uri.address, uri.label, live.back_off, live.say)
+
+
+def _feed(uri: Uri, live: LiveOptions) -> Feed:
+    if uri.scheme == "v4l2":
+        return CameraFeed(uri)
+    if uri.scheme == "csi":
+        return csi_feed(uri)
+    by_rtsp = uri.scheme in ("rtsp", "rtsps")
+    if by_rtsp and (live.decoder == "hardware" or (live.decoder == "auto" and has_element("nvv4l2decoder"))):
+        return hardware_rtsp_feed(uri)
+    if live.decoder == "hardware":
+        raise UserError(f"{uri.address} cannot be decoded in hardware.", "Only rtsp:// streams can: --decoder auto")
+    return NetworkFeed(uri)
 
 
 def _expand(specification: str) -> list[Path]:

@@ -115,7 +115,7 @@ class PyAvReader:
                     damaged += 1
                     continue
                 time = float(count / self.fps) if frame.time is None else frame.time
-                yield _turned(frame.to_ndarray(format="bgr24"), frame.rotation), time
+                yield turned(frame.to_ndarray(format="bgr24"), frame.rotation), time
                 count += 1
         self.damage = _damage(self._path, count, damaged)
 
@@ -207,7 +207,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _turned(frame: Frame, degrees: float) -> Frame:
+def turned(frame: Frame, degrees: float) -> Frame:
     """Apply a display rotation (degrees counter-clockwise, as FFmpeg's display matrix counts)."""
     quarters = round(degrees / 90) % 4
     return np.ascontiguousarray(np.rot90(frame, quarters)) if quarters else frame
