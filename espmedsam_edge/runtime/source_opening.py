@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,30 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.headers import image_format
 from espmedsam_edge.runtime.camera_source import CameraFeed
 from espmedsam_edge.runtime.containers import looks_like_video
+from espmedsam_edge.runtime.dicom_reading import SUFFIXES as DICOM_SUFFIXES
+from espmedsam_edge.runtime.dicom_reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.gstreamer_source import csi_feed, hardware_rtsp_feed, has_element
 from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource
 from espmedsam_edge.runtime.network_source import NetworkFeed
 from espmedsam_edge.runtime.phantom_source import open_phantom
-from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Failure, ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    DicomCine,
+    Failure,
+    ImageFiles,
+    Source,
+    VideoFile,
+)
 from espmedsam_edge.runtime.uris import Uri, parse_uri
 
 
 def open_sources(specifications: Iterable[str], live: LiveOptions | None = None) -> tuple[list[Source], list[Failure]]:
     """What to read for a list of files, folders, globs (``**`` for any depth) and URIs, each file once, in order.
 
-    A folder stands for the images and videos in it by their suffix, not in its subfolders, in natural order (2 before
-    10); hidden files are passed over. Files named one by one are told apart by content. A file of the name goes before
+    A folder stands for the images, videos and DICOM files in it by their suffix (without one, by content), not in its
+    subfolders, in natural order (2 before 10), DICOM pictures by series and number; hidden files are passed over. Files
+    named one by one are told apart by content. A file of the name goes before
     a URI.
 
     Args:
@@ -56,11 +67,33 @@ def open_sources(specifications: Iterable[str], live: LiveOptions | None = None)
         except OSError as error:
             failures.append(Failure(specification, f"cannot read {specification}: {error.strerror}. Check the name."))
             continue
-        images = [path for path in files if not _is_video(path)]
-        if images:
-            sources.append(ImageFiles(images, specification))
-        sources += [VideoFile(path) for path in files if _is_video(path)]
+        sources += _sources_of(files, specification)
     return sources, failures
+
+
+def _sources_of(files: Sequence[Path], specification: str) -> list[Source]:
+    """One source for all pictures, then one for each video and cine loop."""
+    pictures: list[Path] = []
+    slices: list[tuple[tuple[int, int], Path]] = []  # single DICOM pictures and what they are sorted by
+    videos: list[Source] = []
+    series: dict[str, int] = {}
+    for path in files:
+        if is_dicom(path):
+            try:
+                header = read_dicom_header(path)
+            except UserError:  # said when it is read
+                pictures.append(path)
+                continue
+            if header.frames > 1:
+                videos.append(DicomCine(path))
+            else:
+                slices.append(((series.setdefault(header.order[0], len(series)), header.order[1]), path))
+        elif _is_video(path):
+            videos.append(VideoFile(path))
+        else:
+            pictures.append(path)
+    pictures += [path for _, path in sorted(slices, key=lambda item: item[0])]
+    return [*([ImageFiles(pictures, specification)] if pictures else []), *videos]
 
 
 def _exists(specification: str) -> bool:
@@ -106,7 +139,7 @@ def _expand(specification: str) -> list[Path]:
         found = [entry for entry in path.iterdir() if _is_known(entry)]
         if not found:
             raise UserError(
-                f"no images or videos in {path} (subfolders are not searched).",
+                f"no images, videos or DICOM files in {path} (subfolders are not searched).",
                 f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
                 exit_code=1,
             )
@@ -121,8 +154,12 @@ def _expand(specification: str) -> list[Path]:
 
 
 def _is_known(path: Path) -> bool:
-    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and not path.name.startswith(".") and path.is_file()
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES:
+        return True
+    return re.fullmatch(r"(\.\d*)?", suffix) is not None and is_dicom(path)  # scanners name files by numbers
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

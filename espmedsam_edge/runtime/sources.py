@@ -1,4 +1,4 @@
-"""Where frames come from: what a source is, and those that read image and video files."""
+"""Where frames come from: what a source is, and those that read image, video and DICOM files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom_reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
 from espmedsam_edge.runtime.video_reading import VideoReader, open_video
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"})
@@ -132,7 +133,7 @@ class LiveFrames(Source, Protocol):
 
 
 class ImageFiles:
-    """Image files, one frame each, in the order given."""
+    """Image files and DICOM files of one frame, in the order given."""
 
     kind: Literal["images", "video"] = "images"
     live = False
@@ -155,11 +156,18 @@ class ImageFiles:
     def __iter__(self) -> Iterator[SourceFrame]:
         for path in self.files:
             try:
-                image = read_image(path)
+                frame = _read_picture(path)
             except UserError as error:
                 self.failures.append(Failure(str(path), str(error)))
             else:
-                yield SourceFrame(image, path)
+                yield frame
+
+
+def _read_picture(path: Path) -> SourceFrame:
+    if not is_dicom(path):
+        return SourceFrame(read_image(path), path)
+    header = read_dicom_header(path)
+    return SourceFrame(next(read_dicom_frames(path)), path, spacing=header.spacing)
 
 
 class VideoFile:
@@ -197,3 +205,42 @@ class VideoFile:
         if self._reader.damage is not None:
             message = f"cannot read all of {self.path}: {self._reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))
+
+
+class DicomCine:
+    """A DICOM file's frames, with its frame times."""
+
+    kind: Literal["images", "video"] = "video"
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = [path]
+        self.name = str(path)
+        self.fps: Fraction | None = None
+        self.length: int | None = None
+        self.failures: list[Failure] = []
+        self._header: DicomHeader | None = None
+
+    def __enter__(self) -> DicomCine:
+        self._header = read_dicom_header(self.path)
+        self.fps, self.length = self._header.fps, self._header.frames
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        if self._header is None:
+            raise RuntimeError("enter the source before iterating")
+        times, spacing = self._header.times or (0.0,), self._header.spacing
+        count = 0
+        try:
+            for image, time in zip(read_dicom_frames(self.path), times, strict=False):
+                yield SourceFrame(image, self.path, count, time, spacing=spacing)
+                count += 1
+        except UserError as error:
+            done = f" {count} of {self.length} frames were read." if count else ""
+            self.failures.append(Failure(self.name, f"{error}{done}"))

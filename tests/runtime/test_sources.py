@@ -62,7 +62,7 @@ def test_what_leads_to_nothing_is_a_failure_and_the_rest_is_found(tmp_path: Path
     sources, failures = open_sources([str(tmp_path / text) for text in specifications])
     assert [source.files for source in sources] == [[tmp_path / "a.png"]]
     assert len(failures) == 3
-    for failure, words in zip(failures, ["no images or videos", "matches", "cannot read"], strict=True):
+    for failure, words in zip(failures, ["no images, videos or DICOM", "matches", "cannot read"], strict=True):
         assert words in failure.message
 
 

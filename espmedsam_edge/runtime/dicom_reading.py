@@ -1,0 +1,262 @@
+"""DICOM files to frames: single pictures and cine loops, decoded by pydicom, windowed, with their spacing and times.
+
+Nothing but pixels, times and spacing leaves this module: no name, number or date of a patient.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom_display import displayed
+from espmedsam_edge.runtime.environment import install_command
+from espmedsam_edge.runtime.probe import installed
+
+SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_PREAMBLE = 128
+_DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR, which has no pixels
+_DEFAULT_FPS = Fraction(25)
+_CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
+# The order in which decoders are tried: first those that are tested most against damaged data.
+_DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
+# What pydicom and its decoders raise on files that are damaged or wrong; it documents no common class.
+_DAMAGE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, NotImplementedError, RuntimeError,
+    ArithmeticError, AssertionError, RecursionError, MemoryError, struct.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What is known of a DICOM file before its pixels are read.
+
+    Attributes:
+        frames: how many it holds, 1 or more.
+        height, width: of each, in pixels.
+        spacing: millimetres between rows and between columns; None where the file does not say.
+        fps: frames a second of a cine loop; None for a single picture.
+        times: seconds of each frame from the first; empty for a single picture.
+        order: what single pictures of a folder are sorted by: the series, then the number in it.
+    """
+
+    frames: int
+    height: int
+    width: int
+    spacing: tuple[float, float] | None
+    fps: Fraction | None
+    times: tuple[float, ...]
+    order: tuple[str, int]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its mark, or where that is missing by its suffix."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_PREAMBLE + 4)
+    except OSError:
+        return False
+    return start[_PREAMBLE:] == b"DICM" or path.suffix.lower() in SUFFIXES
+
+
+def read_dicom_header(path: Path) -> DicomHeader:
+    """Read a DICOM file's header.
+
+    Raises:
+        UserError: pydicom is not installed, the file is cut off, damaged or has no pixels, or too many.
+    """
+    with _damage(path):
+        return _header(path, _read(path))
+
+
+def read_dicom_frames(path: Path) -> Iterator[Frame]:
+    """Decode a DICOM file's frames one by one, in order, (H, W, 3) uint8 BGR, as a viewer would first show them.
+
+    Colour: palettes applied, YBR made RGB. Grey: rescale or modality table, then the file's (first) window or table,
+    then inverted for MONOCHROME1. Without a window, 8 bits stay what they are, more bits are scaled by the range that
+    they use as ``imaging.decode`` does, and signed values by their smallest and largest.
+
+    Raises:
+        UserError: as for ``read_dicom_header``, or there is no decoder for its compression.
+    """
+    with _damage(path):
+        dataset = _read(path)
+        header = _header(path, dataset)
+        plugin = _decoder(path, dataset)
+        from pydicom.pixels import iter_pixels
+
+        count = 0
+        options = {"decoding_plugin": plugin} if plugin else {}
+        for pixels in iter_pixels(path, **options):
+            if pixels.shape[:2] != (header.height, header.width):
+                raise ValueError("a frame is not of the size that the header names")
+            yield displayed(np.asarray(pixels), dataset)
+            count += 1
+            if count == header.frames:
+                return
+        raise ValueError(f"it holds {count} of {header.frames} frames")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what pydicom and the decoders raise into one line about the file."""
+    try:
+        yield
+    except Exception as error:
+        foreign = type(error).__module__.partition(".")[0] in ("pydicom", "PIL", "gdcm")
+        if isinstance(error, UserError) or not (foreign or isinstance(error, _DAMAGE)):
+            raise
+        raise UserError(
+            f"cannot read {path}: its DICOM data are cut off or damaged.",
+            "Copy it again, or export it anew from the archive.",
+            exit_code=1,
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    """The header, without pixels and without long private data."""
+    if not path.is_file():
+        raise UserError(f"no file {path}.", "Check the name.", exit_code=1)
+    if path.stat().st_size == 0:
+        raise UserError(f"cannot read {path}: it is empty.", "Copy it again.", exit_code=1)
+    if not installed("pydicom"):
+        raise UserError(f"{path} is DICOM; it needs pydicom.", f"Install it: {install_command('dicom')}", exit_code=1)
+    pydicom = _load_pydicom()
+    from pydicom.errors import InvalidDicomError
+
+    with _damage(path):
+        try:
+            return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=False)
+        except InvalidDicomError:
+            raise UserError(f"cannot read {path}: it is not DICOM.", "Name an image file.", exit_code=1) from None
+
+
+def _load_pydicom() -> Any:
+    """pydicom's module, kept from writing to stderr: its lines quote values, a patient's among them."""
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module="pydicom")
+    return pydicom
+
+
+def _header(path: Path, dataset: Any) -> DicomHeader:
+    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
+        raise UserError(f"{path} is the index of a medium, without pixels.", "Name the files beside it.", exit_code=1)
+    height, width = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    if not height or not width or not dataset.get("BitsAllocated"):
+        raise UserError(f"{path} has no pixels.", "Name a DICOM image, not a report or a structure.", exit_code=1)
+    if min(height, width) < MIN_SIDE:
+        raise UserError(f"{path} is {width}x{height} pixels, too small to segment.", exit_code=1)
+    if height * width > max_pixels():
+        raise UserError(
+            f"{path} has frames of {width}x{height} pixels, over the limit of {max_pixels()}.",
+            "Raise ESPMEDSAM_MAX_PIXELS if memory allows.",
+            exit_code=1,
+        )
+    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    fps, times = _times(dataset, frames) if frames > 1 else (None, ())
+    order = (str(dataset.get("SeriesInstanceUID", "")), int(dataset.get("InstanceNumber") or 0))
+    return DicomHeader(frames, height, width, _spacing(dataset), fps, times, order)
+
+
+def _times(dataset: Any, frames: int) -> tuple[Fraction, tuple[float, ...]]:
+    """Frames a second and each frame's time (PS3.3 C.7.6.5): a vector of increments, one increment, or a rate."""
+    vector = [float(step) / 1000 for step in _several(dataset.get("FrameTimeVector"))]
+    if len(vector) == frames and all(step >= 0 for step in vector) and sum(vector[1:]) > 0:
+        times = tuple(float(time) for time in np.cumsum([0.0, *vector[1:]]))
+        return Fraction((frames - 1) / times[-1]).limit_denominator(1001), times
+    seconds = float(dataset.get("FrameTime") or 0) / 1000
+    if seconds > 0:
+        fps = Fraction(1 / seconds).limit_denominator(1001)
+    else:
+        rate = float(dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate") or 0)
+        fps = Fraction(rate).limit_denominator(1001) if rate > 0 else _DEFAULT_FPS
+        seconds = float(1 / fps)
+    return fps, tuple(index * seconds for index in range(frames))
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | float | int) else list(value)
+
+
+def _spacing(dataset: Any) -> tuple[float, float] | None:
+    """Millimetres between rows and columns in the patient: not a detector's, which lies behind and sees more."""
+    for holder in (dataset, *_measures(dataset)):
+        values = [float(value) for value in _several(holder.get("PixelSpacing"))]
+        if len(values) == 2 and min(values) > 0 and np.isfinite(values).all():
+            return values[0], values[1]
+    return _region_spacing(dataset)
+
+
+def _measures(dataset: Any) -> Iterator[Any]:
+    for group in dataset.get("SharedFunctionalGroupsSequence") or ():
+        yield from group.get("PixelMeasuresSequence") or ()
+
+
+def _region_spacing(dataset: Any) -> tuple[float, float] | None:
+    """An ultrasound picture's calibration, where all of its two-dimensional regions agree (PS3.3 C.8.5.5)."""
+    found = set()
+    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
+        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL:
+            continue
+        units = region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")
+        if units != (_CENTIMETRES, _CENTIMETRES):
+            return None
+        deltas = [abs(float(region.get(name) or 0)) for name in ("PhysicalDeltaY", "PhysicalDeltaX")]
+        found.add((round(10 * deltas[0], 9), round(10 * deltas[1], 9)))
+    if len(found) != 1:
+        return None
+    rows, columns = found.pop()
+    return (rows, columns) if rows > 0 and columns > 0 and np.isfinite([rows, columns]).all() else None
+
+
+def _decoder(path: Path, dataset: Any) -> str:
+    """Which of pydicom's decoders to use; "" for data that are not compressed."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed or syntax.is_deflated:
+        return ""
+    try:
+        available = get_decoder(syntax).available_plugins
+        remedy = f"Install them: {install_command('dicom')}"
+    except NotImplementedError:
+        available, remedy = (), "Convert it to an uncompressed transfer syntax."
+    for name in _DECODERS:
+        if name in available:
+            return name
+    raise UserError(f"cannot read {path}: there is no decoder here for {syntax.name}.", remedy, exit_code=1)
+
+
+def decoders() -> dict[str, bool]:
+    """For each kind of compression whether a decoder is installed; empty without pydicom."""
+    if not installed("pydicom"):
+        return {}
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+
+    kinds = {
+        "JPEG": JPEGBaseline8Bit,
+        "lossless JPEG": JPEGLosslessSV1,
+        "JPEG-LS": JPEGLSLossless,
+        "JPEG 2000": JPEG2000,
+        "RLE": RLELossless,
+    }
+    return {name: get_decoder(syntax).is_available for name, syntax in kinds.items()}

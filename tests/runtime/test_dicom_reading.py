@@ -1,0 +1,385 @@
+"""DICOM to frames, against pydicom, OpenCV and the standard's formulas; damaged files; nothing of the patient."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, ramp, save_dicom
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime import dicom_reading
+from espmedsam_edge.runtime.dicom_display import through_window
+from espmedsam_edge.runtime.dicom_reading import is_dicom, read_dicom_frames, read_dicom_header
+from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources import DicomCine, ImageFiles
+
+pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+
+
+def only(path: Path) -> np.ndarray:
+    (frame,) = read_dicom_frames(path)
+    assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    return frame
+
+
+def grey(path: Path) -> np.ndarray:
+    frame = only(path)
+    assert (frame == frame[..., :1]).all()
+    return frame[..., 0]
+
+
+def test_8_bit_grey_stays_as_it_is(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(grey(save_dicom(tmp_path / "a.dcm", ramp())), ramp())
+
+
+def test_rgb_becomes_bgr(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(only(save_dicom(tmp_path / "a.dcm", rgb, "RGB")), rgb[..., ::-1])
+
+
+def test_ybr_is_converted_as_opencv_does(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    bgr = np.asarray(cv2.resize(coarse, (60, 40), interpolation=cv2.INTER_CUBIC), np.uint8)
+    ycrcb = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YCrCb))
+    found = only(save_dicom(tmp_path / "a.dcm", np.ascontiguousarray(ycrcb[..., [0, 2, 1]]), "YBR_FULL"))
+    assert np.abs(found.astype(int) - bgr).max() <= 3  # two roundings to 8 bits
+
+
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(grey(save_dicom(tmp_path / "a.dcm", ramp(), "MONOCHROME1")), 255 - ramp())
+
+
+@pytest.mark.parametrize(("bits", "high"), [(10, 1000), (12, 4000), (16, 60_000)])
+def test_more_bits_without_a_window_use_their_own_range(tmp_path: Path, bits: int, high: int) -> None:
+    values = ramp(high=high, dtype=np.uint16)
+    expected = np.rint(values / ((1 << bits) - 1) * 255)
+    np.testing.assert_array_equal(grey(save_dicom(tmp_path / "a.dcm", values)), expected)
+
+
+def test_a_window_after_rescale_is_what_pydicom_gives(tmp_path: Path) -> None:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    stored = ramp(low=0, high=4095, dtype=np.uint16)
+    elements = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [300, 40], "WindowWidth": [1500, 80]}
+    path = save_dicom(tmp_path / "a.dcm", stored, BitsStored=12, HighBit=11, **elements)
+    dataset = pydicom.dcmread(path)
+    shown = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)  # in the rescaled range
+    expected = (shown - shown.min()) / (shown.max() - shown.min()) * 255
+    assert np.abs(grey(path) - expected).max() <= 0.51
+
+
+@given(
+    center=st.floats(-2000, 2000),
+    width=st.floats(1.01, 5000),
+    value=st.floats(-5000, 5000),
+)
+def test_the_linear_window_is_the_standards(center: float, width: float, value: float) -> None:
+    """PS3.3 C.11.2.1.2.1, written out as there with y from 0 to 255."""
+    if value <= center - 0.5 - (width - 1) / 2:
+        expected = 0.0
+    elif value > center - 0.5 + (width - 1) / 2:
+        expected = 255.0
+    else:
+        expected = ((value - (center - 0.5)) / (width - 1) + 0.5) * 255
+    assert abs(int(through_window(np.array([value]), center, width)[0]) - expected) <= 0.51
+
+
+def test_the_other_window_functions() -> None:
+    values = np.array([-100.0, 0.0, 50.0, 100.0, 200.0])
+    assert through_window(values, 50, 100, "LINEAR_EXACT").tolist() == [0, 0, 128, 255, 255]
+    sigmoid = 255 / (1 + np.exp(-4 * (values - 50) / 100))
+    np.testing.assert_allclose(through_window(values, 50, 100, "SIGMOID"), sigmoid, atol=0.51)
+    assert through_window(values, 50, 1).tolist() == [0, 0, 255, 255, 255]
+
+
+def test_a_voi_table_goes_before_a_window(tmp_path: Path) -> None:
+    from pydicom.dataset import Dataset
+
+    table: Any = Dataset()
+    table.LUTDescriptor = [256, 0, 16]
+    table.add_new(0x00283006, "US", [65535 - 257 * index for index in range(256)])
+    path = save_dicom(tmp_path / "a.dcm", ramp(), VOILUTSequence=[table], WindowCenter=10, WindowWidth=10)
+    np.testing.assert_array_equal(grey(path), 255 - ramp())
+
+
+def test_a_palette_is_applied(tmp_path: Path) -> None:
+    entries = np.random.default_rng(0).integers(0, 256, (3, 256))
+    path = save_dicom(tmp_path / "a.dcm", ramp(), "PALETTE COLOR")
+    dataset = pydicom.dcmread(path)
+    for name, channel in zip(("Red", "Green", "Blue"), entries, strict=True):
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
+        dataset[f"{name}PaletteColorLookupTableDescriptor"].VR = "US"
+        setattr(dataset, f"{name}PaletteColorLookupTableData", channel.astype(np.uint8).tobytes())
+    dataset.save_as(path)
+    np.testing.assert_array_equal(only(path), entries[::-1, ramp()].transpose(1, 2, 0))
+
+
+def moving(frames: int = 5) -> np.ndarray:
+    return np.stack([np.full((16, 20), 40 * index, np.uint8) for index in range(frames)])
+
+
+@pytest.mark.parametrize(
+    ("elements", "times", "fps"),
+    [
+        ({"FrameTime": 40}, [0, 0.04, 0.08, 0.12, 0.16], 25),
+        ({"FrameTimeVector": [0, 10, 20, 30, 40]}, [0, 0.01, 0.03, 0.06, 0.1], 40),
+        ({"CineRate": 50}, [0, 0.02, 0.04, 0.06, 0.08], 50),
+        ({"RecommendedDisplayFrameRate": 10}, [0, 0.1, 0.2, 0.3, 0.4], 10),
+        ({}, [0, 0.04, 0.08, 0.12, 0.16], 25),
+        ({"FrameTimeVector": [0, 10], "FrameTime": 20}, [0, 0.02, 0.04, 0.06, 0.08], 50),  # a vector too short
+        ({"FrameTime": 0, "CineRate": 20}, [0, 0.05, 0.1, 0.15, 0.2], 20),
+    ],
+)
+def test_a_cine_loop_has_its_frame_times(
+    tmp_path: Path, elements: dict[str, Any], times: list[float], fps: int
+) -> None:
+    path = save_dicom(tmp_path / "loop.dcm", moving(), PixelSpacing=[0.5, 0.25], **elements)
+    (source,), failures = open_sources([str(path)])
+    assert failures == []
+    assert isinstance(source, DicomCine)
+    with source:
+        assert (source.fps, source.length, source.kind) == (Fraction(fps), 5, "video")
+        frames = list(source)
+    assert [frame.time for frame in frames] == pytest.approx(times)
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == [0, 40, 80, 120, 160]
+    assert [frame.index for frame in frames] == list(range(5))
+    assert {frame.spacing for frame in frames} == {(0.5, 0.25)}
+
+
+def region(**elements: Any) -> Any:
+    item = pydicom.Dataset()
+    fixed = {"RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
+    for name, value in {**fixed, "PhysicalDeltaX": 0.02, "PhysicalDeltaY": 0.03, **elements}.items():
+        setattr(item, name, value)
+    return item
+
+
+@pytest.mark.parametrize(
+    ("regions", "spacing"),
+    [
+        ([{}], (0.3, 0.2)),
+        ([{}, {}], (0.3, 0.2)),
+        ([{"PhysicalDeltaY": -0.03}], (0.3, 0.2)),
+        ([{}, {"PhysicalDeltaX": 0.05}], None),  # two views at two scales
+        ([{}, {"RegionSpatialFormat": 3, "PhysicalDeltaX": 9.0}], (0.3, 0.2)),  # a Doppler strip beside
+        ([{"PhysicalUnitsXDirection": 4}], None),  # seconds
+        ([{"PhysicalDeltaX": 0.0}], None),
+        ([], None),
+    ],
+)
+def test_ultrasound_calibration(
+    tmp_path: Path, regions: list[dict[str, Any]], spacing: tuple[float, float] | None
+) -> None:
+    items = [region(**elements) for elements in regions]
+    path = save_dicom(tmp_path / "a.dcm", ramp(), SequenceOfUltrasoundRegions=items)
+    assert read_dicom_header(path).spacing == (pytest.approx(spacing) if spacing else None)
+
+
+def test_a_detectors_spacing_is_not_the_patients(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", ramp(), ImagerPixelSpacing=[0.1, 0.1])
+    assert read_dicom_header(path).spacing is None
+
+
+def test_a_folder_is_sorted_by_series_and_number(tmp_path: Path) -> None:
+    for name, number, series in (("c", 2, "1.2"), ("a", 3, "1.2"), ("d", 1, "1.2"), ("b", 1, "1.1")):
+        save_dicom(tmp_path / name, ramp(), InstanceNumber=number, SeriesInstanceUID=series)
+    save_dicom(tmp_path / "1.2.826.0.17", ramp(), InstanceNumber=9, SeriesInstanceUID="1.2")
+    save_dicom(tmp_path / "loop.DCM", moving())
+    (tmp_path / "notes").write_text("no DICOM")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    sources, failures = open_sources([str(tmp_path)])
+    assert failures == []
+    assert [[file.name for file in source.files] for source in sources] == [
+        ["d", "c", "a", "1.2.826.0.17", "b"],
+        ["loop.DCM"],
+    ]
+
+
+def test_spacing_of_single_pictures_reaches_the_frame(tmp_path: Path) -> None:
+    with ImageFiles([save_dicom(tmp_path / "a.dcm", ramp(), PixelSpacing=[0.2, 0.1])]) as source:
+        (frame,) = source
+    assert (frame.spacing, frame.time, frame.index) == ((0.2, 0.1), None, 0)
+
+
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_compressed_pixels_are_the_uncompressed_ones(tmp_path: Path, syntax: str, colour: bool) -> None:
+    rgb = np.random.default_rng(1).integers(0, 256, (96, 128, 3), np.uint8)
+    pixels = rgb if colour else rgb[..., 0].copy()
+    path = save_dicom(tmp_path / "a.dcm", pixels, "RGB" if colour else "MONOCHROME2")
+    dataset = pydicom.dcmread(path)
+    try:
+        dataset.compress(getattr(pydicom.uid, syntax))
+    except RuntimeError as error:
+        pytest.skip(f"no encoder here: {error}")
+    dataset.save_as(path)
+    if not pydicom.pixels.get_decoder(getattr(pydicom.uid, syntax)).is_available:
+        pytest.skip(f"no decoder here for {syntax}")
+    np.testing.assert_array_equal(only(path)[..., ::-1] if colour else grey(path), pixels)
+
+
+def jpeg_dicom(path: Path, syntax: str = "1.2.840.10008.1.2.4.50") -> Path:
+    """A cine loop of three JPEG pictures, encapsulated by pydicom."""
+    from pydicom.encaps import encapsulate
+
+    pictures = [np.asarray(cv2.GaussianBlur(ramp(high=80 * (n + 1)), (0, 0), 2), np.uint8) for n in range(3)]
+    save_dicom(path, np.stack(pictures), FrameTime=50)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = encapsulate([cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path)
+    return path
+
+
+def test_jpeg_frames_are_what_opencv_decodes(tmp_path: Path) -> None:
+    path = jpeg_dicom(tmp_path / "a.dcm")
+    found = list(read_dicom_frames(path))
+    from pydicom.encaps import generate_frames
+
+    stored = generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=3)
+    expected = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in stored]
+    assert len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 2  # another IDCT
+
+
+# Bad input.
+
+
+def failure(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_dicom_frames(path))
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    for secret in (PATIENT, PATIENT_ID, BIRTH_DATE):
+        assert secret not in text.replace(str(path), "")
+    return text
+
+
+def test_bad_files_are_one_line(tmp_path: Path) -> None:
+    whole = save_dicom(tmp_path / "whole.dcm", moving())
+    content = whole.read_bytes()
+    for name, data, words in (
+        ("short.dcm", content[:-100], "cut off or damaged"),
+        ("header.dcm", content[:300], "no pixels"),
+        ("preamble.dcm", content[:132], "no pixels"),
+        ("empty.dcm", b"", "empty"),
+        ("text.dcm", b"no DICOM at all" * 30, "is not DICOM"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert words in failure(tmp_path / name), name
+    assert "no file" in failure(tmp_path / "absent.dcm")
+
+
+def test_a_report_has_no_pixels(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", ramp())
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData, dataset.Rows, dataset.Columns, dataset.BitsAllocated
+    dataset.save_as(path)
+    assert "has no pixels" in failure(path)
+
+
+def test_pixels_that_are_missing(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", ramp())
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.save_as(path)
+    assert "damaged" in failure(path)
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_dicom(tmp_path / "a.dcm", ramp())
+    monkeypatch.setenv("ESPMEDSAM_MAX_PIXELS", "1000")
+    assert "over the limit of 1000" in failure(path)
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jpeg_dicom(tmp_path / "a.dcm")
+    lossless = jpeg_dicom(tmp_path / "b.dcm", "1.2.840.10008.1.2.4.70")
+    decoder = pydicom.pixels.get_decoder("1.2.840.10008.1.2.4.70")
+    monkeypatch.setattr(decoder, "_available", {})
+    assert "there is no decoder here for JPEG Lossless" in failure(lossless)
+    assert "dicom]" in failure(lossless)
+    monkeypatch.setattr(dicom_reading, "installed", lambda name: False)
+    assert "needs pydicom" in failure(path)
+    assert "dicom]" in failure(path)
+
+
+def test_a_cut_loop_gives_what_there_is(tmp_path: Path) -> None:
+    path = jpeg_dicom(tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes()[:-300])
+    with DicomCine(path) as source:
+        frames = list(source)
+    assert [frame.index for frame in frames] == [0, 1][: len(frames)]
+    assert "damaged" in source.failures[0].message
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_files_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    whole = tmp_path / "whole.dcm"
+    if not whole.exists():
+        jpeg_dicom(whole)
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(128, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "mutated.dcm"
+    path.write_bytes(bytes(content[: data.draw(st.integers(132, len(content)))]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frames = []
+        with contextlib.suppress(UserError):
+            frames = list(read_dicom_frames(path))
+    assert all(frame.dtype == np.uint8 and frame.shape[2] == 3 for frame in frames)
+
+
+def test_nothing_of_the_patient_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save_dicom(tmp_path / "a.dcm", moving(), FrameTime="33.3")
+    broken = path.read_bytes().replace(BIRTH_DATE.encode(), b"31.12.56")  # a date that is not valid
+    path.write_bytes(broken)
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert len(list(read_dicom_frames(path))) == 5
+    for text in [*(record.getMessage() for record in caplog.records), *(str(item.message) for item in told)]:
+        for secret in (PATIENT, PATIENT_ID, "31.12.56"):
+            assert secret not in text
+
+
+def test_is_dicom(tmp_path: Path) -> None:
+    assert is_dicom(save_dicom(tmp_path / "noname", ramp()))
+    assert not is_dicom(tmp_path)
+    assert not is_dicom(tmp_path / "absent.dcm")
+    assert cv2.imwrite(str(tmp_path / "a.png"), ramp())
+    assert not is_dicom(tmp_path / "a.png")
+
+
+@pytest.mark.data
+def test_development_files_are_what_pydicom_shows(data_root: Path) -> None:
+    found = {}
+    for path in sorted((data_root / "dicom").glob("*.dcm")):
+        header = read_dicom_header(path)
+        frames = list(read_dicom_frames(path))
+        assert len(frames) == header.frames
+        assert {frame.shape for frame in frames} == {(header.height, header.width, 3)}
+        assert frames[0].std() > 1
+        found[path.stem] = (header, frames)
+    assert len(found) == 5
+    cine, frames = found["us_echo_cine_30f_jpegbaseline"]
+    assert (cine.frames, float(cine.fps or 0)) == (30, pytest.approx(30, abs=0.01))
+    assert cine.times[-1] == pytest.approx(29 * 0.033333, abs=1e-3)
+    assert cine.spacing == pytest.approx((0.51049706,) * 2)
+    # the same picture, compressed without loss and as it is
+    np.testing.assert_array_equal(found["us_lymphnode_jpeg2000"][1][0], found["us_lymphnode_rgb_uncompressed"][1][0])
