@@ -11,8 +11,8 @@ one process tree and in turn:
                         code does: it exports as ScatterND
     torch               the unfused network, eager
 
-It also measures the machine's best matrix product in ONNX Runtime, and from it the time that the fused graph's products
-alone would take. Writes JSON, Markdown and a plot into ``benchmarks/results/``. Needs a quiet machine and ten minutes.
+The bench's roofline line compares the fused graph with the machine's best matrix product. Writes JSON,
+Markdown and a plot into ``benchmarks/results/``. Needs a quiet machine and ten minutes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 import types
 import warnings
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
@@ -95,45 +90,6 @@ def export_straight(model: EspMedSam, size: int, path: Path) -> None:
         )
 
 
-def measured_gemm_gflops(threads: int) -> float:
-    """The best matrix product of the network's own shapes in ONNX Runtime, in GFLOP/s, best of several."""
-    best = 0.0
-    for rows, inner, columns in ((4096, 320, 2560), (4096, 2560, 320), (16384, 1024, 128), (2048, 2048, 2048)):
-        weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((inner, columns), np.float32), "w")
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])],
-            "product",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, inner])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, columns])],
-            [weight],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        x = np.random.default_rng(1).standard_normal((rows, inner), np.float32)
-        for _ in range(20):
-            begin = time.perf_counter()
-            session.run(None, {"x": x})
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - begin) / 1e9)
-    return best
-
-
-def product_gflop(path: Path) -> float:
-    """GFLOP of a static graph's convolutions and matrix products."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    total = 0
-    for node in model.graph.node:
-        if node.op_type == "MatMul":
-            total += 2 * int(np.prod(shapes[node.output[0]])) * shapes[node.input[0]][-1]
-        elif node.op_type == "Conv":
-            total += 2 * int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
-    return total / 1e9
-
-
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -155,8 +111,6 @@ def main() -> None:
             if isinstance(layer, ControlledAttention):
                 layer.forward = types.MethodType(attention_in_place, layer)  # type: ignore[method-assign]
         export_straight(model, size, folder / "straight-in-place.onnx")
-        gemm = measured_gemm_gflops(threads)
-        flop = product_gflop(bundle.path / "fp32.onnx")
         request = Request(
             bundle.path,
             compare=[str(folder / "straight.onnx"), str(folder / "straight-in-place.onnx"), "torch"],
@@ -165,19 +119,11 @@ def main() -> None:
         )
         result = run_benchmark(request, Settings(duration=arguments.duration, warmup=3.0))
     data = as_json(result)
-    fused = data["contenders"][0]["stages_ms"]["inference"]["p50"]
-    data["roofline"] = {
-        "model_gmac": multiply_accumulates(model.config, size) / 1e9,
-        "fused_graph_gflop": flop,
-        "measured_gemm_gflops": gemm,
-        "products_alone_ms": 1000 * flop / gemm,
-        "part_of_inference": 1000 * flop / gemm / fused,
-    }
+    data["model_gmac"] = multiply_accumulates(model.config, size) / 1e9
     atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(data, indent=2) + "\n")
     atomic_write(RESULTS / f"{arguments.name}.md", as_markdown(result))
     atomic_write(RESULTS / f"{arguments.name}.png", draw_plot(result))
     print(as_markdown(result))
-    print(json.dumps(data["roofline"], indent=2))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,17 @@ def command(
     compare: Annotated[
         str,
         typer.Option(
-            metavar="X,Y", help="Measure in turn with: a backend, a precision, torch, a bundle, an ONNX file."
+            metavar="X,Y",
+            help="Measure in turn with: a backend, a precision, torch-eager, torch-compile, a bundle, an ONNX file.",
         ),
     ] = "",
-    checkpoint: Annotated[Path | None, typer.Option(help="The weights, for --compare torch.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The weights, for --compare torch-eager or torch-compile.")
+    ] = None,
     duration: Annotated[float, typer.Option(help="Seconds to measure, for each contender; at least 10 runs.")] = 3.0,
+    roofline: Annotated[
+        bool, typer.Option(help="Compare with the best the machine can do; needs the onnx package.")
+    ] = True,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the physical cores.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
@@ -48,7 +54,7 @@ def command(
     from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
-    request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint)
+    request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
     with _bar("measuring") as progress:
         result = run_benchmark(request, Settings(duration=duration), progress)
     typer.echo(as_text(result))
@@ -62,6 +68,8 @@ def command(
             typer.echo(f"notice: {plot} was not drawn: {reason}", err=True)
         else:
             atomic_write(plot, draw_plot(result))
+    if any(not line.startswith("roofline:") for line in result.left_out):
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
+from espmedsam_edge.evaluation.rates import roofline
+from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.bench import Progress, Result, Settings, bench
 from espmedsam_edge.runtime.bench_material import read_material, time_encoding
+from espmedsam_edge.runtime.cores import usable_cores
 from espmedsam_edge.runtime.environment import collect_environment
 
 
@@ -22,7 +28,8 @@ class Request:
         source: a file, folder or glob; None generates a clip.
         modality, precision, backend, threads: as ``Segmenter.load`` takes them.
         compare: names as ``load_competitor`` takes them.
-        checkpoint: for the competitor "torch".
+        checkpoint: for the competitors that run in PyTorch.
+        roofline: measure what the machine can do at best, and compare; left out where it cannot be.
     """
 
     bundle: Path
@@ -33,13 +40,16 @@ class Request:
     threads: int | None = None
     compare: Sequence[str] = ()
     checkpoint: Path | None = None
+    roofline: bool = True
 
 
 def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None) -> Result:
     """Measure a bundle, alone or in turn with competitors; all are loaded before anything is measured.
 
+    A competitor that this machine cannot run is left out; the result says why.
+
     Raises:
-        UserError: a bundle, source or competitor that cannot be used.
+        UserError: a bundle, source or competitor that is not what it should be, or a backend that cannot run here.
     """
     environment = collect_environment()  # first: what it says of the load must not be our own
     bundle = Bundle.open(request.bundle)
@@ -47,15 +57,38 @@ def run_benchmark(request: Request, settings: Settings, progress: Progress | Non
     try:
         first = contenders[0].segmenter
         material = read_material(request.source, first.modality)
+        left_out = []
         for what in request.compare:
-            competitor = load_competitor(what, first, request.checkpoint, request.threads)
+            try:
+                competitor = load_competitor(what, first, request.checkpoint, request.threads)
+            except BackendUnavailable as error:
+                left_out.append(f"{what}: {error}")
+                continue
             competitor.name = _unique(competitor.name, [contender.name for contender in contenders])
             contenders.append(competitor)
+            try:
+                competitor.segmenter.segment(material.frames[0])  # torch compiles at its first run
+            except BackendUnavailable as error:
+                left_out.append(f"{what}: {error}")
+                contenders.pop().segmenter.close()
         result = bench(contenders, material, settings, environment, progress)
-        return replace(result, material=time_encoding(material, first))
+        result = replace(result, material=time_encoding(material, first))
+        if request.roofline:
+            try:
+                threads = request.threads or usable_cores()
+                result = replace(result, roofline=roofline(first, threads, _graph_seconds(result)))
+            except UserError as error:  # a bench that is done is worth more than what it could be compared with
+                left_out.append(f"roofline: {error}")
+        return replace(result, left_out=tuple(left_out))
     finally:
         for contender in contenders:
             contender.segmenter.close()
+
+
+def _graph_seconds(result: Result) -> float:
+    """Median seconds of the first contender's graph alone."""
+    series = result.series[0]
+    return series.device.engine if series.device else float(np.median(series.stage("inference")))
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

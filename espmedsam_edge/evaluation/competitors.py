@@ -1,4 +1,4 @@
-"""What a bundle can be measured against: another backend or precision, another bundle, any ONNX file, eager PyTorch."""
+"""What a bundle can be measured against: another backend or precision, another bundle, any ONNX file, PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Graph
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.runtime.backend import BACKENDS, Backend, Choice
@@ -18,39 +19,8 @@ from espmedsam_edge.runtime.cores import usable_cores
 from espmedsam_edge.runtime.onnxruntime_backend import open_session
 from espmedsam_edge.runtime.segmenter import Segmenter
 
-
-class TorchBackend:
-    """The unfused model of a checkpoint, run eagerly by PyTorch on the CPU."""
-
-    name = "torch"
-
-    def __init__(self, checkpoint: Path, graph: Graph, threads: int) -> None:
-        import torch
-
-        from espmedsam_edge.model.checkpoint import load_checkpoint
-
-        torch.set_num_threads(threads)
-        model, _ = load_checkpoint(checkpoint)
-        if graph.modality not in model.modalities:
-            raise UserError(
-                f"checkpoint {checkpoint} has no modality '{graph.modality}'.",
-                nearest(graph.modality, model.modalities),
-            )
-        self._model = model.eval()
-        self.graph = graph
-        self.device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-
-    def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
-        import torch
-
-        with torch.inference_mode():
-            logits = self._model(torch.from_numpy(image), self.graph.modality).low_res_logits
-        return np.asarray(logits.numpy(), np.float32)
-
-    def close(self) -> None:
-        """See ``Backend.close``."""
-        del self._model
+TORCH: tuple[str, ...] = ("torch", "torch-eager", "torch-compile")
+"""The unfused network in PyTorch; "torch" is "torch-eager"."""
 
 
 class OnnxFileBackend:
@@ -112,13 +82,15 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
     """A competitor by name.
 
     Args:
-        what: a backend's name, a precision, "torch" (needs ``checkpoint``), an ONNX file or another bundle's folder.
+        what: a backend's name, a precision, a name of ``TORCH`` (needs ``checkpoint``), an ONNX file or another
+            bundle's folder. PyTorch runs on the GPU where ``first`` does.
         first: what it is compared with; gives modality, shapes, threshold and normalisation.
         checkpoint: the safetensors file the bundle was exported from.
         threads: CPU threads; None: as ``Segmenter.load``.
 
     Raises:
-        UserError: none of these, or it cannot be loaded; says why.
+        BackendUnavailable: this machine cannot run it.
+        UserError: none of these, or it is not what it should be; says why.
     """
     bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
     if what in BACKENDS:
@@ -135,16 +107,8 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
             lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads),
             other.sha256,
         )
-    if what == "torch":
-        if checkpoint is None:
-            raise UserError("--compare torch needs the weights.", "Name them: --checkpoint WEIGHTS.safetensors")
-        digest = sha256_file(checkpoint) if checkpoint.is_file() else ""
-        if digest and digest != bundle.manifest.weights.checkpoint_sha256:
-            raise UserError(
-                f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (SHA-256 differs).",
-                "Export the bundle from it again, or name the right file.",
-            )
-        return _wrapped("torch eager", first, lambda: TorchBackend(checkpoint, graph, cores), digest)
+    if what in TORCH:
+        return _torch(what, first, checkpoint, cores)
     path = Path(what)
     if path.suffix == ".onnx":
         if not path.is_file():
@@ -158,11 +122,36 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
             lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads),
             other.sha256,
         )
-    known = [*BACKENDS, *PRECISIONS, "torch"]
+    known = [*BACKENDS, *PRECISIONS, *TORCH]
     raise UserError(
         f"'{what}' is nothing to compare with.",
         f"Give a bundle's folder, an .onnx file or a name. {nearest(what, known)}",
     )
+
+
+def _torch(what: str, first: Segmenter, checkpoint: Path | None, cores: int) -> Contender:
+    bundle = first.bundle
+    if checkpoint is None:
+        raise UserError(f"--compare {what} needs the weights.", "Name them: --checkpoint WEIGHTS.safetensors")
+    digest = sha256_file(checkpoint) if checkpoint.is_file() else ""
+    if digest and digest != bundle.manifest.weights.checkpoint_sha256:
+        raise UserError(
+            f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (SHA-256 differs).",
+            "Export the bundle from it again, or name the right file.",
+        )
+    compiled, on_gpu = what == "torch-compile", runs_on_gpu(first)
+
+    def load() -> Backend:
+        return TorchBackend(checkpoint, first.graph, cores, compiled=compiled, on_gpu=on_gpu)
+
+    if not compiled:
+        return _wrapped("torch eager", first, load, digest)
+    return _wrapped(f"torch compile {'fp16' if on_gpu else 'fp32'}", first, load, digest)
+
+
+def runs_on_gpu(segmenter: Segmenter) -> bool:
+    """Whether a segmenter's graph runs on a GPU."""
+    return segmenter.frame_backend is not None or segmenter.choice.backend.device == "CUDA"
 
 
 def _wrapped(name: str, first: Segmenter, load: Callable[[], Backend], digest: str) -> Contender:

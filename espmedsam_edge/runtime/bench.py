@@ -17,6 +17,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.environment import machine_cpu_seconds, process_memory
 from espmedsam_edge.runtime.latency import Latency, Ratio, ratio_of_medians
+from espmedsam_edge.runtime.roofline import Roofline
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 STAGES = ("preprocess", "inference", "postprocess")
@@ -119,12 +120,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first contender's time over another's: below 1, the first is faster."""
+    """The first contender's time over another's: below 1, the first is faster.
+
+    ``network``: of the networks alone by the GPU's own clock (medians), a frame; None where one has no such time.
+    """
 
     first: str
     other: str
     frame_to_mask: Ratio
     inference: Ratio
+    network: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ class Result:
     """One bench: series in the order of the contenders, comparisons of the first with each other one.
 
     ``other_cores_busy`` is how many cores other programs (or, on a virtual machine, other machines) kept busy while
-    measuring; None where the system does not say.
+    measuring; None where the system does not say. ``roofline``: of the first contender's graph.
+    ``left_out``: what could not be measured, and why.
     """
 
     bundle: dict[str, Any]
@@ -158,6 +164,8 @@ class Result:
     major_page_faults: int
     other_cores_busy: float | None
     environment: dict[str, Any]
+    roofline: Roofline | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -169,9 +177,17 @@ class Result:
                 other.contender.name,
                 ratio_of_medians(first.per_frame(first.totals), other.per_frame(other.totals)),
                 ratio_of_medians(first.per_frame(first.stage("inference")), other.per_frame(other.stage("inference"))),
+                _network_ratio(first, other),
             )
             for other in others
         ]
+
+
+def _network_ratio(first: Series, other: Series) -> float | None:
+    if first.device is None or other.device is None:
+        return None
+    ((own,), (others,)) = (series.per_frame([series.device.engine]) for series in (first, other) if series.device)
+    return own / others
 
 
 Run = Callable[[int], Sample]

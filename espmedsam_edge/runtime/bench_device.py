@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from espmedsam_edge.imaging.geometry import Frame
+import numpy as np
+
+from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.runtime.backend import DeviceUse
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.power import PowerMeter, Sensor, find_sensor
@@ -21,20 +23,32 @@ _TRANSFERS = ("upload", "download")
 _MUCH_TRANSFER = 0.25
 
 
+@runtime_checkable
+class TimedNetwork(Protocol):
+    """A backend without preprocessing that can time its network on the GPU."""
+
+    def network_seconds(self, image: Tensor) -> float | None:
+        """Seconds of one run by the GPU's own clock, the input there already; None where it does not run on one.
+
+        Args:
+            image: as ``Backend.run`` takes it.
+        """
+
+
 @dataclass(frozen=True)
 class DeviceTimes:
     """One contender on its GPU, a batch a run.
 
     Attributes:
-        stages: GPU seconds of each stage, by events around it.
-        use: the GPU's memory.
+        stages: GPU seconds of each stage, by events around it; a backend that has the network alone has "engine" only.
+        use: the GPU's memory; None where the backend does not count it.
         watts: median while frames follow each other without a pause; None without a sensor.
         power_of: what the watts are of.
         joules: a frame's part of them.
     """
 
     stages: dict[str, Latency]
-    use: DeviceUse
+    use: DeviceUse | None
     watts: float | None = None
     power_of: str = ""
     joules: float | None = None
@@ -58,7 +72,7 @@ class DeviceTimes:
         """Plain values: milliseconds, bytes, watts."""
         return {
             "stages_ms": {name: latency.milliseconds() for name, latency in self.stages.items()},
-            "memory_bytes": asdict(self.use),
+            "memory_bytes": asdict(self.use) if self.use else None,
             "watts": self.watts,
             "power_of": self.power_of,
             "joules_per_frame": self.joules,
@@ -74,8 +88,9 @@ class DeviceTimes:
         lines = [
             f"GPU stages (ms): {stages}",
             f"frame to mask is {self.against(frame_to_mask):.2f} x the engine alone",
-            f"GPU memory: {self.use}",
         ]
+        if self.use is not None:
+            lines.append(f"GPU memory: {self.use}")
         if self.transfers > _MUCH_TRANSFER:
             lines.append(f"transfer-bound: copies take {self.transfers:.0%} of the time computed between them")
         if self.watts is not None and self.joules is not None:
@@ -84,7 +99,7 @@ class DeviceTimes:
 
 
 def measure_device(segmenter: Segmenter, frames: Sequence[Frame], sensor: Sensor | None = None) -> DeviceTimes | None:
-    """Measure a segmenter that is warm; None where its backend does not take whole frames.
+    """Measure a segmenter that is warm; None where its backend has no times of a GPU.
 
     Args:
         segmenter: what.
@@ -96,7 +111,7 @@ def measure_device(segmenter: Segmenter, frames: Sequence[Frame], sensor: Sensor
     """
     backend = segmenter.frame_backend
     if backend is None:
-        return None
+        return _network_alone(segmenter)
     batch = [frames[index % len(frames)] for index in range(segmenter.batch)]
     segmenter.stage_seconds(batch)
     taken: list[dict[str, float]] = []
@@ -116,3 +131,17 @@ def measure_device(segmenter: Segmenter, frames: Sequence[Frame], sensor: Sensor
             done += len(batch)
     joules = None if meter.watts is None else meter.watts * seconds / done
     return DeviceTimes(stages, use, meter.watts, found.what, joules)
+
+
+def _network_alone(segmenter: Segmenter) -> DeviceTimes | None:
+    backend = segmenter.choice.backend
+    if not isinstance(backend, TimedNetwork):
+        return None
+    image = np.zeros(segmenter.graph.input_shape, np.float32)
+    taken: list[float] = []
+    while len(taken) < 1 + _STAGE_RUNS or sum(taken) < _STAGE_SECONDS:
+        seconds = backend.network_seconds(image)
+        if seconds is None:
+            return None
+        taken.append(seconds)
+    return DeviceTimes({"engine": Latency.of(taken[1:])}, None)

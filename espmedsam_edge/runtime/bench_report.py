@@ -38,9 +38,11 @@ def as_json(result: Result) -> dict[str, Any]:
         "decode_ms": Latency.of(material.decode).milliseconds() if len(material.decode) else None,
         "encode_ms": Latency.of(material.encode).milliseconds() if len(material.encode) else None,
         "encoder": material.encoder,
+        "roofline": result.roofline.as_json() if result.roofline else None,
         "memory_bytes": result.memory,
         "major_page_faults": result.major_page_faults,
         "other_cores_busy": None if result.other_cores_busy is None else round(result.other_cores_busy, 2),
+        "left_out": list(result.left_out),
         "hints": [asdict(hint) for hint in interpret(result)],
     }
 
@@ -76,6 +78,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
         "to": comparison.other,
         "frame_to_mask": asdict(comparison.frame_to_mask),
         "inference": asdict(comparison.inference),
+        "network_on_gpu": comparison.network,
     }
 
 
@@ -140,6 +143,23 @@ def _codec_line(result: Result) -> str | None:
     return f"Encoding: {result.material.encoder}" if result.material.encoder else None
 
 
+def _roofline_line(result: Result) -> str | None:
+    return result.roofline.line if result.roofline else None
+
+
+def _closing(result: Result) -> list[str]:
+    lines = [line for line in (_memory_line(result), _codec_line(result), _roofline_line(result)) if line]
+    return [*lines, *_network_lines(result), *(f"Left out: {line}" for line in result.left_out)]
+
+
+def _network_lines(result: Result) -> list[str]:
+    return [
+        f"Networks alone on the GPU: {comparison.first} takes {comparison.network:.3f} of {comparison.other}'s time"
+        for comparison in result.comparisons
+        if comparison.network is not None
+    ]
+
+
 def as_text(result: Result) -> str:
     """For a terminal of 80 columns (long names and hints apart)."""
     lines = [
@@ -163,7 +183,7 @@ def as_text(result: Result) -> str:
                 f"  {comparison.other:<{width}}  {comparison.frame_to_mask!s:<24}  {comparison.inference!s:<24}  "
                 f"{series.mask_agreement:.4%}"
             )
-    closing = [line for line in (_memory_line(result), _codec_line(result)) if line]
+    closing = _closing(result)
     lines += ["", *closing] if closing else []
     hints = interpret(result)
     if hints:
@@ -184,7 +204,7 @@ def as_markdown(result: Result) -> str:
         f"manifest SHA-256 `{result.bundle['manifest_sha256'][:16]}`",
         f"- Time: {environment['time']}, source revision {environment['source_revision'] or 'unknown'}",
     ]
-    lines += [f"- {line}" for line in (_memory_line(result), _codec_line(result)) if line]
+    lines += [f"- {line}" for line in _closing(result)]
     for series in result.series:
         lines += ["", f"## {series.contender.name}", "", f"{_title(series)}. {'; '.join(_summary(series))}.", ""]
         lines += _table(

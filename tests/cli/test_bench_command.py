@@ -41,6 +41,7 @@ def test_it_prints_a_table_and_writes_json_markdown_and_plot(
     assert code == 0
     assert "frame to mask" in out
     assert "takes this part of the other's time" in out
+    assert "Roofline: " in out
     data = json.loads(files[0].read_text())
     assert [c["name"] for c in data["contenders"]] == [
         "onnxruntime fp32",
@@ -48,6 +49,8 @@ def test_it_prints_a_table_and_writes_json_markdown_and_plot(
         "onnxruntime fp32 (2)",
     ]
     assert data["encode_ms"]["samples"] == 1
+    assert data["roofline"]["run_to_bound"] > 0
+    assert data["left_out"] == []
     assert files[1].read_text().startswith("# Bench of toy.bundle")
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
@@ -64,7 +67,9 @@ def test_without_matplotlib_the_plot_is_left_out_with_a_notice(
         "espmedsam_edge.runtime.bench_plot.find_spec", lambda name: None if name == "matplotlib" else found(name)
     )
     plot, markdown = tmp_path / "bench.png", tmp_path / "bench.md"
-    code = run("bench", toy_bundle.path, picture, "--duration", "0.05", "--plot", plot, "--markdown", markdown)
+    code = run(
+        "bench", toy_bundle.path, picture, "--duration", "0.05", "--no-roofline", "--plot", plot, "--markdown", markdown
+    )
     assert code == 0
     assert "[bench]'" in capsys.readouterr().err
     assert markdown.exists()
@@ -93,3 +98,23 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 def test_a_source_that_cannot_be_read_leaves_with_1(toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", toy_bundle.path, "nowhere.mp4", "--duration", "0.05") == 1
     assert "nowhere.mp4" in capsys.readouterr().err
+
+
+def test_a_competitor_that_cannot_run_is_left_out_and_the_rest_is_done(
+    toy_bundle: Bundle, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    file = tmp_path / "bench.json"
+    code = run(
+        "bench", toy_bundle.path, picture, "--compare", "onnxruntime-cuda,fp32", "--duration", "0.05",
+        "--no-roofline", "--json", file,
+    )  # fmt: skip
+    assert code == 1
+    assert "Left out: onnxruntime-cuda: " in capsys.readouterr().out
+    data = json.loads(file.read_text())
+    assert len(data["contenders"]) == 2
+    assert data["roofline"] is None
+    assert "Install onnxruntime-gpu" in data["left_out"][0]

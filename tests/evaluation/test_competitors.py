@@ -12,9 +12,13 @@ from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
+from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.bench import Settings
+from espmedsam_edge.runtime.bench_device import measure_device
+from espmedsam_edge.runtime.bench_report import as_text
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 
@@ -137,3 +141,66 @@ def test_eager_torch_computes_what_its_checkpoint_says(tiny_checkpoint: Path, tm
         "onnxruntime fp32 (2)",
     ]
     assert result.comparisons[0].inference.value > 0
+
+
+def exported_from(checkpoint: Path, path: Path) -> Bundle:
+    with write_bundle(path) as draft:
+        save_toy_graph(draft.new_file("fp32.onnx"))
+        graph = draft.graph("fp32.onnx", modality="fundus", precision="fp32", image_size=64)
+        weights = Weights(checkpoint_sha256=sha256_file(checkpoint), origin="random")
+        draft.manifest = Manifest(preset="toy", weights=weights, graphs=[graph])
+    return Bundle.open(path)
+
+
+def test_compiled_torch_is_the_same_network(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    modes: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    own = load_first(exported_from(tiny_checkpoint, tmp_path / "b"), None, None, "onnxruntime-cpu", 1).segmenter
+    compiled = load_competitor("torch-compile", own, tiny_checkpoint, 1)
+    eager = load_competitor("torch-eager", own, tiny_checkpoint, 1)
+    assert (compiled.name, eager.name, modes) == ("torch compile fp32", "torch eager", [None])
+    np.testing.assert_array_equal(compiled.segmenter.segment(frame()).logits, eager.segmenter.segment(frame()).logits)
+    assert measure_device(eager.segmenter, [frame()]) is None  # the CPU has no clock of its own
+    for each in (compiled, eager):
+        each.segmenter.close()
+
+
+def test_a_compiler_that_fails_and_a_gpu_that_torch_lacks_are_left_out(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def failing(model: object, mode: object) -> object:
+        def call(*_: object) -> None:
+            raise BackendCompilerFailed(call, RuntimeError("no C++ compiler found"), None)  # type: ignore[arg-type]
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    bundle = exported_from(tiny_checkpoint, tmp_path / "b")
+    picture = tmp_path / "picture.png"
+    write_image(picture, frame())
+    request = Request(
+        bundle.path,
+        str(picture),
+        backend="onnxruntime-cpu",
+        compare=["torch-compile", "onnxruntime-cuda", "fp32"],
+        checkpoint=tiny_checkpoint,
+        threads=1,
+        roofline=False,
+    )
+    result = run_benchmark(request, Settings(duration=0.05, warmup=0.0))
+    assert [series.contender.name for series in result.series] == ["onnxruntime-cpu fp32", "onnxruntime-cpu fp32 (2)"]
+    compiled, cuda = result.left_out
+    assert compiled.startswith("torch-compile: torch.compile failed: ")
+    assert "no C++ compiler found" in compiled
+    assert cuda.startswith("onnxruntime-cuda: backend onnxruntime-cuda cannot run here: ")
+    assert f"Left out: {cuda}" in as_text(result)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailable, match="finds no GPU, and the CPU would be no comparison"):
+            TorchBackend(tiny_checkpoint, bundle.manifest.graphs[0], 1, on_gpu=True)

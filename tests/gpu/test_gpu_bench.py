@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from test_gpu_backend import Load, bundle, frame_of, load
 
-from espmedsam_edge.runtime import bench_device
+from espmedsam_edge.runtime import bench_device, cuda_rates
+from espmedsam_edge.runtime.backend import Choice
 from espmedsam_edge.runtime.bench import Contender, Material, Settings, bench
 from espmedsam_edge.runtime.bench_device import measure_device
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
@@ -56,3 +57,40 @@ def test_a_bench_shows_them(load: Load, monkeypatch: pytest.MonkeyPatch) -> None
     assert shown["contenders"][1]["device_times"] is None
     assert "GPU stages (ms): upload" in as_text(result)
     assert "GPU stages (ms): upload" in as_markdown(result)
+
+
+def test_the_copy_rate_counts_reading_and_writing(machine: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_rates, "_SIZE", 1 << 20)
+    assert cuda_rates.copy_rate() == pytest.approx(2 * (1 << 20) / 0.0015, rel=1e-3)  # the double's clock: 1.5 ms
+
+
+class Timed:
+    """A backend that has its network alone, as PyTorch on a GPU."""
+
+    name, device = "timed", "a GPU"
+
+    def __init__(self, inner: Any, seconds: float | None) -> None:
+        self.graph, self.run, self.close, self._seconds = inner.graph, inner.run, inner.close, seconds
+
+    def network_seconds(self, image: Any) -> float | None:
+        assert image.shape == self.graph.input_shape
+        return self._seconds
+
+
+def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_device, "find_sensor", lambda: None)
+    gpu = load()
+    cpu = Segmenter.load(gpu.bundle, "fundus", backend="onnxruntime-cpu", threads=1)
+    timed = Segmenter(gpu.bundle, Choice(Timed(cpu.choice.backend, 0.006)), 0.5)
+    assert measure_device(Segmenter(gpu.bundle, Choice(Timed(cpu.choice.backend, None)), 0.5), [frame_of(9, 9)]) is None
+    contenders = [Contender("gpu", gpu, 0.1), Contender("timed", timed, 0.1), Contender("cpu", cpu, 0.1)]
+    result = bench(
+        contenders, Material("noise", [frame_of(50, 60)]), Settings(0.05, 0.0), collect_environment(Path("/"))
+    )
+    first = result.series[0].device
+    assert first is not None
+    assert [comparison.network for comparison in result.comparisons] == [pytest.approx(first.engine / 0.006), None]
+    shown = as_json(result)
+    assert shown["contenders"][1]["device_times"]["memory_bytes"] is None
+    assert shown["comparisons"][0]["network_on_gpu"] == result.comparisons[0].network
+    assert "Networks alone on the GPU: gpu takes " in as_text(result)
