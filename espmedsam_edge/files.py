@@ -28,15 +28,15 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's write errors into one clear line about ``path``."""
+def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterator[None]:
+    """Turn the operating system's write errors into one clear line about ``path``, which ends with what remains."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left to write {path}.",
-                "Free some space or choose another place; nothing was left behind.",
+                f"Free some space or choose another place; {remains}.",
                 exit_code=1,
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -45,7 +45,7 @@ def write_errors(path: Path) -> Iterator[None]:
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
         if error.errno in (errno.EFBIG, errno.EIO):
             raise UserError(
-                f"cannot write {path}: {error.strerror}.", "Check the disk; nothing was left behind.", exit_code=1
+                f"cannot write {path}: {error.strerror}.", f"Check the disk; {remains}.", exit_code=1
             ) from error
         raise
 

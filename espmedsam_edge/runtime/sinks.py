@@ -1,29 +1,24 @@
-"""Where results go: overlay pictures and video, mask PNGs, a line of JSON a frame; each a context manager."""
+"""Where results go: what every sink can do, and the sinks that write a picture a frame."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources import Source, SourceFrame
-from espmedsam_edge.runtime.video_writing import VideoWriter, open_writer
-
-_DEFAULT_FPS = Fraction(25)
+from espmedsam_edge.runtime.sources import SourceFrame
 
 
 class Sink(Protocol):
-    """Takes results in order. A file it writes is complete when the block ends well, and absent otherwise."""
+    """Takes results in order.
+
+    A file it writes has its name once it is complete. Before that it is absent, or, where it grows frame by frame, has
+    a partial name (``growing_file``).
+    """
 
     def __enter__(self) -> Sink:
         """Get ready."""
@@ -31,7 +26,7 @@ class Sink(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Finish the files, or on an error remove those that are not finished.
+        """Finish the files; on an error, what becomes of those that are not finished says ``GrowingFile.end``.
 
         Raises:
             UserError: a file could not be finished.
@@ -88,78 +83,3 @@ class MaskImages(_FileByFile):
         """See ``Sink.write``."""
         path = self._paths[frame.path]
         write_image(path / f"{frame.index:06d}.png" if self._numbered else path, result.mask)
-
-
-class OverlayVideo:
-    """Writes a video of the frames with their masks drawn on them; the file takes its name when it is whole.
-
-    Args:
-        path: .mp4, .mov or .mkv.
-        source: where the frames come from; gives the frame rate once it is open.
-        style: how the mask is drawn.
-    """
-
-    def __init__(self, path: Path, source: Source, style: OverlayStyle) -> None:
-        self._path, self._source, self._style = path, source, style
-        self._files = ExitStack()
-        self._writer: VideoWriter | None = None
-
-    def __enter__(self) -> OverlayVideo:
-        return self
-
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
-        drawn = result.overlay(frame.image, self._style)
-        fps = self._source.fps or _DEFAULT_FPS
-        with write_errors(self._path):
-            if self._writer is None:
-                temporary = self._files.enter_context(atomic_path(self._path))
-                self._writer = open_writer(temporary, result.size, fps)
-                self._files.callback(self._writer.close)
-            self._writer.write(drawn, float(frame.index / fps) if frame.time is None else frame.time)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._files.__exit__(kind, error, traceback)
-            return
-        with self._files:
-            if self._writer is not None and not self._writer.finish():
-                raise UserError(
-                    f"{self._path} came out incomplete.", "Is the disk full? Nothing was left behind.", exit_code=1
-                )
-
-
-class JsonLines:
-    """Writes one JSON object a frame, each on its line: source, frame, time, and ``Segmentation.to_dict``.
-
-    Args:
-        path: the file, which takes its name when it is whole; None for standard output, line by line.
-        constants: what every line shall say besides.
-    """
-
-    def __init__(self, path: Path | None, constants: Mapping[str, Any] | None = None) -> None:
-        self._path, self._constants = path, dict(constants or {})
-        self._files = ExitStack()
-        self._stream: TextIO = sys.stdout
-
-    def __enter__(self) -> JsonLines:
-        if self._path is not None:
-            temporary = self._files.enter_context(atomic_path(self._path))
-            self._stream = self._files.enter_context(temporary.open("w", encoding="utf-8"))
-        return self
-
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
-        line = {"source": frame.source, "frame": frame.index, "time": frame.time}
-        text = json.dumps({**line, **self._constants, **result.to_dict()}, allow_nan=False)
-        with write_errors(self._path or Path("standard output")):
-            self._stream.write(text + "\n")
-            if self._path is None:
-                self._stream.flush()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._files.__exit__(kind, error, traceback)

@@ -1,0 +1,128 @@
+"""A sink in a thread of its own, so that a slow disk or network never holds up a live source."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sources import Failure, SourceFrame
+
+_MOST_FRAMES = 60
+_MOST_BYTES = 128 << 20
+_PATIENCE_SECONDS = 10.0
+
+End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType | None"]
+
+
+class Detached:
+    """Hands frames to a sink in another thread, and never waits for it while frames come.
+
+    Up to 60 frames or 128 MB wait for the sink; beyond that new ones are left out of it and counted. If the sink fails,
+    one line says so, the rest goes on without it, and the failure counts for the run's exit code. At the end the sink
+    has ten seconds to finish; a disk or network that hangs longer is left behind.
+
+    Args:
+        sink: not yet entered; used from that thread only.
+        name: what to call it in messages.
+        failures: takes what failed.
+        say: called with a line about what failed, when it does, from another thread.
+        patience: seconds to wait for it at the end.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        name: str,
+        failures: list[Failure],
+        say: Callable[[str], None] | None = None,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._sink, self._name, self._failures, self._patience = sink, name, failures, patience
+        self._say = say or (lambda line: None)
+        self._waiting: deque[tuple[SourceFrame, Segmentation]] = deque()
+        self._size = 0
+        self._end: End | None = None
+        self._broken = False
+        self._bug: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="espmedsam-sink", daemon=True)
+        self.left_out = 0
+
+    def __enter__(self) -> Detached:
+        self._thread.start()
+        return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """Leave a frame for the sink, at once; it is left out if too many wait already or the sink has failed."""
+        size = _bytes_of(frame, result)
+        if self._bug is not None:
+            raise self._bug
+        with self._changed:
+            if self._broken:
+                return
+            full = len(self._waiting) >= _MOST_FRAMES or self._size + size > _MOST_BYTES
+            if self._waiting and full:
+                self.left_out += 1
+                if self.left_out == 1:
+                    self._say(f"warning: {self._name} cannot keep up: frames are left out of it.")
+                return
+            self._waiting.append((frame, result))
+            self._size += size
+            self._changed.notify_all()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._end = (kind, error, traceback)
+            self._changed.notify_all()
+        self._thread.join(self._patience)
+        if self._bug is not None:
+            raise self._bug
+        if self._thread.is_alive():
+            self._give_up(f"{self._name} did not end within {self._patience:g} s. Check the disk or the network.")
+        if self.left_out:
+            left_out = f"{self.left_out} frames were left out of {self._name}: it could not keep up."
+            self._failures.append(Failure(self._name, f"{left_out} Write to a faster disk, or write less."))
+
+    def _run(self) -> None:
+        try:
+            self._sink.__enter__()
+            try:
+                while (item := self._next()) is not None:
+                    self._sink.write(*item)
+            except BaseException as failed:
+                self._sink.__exit__(type(failed), failed, failed.__traceback__)
+                raise
+            self._sink.__exit__(*(self._end or (None, None, None)))
+        except UserError as failed:
+            self._give_up(str(failed))
+        except BaseException as failed:  # noqa: BLE001 (nothing is swallowed: write or __exit__ raises it again)
+            self._bug = failed
+
+    def _give_up(self, line: str) -> None:
+        with self._changed:
+            self._broken = True
+            self._waiting.clear()
+            self._failures.append(Failure(self._name, line))
+            ending = self._end is not None
+        if not ending:
+            self._say(f"warning: {line} The rest goes on without it.")
+
+    def _next(self) -> tuple[SourceFrame, Segmentation] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._end is not None)
+            if not self._waiting:
+                return None
+            item = self._waiting.popleft()
+            self._size -= _bytes_of(*item)
+            return item
+
+
+def _bytes_of(frame: SourceFrame, result: Segmentation) -> int:
+    return frame.image.nbytes + result.mask.nbytes

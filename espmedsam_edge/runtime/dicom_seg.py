@@ -1,0 +1,318 @@
+"""Masks of DICOM images as DICOM segmentations (DICOM-SEG), which point to the frames that they were made of."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_path
+from espmedsam_edge.runtime.environment import install_command
+from espmedsam_edge.runtime.identifiers import is_dicom
+from espmedsam_edge.runtime.segment_codes import Code, codes_of
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sources import SourceFrame
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+NOTICE = "Made by software for research; it is not a medical device"
+_SERIES_NUMBER = 9100
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made the masks.
+
+    Attributes:
+        version: of this package.
+        parameters: name and value of what was chosen: bundle, precision, threshold, ...
+        trained: whether the weights were ever trained; a segmentation by random ones says so.
+    """
+
+    version: str
+    parameters: Mapping[str, str]
+    trained: bool = True
+
+
+class DicomSegmentations:
+    """Writes one DICOM-SEG a DICOM file, when its last frame has come; each is complete or absent.
+
+    Pixels are binary and equal the masks; every frame is there, those without foreground, too. The patient, study and
+    frame of reference are those of the source, to which it belongs: it holds the same patient data.
+
+    Args:
+        paths: the file to write for each DICOM input.
+        algorithm: what made the masks.
+
+    Raises:
+        UserError: highdicom is missing, or an input is not DICOM.
+    """
+
+    def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm) -> None:
+        if find_spec("highdicom") is None:
+            raise UserError(
+                "highdicom, which writes DICOM-SEG, is not installed.", f"Install it: {install_command('dicom')}"
+            )
+        for path in paths:
+            if path.is_file() and not is_dicom(path):
+                raise UserError(
+                    f"{path} is not DICOM; --dicom-seg is for DICOM inputs.", "Leave it out, or use --masks."
+                )
+        self._paths, self._algorithm = paths, algorithm
+        self._current: _Unfinished | None = None
+        self._incomplete: list[Path] = []
+
+    def __enter__(self) -> DicomSegmentations:
+        return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``; frames of a file come together and in order."""
+        if self._current is None or self._current.path != frame.path:
+            self._give_up_current()
+            header = _read_header(frame.path)
+            self._current = _Unfinished(frame.path, header, result.size, result.modality, frame.spacing)
+        current = self._current
+        if frame.index == len(current.masks) and result.size == current.size and result.modality == current.modality:
+            current.masks.append(np.packbits(result.mask != 0))
+        if len(current.masks) == _frames_of(current.header) and current.size == _size_of(current.header):
+            self._current = None
+            height, width = current.size
+            masks = [np.unpackbits(packed, count=height * width).reshape(height, width) for packed in current.masks]
+            segmentation = build_segmentation(
+                current.header, np.stack(masks), current.modality, self._algorithm, current.spacing
+            )
+            with atomic_path(self._paths[frame.path]) as temporary:
+                segmentation.save_as(temporary)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._give_up_current()
+        if kind is None and self._incomplete:
+            more = f" and {len(self._incomplete) - 1} more" if len(self._incomplete) > 1 else ""
+            raise UserError(
+                f"no DICOM-SEG of {self._incomplete[0]}{more}: not all of it was segmented, at its own size and with "
+                "one modality.",
+                "Segment the whole file without changing the modality.",
+                exit_code=1,
+            )
+
+    def _give_up_current(self) -> None:
+        if self._current is not None:
+            self._incomplete.append(self._current.path)
+            self._current = None
+
+
+@dataclass
+class _Unfinished:
+    path: Path
+    header: Any
+    size: tuple[int, int]
+    modality: str
+    spacing: tuple[float, float] | None
+    masks: list[NDArray[np.uint8]] = field(default_factory=list)  # packed, eight pixels a byte
+
+
+def build_segmentation(
+    header: Dataset,
+    masks: NDArray[np.uint8],
+    modality: str,
+    algorithm: Algorithm,
+    spacing: tuple[float, float] | None = None,
+) -> Dataset:
+    """The segmentation of one DICOM image.
+
+    Args:
+        header: the source's dataset; its pixels are not needed.
+        masks: (frames, Rows, Columns), 0 or 1; one for every frame of the source, in order.
+        modality: names the segment's target.
+        algorithm: what made the masks.
+        spacing: millimetres between rows and between columns, if known.
+
+    Returns:
+        A pydicom dataset that can be saved.
+
+    Raises:
+        UserError: the source lacks what a segmentation must repeat.
+    """
+    source = _completed(header)
+    # highdicom makes segmentations of several frames only where frames have places in space. Of a cine the first
+    # frame's is made by it, and the others follow here.
+    cine = len(masks) > 1 and "PerFrameFunctionalGroupsSequence" not in source
+    try:
+        segmentation = _made(
+            _of_one_frame(source) if cine else source, masks[:1] if cine else masks, modality, algorithm
+        )
+        groups = segmentation.SharedFunctionalGroupsSequence[0]
+        if "PlaneOrientationSequence" not in groups:
+            _set_spacing(groups, spacing)
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"no DICOM-SEG can be made of this file: {reason}.", "Use --masks for it.", exit_code=1
+        ) from error
+    if cine:
+        _add_frames(segmentation, masks)
+    return segmentation
+
+
+def _of_one_frame(source: Dataset) -> Dataset:
+    """A cine's header as that of a single frame without a place in space."""
+    source.NumberOfFrames = 1
+    if "FrameOfReferenceUID" in source:
+        del source.FrameOfReferenceUID
+    return source
+
+
+def _set_spacing(groups: Dataset, spacing: tuple[float, float] | None) -> None:
+    """State the spacing as it was read, or not at all."""
+    from highdicom.content import PixelMeasuresSequence
+
+    if spacing is not None:
+        groups.PixelMeasuresSequence = PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
+    elif "PixelMeasuresSequence" in groups:
+        del groups.PixelMeasuresSequence
+
+
+def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm) -> Any:
+    import highdicom
+    from highdicom.content import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes as concepts
+
+    codes = codes_of(modality)
+    name = "ESP-MedSAM Edge" if algorithm.trained else "ESP-MedSAM Edge, UNTRAINED WEIGHTS"
+    family = concepts.DCM.ArtificialIntelligence
+    description = SegmentDescription(
+        segment_number=1,
+        segment_label=codes.kind[2],
+        segmented_property_category=_concept(codes.category),
+        segmented_property_type=_concept(codes.kind),
+        anatomic_regions=None if codes.region is None else [_concept(codes.region)],
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=name, version=algorithm.version, family=family, parameters=dict(algorithm.parameters) or None
+        ),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # highdicom would print a patient's name of an unusual form
+        return highdicom.seg.Segmentation(
+            source_images=[source],
+            pixel_array=masks,
+            segmentation_type="BINARY",
+            segment_descriptions=[description],
+            series_instance_uid=highdicom.UID(),
+            series_number=_SERIES_NUMBER,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="ESP-MedSAM Edge",
+            manufacturer_model_name="ESP-MedSAM Edge",
+            software_versions=algorithm.version,
+            device_serial_number="0",
+            content_label="ESPMEDSAM",
+            content_description=NOTICE,
+            series_description=f"{name}: {codes.kind[2]}"[:64],
+            omit_empty_frames=False,
+        )
+
+
+def _concept(code: Code) -> Any:
+    from highdicom.sr import CodedConcept
+
+    value, scheme, meaning = code
+    return CodedConcept(value, scheme, meaning)
+
+
+def _add_frames(segmentation: Any, masks: NDArray[np.uint8]) -> None:
+    """Give a segmentation of a first frame the others: one more place in time each, no place in space."""
+    from pydicom.pixels import pack_bits
+    from pydicom.sequence import Sequence as Items
+
+    organization = segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    segmentation.DimensionIndexSequence.append(_time_dimension(organization))
+    first = segmentation.PerFrameFunctionalGroupsSequence[0]
+    groups = []
+    for number in range(1, len(masks) + 1):
+        group = copy.deepcopy(first)
+        for derivation in group.DerivationImageSequence:
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = number
+        content = group.FrameContentSequence[0]
+        content.TemporalPositionIndex = number
+        indices = content.get("DimensionIndexValues")
+        before = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
+        content.DimensionIndexValues = [*before, number]
+        groups.append(group)
+    segmentation.PerFrameFunctionalGroupsSequence = Items(groups)
+    segmentation.NumberOfFrames = len(masks)
+    segmentation.PixelData = pack_bits(masks.reshape(-1), pad=True)
+
+
+def _time_dimension(organization: str) -> Dataset:
+    from pydicom import Dataset as New
+    from pydicom.datadict import tag_for_keyword
+
+    dimension = New()
+    dimension.DimensionIndexPointer = tag_for_keyword("TemporalPositionIndex")
+    dimension.FunctionalGroupPointer = tag_for_keyword("FrameContentSequence")
+    dimension.DimensionOrganizationUID = organization
+    dimension.DimensionDescriptionLabel = "Temporal Position Index"
+    return dimension
+
+
+_REPEATED: Sequence[str] = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+
+
+def _completed(header: Dataset) -> Dataset:
+    """A copy in which what highdicom asks for is empty rather than absent."""
+    from highdicom.content import PixelMeasuresSequence
+    from pydicom import Dataset as New
+
+    source = copy.deepcopy(header)
+    if "SharedFunctionalGroupsSequence" not in source and source.get("NumberOfFrames") is not None:
+        group = New()  # of which nothing stays: _set_spacing has the last word
+        group.PixelMeasuresSequence = PixelMeasuresSequence(pixel_spacing=(1, 1), slice_thickness=None)
+        source.SharedFunctionalGroupsSequence = [group]
+    for keyword in _REPEATED:
+        if keyword not in source:
+            setattr(source, keyword, "")
+    return source
+
+
+def _read_header(path: Path) -> Any:
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        header = dcmread(path, stop_before_pixels=True)
+        _ = (header.Rows, header.Columns, header.SOPInstanceUID)
+    except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
+        raise UserError(f"cannot read {path} again for its DICOM-SEG.", "Copy it again.", exit_code=1) from error
+    return header
+
+
+def _frames_of(header: Dataset) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _size_of(header: Dataset) -> tuple[int, int]:
+    return int(header.Rows), int(header.Columns)

@@ -1,0 +1,153 @@
+"""Files that grow while a run goes on, and what a kill, a power cut or a full disk leaves of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import write_errors
+
+SYNC_SECONDS = 1.0
+"""How often what is in a growing file is put onto the disk: what a power cut may take of it."""
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` grows: ``a.mp4`` as ``a.partial.mp4``, or ``a.partial-2.mp4`` if an earlier run left that one."""
+    candidate, number = path.with_name(f"{path.stem}.partial{path.suffix}"), 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}.partial-{number}{path.suffix}")
+    return candidate
+
+
+class GrowingFile:
+    """A file that is readable at any moment, and takes its name once it is whole.
+
+    ``begin`` makes it under its partial name, which says that it is not finished and keeps the suffix that players and
+    readers go by. A kill leaves it there; the next run leaves it alone. Once a second a thread of its own puts what was
+    written onto the disk, so that the writer never waits for it.
+
+    Args:
+        path: the name it takes.
+        keep_interrupted: whether an interrupted run keeps it, as for what cannot be recorded again.
+    """
+
+    def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
+        self.path, self.keep_interrupted = path, keep_interrupted
+        self.partial: Path | None = None
+        self._sync: _Sync | None = None
+
+    def begin(self) -> Path:
+        """Make the empty file and the folders above it; its partial path.
+
+        Raises:
+            UserError: it cannot be made there.
+        """
+        with write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.partial = partial_path(self.path)
+            self.partial.touch(exist_ok=False)
+            self._sync = _Sync(self.partial)
+            _sync_folder(self.partial.parent)
+        return self.partial
+
+    @property
+    def remains(self) -> str:
+        """The end of an error's hint: where what was written until then is."""
+        return "nothing was left behind" if self.partial is None else f"what was written is in {self.partial}"
+
+    def check(self) -> None:
+        """Notice what the disk refused while nobody waited for it.
+
+        Raises:
+            OSError: the last synchronisation failed.
+        """
+        if self._sync is not None and self._sync.error is not None:
+            raise self._sync.error
+
+    def end(self, kind: type[BaseException] | None, *, whole: bool = True) -> None:
+        """Give the file its name if it is whole; else leave it under its partial name, or remove it.
+
+        It is removed if the run was interrupted or broke off over a bug, unless ``keep_interrupted``; if the user can
+        mend what went wrong (a full disk), what there is stays, as does a file that came out incomplete.
+
+        Args:
+            kind: the class of the error that ends the run, if one does.
+            whole: whether everything that belongs into the file is in it.
+
+        Raises:
+            UserError: it is not whole although nothing else went wrong, or cannot be put onto the disk.
+        """
+        if self.partial is None or self._sync is None:
+            return
+        failed = kind is not None and issubclass(kind, UserError)
+        interrupted = kind is not None and not failed
+        try:
+            with write_errors(self.path, self.remains):
+                self._sync.finish()
+                if interrupted and not self.keep_interrupted:
+                    self.partial.unlink()
+                elif whole and not failed:
+                    self.partial.replace(self.path)
+                    _sync_folder(self.path.parent)
+                elif not self.partial.stat().st_size:
+                    self.partial.unlink()
+        except UserError:
+            if kind is None:
+                raise
+        if kind is None and not whole:
+            raise UserError(
+                f"{self.path} came out incomplete.", f"Is the disk full? {_sentence(self.remains)}", exit_code=1
+            )
+
+
+class _Sync:
+    """A thread that puts a file's content onto the disk once a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="espmedsam-sync", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        size = -1
+        while not self._stopping.wait(SYNC_SECONDS):
+            try:
+                if (grown := os.fstat(self._descriptor).st_size) != size:
+                    os.fdatasync(self._descriptor)
+                    size = grown
+            except OSError as error:
+                self.error = error
+                return
+
+    def finish(self) -> None:
+        """Put everything onto the disk and stop.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._stopping.set()
+        self._thread.join()
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder outlast a power cut, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,75 @@
+"""DICOM's unique identifiers of a frame's study, series and instance, plain or as hashes: only where they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.runtime.environment import install_command
+
+KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
+FORMS = ("hashed", "plain")
+_TAGS = {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID", "instance_uid": "SOPInstanceUID"}
+_PREFIX = 128  # bytes before "DICM"
+
+
+class DicomIdentifiers:
+    """Reads the three identifiers of a DICOM file; nothing for any other file.
+
+    ``hashed`` gives ``sha256:`` and 32 hexadecimal digits: equal for equal identifiers, so that lines of one study can
+    be told to belong together, and not to be turned back. Who holds an identifier can still recognise its hash, unless
+    the environment variable ``ESPMEDSAM_UID_KEY`` holds a secret, with which it is then keyed (HMAC).
+
+    Args:
+        form: hashed or plain.
+
+    Raises:
+        UserError: another form, or pydicom is missing.
+    """
+
+    def __init__(self, form: str) -> None:
+        if form not in FORMS:
+            raise UserError(f"identifiers cannot be written '{form}'.", nearest(form, FORMS))
+        if find_spec("pydicom") is None:
+            raise UserError(
+                "pydicom, which reads identifiers, is not installed.", f"Install it: {install_command('dicom')}"
+            )
+        self._plain = form == "plain"
+        self._key = os.environ.get(KEY_VARIABLE, "").encode()
+        self._read = lru_cache(maxsize=64)(_read_identifiers)
+
+    def __call__(self, path: Path) -> Mapping[str, str]:
+        """``study_uid``, ``series_uid`` and ``instance_uid`` of a DICOM file, as far as it has them."""
+        found = self._read(path)
+        return found if self._plain else {name: self._hashed(uid) for name, uid in found.items()}
+
+    def _hashed(self, uid: str) -> str:
+        digest = hmac.digest(self._key, uid.encode(), "sha256") if self._key else hashlib.sha256(uid.encode()).digest()
+        return f"sha256:{digest.hex()[:32]}"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file starts as a DICOM file does: 128 bytes, then DICM."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(_PREFIX + 4)[_PREFIX:] == b"DICM"
+
+
+def _read_identifiers(path: Path) -> dict[str, str]:
+    if not is_dicom(path):
+        return {}
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the identifiers of {path}.", "Copy it again.", exit_code=1) from error
+    return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}

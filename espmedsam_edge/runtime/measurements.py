@@ -1,0 +1,147 @@
+"""What was measured, frame by frame, as lines of JSON and as a table of areas over time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from espmedsam_edge.files import write_errors
+from espmedsam_edge.runtime.contours import Form, contour_fields
+from espmedsam_edge.runtime.growing_file import GrowingFile
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sources import SourceFrame
+
+AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")
+
+Identifiers = Callable[[Path], Mapping[str, str]]
+"""What lines say besides about the file a frame was read from."""
+
+
+def area_in_mm2(area: int, spacing: tuple[float, float] | None) -> float | None:
+    """Pixels to square millimetres, for ``spacing`` in millimetres between rows and between columns; None if unknown."""
+    return None if spacing is None else area * spacing[0] * spacing[1]
+
+
+class _GrowingText:
+    """A sink of lines: each is in the file, under its partial name, as soon as it is written."""
+
+    def __init__(self, path: Path | None, *, keep_interrupted: bool) -> None:
+        self._file = None if path is None else GrowingFile(path, keep_interrupted=keep_interrupted)
+        self._stream: TextIO = sys.stdout
+
+    def __enter__(self) -> Any:
+        if self._file is not None:
+            partial = self._file.begin()
+            with write_errors(self._file.path, self._file.remains):
+                self._stream = partial.open("w", encoding="utf-8", newline="")
+        return self
+
+    def _line(self, text: str) -> None:
+        path, remains = (Path("standard output"), "") if self._file is None else (self._file.path, self._file.remains)
+        with write_errors(path, remains):
+            if self._file is not None:
+                self._file.check()
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        try:
+            self._stream.close()
+        except OSError:  # a line that did not fit, of which the error has been told
+            self._file.end(kind, whole=False)
+        else:
+            self._file.end(kind)
+
+
+class JsonLines(_GrowingText):
+    """Writes one JSON object a frame, each on its line.
+
+    A line holds source, frame and time; for a live source how many frames were skipped so far; ``Segmentation.to_dict``;
+    ``area_mm2`` and ``spacing_mm`` (between rows, between columns) where the spacing is known; and the contours.
+
+    Args:
+        path: the file, which takes its name when it is whole; None for standard output.
+        constants: what every line shall say besides.
+        contours: how the mask's shape is written.
+        identifiers: says more about the file that a frame was read from; None: nothing.
+        keep_interrupted: see ``GrowingFile``.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        constants: Mapping[str, Any] | None = None,
+        contours: Form = "none",
+        identifiers: Identifiers | None = None,
+        *,
+        keep_interrupted: bool = False,
+    ) -> None:
+        super().__init__(path, keep_interrupted=keep_interrupted)
+        self._constants, self._contours, self._identifiers = dict(constants or {}), contours, identifiers
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
+        if frame.captured is not None:
+            line["skipped"] = frame.skipped
+        if self._identifiers is not None:
+            line |= self._identifiers(frame.path)
+        line |= self._constants | result.to_dict()
+        area = area_in_mm2(result.area, frame.spacing)
+        if frame.spacing is not None and area is not None:
+            line |= {"area_mm2": round(area, 4), "spacing_mm": list(frame.spacing)}
+        line |= contour_fields(result, self._contours)
+        self._line(json.dumps(line, allow_nan=False, separators=(",", ":")))
+
+
+class AreaTable(_GrowingText):
+    """Writes a CSV with the area of each frame: ``AREA_COLUMNS``; what is not known is left empty.
+
+    Args:
+        path: the file, which takes its name when it is whole.
+        keep_interrupted: see ``GrowingFile``.
+    """
+
+    def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
+        super().__init__(path, keep_interrupted=keep_interrupted)
+
+    def __enter__(self) -> AreaTable:
+        super().__enter__()
+        self._line(",".join(AREA_COLUMNS))
+        return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        height, width = result.size
+        area = area_in_mm2(result.area, frame.spacing)
+        row = [
+            frame.source,
+            frame.index,
+            "" if frame.time is None else f"{frame.time:.4f}",
+            result.area,
+            f"{result.area / (height * width):.6f}",
+            "" if area is None else f"{area:.4f}",
+        ]
+        self._line(_csv_row(row))
+
+
+class _OneRow:
+    text = ""
+
+    def write(self, text: str) -> None:
+        self.text = text
+
+
+def _csv_row(values: list[Any]) -> str:
+    row = _OneRow()
+    csv.writer(row, lineterminator="").writerow(values)
+    return row.text
