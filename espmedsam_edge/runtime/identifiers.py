@@ -1,4 +1,4 @@
-"""DICOM's unique identifiers of a frame's study, series and instance, plain or as hashes: only where they are asked for."""
+"""DICOM's identifiers of a frame's study, series and instance, plain or as hashes: only where they are asked for."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Identifiers = Callable[[Path], Mapping[str, str]]
 
 
 def area_in_mm2(area: int, spacing: tuple[float, float] | None) -> float | None:
-    """Pixels to square millimetres, for ``spacing`` in millimetres between rows and between columns; None if unknown."""
+    """Pixels to mm², for ``spacing`` in millimetres between rows and between columns; None where it is unknown."""
     return None if spacing is None else area * spacing[0] * spacing[1]
 
 
@@ -65,7 +65,7 @@ class _GrowingText:
 class JsonLines(_GrowingText):
     """Writes one JSON object a frame, each on its line.
 
-    A line holds source, frame and time; for a live source how many frames were skipped so far; ``Segmentation.to_dict``;
+    A line holds source, frame, time and, for a live source, the frames skipped so far; ``Segmentation.to_dict``;
     ``area_mm2`` and ``spacing_mm`` (between rows, between columns) where the spacing is known; and the contours.
 
     Args:

@@ -21,7 +21,6 @@ DEFAULT_CRF = 23
 """x264's quality of overlays. Without looking ahead, 23 gives the file sizes that 20 gives with it, 0.5 dB below."""
 
 _TICKS_PER_FRAME = 16  # finer than a frame, so that a camera's uneven times survive
-_KEYFRAME_SECONDS = 2
 
 _FRAGMENTS = "empty_moov+default_base_moof+frag_every_frame"
 _HYBRID_SINCE = (61, 7)  # libavformat of FFmpeg 7.1
@@ -65,16 +64,30 @@ def open_writer(path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = 
     """
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write '{path.suffix}' videos.", f"Use one of {', '.join(WRITABLE_SUFFIXES)}.")
-    even = size[0] + size[0] % 2, size[1] + size[1] % 2
-    return PyAvWriter(path, even, fps, crf) if has_pyav() else OpenCvWriter(path, even, fps)
+    return PyAvWriter(path, even_size(size), fps, crf) if has_pyav() else OpenCvWriter(path, even_size(size), fps)
 
 
-class PyAvWriter:
-    """Writes H.264 (MPEG-4 part 2 where FFmpeg was built without x264) with the source's frame times."""
+def even_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) rounded up to even numbers, as codecs want them."""
+    return size[0] + size[0] % 2, size[1] + size[1] % 2
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction, crf: int = DEFAULT_CRF) -> None:
+
+class PyAvEncoder:
+    """Encodes H.264 (MPEG-4 part 2 where FFmpeg was built without x264) into a container of FFmpeg's.
+
+    Args:
+        container: open for writing.
+        size: (H, W), even.
+        fps: the frames' usual rate; times are kept to a sixteenth of a frame.
+        crf: x264's quality.
+        keyframe_seconds: how far apart frames are that one can start to play at.
+    """
+
+    def __init__(
+        self, container: Any, size: tuple[int, int], fps: Fraction, crf: int, keyframe_seconds: float = 2
+    ) -> None:
         av = self._av = load_pyav()
-        self._path, self._size = path, size
+        self._container, self._size = container, size
         self._start: float | None = None
         self._last = -1
         self._tick = 1 / (fps * _TICKS_PER_FRAME)
@@ -83,9 +96,8 @@ class PyAvWriter:
         options = (
             {"preset": "veryfast", "crf": str(crf), "tune": "zerolatency"} if codec == "libx264" else {"qscale": "3"}
         )
-        options["g"] = str(max(1, round(_KEYFRAME_SECONDS * fps)))
-        self._container: Any = av.open(f"file:{path.absolute()}", "w", options=_surviving(av, path))
-        self._stream = self._container.add_stream(codec, rate=fps, options=options)
+        options["g"] = str(max(1, round(keyframe_seconds * fps)))
+        self._stream = container.add_stream(codec, rate=fps, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
@@ -97,7 +109,7 @@ class PyAvWriter:
         """See ``VideoWriter.write``."""
         if self._start is None:
             self._start = time
-        picture = self._av.VideoFrame.from_ndarray(_fitted(frame, self._size), format="bgr24")
+        picture = self._av.VideoFrame.from_ndarray(fitted(frame, self._size), format="bgr24")
         self._last = max(self._last + 1, round((time - self._start) / self._tick))
         picture.pts, picture.time_base = self._last, self._tick
         self._mux(picture)
@@ -111,11 +123,25 @@ class PyAvWriter:
         if self._start is not None:
             self._mux(None)
         self._container.close()
-        return not cut_off(self._path)
+        return True
 
     def close(self) -> None:
         """See ``VideoWriter.close``."""
         self._container.close()
+
+
+class PyAvWriter(PyAvEncoder):
+    """Writes a file that can be played at any moment while it grows."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction, crf: int = DEFAULT_CRF) -> None:
+        av = load_pyav()
+        self._path = path
+        container = av.open(f"file:{path.absolute()}", "w", options=_surviving(av, path))
+        super().__init__(container, size, fps, crf)
+
+    def finish(self) -> bool:
+        """See ``VideoWriter.finish``."""
+        return super().finish() and not cut_off(self._path)
 
 
 def _surviving(av: Any, path: Path) -> dict[str, str]:
@@ -151,7 +177,7 @@ class OpenCvWriter:
 
     def write(self, frame: Frame, time: float) -> None:
         """See ``VideoWriter.write``."""
-        self._writer.write(_fitted(frame, self._size))
+        self._writer.write(fitted(frame, self._size))
         self._count += 1
 
     def finish(self) -> bool:
@@ -167,7 +193,7 @@ class OpenCvWriter:
         self._writer.release()
 
 
-def _fitted(frame: Frame, size: tuple[int, int]) -> Frame:
+def fitted(frame: Frame, size: tuple[int, int]) -> Frame:
     """A frame at the video's even size: its last row or column repeated, or stretched if it is quite another."""
     height, width = size
     below, right = height - frame.shape[0], width - frame.shape[1]
