@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.runtime.dicom_seg import Algorithm
     from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
+    from espmedsam_edge.runtime.output_jobs import Measurements
     from espmedsam_edge.runtime.outputs import Places
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.sources import Failure
 
 Decoder = Literal["auto", "software", "hardware"]
+Contours = Literal["none", "polygons", "rle", "both"]
+Uids = Literal["hashed", "plain"]
 _LISTED_FAILURES = 20
 _ARGUMENTS = (
     "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
@@ -36,10 +41,25 @@ def command(
     out: Path | None = typer.Option(
         None,
         help="Overlays: a file for one image or video, else a folder. "
-        "[default: NAME-overlay.png or .mp4, or the folder overlays; none with --masks or --jsonl alone]",
+        "[default: NAME-overlay.png or .mp4, or the folder overlays; none if other results alone are asked for]",
     ),
     masks: Path | None = typer.Option(None, help="A folder for masks: PNG, 0 and 255, at the frame's size."),
+    mask_video: Path | None = typer.Option(
+        None, help="Masks as video, white on black: .mp4, .mov or .mkv for one video, else a folder."
+    ),
     jsonl: str | None = typer.Option(None, help="A file for one line of JSON a frame; - for standard output."),
+    contours: Contours = typer.Option("none", help="In those lines: the mask as polygons, as COCO's rle, or both."),
+    uids: Uids | None = typer.Option(
+        None, help="In those lines: DICOM's study, series and instance identifiers, hashed or plain. [default: neither]"
+    ),
+    csv: Path | None = typer.Option(None, help="A file for a table of the area in each frame."),
+    plot: Path | None = typer.Option(None, help="A PNG of the area over time."),
+    dicom_seg: Path | None = typer.Option(
+        None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
+    ),
+    stream: str | None = typer.Option(
+        None, help="Send the overlay: udp://HOST:PORT or rtp://HOST:PORT (MPEG-TS), or rtsp://SERVER/PATH."
+    ),
     threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
     opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
     frames: int | None = typer.Option(None, min=1, help="Stop after that many frames of each source."),
@@ -63,10 +83,10 @@ def command(
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
-    from espmedsam_edge.runtime.outputs import plan_jobs, plan_places
+    from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
+    from espmedsam_edge.runtime.outputs import plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
-    from espmedsam_edge.runtime.sinks import JsonLines
     from espmedsam_edge.runtime.source_opening import open_sources
 
     opened, modality, sources = choose_bundle(arguments, modality, _notice)
@@ -74,13 +94,26 @@ def command(
         raise UserError("nothing to segment.", f"Name images, videos or a camera after {arguments[0]}.")
     graph = opened.graph(modality, precision)
     found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
-    json_file = Path(jsonl) if jsonl not in (None, "-") else None
+    measured = Measurements(jsonl, contours, uids, csv, plot)
     if not found:
         _end(None, failures)
-    places = plan_places(found, out, masks, Path(jsonl) if jsonl else None, overwrite=overwrite)
-    untrained = opened.manifest.weights.origin == "random"
+    places = plan_places(
+        found,
+        out,
+        masks,
+        Path(jsonl) if jsonl else None,
+        overwrite=overwrite,
+        mask_video=mask_video,
+        dicom_seg=dicom_seg,
+        tables=[path for path in (csv, plot) if path is not None],
+        elsewhere=stream is not None,
+    )
+    origin = opened.manifest.weights.origin
+    untrained = origin == "random"
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
-    jobs = plan_jobs(found, places, style)
+    outcome = Outcome(failures, _notice)
+    jobs = plan_jobs(found, places, style, _algorithm(opened, graph.precision, trained=not untrained), stream, outcome)
+    sinks = shared_sinks(found, measured, {"weights": origin}, outcome)
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
         segmenter = stack.enter_context(
@@ -91,20 +124,18 @@ def command(
                 backend,
                 threshold=threshold,
                 threads=threads,
-                overlay=None if places.overlays is None else style,
+                overlay=None if places.overlays is None and stream is None else style,
                 say=_notice,
             )
         )
-        shared = []
-        if jsonl is not None:
-            shared.append(stack.enter_context(JsonLines(json_file, {"weights": opened.manifest.weights.origin})))
+        shared = [stack.enter_context(sink) for sink in sinks]
         progress = stack.enter_context(_progress(len(jobs)))
         try:
             report = run_pipeline(segmenter, jobs, shared, progress, limits=Limits(frames, duration, max_latency))
         except KeyboardInterrupt:
             typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
             raise typer.Exit(130) from None
-    _say(segmenter, report, places, json_file, untrained=untrained, to_stderr=jsonl == "-")
+    _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
@@ -115,8 +146,32 @@ def _notice(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
+    """What DICOM-SEGs say of how they were made."""
+    from espmedsam_edge import __version__
+    from espmedsam_edge.runtime.dicom_seg import Algorithm
+
+    checkpoint = bundle.manifest.weights.checkpoint_sha256
+    return Algorithm(__version__, {"precision": precision, "checkpoint": checkpoint}, trained)
+
+
+def _results(places: Places, measured: Measurements) -> list[tuple[str, Path]]:
+    """What each result is called, and where it is."""
+    json_file = Path(measured.jsonl) if measured.jsonl not in (None, "-") else None
+    named = (
+        ("overlays", places.overlay_folder),
+        ("masks", places.mask_folder),
+        ("mask videos", places.mask_video_folder),
+        ("DICOM-SEG", places.segmentation_folder),
+        ("measurements", json_file),
+        ("areas", measured.table),
+        ("plot", measured.plot),
+    )
+    return [(what, place) for what, place in named if place is not None]
+
+
 def _say(
-    segmenter: Segmenter, report: Report, places: Places, jsonl: Path | None, *, untrained: bool, to_stderr: bool
+    segmenter: Segmenter, report: Report, results: Sequence[tuple[str, Path]], *, untrained: bool, to_stderr: bool
 ) -> None:
     def line(text: str) -> None:
         typer.echo(text, err=to_stderr)
@@ -133,8 +188,8 @@ def _say(
     )
     frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
     line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
-    for what, place in (("overlays", places.overlay_folder), ("masks", places.mask_folder), ("measurements", jsonl)):
-        if place is not None and place.exists():
+    for what, place in results:
+        if place.exists():
             line(f"{what}: {place}")
     if untrained:
         line("These weights were never trained: the masks mean nothing.")

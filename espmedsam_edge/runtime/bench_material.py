@@ -16,10 +16,11 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.bench import Material
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import OverlayImages, OverlayVideo, Sink
+from espmedsam_edge.runtime.sinks import OverlayImages, Sink
 from espmedsam_edge.runtime.source_opening import open_sources
 from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video_reading import has_pyav
+from espmedsam_edge.runtime.video_sinks import overlay_video
 from espmedsam_edge.runtime.video_writing import open_writer
 
 MAX_FRAMES = 32
@@ -96,7 +97,7 @@ def time_encoding(material: Material, segmenter: Segmenter) -> Material:
         if material.moving:
             source = ImageFiles(paths)
             source.fps = _FPS
-            sink = OverlayVideo(Path(folder) / "overlay.mp4", source, style)
+            sink = overlay_video(Path(folder) / "overlay.mp4", source, style)
         else:
             sink = OverlayImages({path: path for path in paths}, style)
         with sink:

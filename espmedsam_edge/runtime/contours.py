@@ -59,7 +59,8 @@ def _run_lengths(mask: Mask) -> NDArray[np.int64]:
     down = np.ascontiguousarray(mask.T).reshape(-1) != 0
     changes = np.flatnonzero(down[1:] != down[:-1]) + 1
     first = [0] if down.size and down[0] else []
-    return np.diff(np.concatenate([[0], first, changes, [down.size]]).astype(np.int64))
+    ends = np.concatenate([[0], first, changes, [down.size]]).astype(np.int64)
+    return ends[1:] - ends[:-1]
 
 
 def _compressed(lengths: NDArray[np.int64]) -> str:
@@ -79,4 +80,5 @@ def _compressed(lengths: NDArray[np.int64]) -> str:
         used.append(going)
         going = more
     order = np.stack(used, axis=1)
-    return np.stack(letters, axis=1)[order].astype(np.uint8).tobytes().decode("ascii")
+    text: bytes = np.stack(letters, axis=1)[order].astype(np.uint8).tobytes()
+    return text.decode("ascii")

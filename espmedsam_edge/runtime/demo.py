@@ -24,11 +24,13 @@ from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
 from espmedsam_edge.runtime.jobs import Job
+from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import JsonLines, MaskImages, OverlayImages, OverlayVideo, Sink
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
 from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
+from espmedsam_edge.runtime.video_sinks import overlay_video
 from espmedsam_edge.runtime.video_writing import open_writer
 
 BUNDLE = Path(__file__).resolve().parents[1] / "demo_bundle"
@@ -184,7 +186,7 @@ def _clip(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row], No
     path = demo.out / "clip.mp4"
     truths = list(_write_clip(path, segmenter.modality))
     source, seen = VideoFile(path), _Seen()
-    overlay = OverlayVideo(demo.out / "clip-overlay.mp4", source, _style(demo, segmenter.modality))
+    overlay = overlay_video(demo.out / "clip-overlay.mp4", source, _style(demo, segmenter.modality))
     _run(segmenter, source, [overlay, seen], lines)
     step = max(1, len(seen.frames) // (3 * PICTURES))
     demo.clip = [seen.shown(frame, truths[frame.index]) for frame in seen.frames[::step]]

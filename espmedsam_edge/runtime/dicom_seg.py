@@ -80,7 +80,7 @@ class DicomSegmentations:
         if self._current is None or self._current.path != frame.path:
             self._give_up_current()
             header = _read_header(frame.path)
-            self._current = _Unfinished(frame.path, header, result.size, result.modality, frame.spacing)
+            self._current = _Unfinished(frame.path, header, result.size, result.modality)
         current = self._current
         if frame.index == len(current.masks) and result.size == current.size and result.modality == current.modality:
             current.masks.append(np.packbits(result.mask != 0))
@@ -88,9 +88,7 @@ class DicomSegmentations:
             self._current = None
             height, width = current.size
             masks = [np.unpackbits(packed, count=height * width).reshape(height, width) for packed in current.masks]
-            segmentation = build_segmentation(
-                current.header, np.stack(masks), current.modality, self._algorithm, current.spacing
-            )
+            segmentation = build_segmentation(current.header, np.stack(masks), current.modality, self._algorithm)
             with atomic_path(self._paths[frame.path]) as temporary:
                 segmentation.save_as(temporary)
 
@@ -119,17 +117,10 @@ class _Unfinished:
     header: Any
     size: tuple[int, int]
     modality: str
-    spacing: tuple[float, float] | None
     masks: list[NDArray[np.uint8]] = field(default_factory=list)  # packed, eight pixels a byte
 
 
-def build_segmentation(
-    header: Dataset,
-    masks: NDArray[np.uint8],
-    modality: str,
-    algorithm: Algorithm,
-    spacing: tuple[float, float] | None = None,
-) -> Dataset:
+def build_segmentation(header: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm) -> Any:
     """The segmentation of one DICOM image.
 
     Args:
@@ -137,7 +128,6 @@ def build_segmentation(
         masks: (frames, Rows, Columns), 0 or 1; one for every frame of the source, in order.
         modality: names the segment's target.
         algorithm: what made the masks.
-        spacing: millimetres between rows and between columns, if known.
 
     Returns:
         A pydicom dataset that can be saved.
@@ -153,9 +143,7 @@ def build_segmentation(
         segmentation = _made(
             _of_one_frame(source) if cine else source, masks[:1] if cine else masks, modality, algorithm
         )
-        groups = segmentation.SharedFunctionalGroupsSequence[0]
-        if "PlaneOrientationSequence" not in groups:
-            _set_spacing(groups, spacing)
+        _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
@@ -166,22 +154,18 @@ def build_segmentation(
     return segmentation
 
 
+def _drop_incomplete_measures(groups: Any) -> None:
+    """Leave out a spacing without a slice's thickness: highdicom does not open it. The source states the spacing."""
+    if "PixelMeasuresSequence" in groups and groups.PixelMeasuresSequence[0].get("SliceThickness") is None:
+        del groups.PixelMeasuresSequence
+
+
 def _of_one_frame(source: Dataset) -> Dataset:
     """A cine's header as that of a single frame without a place in space."""
     source.NumberOfFrames = 1
     if "FrameOfReferenceUID" in source:
         del source.FrameOfReferenceUID
     return source
-
-
-def _set_spacing(groups: Dataset, spacing: tuple[float, float] | None) -> None:
-    """State the spacing as it was read, or not at all."""
-    from highdicom.content import PixelMeasuresSequence
-
-    if spacing is not None:
-        groups.PixelMeasuresSequence = PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
-    elif "PixelMeasuresSequence" in groups:
-        del groups.PixelMeasuresSequence
 
 
 def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm) -> Any:
@@ -235,7 +219,7 @@ def _concept(code: Code) -> Any:
 
 def _add_frames(segmentation: Any, masks: NDArray[np.uint8]) -> None:
     """Give a segmentation of a first frame the others: one more place in time each, no place in space."""
-    from pydicom.pixels import pack_bits
+    from pydicom.pixels.utils import pack_bits
     from pydicom.sequence import Sequence as Items
 
     organization = segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID
@@ -289,7 +273,7 @@ def _completed(header: Dataset) -> Dataset:
 
     source = copy.deepcopy(header)
     if "SharedFunctionalGroupsSequence" not in source and source.get("NumberOfFrames") is not None:
-        group = New()  # of which nothing stays: _set_spacing has the last word
+        group = New()  # of which nothing stays: _drop_incomplete_measures has the last word
         group.PixelMeasuresSequence = PixelMeasuresSequence(pixel_spacing=(1, 1), slice_thickness=None)
         source.SharedFunctionalGroupsSequence = [group]
     for keyword in _REPEATED:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
-from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.jobs import Job
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, OverlayVideo, Sink
 from espmedsam_edge.runtime.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source
 from espmedsam_edge.runtime.video_writing import WRITABLE_SUFFIXES as VIDEO_OUTPUTS
 
@@ -28,21 +25,53 @@ class Places:
         overlays: the overlay of each input file, or None for no overlays.
         masks: the mask of each input file (for a video the folder of its frames' masks), or None for no masks.
         overlay_folder, mask_folder: for the report; the file itself where there is one.
+        mask_videos: the recording of the masks of each video, or None for none.
+        segmentations: the DICOM-SEG of each input file, or None for none.
+        mask_video_folder, segmentation_folder: for the report.
     """
 
     overlays: dict[Path, Path] | None
     masks: dict[Path, Path] | None
     overlay_folder: Path | None
     mask_folder: Path | None
+    mask_videos: dict[Path, Path] | None = None
+    segmentations: dict[Path, Path] | None = None
+    mask_video_folder: Path | None = None
+    segmentation_folder: Path | None = None
+
+    def files(self) -> list[Path]:
+        """Every file (for the masks of a video: folder) that is written."""
+        kinds = (self.overlays, self.masks, self.mask_videos, self.segmentations)
+        return [path for paths in kinds for path in (paths or {}).values()]
 
 
 def plan_places(
-    sources: Sequence[Source], out: Path | None, masks: Path | None, jsonl: Path | None, *, overwrite: bool
+    sources: Sequence[Source],
+    out: Path | None,
+    masks: Path | None,
+    jsonl: Path | None,
+    *,
+    overwrite: bool,
+    mask_video: Path | None = None,
+    dicom_seg: Path | None = None,
+    tables: Sequence[Path] = (),
+    elsewhere: bool = False,
 ) -> Places:
     """Decide on every output's path before anything is read.
 
-    With ``out`` and ``masks`` None and no ``jsonl``, overlays go to ``NAME-overlay.png`` or ``.mp4`` in the current
-    folder for one file, else to the folder ``overlays``. ``out`` is a file for one input file, else a folder.
+    With nothing else wanted, overlays go to ``NAME-overlay.png`` or ``.mp4`` in the current folder for one file, else
+    to the folder ``overlays``.
+
+    Args:
+        sources: what is segmented.
+        out: of the overlays: a file for one input file, else a folder.
+        masks: the folder of the mask PNGs.
+        jsonl: the file of measurements.
+        overwrite: whether files that exist may be replaced.
+        mask_video: of the recordings of the masks: a file for one video, else a folder.
+        dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
+        tables: further files that are written, one a run.
+        elsewhere: whether results are wanted that are no files.
 
     Raises:
         UserError: ``out`` does not fit the inputs, an output would replace an input or another output, or, without
@@ -53,7 +82,8 @@ def plan_places(
     names = dict(zip(inputs, output_names(inputs), strict=True))
     suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
     overlays, folder = None, out
-    if out is None and masks is None and jsonl is None:
+    wanted = (out, masks, jsonl, mask_video, dicom_seg)
+    if not elsewhere and not tables and all(place is None for place in wanted):
         if len(inputs) == 1:
             folder = Path(f"{names[inputs[0]]}-overlay{suffixes[inputs[0]]}")
             overlays = {inputs[0]: folder}
@@ -69,25 +99,36 @@ def plan_places(
     if masks is not None:
         _check_folder(masks, "--masks")
         mask_paths = {file: masks / (names[file] if file in videos else f"{names[file]}.png") for file in inputs}
-    places = Places(overlays, mask_paths, folder, masks)
-    _check_conflicts(inputs, places, jsonl, overwrite=overwrite)
+    places = Places(
+        overlays,
+        mask_paths,
+        folder,
+        masks,
+        _file_or_folder(
+            mask_video, "--mask-video", VIDEO_OUTPUTS, {file: names[file] for file in inputs if file in videos}
+        ),
+        _file_or_folder(dicom_seg, "--dicom-seg", (".dcm",), {file: f"{names[file]}-seg" for file in inputs}),
+        mask_video,
+        dicom_seg,
+    )
+    _check_conflicts(inputs, places, [*([jsonl] if jsonl else []), *tables], overwrite=overwrite)
     return places
 
 
-def plan_jobs(sources: Sequence[Source], places: Places, style: OverlayStyle) -> list[Job]:
-    """A job for each source, with the sinks that write its overlays and masks to their places."""
-    jobs = []
-    for source in sources:
-        sinks: list[Sink] = []
-        if places.overlays is not None:
-            if source.kind == "images":
-                sinks.append(OverlayImages(places.overlays, style))
-            else:
-                sinks.append(OverlayVideo(places.overlays[source.files[0]], source, style))
-        if places.masks is not None:
-            sinks.append(MaskImages(places.masks, numbered=source.kind == "video"))
-        jobs.append(Job(source, sinks))
-    return jobs
+def _file_or_folder(
+    place: Path | None, option: str, suffixes: Sequence[str], names: Mapping[Path, str]
+) -> dict[Path, Path] | None:
+    """The file of each input: the one that is named, or in a folder its name with the first of the suffixes."""
+    if place is None:
+        return None
+    if place.is_dir() or not place.suffix:
+        _check_folder(place, option)
+        return {file: place / f"{name}{suffixes[0]}" for file, name in names.items()}
+    if place.suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {option} to {place}.", f"Name a folder, or a file: {', '.join(suffixes)}.")
+    if len(names) != 1:
+        raise UserError(f"{option} {place} is one file, but there are {len(names)} inputs for it.", "Name a folder.")
+    return dict.fromkeys(names, place)
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
@@ -147,8 +188,8 @@ def _check_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option} {folder} is a file.", "Name a folder.")
 
 
-def _check_conflicts(inputs: Sequence[Path], places: Places, jsonl: Path | None, *, overwrite: bool) -> None:
-    outputs = [*(places.overlays or {}).values(), *(places.masks or {}).values(), *([jsonl] if jsonl else [])]
+def _check_conflicts(inputs: Sequence[Path], places: Places, others: Sequence[Path], *, overwrite: bool) -> None:
+    outputs = [*places.files(), *others]
     read = {os.path.realpath(file) for file in inputs}
     written: set[str] = set()
     for output in outputs:
@@ -156,7 +197,9 @@ def _check_conflicts(inputs: Sequence[Path], places: Places, jsonl: Path | None,
         if real in read or any(os.path.dirname(file) == real for file in read):
             raise UserError(f"{output} would replace an input.", "Choose another place for the results.")
         if real in written:
-            raise UserError(f"two results would be written to {output}.", "Give --out and --masks different folders.")
+            raise UserError(
+                f"two results would be written to {output}.", "Give each kind of result a place of its own."
+            )
         written.add(real)
     standing = [output for output in outputs if output.is_file() or (output.is_dir() and any(output.iterdir()))]
     if standing and not overwrite:

@@ -63,8 +63,9 @@ def parse_destination(text: str) -> Destination:
     except ValueError:
         host, port = None, None
     port = 554 if scheme == "rtsp" and port is None else port
+    wild = re.search(r"[\s\"'\\\\]", text) is not None
     plain = scheme != "rtsp" and (parts.path not in ("", "/") or parts.query or parts.username is not None)
-    if not host or not port or plain or not re.fullmatch(r"[\w.:%-]+", host):
+    if wild or not host or not port or plain or not re.fullmatch(r"[\w.:%-]+", host):
         raise UserError(f"cannot stream to '{_without_secrets(text)}'.", example)
     shown = f"[{host}]" if ":" in host else host
     path = parts.path.rstrip("/") if scheme == "rtsp" else ""

@@ -106,6 +106,35 @@ def test_a_folder_gives_overlays_masks_and_lines(infer: Callable[..., Outcome], 
         assert place in out
 
 
+def test_every_kind_of_result_of_a_video(infer: Callable[..., Outcome]) -> None:
+    save_clip(Path("c.avi"))
+    places = ["--mask-video", "m.mkv", "--csv", "a.csv", "--jsonl", "r.jsonl", "--contours", "both", "--plot", "a.png"]
+    code, out, err = infer("c.avi", "--out", "o.mkv", *places)
+    assert (code, err) == (0, "")
+    assert tree() == ["a.csv", "a.png", "c.avi", "m.mkv", "o.mkv", "r.jsonl"]
+    lines = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    rows = Path("a.csv").read_text().splitlines()
+    assert len(lines) == len(rows) - 1 == FRAMES
+    assert [f",{line['area']}," in row for line, row in zip(lines, rows[1:], strict=True)] == [True] * FRAMES
+    if has_pyav():
+        shown = [int((frame[..., 0] >= 128).sum()) for frame, _ in open_video(Path("m.mkv"))]
+        assert shown == [line["area"] for line in lines]
+    for place in ("overlays: o.mkv", "mask videos: m.mkv", "areas: a.csv", "plot: a.png", "measurements: r.jsonl"):
+        assert place in out
+
+
+def test_what_a_source_cannot_have_is_one_line(infer: Callable[..., Outcome]) -> None:
+    save_photo(Path("a.png"))
+    for options, words in (
+        (("--stream", "udp://127.0.0.1:5000"), "--stream sends one video"),
+        (("--dicom-seg", "s"), "a.png is not DICOM"),
+        (("--jsonl", "-", "--contours", "polygon"), "polygon"),
+    ):
+        code, _, err = infer("a.png", *options)
+        assert (code, words in err) == (2, True)
+    assert tree() == ["a.png"]
+
+
 def test_several_sources_and_the_default_folder(infer: Callable[..., Outcome]) -> None:
     save_photo(Path("x/a.png"))
     save_photo(Path("y/a.png"), 1)
@@ -305,27 +334,52 @@ def test_a_disk_that_fills_up_is_one_line(toy_bundle: Bundle, tmp_path: Path) ->
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "c.mp4" in done.stderr
-    assert tree(tmp_path / "o") == ["a.png"]
+    if has_pyav():
+        assert tree(tmp_path / "o") == ["a.png", "c.partial.mp4"]
+        assert len(list(open_video(tmp_path / "o" / "c.partial.mp4"))) >= 3
 
 
-@pytest.mark.parametrize("output", ["--out", "--masks", "--jsonl"])
-def test_a_full_disk_is_one_line(toy_bundle: Bundle, tmp_path: Path, output: str) -> None:
+FULL = {"--out": "o.mp4", "--mask-video": "m.mkv", "--masks": "m", "--jsonl": "r.jsonl", "--csv": "r.csv"}
+
+
+@pytest.mark.parametrize("output", FULL)
+def test_a_full_disk_is_one_line_and_earlier_frames_can_be_read(
+    toy_bundle: Bundle, tmp_path: Path, output: str
+) -> None:
     """On a file system of a few kB, where this user may make one."""
-    disk = tmp_path / "disk"
+    disk, saved = tmp_path / "disk", tmp_path / "saved"
     disk.mkdir()
-    save_noise(tmp_path / "c.avi", 60)
-    files = {"--out": "o.mp4", "--masks": "m", "--jsonl": "r.jsonl"}
-    size = "4k" if output == "--jsonl" else "100k"
+    save_noise(tmp_path / "c.avi", 200)
+    size = "8k" if output in ("--jsonl", "--csv") else "200k"
     mount = f"mount -t tmpfs -o size={size} none {disk} || exit 77; "
-    listing = f'; code=$?; find {disk} -type f -not -name "0*.png"; exit $code'
-    call = " ".join(command(toy_bundle, tmp_path / "c.avi", output, disk / files[output]))
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount + call + listing], capture_output=True, text=True)
+    call = " ".join(command(toy_bundle, tmp_path / "c.avi", output, disk / FULL[output]))
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} {call}; code=$?; cp -r {disk} {saved}; exit $code"],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("needs the right to mount a small file system (user namespaces)")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "no space left to write" in done.stderr
-    assert str(disk) not in done.stdout.replace(f"masks: {disk}/m", "")  # no file is left but whole masks
+    found = tree(saved)
+    if output == "--masks":
+        masks = [cv2.imread(str(saved / file)) for file in found]
+        assert len(masks) >= 10
+        assert all(mask is not None for mask in masks)
+    elif output == "--jsonl":
+        assert found == ["r.partial.jsonl"]
+        lines = (saved / found[0]).read_text().split("\n")[:-1]  # what follows the last line's end did not fit
+        assert [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
+        assert len(lines) >= 10
+    elif output == "--csv":
+        assert found == ["r.partial.csv"]
+        assert len((saved / found[0]).read_text().splitlines()) >= 50
+    elif has_pyav():
+        assert found == [{"--out": "o.partial.mp4", "--mask-video": "m.partial.mkv"}[output]]
+        frames = len(list(open_video(saved / found[0])))
+        assert frames >= 3
 
 
 def save_noise(path: Path, frames: int) -> None:
@@ -348,7 +402,7 @@ def test_ctrl_c_while_writing_leaves_whole_files_only(
         command(toy_bundle, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 30
-    while not list(results.glob(".c.*")) and time.monotonic() < deadline:  # until the video is being written
+    while not list(results.glob("c.partial.*")) and time.monotonic() < deadline:  # until the video is being written
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
@@ -388,14 +442,14 @@ from pathlib import Path
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.pipeline import Job, run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayVideo
+from espmedsam_edge.runtime.video_sinks import overlay_video
 from espmedsam_edge.runtime.sources import VideoFile
 memory = []
 def measure(progress):
     if progress.done % 100 == 0:
         memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 source = VideoFile(Path({str(tmp_path / "c.avi")!r}))
-overlay = OverlayVideo(Path({str(tmp_path / "o.mp4")!r}), source, OverlayStyle((0, 255, 255)))
+overlay = overlay_video(Path({str(tmp_path / "o.mp4")!r}), source, OverlayStyle((0, 255, 255)))
 with Segmenter.load({str(toy_bundle.path)!r}, threads=1) as segmenter:
     report = run_pipeline(segmenter, [Job(source, [overlay])], on_progress=measure)
 print(*memory)
@@ -411,7 +465,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(["infer", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--modality", "--precision", "--backend", "--out", "--masks", "--jsonl"):
+    options = "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg stream"
+    for option in (f"--{name}" for name in options.split()):
         assert option in text
 
 

@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.outputs import Places, output_names, plan_jobs, plan_places
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, OverlayVideo
+from espmedsam_edge.runtime.outputs import Places, output_names, plan_places
 from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
 
 
@@ -94,7 +92,7 @@ def test_out_is_a_file_for_one_input_and_else_a_folder() -> None:
         ([CLIP], {"out": "o.png"}, "overlay of a video"),
         ([CLIP], {"out": "o.avi"}, r"\.mp4"),
         ([IMAGE], {"out": "o.tiff"}, r"\.png"),
-        ([IMAGE], {"out": "results", "masks": "results"}, "different folders"),
+        ([IMAGE], {"out": "results", "masks": "results"}, "a place of its own"),
         ([IMAGE], {"out": "o.png", "jsonl": "o.png"}, "two results"),
     ],
 )
@@ -134,13 +132,38 @@ def test_results_that_exist_are_replaced_unless_told() -> None:
         plan([CLIP], masks="m", overwrite=False)
 
 
-def test_jobs_have_the_sinks_of_their_kind() -> None:
-    sources: list[Source] = [ImageFiles([IMAGE, OTHER]), VideoFile(CLIP)]
-    style = OverlayStyle((0, 0, 0))
-    both = plan_jobs(sources, plan([IMAGE, OTHER, CLIP], out="o", masks="m"), style)
-    assert [[type(sink) for sink in job.sinks] for job in both] == [
-        [OverlayImages, MaskImages],
-        [OverlayVideo, MaskImages],
-    ]
-    lines = plan_jobs(sources, plan([IMAGE, OTHER, CLIP], jsonl="a.jsonl"), style)
-    assert [job.sinks for job in lines] == [[], []]
+def test_mask_videos_and_segmentations_have_places() -> None:
+    image, clip = ImageFiles([IMAGE]), VideoFile(CLIP)
+    folders = plan_places([image, clip], None, None, None, overwrite=True, mask_video=Path("m"), dicom_seg=Path("s"))
+    assert folders.overlays is None
+    assert folders.mask_videos == {CLIP: Path("m/c.mp4")}
+    assert folders.segmentations == {IMAGE: Path("s/a-seg.dcm"), CLIP: Path("s/c-seg.dcm")}
+    files = plan_places([clip], None, None, None, overwrite=True, mask_video=Path("m.MKV"), dicom_seg=Path("s.dcm"))
+    assert files.files() == [Path("m.MKV"), Path("s.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mask_video": "m.avi"}, r"cannot write --mask-video to m\.avi.*\.mp4, \.mov, \.mkv"),
+        ({"dicom_seg": "s.png"}, r"cannot write --dicom-seg to s\.png"),
+        ({"dicom_seg": "s.dcm"}, "one file, but there are 2 inputs"),
+        ({"mask_video": "o.mp4", "jsonl": "o.mp4"}, "two results"),
+        ({"mask_video": "taken"}, "--mask-video taken is a file"),
+    ],
+)
+def test_impossible_places_of_recordings_are_refused(options: dict[str, str], words: str) -> None:
+    Path("taken").touch()
+    places = {name: Path(value) for name, value in options.items()}
+    with pytest.raises(UserError, match=words):
+        plan_places(
+            [VideoFile(CLIP), ImageFiles([IMAGE])], None, None, places.pop("jsonl", None), overwrite=True, **places
+        )
+
+
+def test_tables_and_streams_alone_need_no_overlay() -> None:
+    tables = plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, tables=[Path("a.csv")])
+    stream = plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, elsewhere=True)
+    assert tables.overlays is stream.overlays is None
+    with pytest.raises(UserError, match="would replace an input"):
+        plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, tables=[CLIP])

@@ -1,0 +1,141 @@
+"""Which sinks take the frames of each source, and those of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.area_plot import AreaPlot
+from espmedsam_edge.runtime.contours import Form
+from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
+from espmedsam_edge.runtime.identifiers import DicomIdentifiers
+from espmedsam_edge.runtime.jobs import Job
+from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.outputs import Places
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
+from espmedsam_edge.runtime.sources import Failure, Source
+from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
+from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Which files of measurements are wanted.
+
+    Attributes:
+        jsonl: the file for one line of JSON a frame, ``-`` for standard output, None for none.
+        contours: how lines of JSON give the mask's shape.
+        uids: hashed or plain: lines of JSON hold DICOM's identifiers; None: they do not.
+        table: the CSV of areas, None for none.
+        plot: the PNG of areas over time, None for none.
+    """
+
+    jsonl: str | None = None
+    contours: Form = "none"
+    uids: str | None = None
+    table: Path | None = None
+    plot: Path | None = None
+
+
+@dataclass
+class Outcome:
+    """What went wrong with sinks that work beside the run, and where to say so at once."""
+
+    failures: list[Failure] = field(default_factory=list)
+    say: Callable[[str], None] | None = None
+
+
+def plan_jobs(
+    sources: Sequence[Source],
+    places: Places,
+    style: OverlayStyle,
+    algorithm: Algorithm | None = None,
+    stream: str | None = None,
+    outcome: Outcome | None = None,
+) -> list[Job]:
+    """A job for each source, with the sinks that write its results to their places.
+
+    Sinks of a live source work in threads of their own, and what fails of them goes to ``outcome``.
+
+    Args:
+        sources: what is segmented.
+        places: where results go.
+        style: how masks are drawn.
+        algorithm: what DICOM-SEGs say of how they were made; needed where there are any.
+        stream: where the overlay is sent; see ``parse_destination``.
+        outcome: see ``Outcome``.
+
+    Raises:
+        UserError: a result that such a source cannot have, or a missing package.
+    """
+    outcome = outcome or Outcome()
+    if stream is not None and (len(sources) != 1 or sources[0].kind != "video"):
+        raise UserError("--stream sends one video, camera or stream.", "Give one source, or leave --stream out.")
+    jobs = []
+    for source in sources:
+        sinks = _files_of(source, places, style, algorithm)
+        if stream is not None:
+            destination = parse_destination(stream)
+            sinks.append((destination.address, OverlayStream(destination, source, style)))
+        jobs.append(Job(source, [_beside(name, sink, outcome) if source.live else sink for name, sink in sinks]))
+    return jobs
+
+
+def shared_sinks(
+    sources: Sequence[Source], wanted: Measurements, constants: Mapping[str, Any], outcome: Outcome | None = None
+) -> list[Sink]:
+    """The sinks that take the frames of all sources.
+
+    Args:
+        sources: what is segmented; with a live one among them, an interrupted run keeps what was measured.
+        wanted: which files.
+        constants: what every line of JSON says besides.
+        outcome: see ``plan_jobs``.
+
+    Raises:
+        UserError: a missing package.
+    """
+    live = any(source.live for source in sources)
+    identifiers = None if wanted.uids is None else DicomIdentifiers(wanted.uids)
+    sinks: list[tuple[str, Sink]] = []
+    if wanted.jsonl is not None:
+        path = None if wanted.jsonl == "-" else Path(wanted.jsonl)
+        lines = JsonLines(path, constants, wanted.contours, identifiers, keep_interrupted=live)
+        sinks.append(("standard output" if path is None else str(path), lines))
+    if wanted.table is not None:
+        sinks.append((str(wanted.table), AreaTable(wanted.table, keep_interrupted=live)))
+    if wanted.plot is not None:
+        sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live)))
+    return [_beside(name, sink, outcome or Outcome()) if live else sink for name, sink in sinks]
+
+
+def _files_of(
+    source: Source, places: Places, style: OverlayStyle, algorithm: Algorithm | None
+) -> list[tuple[str, Sink]]:
+    first, images = source.files[0], source.kind == "images"
+    sinks: list[tuple[str, Sink]] = []
+    if places.overlays is not None:
+        path = places.overlays[first]
+        sinks.append(
+            (str(path), OverlayImages(places.overlays, style) if images else overlay_video(path, source, style))
+        )
+    if places.masks is not None:
+        sinks.append((str(places.masks[first]), MaskImages(places.masks, numbered=not images)))
+    if places.mask_videos is not None and first in places.mask_videos:
+        path = places.mask_videos[first]
+        sinks.append((str(path), mask_video(path, source)))
+    if places.segmentations is not None:
+        if source.live or algorithm is None:
+            raise UserError(f"{source.name} is not DICOM; --dicom-seg is for DICOM files.", "Leave it out.")
+        paths = {file: places.segmentations[file] for file in source.files}
+        sinks.append((str(places.segmentations[first]), DicomSegmentations(paths, algorithm)))
+    return sinks
+
+
+def _beside(name: str, sink: Sink, outcome: Outcome) -> Sink:
+    return Detached(sink, name, outcome.failures, outcome.say)

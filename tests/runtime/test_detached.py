@@ -1,0 +1,140 @@
+"""A sink in its own thread: order kept, never waited for, its failures told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sink_material import blob, result_of
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sources import Failure, SourceFrame
+
+RESULT = result_of(blob((48, 64)))
+
+
+def frame(number: int) -> SourceFrame:
+    return SourceFrame(np.zeros((48, 64, 3), np.uint8), Path("cam"), number)
+
+
+def waited(done: bool) -> None:
+    assert done, "the test never let the sink go on"
+
+
+class Slow:
+    """Takes a frame once it is let; remembers what it got, where, and how it ended."""
+
+    def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
+        self.got: list[int] = []
+        self.threads: set[str] = set()
+        self.ended: list[type[BaseException] | None] = []
+        self._before = before
+
+    def __enter__(self) -> Slow:
+        self.threads.add(threading.current_thread().name)
+        return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        self._before(frame.index)
+        self.threads.add(threading.current_thread().name)
+        self.got.append(frame.index)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.ended.append(kind)
+
+
+def test_frames_arrive_in_order_in_another_thread() -> None:
+    sink, failures = Slow(), list[Failure]()
+    with Detached(sink, "o.mp4", failures) as detached:
+        for number in range(50):
+            detached.write(frame(number), RESULT)
+    assert sink.got == list(range(50))
+    assert sink.threads == {"espmedsam-sink"}
+    assert (sink.ended, failures) == ([None], [])
+
+
+def test_a_sink_that_hangs_holds_nothing_up() -> None:
+    """The disk of the sink stands still: writing returns at once all the same, and so does the end."""
+    let, said, failures = threading.Event(), list[str](), list[Failure]()
+    sink = Slow(lambda number: waited(let.wait(600)))
+    with Detached(sink, "o.mp4", failures, said.append, patience=0.01) as detached:
+        for number in range(200):
+            detached.write(frame(number), RESULT)
+    assert detached.left_out in (200 - 60, 200 - 61)  # 60 wait; one more may be in the sink's hands
+    assert said == ["warning: o.mp4 cannot keep up: frames are left out of it."]
+    assert [line.message.split(":")[0].split(" within")[0] for line in failures] == [
+        "o.mp4 did not end",
+        f"{detached.left_out} frames were left out of o.mp4",
+    ]
+    let.set()
+    detached._thread.join(60)
+
+
+def test_a_slow_sink_gets_what_fits_in_order() -> None:
+    let, failures = threading.Semaphore(0), list[Failure]()
+    sink = Slow(lambda number: waited(let.acquire(timeout=600)))
+    with Detached(sink, "o.mp4", failures) as detached:
+        for number in range(100):
+            detached.write(frame(number), RESULT)
+        for _ in range(100):
+            let.release()
+    assert sink.got == sorted(sink.got)
+    assert len(sink.got) == 100 - detached.left_out
+    assert len(failures) == 1
+
+
+def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:
+    told = threading.Event()
+
+    def full(number: int) -> None:
+        if number == 3:
+            raise UserError("no space left to write o.mp4.", "Free some space.", exit_code=1)
+
+    said, failures, sink = list[str](), list[Failure](), Slow(full)
+
+    def say(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    with Detached(sink, "o.mp4", failures, say) as detached:
+        for number in range(4):
+            detached.write(frame(number), RESULT)
+        assert told.wait(60)
+        for number in range(4, 300):
+            detached.write(frame(number), RESULT)
+    assert sink.got == [0, 1, 2]
+    assert sink.ended == [UserError]
+    assert said == ["warning: no space left to write o.mp4. Free some space. The rest goes on without it."]
+    assert [failure.message for failure in failures] == ["no space left to write o.mp4. Free some space."]
+    assert detached.left_out == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_sink_learns_how_the_run_ended(error: type[BaseException]) -> None:
+    sink = Slow()
+
+    def interrupted() -> None:
+        with Detached(sink, "o.mp4", []) as detached:
+            detached.write(frame(0), RESULT)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert (sink.got, sink.ended) == ([0], [error])
+
+
+def test_a_bug_in_a_sink_is_not_hidden() -> None:
+    def broken(number: int) -> None:
+        raise ZeroDivisionError
+
+    def run() -> None:
+        with Detached(Slow(broken), "o.mp4", []) as detached:
+            detached.write(frame(0), RESULT)
+
+    with pytest.raises(ZeroDivisionError):
+        run()

@@ -1,0 +1,62 @@
+"""Which sinks a source gets: by its kind, and beside the run where it is live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sink_material import source_of
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
+from espmedsam_edge.runtime.outputs import plan_places
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages
+from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.video_sinks import Recording
+
+STYLE = OverlayStyle((0, 0, 0))
+IMAGE, OTHER, CLIP = Path("a.jpg"), Path("b.png"), Path("c.avi")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_jobs_have_the_sinks_of_their_kind() -> None:
+    sources: list[Source] = [ImageFiles([IMAGE, OTHER]), VideoFile(CLIP)]
+    places = plan_places(sources, Path("o"), Path("m"), None, overwrite=True, mask_video=Path("v"))
+    assert [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE)] == [
+        [OverlayImages, MaskImages],
+        [Recording, MaskImages, Recording],
+    ]
+    places = plan_places(sources, None, None, Path("a.jsonl"), overwrite=True)
+    assert [job.sinks for job in plan_jobs(sources, places, STYLE)] == [[], []]
+
+
+def test_sinks_of_live_sources_work_beside_the_run() -> None:
+    sources: list[Source] = [source_of(Path("cam"), live=True), VideoFile(CLIP)]
+    places = plan_places(sources, Path("o"), Path("m"), None, overwrite=True)
+    kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, outcome=Outcome())]
+    assert kinds == [[Detached, Detached], [Recording, MaskImages]]
+    wanted = Measurements(jsonl="a.jsonl", table=Path("a.csv"))
+    assert [type(sink) for sink in shared_sinks(sources, wanted, {})] == [Detached, Detached]
+    assert [type(sink) for sink in shared_sinks(sources[1:], wanted, {})] == [JsonLines, AreaTable]
+
+
+def test_a_live_source_has_no_segmentations() -> None:
+    source = source_of(Path("cam"), live=True)
+    places = plan_places([source], None, None, None, overwrite=True, dicom_seg=Path("s"))
+    with pytest.raises(UserError, match="--dicom-seg is for DICOM files"):
+        plan_jobs([source], places, STYLE)
+
+
+def test_a_stream_is_of_one_video() -> None:
+    clip, image = VideoFile(CLIP), ImageFiles([IMAGE])
+    for sources in ([clip, clip], [image]):
+        places = plan_places([image], None, None, None, overwrite=True, elsewhere=True)
+        with pytest.raises(UserError, match="--stream sends one video"):
+            plan_jobs(sources, places, STYLE, stream="udp://127.0.0.1:5000")  # type: ignore[arg-type]
