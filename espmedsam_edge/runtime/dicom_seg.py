@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
+from espmedsam_edge.runtime.dicom_reading import is_dicom
 from espmedsam_edge.runtime.environment import install_command
-from espmedsam_edge.runtime.identifiers import is_dicom
 from espmedsam_edge.runtime.segment_codes import Code, codes_of
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
@@ -287,7 +287,7 @@ def _read_header(path: Path) -> Any:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        header = dcmread(path, stop_before_pixels=True, force=True)
         _ = (header.Rows, header.Columns, header.SOPInstanceUID)
     except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
         raise UserError(f"cannot read {path} again for its DICOM-SEG.", "Copy it again.", exit_code=1) from error

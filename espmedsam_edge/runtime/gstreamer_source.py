@@ -55,7 +55,7 @@ class GStreamerFeed:
             )
         try:
             self._pipeline = gst.parse_launch(self._description)
-        except _error_class() as error:
+        except error_class() as error:
             raise UserError(f"{self._address}: GStreamer refuses the pipeline.", exit_code=1) from error
         self._sink = self._pipeline.get_by_name("sink")
         self._pipeline.set_state(gst.State.PLAYING)
@@ -89,7 +89,7 @@ class GStreamerFeed:
         if message.type == gst.MessageType.EOS:
             raise Disconnected("the stream ended")
         error, _ = message.parse_error()
-        raise Disconnected(_without_addresses(error.message))
+        raise Disconnected(without_addresses(error.message))
 
     def read(self) -> Frame | None:
         """See ``Feed.read``."""
@@ -202,7 +202,8 @@ def load_gstreamer() -> Any:
     return Gst
 
 
-def _error_class() -> type[Exception]:
+def error_class() -> type[Exception]:
+    """The class of GLib's errors."""
     from gi.repository import GLib
 
     found: type[Exception] = GLib.Error
@@ -224,7 +225,7 @@ def _frame(gst: Any, sample: Any) -> Frame:
         buffer.unmap(content)
 
 
-def _without_addresses(text: str) -> str:
+def without_addresses(text: str) -> str:
     """GStreamer's message in a line, without what may hold a password."""
     words = [word for word in text.split() if "://" not in word and "@" not in word]
     return " ".join(words).rstrip(".") or "GStreamer failed"

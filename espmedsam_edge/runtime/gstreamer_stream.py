@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.gstreamer_source import error_class, has_element, load_gstreamer, without_addresses
 from espmedsam_edge.runtime.video_writing import fitted
 
 _BITS = 4_000_000  # a second: the hardware encoder has no constant quality
 _END_SECONDS = 3
 
 
-@lru_cache(maxsize=1)
-def load_gstreamer() -> Any:
-    """GStreamer's module, started; None where PyGObject or GStreamer is missing."""
-    if find_spec("gi") is None:
-        return None
-    import gi
-
-    try:
-        gi.require_version("Gst", "1.0")
-        gi.require_version("GstApp", "1.0")
-        from gi.repository import Gst, GstApp  # noqa: F401 (the second teaches appsrc its methods)
-    except (ValueError, ImportError):
-        return None
-    Gst.init(None)
-    return Gst
-
-
 def available() -> bool:
     """Whether GStreamer is here with the elements that a stream needs."""
     needed = ("appsrc", "videoconvert", "h264parse", "mpegtsmux", "udpsink")
-    return all(_has(name) for name in needed) and encoder() is not None
+    return all(has_element(name) for name in needed) and encoder() is not None
 
 
 def has_hardware_encoder() -> bool:
     """Whether a Jetson's encoder is here."""
-    return _has("nvv4l2h264enc") and _has("nvvidconv")
+    return has_element("nvv4l2h264enc") and has_element("nvvidconv")
 
 
 def encoder() -> str | None:
     """The best encoder here: ``nvv4l2h264enc``, else ``x264enc``; None if there is neither."""
     if has_hardware_encoder():
         return "nvv4l2h264enc"
-    return "x264enc" if _has("x264enc") else None
-
-
-def _has(element: str) -> bool:
-    gst = load_gstreamer()
-    return gst is not None and gst.ElementFactory.find(element) is not None
+    return "x264enc" if has_element("x264enc") else None
 
 
 def describe_pipeline(scheme: str, host: str, port: int, url: str, fps: Fraction, encoder: str) -> str:
@@ -99,7 +75,7 @@ class GStreamerStream:
         gst = self._gst
         try:
             self._pipeline = gst.parse_launch(description)
-        except gst_error() as error:
+        except error_class() as error:
             raise _failed(str(error)) from error
         self._frames = self._pipeline.get_by_name("frames")
         caps = f"video/x-raw,format=BGR,width={size[1]},height={size[0]},framerate={fps.numerator}/{fps.denominator}"
@@ -129,17 +105,9 @@ class GStreamerStream:
         self._pipeline.set_state(gst.State.NULL)
 
 
-def gst_error() -> type[Exception]:
-    """The class of GLib's errors."""
-    from gi.repository import GLib
-
-    error: type[Exception] = GLib.Error
-    return error
-
-
 def _failed(reason: str) -> UserError:
     return UserError(
-        f"GStreamer cannot stream: {' '.join(reason.split()).rstrip('.')}.",
+        f"GStreamer cannot stream: {without_addresses(reason)}.",
         "Check the receiver, and GStreamer's plugins with: espmedsam-edge doctor",
         exit_code=1,
     )

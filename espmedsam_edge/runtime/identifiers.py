@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.runtime.dicom_reading import is_dicom
 from espmedsam_edge.runtime.environment import install_command
 
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
 FORMS = ("hashed", "plain")
 _TAGS = {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID", "instance_uid": "SOPInstanceUID"}
-_PREFIX = 128  # bytes before "DICM"
 
 
 class DicomIdentifiers:
@@ -54,14 +54,6 @@ class DicomIdentifiers:
         return f"sha256:{digest.hex()[:32]}"
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file starts as a DICOM file does: 128 bytes, then DICM."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(_PREFIX + 4)[_PREFIX:] == b"DICM"
-
-
 def _read_identifiers(path: Path) -> dict[str, str]:
     if not is_dicom(path):
         return {}
@@ -69,7 +61,7 @@ def _read_identifiers(path: Path) -> dict[str, str]:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()), force=True)
     except (InvalidDicomError, OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read the identifiers of {path}.", "Copy it again.", exit_code=1) from error
     return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}

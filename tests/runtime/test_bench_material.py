@@ -52,7 +52,7 @@ def test_a_folder_of_pictures_is_read_and_a_broken_one_passed_over(tmp_path: Pat
 
 
 def test_nothing_to_read_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no images or videos"):
+    with pytest.raises(UserError, match="no images"):
         read_material(str(tmp_path), "fundus")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(UserError, match=r"broken\.png"):

@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.sources import SourceFrame
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 highdicom = pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
-from dicom_files import CT, PATIENT, SECONDARY_CINE, save_dicom  # noqa: E402 (needs pydicom)
+from seg_sources import CT, PATIENT, SECONDARY_CINE, save_dicom  # noqa: E402 (needs pydicom)
 
 ALGORITHM = Algorithm("1.2.3", {"precision": "fp16", "checkpoint": "abc"})
 

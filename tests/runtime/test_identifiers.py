@@ -16,7 +16,7 @@ from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sources import SourceFrame
 
 pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
-from dicom_files import PATIENT, save_dicom
+from seg_sources import PATIENT, save_dicom
 
 
 def test_plain_identifiers(tmp_path: Path) -> None:
