@@ -20,6 +20,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
+from espmedsam_edge.runtime.crew import Crew
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -99,23 +100,19 @@ class LiveRun:
         ]
         work += [("capture", partial(self._capture, lane)) for lane in live]
         work += [("write", partial(self._write, lane)) for lane in self.lanes]
-        threads = [
-            threading.Thread(target=self._guarded, args=(stage,), name=f"espmedsam-{name}", daemon=True)
-            for name, stage in work
-        ]
+        crew = Crew([(name, partial(self._guarded, stage)) for name, stage in work])
         interrupted = False
         try:
-            for thread in threads:
-                thread.start()
+            crew.start()
             try:
-                wait_for(threads)
+                crew.wait()
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop()
-                wait_for(threads)
+                crew.wait()
         except BaseException:
             self._abort()
-            wait_for(threads)
+            crew.wait()
             raise
         if self.error is not None:
             raise self.error
@@ -374,13 +371,6 @@ def segment_as_set(segmenter: Segmenter, settings: Settings, frames: Sequence[Fr
     return (
         chosen.segment_batch(frames) if settings.threshold is None else chosen.segment_batch(frames, settings.threshold)
     )
-
-
-def wait_for(threads: Sequence[threading.Thread]) -> None:
-    """Join started threads, letting Ctrl-C through."""
-    for thread in threads:
-        while thread.ident is not None and thread.is_alive():
-            thread.join(0.2)  # a wait without an end would not always let Ctrl-C through
 
 
 def _told(lane: _Lane, live: LiveFrames) -> LiveReport:

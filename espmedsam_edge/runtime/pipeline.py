@@ -5,19 +5,20 @@ This is the run over files; runs with a live source among theirs go on in ``live
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backend import Started
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
+from espmedsam_edge.runtime.crew import Crew
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
-from espmedsam_edge.runtime.live_pipeline import LiveRun, segment_as_set, wait_for
+from espmedsam_edge.runtime.live_pipeline import LiveRun, segment_as_set
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
@@ -115,17 +116,14 @@ class _Run:
 
     def run(self) -> Report:
         begin = time.perf_counter()
-        threads = [
-            threading.Thread(target=self._guarded, args=(stage,), name=f"espmedsam-{name}", daemon=True)
-            for name, stage in (("capture", self._capture), ("infer", self._infer), ("write", self._write))
-        ]
+        stages = (("capture", self._capture), ("infer", self._infer), ("write", self._write))
+        crew = Crew([(name, partial(self._guarded, stage)) for name, stage in stages])
         try:
-            for thread in threads:
-                thread.start()
-            wait_for(threads)
+            crew.start()
+            crew.wait()
         except BaseException:
             self._abort()
-            wait_for(threads)
+            crew.wait()
             raise
         if self.error is not None:
             raise self.error

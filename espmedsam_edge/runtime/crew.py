@@ -1,0 +1,46 @@
+"""The threads of a run, started and waited for as one, so that Ctrl-C finds either none or all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+_LEAVING_SECONDS = 5.0
+
+
+class Crew:
+    """Threads named ``espmedsam-NAME``, one a stage; stages keep their errors to themselves.
+
+    The main thread does not join them: in Python before 3.13 a join that Ctrl-C interrupts takes a running thread for
+    one that has ended.
+    """
+
+    def __init__(self, stages: Sequence[tuple[str, Callable[[], None]]]) -> None:
+        self._threads = [
+            threading.Thread(target=stage, name=f"espmedsam-{name}", daemon=True) for name, stage in stages
+        ]
+        self._boss = threading.Thread(target=self._lead, name="espmedsam-run", daemon=True)
+        self._go = threading.Event()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start them all."""
+        self._boss.start()
+        self._go.set()
+
+    def wait(self) -> None:
+        """Come back when all have ended. Ctrl-C comes through; then it can be called again."""
+        self._go.set()
+        while not self._ended.wait(0.2):  # a wait without an end would not always let Ctrl-C through
+            pass
+        self._boss.join(_LEAVING_SECONDS)
+
+    def _lead(self) -> None:
+        self._go.wait()
+        try:
+            for thread in self._threads:
+                thread.start()
+            for thread in self._threads:
+                thread.join()
+        finally:
+            self._ended.set()
