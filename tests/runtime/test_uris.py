@@ -1,0 +1,120 @@
+"""The grammar of sources that are not files."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.uris import SCHEMES, Uri, parse_uri
+
+
+def parsed(text: str) -> Uri:
+    uri = parse_uri(text)
+    assert uri is not None
+    return uri
+
+
+def parsed_or_refused(text: str) -> tuple[Uri | None, str]:
+    try:
+        return parse_uri(text), ""
+    except UserError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("text", ["a.png", "folder/", "*.dcm", "C:file", "a:b", "12345", "-1", "", "./rtsp", "a b.mp4"])
+def test_files_are_none_of_it(text: str) -> None:
+    assert parse_uri(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "place", "address", "label"),
+    [
+        ("0", "v4l2", "/dev/video0", "v4l2:///dev/video0", "v4l2-dev-video0"),
+        ("v4l2:///dev/v4l/by-id/cam-1", "v4l2", "/dev/v4l/by-id/cam-1", "v4l2:///dev/v4l/by-id/cam-1", None),
+        ("csi://0?fps=60", "csi", "0", "csi://0", "csi-0"),
+        ("TEST://fundus", "test", "fundus", "test://fundus", "test-fundus"),
+        ("file:///a%20b/c.mp4", "file", "/a b/c.mp4", "file:///a b/c.mp4", None),
+        ("rtsp://10.0.0.7:8554/cam/1", "rtsp", "rtsp://10.0.0.7:8554/cam/1", "rtsp://10.0.0.7:8554/cam/1",
+         "rtsp-10-0-0-7-8554-cam-1"),
+        ("rtsp://[fe80::1]:554/x", "rtsp", "rtsp://[fe80::1]:554/x", "rtsp://[fe80::1]:554/x", "rtsp-fe80-1-554-x"),
+        ("http://h/v?token=s#timeout=3", "http", "http://h/v?token=s", "http://h/v", "http-h-v"),
+        ("udp://@:5000", "udp", "udp://@:5000", "udp://:5000", "udp-5000"),
+    ],
+)  # fmt: skip
+def test_parts(text: str, scheme: str, place: str, address: str, label: str | None) -> None:
+    uri = parsed(text)
+    assert (uri.scheme, uri.place, uri.address) == (scheme, place, address)
+    assert label is None or uri.label == label
+    assert "." not in uri.label
+    assert "/" not in uri.label
+
+
+def test_passwords_and_tokens_are_kept_for_the_library_and_shown_to_nobody() -> None:
+    uri = parsed("rtsp://admin:s3cret@camera.local/stream?token=t0ken#transport=udp")
+    assert uri.place == "rtsp://admin:s3cret@camera.local/stream?token=t0ken"
+    assert uri.options == {"transport": "udp"}
+    for shown in (uri.address, uri.label):
+        for secret in ("admin", "s3cret", "t0ken"):
+            assert secret not in shown
+
+
+@given(
+    user=st.text("abcdefghijk0123456789", min_size=8, max_size=12),
+    password=st.text("lmnopqrstuvw%:", min_size=8, max_size=12),
+)
+def test_no_password_is_ever_shown(user: str, password: str) -> None:
+    uri, refused = parsed_or_refused(f"rtsp://{user}:{password}@h.example/x")
+    shown = refused if uri is None else uri.address + uri.label
+    assert password not in shown
+    assert user not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rtps://camera", "Did you mean 'rtsp'?"),
+        ("htp://camera", "Did you mean 'http'?"),
+        ("v4l://dev", "Did you mean 'v4l2'?"),
+        ("gopher://x", "Known: file, v4l2"),
+        ("rtsp:/camera", "Write rtsp://"),
+        ("rtsp://", "names no host"),
+        ("csi://", "csi://0"),
+        ("test://?fps=3", "test://fundus"),
+        ("rtsp://h:port/", "not a valid address"),
+        ("http://[::1", "not a valid address"),
+        ("test://fundus?fps", "has no value"),
+        ("test://fundus?fps=1&fps=2", "stands twice"),
+    ],
+)
+def test_what_is_written_wrongly(text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_uri(text)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@given(st.text(max_size=40), st.sampled_from(["", *(f"{scheme}://" for scheme in SCHEMES)]))
+def test_any_text_is_parsed_or_refused(text: str, start: str) -> None:
+    uri, refused = parsed_or_refused(start + text)
+    assert "\n" not in refused
+    assert uri is None or (uri.scheme in SCHEMES and uri.label)
+
+
+def test_options_are_checked() -> None:
+    uri = parsed("test://fundus?size=640x480&fps=29.97&frames=12")
+    assert uri.size() == (480, 640)
+    assert uri.number("fps", 1, 100) == 29.97
+    assert uri.whole("frames", 1, 100) == 12
+    assert uri.whole("seed", 0, 9) is None
+    for wrong in ("size=640", "size=0x3", "size=ax3", "size=640x480x3"):
+        with pytest.raises(UserError, match="width x height"):
+            parsed(f"test://fundus?{wrong}").size()
+    for wrong in ("fps=no", "fps=-1", "fps=1e3", "fps=1000", "fps=nan"):
+        with pytest.raises(UserError, match="from 1 to 100"):
+            parsed(f"test://fundus?{wrong}").number("fps", 1, 100)
+    with pytest.raises(UserError, match="whole number"):
+        uri.whole("fps", 1, 100)
+    with pytest.raises(UserError, match="Did you mean 'fps'"):
+        parsed("test://fundus?fbs=3").allow("fps", "size")
