@@ -91,12 +91,19 @@ class _Count:
             alone = bool(self._network.macs(node)) or node.op_type in _REDUCERS
             if alone or not (self._join(node) or node.op_type in MOVERS | _VIEWS):
                 self._begin(node)
-        constants = {name for kernel in self._kernels for name in kernel.reads if name in self._network.constants}
+        constants = self._network.constants
         kernels = [
-            Kernel(kernel.name, kernel.type, kernel.flop, sum(kernel.reads.values()) + self._bytes(kernel.output))
+            Kernel(
+                kernel.name,
+                kernel.type,
+                kernel.flop,
+                sum(kernel.reads.values()) + self._bytes(kernel.output),
+                sum(size for name, size in kernel.reads.items() if name in constants),
+            )
             for kernel in self._kernels
         ]
-        return GraphCost(kernels, sum(self._bytes(name) for name in constants))
+        used = {name for kernel in self._kernels for name in kernel.reads if name in constants}
+        return GraphCost(kernels, sum(self._bytes(name) for name in used))
 
     def _begin(self, node: NodeProto) -> None:
         macs = self._network.macs(node)

@@ -21,12 +21,14 @@ class Kernel:
         type: what it multiplies in: "fp32", "fp16" or "int8"; "" where it does not.
         flop: operations of its products, two a multiply-accumulate; element-wise work is not counted.
         bytes: read and written, each tensor once.
+        weight_bytes: of constants, part of ``bytes``.
     """
 
     name: str
     type: str
     flop: int
     bytes: int
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class GraphCost:
 
     Attributes:
         kernels: products, normalisations and softmaxes, with element-wise neighbours fused into them.
-        weight_bytes: of the constants, as they are stored.
+        weight_bytes: of the constants, as they are stored; those that several kernels read count once.
     """
 
     kernels: Sequence[Kernel]
