@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from espmedsam_edge.runtime.backend import (
     load_backend,
     silent,
 )
+from espmedsam_edge.runtime.cuda_api import CudaError
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 
@@ -39,20 +40,40 @@ class Segmenter:
         ...     print(result.area, result.bounding_box)
     """
 
-    def __init__(self, bundle: Bundle, choice: Choice, threshold: float, overlay: OverlayStyle | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        threshold: float,
+        overlay: OverlayStyle | None = None,
+        fall_back: Callable[[CudaError], Choice] | None = None,
+    ) -> None:
+        """Take a loaded backend; ``load`` is the usual way.
+
+        Args:
+            bundle: where the graph is from.
+            choice: its backend.
+            threshold: see ``load``.
+            overlay: see ``load``.
+            fall_back: loads the backend to go on with when a GPU is lost; None: what runs there fails from then on.
+        """
         self.bundle = bundle
-        self.choice = choice
         self.graph = choice.backend.graph
         self.threshold = threshold
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._fall_back = fall_back
         if overlay is not None:
             overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
         self.frame_options = FrameOptions(bundle.manifest.input.normalization, threshold, overlay)
+        self._take(choice)
+        self._closed = False
+
+    def _take(self, choice: Choice) -> None:
+        self.choice = choice
         # A backend that takes whole frames, or None for one that has only the network.
         self.frame_backend = cast(FrameBackend, choice.backend) if hasattr(choice.backend, "segment_frames") else None
         # Reused from frame to frame; the rows of a batch that no frame fills stay what they were, which is harmless.
         self._image = np.zeros(self.graph.input_shape if self.frame_backend is None else 0, np.float32)
-        self._closed = False
 
     @classmethod
     def load(
@@ -72,7 +93,8 @@ class Segmenter:
             bundle: a bundle, or the path of one.
             modality: may be left out where the bundle has one.
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
-            backend: a name of ``runtime.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was taken.
+            backend: a name of ``runtime.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was taken. With
+                "auto", what a GPU that is lost on the way leaves undone is done on the CPU, and ``say`` told.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
@@ -87,7 +109,14 @@ class Segmenter:
         if not 0 < threshold < 1:
             raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
         graph = opened.graph(modality, precision)
-        return cls(opened, load_backend(opened, graph, backend, threads, say), threshold, overlay)
+
+        def on_the_cpu(error: CudaError) -> Choice:
+            found = load_backend(opened, graph, "onnxruntime-cpu", threads, say)
+            say(f"The GPU is lost: {error.message} Going on with {found.taken}, more slowly. {error.hint}")
+            return found
+
+        choice = load_backend(opened, graph, backend, threads, say)
+        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None)
 
     @property
     def modality(self) -> str:
@@ -163,11 +192,32 @@ class Segmenter:
         if not 1 <= len(frames) <= self.batch:
             raise ValueError(f"{len(frames)} frames for a graph with batch {self.batch}")
         options = self._checked(frames, threshold)
-        if self.frame_backend is None:
-            return _Finished(self._segment_group(frames, options))
         with self._lock:
             self._check_open()
-            return _Locked(self.frame_backend.start_frames(frames, options), self._lock)
+            if self.frame_backend is not None:
+                try:
+                    return _UnderWay(self, frames, options, self.frame_backend.start_frames(frames, options))
+                except CudaError as error:
+                    self._lose_gpu(error, frames)
+        return _Finished(self._segment_group(frames, options))
+
+    def _finish(self, frames: Sequence[AnyFrame], options: FrameOptions, started: Started) -> list[Segmentation]:
+        with self._lock:
+            try:
+                return started.results()
+            except CudaError as error:
+                self._lose_gpu(error, frames)
+            return self._segment_group(frames, options)
+
+    def _lose_gpu(self, error: CudaError, frames: Sequence[AnyFrame]) -> None:
+        """Go over to another backend, where the GPU is lost, there is one, and the frames are not lost with it."""
+        if not error.lost or self._fall_back is None or any(not isinstance(frame, np.ndarray) for frame in frames):
+            raise error
+        if self.frame_backend is not None:
+            lost = self.choice
+            found = self._fall_back(error)
+            self._take(Choice(found.backend, (*lost.passed_over, f"not {lost.backend.name}: {error}")))
+            lost.backend.close()
 
     def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:
         """The options for frames that are arrays such as the backend takes."""
@@ -185,7 +235,10 @@ class Segmenter:
         with self._lock:
             self._check_open()
             if self.frame_backend is not None:
-                return self.frame_backend.segment_frames(group, options)
+                try:
+                    return self.frame_backend.segment_frames(group, options)
+                except CudaError as error:
+                    self._lose_gpu(error, group)
             frames = cast(Sequence[Frame], group)  # checked
             for row, frame in enumerate(frames):
                 begin = time.perf_counter()
@@ -255,15 +308,16 @@ class _Finished:
 
 
 @dataclass(frozen=True)
-class _Locked:
-    """Frames under way on a backend, whose calls take turns."""
+class _UnderWay:
+    """Frames on a backend that overlaps groups; kept, should the GPU be lost before they are done."""
 
+    _segmenter: Segmenter
+    _frames: Sequence[AnyFrame]
+    _options: FrameOptions
     _started: Started
-    _lock: threading.Lock
 
     def results(self) -> list[Segmentation]:
-        with self._lock:
-            return self._started.results()
+        return self._segmenter._finish(self._frames, self._options, self._started)
 
 
 def _from_elsewhere(frame: object) -> bool:

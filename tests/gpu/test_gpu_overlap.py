@@ -307,3 +307,81 @@ def test_the_pipeline_ends_when_the_gpu_is_lost(load: Load, machine: Any, monkey
         run_pipeline(segmenter, [Job(clip, [Kept(clip)])])
     monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuMemFree=719")
     segmenter.close()
+
+
+@pytest.fixture
+def load_auto(load: Load) -> Callable[..., Segmenter]:
+    """As ``load``, with the backend chosen by itself."""
+
+    def make(**options: Any) -> Segmenter:
+        load().close()  # the engine is in the cache now
+        return Segmenter.load(options.pop("which"), "fundus", **options)
+
+    return make
+
+
+def agree(result: Segmentation, frame: NDArray[np.uint8], expected: Segmenter) -> None:
+    assert (result.mask == expected.segment(frame).mask).all()
+
+
+@pytest.mark.parametrize("where", ["cuStreamSynchronize", "cuEventSynchronize", "cuMemcpyHtoDAsync"])
+def test_a_gpu_lost_under_way_is_replaced_by_the_cpu_where_the_choice_was_ours(
+    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    said: list[str] = []
+    segmenter = warmed_up(load_auto(which=bundle, say=said.append, overlay=STYLE), (50, 60))
+    with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
+        assert segmenter.choice.backend.name == "tensorrt"
+        frames = [frame_of(50, 60, seed) for seed in range(IN_FLIGHT + 2)]
+        groups = [segmenter.start([frame]) for frame in frames[:2]]
+        monkeypatch.setenv("CUDA_MACHINE_FAIL", f"{where}=719")
+        if where == "cuStreamSynchronize":
+            agree(segmenter.segment(frames[2]), frames[2], cpu)
+            monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuEventSynchronize=719")
+        else:
+            groups += [segmenter.start([frame]) for frame in frames[2:]]
+        for frame, group in zip(frames, groups, strict=False):
+            result = group.results()[0]
+            if result.drawn is None:  # those that the GPU had done keep what they are
+                agree(result, frame, cpu)
+        assert segmenter.choice.backend.name == "onnxruntime-cpu"
+        assert segmenter.in_flight == 1
+        assert "not tensorrt: " in str(segmenter.choice)
+        (notice,) = (line for line in said if "The GPU is lost" in line)
+        assert "719" in notice or "LAUNCH_FAILED" in notice
+        assert "Going on with onnxruntime-cpu (CPU" in notice
+        agree(segmenter.segment(frames[0]), frames[0], cpu)
+        segmenter.close()
+
+
+def test_frames_that_lay_on_the_lost_gpu_are_lost_with_it(
+    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, memory: GpuMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = load_auto(which=bundle)
+    frame = frame_of(72, 96)
+    group = segmenter.start([InterfaceArray(memory.put(frame), frame.shape)])
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuEventSynchronize=719")
+    with pytest.raises(CudaError, match="Start it again"):
+        group.results()
+    monkeypatch.delenv("CUDA_MACHINE_FAIL")
+    segmenter.close()
+
+
+def test_the_pipeline_goes_on_when_the_gpu_is_lost(
+    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    segmenter = warmed_up(load_auto(which=bundle, say=said.append), (50, 60), (70, 40))
+    clip = Clip(30)
+    order: list[int] = []
+
+    class Losing(Kept):
+        def write(self, frame: SourceFrame, result: Segmentation) -> None:
+            order.append(frame.index)
+            if frame.index == 9:
+                monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuEventSynchronize=719")
+
+    report = run_pipeline(segmenter, [Job(clip, [Losing(clip)])])
+    assert (report.frames, order) == (30, list(range(30)))
+    assert sum("The GPU is lost" in line for line in said) == 1
+    segmenter.close()
