@@ -45,6 +45,7 @@ from espmedsam_edge.runtime.tensorrt_api import (
     refusal_error,
     set_targets,
 )
+from espmedsam_edge.runtime.tensorrt_remedies import remedy, tells_of_full_memory
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -267,7 +268,7 @@ def load_engine(api: TensorRT, plan: Any, log: Log) -> tuple[trt.Runtime, trt.IC
     if engine is None:
         raise UserError(
             f"{api.title} built the engine but cannot load it: {_reason(log)}.",
-            "Check the GPU driver's version.",
+            remedy(" ".join(log.errors()), "Check the GPU driver's version."),
             exit_code=1,
         )
     return runtime, engine
@@ -291,8 +292,8 @@ def time_engine(request: Request) -> Result:
 def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:
     """The one line for a builder that gave no plan, with TensorRT's own reason."""
     reason = _reason(parsed.log)
-    hint = "The graph or this TensorRT is at fault; the log has the details."
-    if any(word in parsed.log.text().lower() for word in ("out of memory", "outofmemory", "insufficient memory")):
+    hint = remedy(parsed.log.text(), "The graph or this TensorRT is at fault; the log has the details.")
+    if tells_of_full_memory(parsed.log.text()):
         hint = "The device ran out of memory: stop other programs on it and build again."
     elif gpu is None and not request.targets:
         hint = "There is no GPU here: name the GPU generations with --target."

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.environment import install_command, jetson
+from espmedsam_edge.runtime.tensorrt_remedies import remedy
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -247,7 +248,8 @@ def parse_graph(api: TensorRT, path: Path) -> ParsedGraph:
     logger = make_logger(api, log)
     builder = cast("trt.Builder | None", api.module.Builder(logger))
     if builder is None:
-        raise UserError(f"{api.title} could not start: {_last(log)}.", "Check the GPU driver.", exit_code=1)
+        hint = remedy(" ".join(log.errors()), "Check the GPU driver.")
+        raise UserError(f"{api.title} could not start: {_last(log)}.", hint, exit_code=1)
     network = builder.create_network(network_flags(api))
     parser = cast("trt.OnnxParser", api.module.OnnxParser(network, logger))
     refusals: list[Refusal] = []

@@ -18,15 +18,13 @@ from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda_stream import Graph, Stream
 from espmedsam_edge.runtime.network_precision import shape_of, type_name
 from espmedsam_edge.runtime.tensorrt_api import Log, TensorRT, make_logger
+from espmedsam_edge.runtime.tensorrt_remedies import remedy, tells_of_full_memory
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _INPUT, _OUTPUT = "image", "logits"
 _FP32_BYTES = 4
-# What TensorRT's log says where the driver is older than it needs: CUDA's words, and its error number.
-_OLD_DRIVER = ("driver version is insufficient", "error: 35", "error code 35", "error 35", "update your driver")
-_NO_MEMORY = ("out of memory", "outofmemory", "cudamalloc", "insufficient memory")
 
 
 class Engine:
@@ -170,11 +168,9 @@ class Engine:
     def _refused(self, what: str) -> UserError:
         errors = self._log.errors()
         reason = " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
-        said = " ".join(errors).lower()
-        hint = "Build the engine again (espmedsam-edge build --force), or use --backend onnxruntime."
-        if any(words in said for words in _OLD_DRIVER):
-            hint = "NVIDIA's driver is too old for this TensorRT: update the driver, or install an older TensorRT."
-        elif any(words in said for words in _NO_MEMORY):
+        said = " ".join(errors)
+        hint = remedy(said, "Build the engine again (espmedsam-edge build --force), or use --backend onnxruntime.")
+        if tells_of_full_memory(said):
             memory, gpu = self._stream.device.memory(), self._stream.device.gpu
             hint = (
                 f"{megabytes(memory.free)} of {megabytes(memory.total)} are free on {gpu.name}: stop other programs "

@@ -19,6 +19,7 @@ from toy_bundles import save_toy_bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import draw_overlay
 from espmedsam_edge.runtime import tensorrt_api, tensorrt_backend
+from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda_api import CudaError
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, KEPT_SIZES
 from espmedsam_edge.runtime.pipeline import Job, run_pipeline
@@ -385,3 +386,29 @@ def test_the_pipeline_goes_on_when_the_gpu_is_lost(
     assert (report.frames, order) == (30, list(range(30)))
     assert sum("The GPU is lost" in line for line in said) == 1
     segmenter.close()
+
+
+@pytest.mark.parametrize(
+    "failing", ["cuDevicePrimaryCtxRetain=2", "cuMemAlloc=2", "cuMemHostAlloc=2", "cuStreamCreate=46"]
+)
+def test_a_gpu_that_others_hold_is_left_to_them(
+    load: Load, bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    segmenter = load()
+    segmenter.segment(frame_of(50, 60))
+    segmenter.close()
+    opened = machine.open()
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", failing)
+    if failing.startswith("cuMemHostAlloc"):  # pinned memory is asked for by the first frame
+        later = load()
+        with pytest.raises(UserError, match=r"pixels needs .* on the GPU and in pinned memory"):
+            later.segment(frame_of(50, 60))
+        return
+    with pytest.raises(BackendUnavailable, match="CUDA_ERROR") as caught:
+        Segmenter.load(bundle, "fundus", backend="tensorrt")
+    assert caught.value.exit_code == 1
+    assert "Stop them" in caught.value.hint or "stop that program" in caught.value.hint
+    assert machine.open() == opened
+    with Segmenter.load(bundle, "fundus") as segmenter:
+        assert segmenter.choice.backend.name == "onnxruntime"
+        assert caught.value.message in str(segmenter.choice)
