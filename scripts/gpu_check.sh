@@ -1,27 +1,46 @@
 #!/usr/bin/env bash
-# The proof that needs a GPU: the tests marked gpu, then compute-sanitizer on the kernels. One summary at the end.
+# The proof that needs a GPU: engines of TensorRT and TensorRT-RTX built and run, a bench of each precision, the
+# comparison with PyTorch and ONNX Runtime, the tests marked gpu, and compute-sanitizer on the kernels. At most nine
+# minutes; one summary at the end, JSON with the machine's description in the results folder.
 #
-#   scripts/gpu_check.sh [--wheels DIR] [--only tests|sanitizer]
+#   scripts/gpu_check.sh [--wheels DIR] [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR]
+#                        [--only engines|bench|compare|tests|sanitizer]... [--dry-run]
 #
-# --wheels DIR  install the wheels of DIR beside the machine's own packages first, without a network
-# PYTHON        the interpreter; otherwise .venv/bin/python if there is one, else python3
+# --wheels DIR      install the wheels of DIR beside the machine's own packages first, without a network
+# --bundle          what to bench; default: the demo's tiny network, whose times say nothing of espmedsam-s
+# --checkpoint      the weights the bundle was exported from: PyTorch runs them
+# --out DIR         default: gpu-check
+# --dry-run         say what would be run; needs no GPU
+# PYTHON            the interpreter; otherwise .venv/bin/python if there is one, else python3
 #
-# Ends with 0 if every step passed, 1 if one failed, 2 if there is no GPU or the options are wrong.
+# Ends with 0 if every step passed, 1 if one failed or was left out, 2 if there is no GPU or the options are wrong.
 set -u -o pipefail
+here="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-only="" wheels=""
+wheels="" dry="" options=()
 wrong() {
     echo "gpu_check: $1" >&2
     exit 2
 }
+absolute() {
+    [[ "$1" == /* ]] && echo "$1" || echo "$here/$1"
+}
 while (($#)); do
     case "$1" in
-        --wheels) wheels="${2-}" && [[ -d "$wheels" ]] || wrong "--wheels takes a folder, not '${2-}'" ;;
-        --only) only="${2-}" && [[ "$only" == tests || "$only" == sanitizer ]] || wrong "--only takes tests or sanitizer" ;;
+        --dry-run) dry=1 options+=("$1") ;;
+        --wheels) wheels="$(absolute "${2-}")" && [[ -n "${2-}" && -d "$wheels" ]] || wrong "--wheels takes a folder, not '${2-}'" ;;
+        --bundle | --checkpoint) [[ -n "${2-}" && -e "$(absolute "$2")" ]] || wrong "$1: there is no '${2-}'" ;;&
+        --bundle | --checkpoint | --out) [[ -n "${2-}" ]] || wrong "$1 takes a path" ;;&
+        --bundle | --checkpoint | --out) options+=("$1" "$(absolute "$2")") ;;
+        --only)
+            [[ "${2-}" =~ ^(engines|bench|compare|tests|sanitizer)$ ]] || wrong "--only takes the name of a step, not '${2-}'"
+            options+=("$1" "$2")
+            ;;
         *) wrong "unknown option $1" ;;
     esac
-    shift 2
+    [[ "$1" == --dry-run ]] || shift
+    shift
 done
 
 python="${PYTHON:-}"
@@ -35,44 +54,11 @@ if [[ -n "$wheels" ]]; then
     export PYTHONPATH="$work/site:$PYTHONPATH"
 fi
 
-if ! "$python" -c 'import sys; from espmedsam_edge.runtime.cuda_api import unavailable; sys.exit(unavailable())'; then
-    echo "gpu_check: nothing was checked: this machine has no usable GPU." >&2
-    exit 2
-fi
-command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-
-summary=() failed=0
-step() { # name, command...
-    local name="$1" begin=$SECONDS
-    shift
-    echo "== $name"
-    if "$@"; then summary+=("passed  $name ($((SECONDS - begin)) s)"); else
-        summary+=("FAILED  $name ($((SECONDS - begin)) s)")
-        failed=1
+if [[ -z "$dry" ]]; then
+    if ! "$python" -c 'import sys; from espmedsam_edge.runtime.cuda_api import unavailable; sys.exit(unavailable())'; then
+        echo "gpu_check: nothing was checked: this machine has no usable GPU." >&2
+        exit 2
     fi
-}
-
-# The caches of pytest and hypothesis belong to whoever develops, not to this check.
-tests=("$python" -m pytest -m gpu -p no:cacheprovider -rs)
-
-if [[ "$only" != sanitizer ]]; then
-    step "tests on the GPU" "${tests[@]}" tests/gpu
+    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
-
-if [[ "$only" != tests ]]; then
-    if command -v compute-sanitizer > /dev/null; then
-        # Each tool slows kernels down by up to a hundred times: fewer random cases, and no camera-sized ones.
-        export ESPMEDSAM_KERNEL_EXAMPLES="${ESPMEDSAM_KERNEL_EXAMPLES:-12}"
-        for tool in memcheck racecheck initcheck; do
-            step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-                "${tests[@]}" -x -k "not camera" tests/gpu/test_gpu_kernels.py
-        done
-    else
-        summary+=("LEFT OUT  compute-sanitizer: it is not on the PATH; the CUDA toolkit has it")
-        failed=1
-    fi
-fi
-
-echo "== summary"
-printf '%s\n' "${summary[@]}"
-exit "$failed"
+"$python" scripts/gpu_check.py "${options[@]}"
