@@ -66,7 +66,8 @@ def _recognise(source: str, say: Callable[[str], None]) -> str:
     choices = f"Name it: --modality {'|'.join(names)}"
     picture = _first_picture(source)
     if picture is None:
-        raise UserError(f"the modality of {source} cannot be told.", choices)
+        uri = parse_uri(source)  # whose address leaves out what is secret in it
+        raise UserError(f"the modality of {source if uri is None else uri.address} cannot be told.", choices)
     guess = recognise(picture, names)
     if guess is None or not guess.sure:
         raise UserError(f"{source} looks like none of the modalities with certainty.", choices)

@@ -211,10 +211,51 @@ def _video(root: Path, answers: Mapping[str, Answer]) -> Iterator[Finding]:
         yield Finding(area, "PyAV (H.264)", "problem", detail, install_command("video"))
     else:
         yield _native(area, "PyAV (H.264)", av, install_command("video"))
-    yield _gstreamer(environment.jetson(root) is not None)
-    dicom = all(installed(name) for name in ("pydicom", "highdicom"))
-    fix = None if dicom else install_command("dicom")
-    yield Finding(area, "DICOM", "ok" if dicom else "absent", _modules("pydicom", "highdicom"), fix)
+    on_jetson = environment.jetson(root) is not None
+    yield _gstreamer(on_jetson)
+    yield _gstreamer_for_python(answers["gstreamer"], on_jetson)
+    yield _cameras(root)
+    yield _dicom(answers["dicom"])
+
+
+def _gstreamer_for_python(answer: Answer, on_jetson: bool) -> Finding:
+    """What ``infer`` reads CSI cameras and decodes streams in hardware with."""
+    area, name = "Images and video", "GStreamer, Python"
+    packages = "sudo apt-get install python3-gi gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0"
+    if not answer.works:
+        return Finding(area, name, "absent", answer.error or "PyGObject is not installed", packages)
+    uses = {"nvarguscamerasrc": "CSI camera", "nvv4l2decoder": "hardware decoder", "rtspsrc": "RTSP"}
+    there = [what for element, what in uses.items() if element in answer.values.get("elements", [])]
+    detail = ", ".join([str(answer.values["version"]), *there])
+    if on_jetson and "CSI camera" not in there:
+        fix = "sudo apt-get install nvidia-l4t-gstreamer"
+        return Finding(area, name, "problem", f"{detail}; the Jetson's own elements are missing", fix)
+    return Finding(area, name, "ok", detail)
+
+
+def _cameras(root: Path) -> Finding:
+    area, name = "Images and video", "cameras"
+    devices = sorted((root / "dev").glob("video*"), key=lambda path: (len(path.name), path.name))
+    if not devices:
+        return Finding(area, name, "absent", "no /dev/video*")
+    names = [f"/dev/{device.name}" for device in devices]
+    if not all(os.access(device, os.R_OK | os.W_OK) for device in devices):
+        return Finding(area, name, "problem", f"{', '.join(names)}: may not be used", "sudo usermod -aG video $USER")
+    return Finding(area, name, "ok", ", ".join(names))
+
+
+def _dicom(answer: Answer) -> Finding:
+    area, name, fix = "Images and video", "DICOM", install_command("dicom")
+    if not answer.works:
+        return Finding(area, name, "absent" if not answer.installed else "problem", answer.error or "no pydicom", fix)
+    decoders: dict[str, bool] = answer.values.get("decoders", {})
+    missing = [kind for kind, there in decoders.items() if not there]
+    detail = f"pydicom {answer.values['version']}, reads {', '.join(kind for kind, there in decoders.items() if there)}"
+    if not installed("highdicom"):
+        missing.append("DICOM-SEG (highdicom)")
+    if missing:
+        return Finding(area, name, "problem", f"{detail}; missing: {', '.join(missing)}", fix)
+    return Finding(area, name, "ok", detail)
 
 
 def _gstreamer(on_jetson: bool) -> Finding:

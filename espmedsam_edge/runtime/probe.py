@@ -98,6 +98,27 @@ known = ("libx264", "libopenh264", "h264_nvenc", "h264_v4l2m2m", "h264_nvmpi")
 say(encoders=[name for name in known if name in av.codecs_available])
 """,
     ),
+    "gstreamer": (
+        ("gi",),
+        """
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.gstreamer_source import load_gstreamer
+try:
+    gst = load_gstreamer()
+except UserError as error:
+    sys.exit(error.message)
+wanted = ("nvarguscamerasrc", "nvv4l2decoder", "nvv4l2h264enc", "x264enc", "avdec_h264", "rtspsrc")
+say(version=".".join(map(str, gst.version()[:3])), elements=[e for e in wanted if gst.ElementFactory.find(e)])
+""",
+    ),
+    "dicom": (
+        ("pydicom",),
+        """
+import pydicom
+from espmedsam_edge.runtime.dicom_reading import decoders
+say(version=pydicom.__version__, decoders=decoders())
+""",
+    ),
 }
 _MARK = "answer:"  # a package may print lines of its own
 _PRELUDE = f"import json, sys\ndef say(**values):\n    print('{_MARK}' + json.dumps(values), flush=True)\n"

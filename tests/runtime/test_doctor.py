@@ -126,6 +126,32 @@ def test_a_native_package_that_crashes_is_a_problem_not_a_crash(bare: Path) -> N
     assert found.fix == environment.install_command("trt")
 
 
+def test_cameras_gstreamer_and_dicom_decoders_are_listed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = by_name(diagnose(bare, BASE))
+    for name in ("cameras", "GStreamer, Python", "DICOM"):
+        assert found[name].status == "absent"
+    (bare / "dev").mkdir(parents=True)
+    for number in (10, 2):
+        (bare / "dev" / f"video{number}").touch()
+    decoders = {"JPEG": True, "lossless JPEG": False, "RLE": True}
+    works = {
+        **BASE,
+        "gstreamer": Answer(True, {"version": "1.22.0", "elements": ["rtspsrc"]}),
+        "dicom": Answer(True, {"version": "3.0.1", "decoders": decoders}),
+    }
+    found = by_name(diagnose(bare, works))
+    assert (found["cameras"].status, found["cameras"].detail) == ("ok", "/dev/video2, /dev/video10")
+    assert found["GStreamer, Python"].detail == "1.22.0, RTSP"
+    assert found["DICOM"].status == "problem"
+    assert "reads JPEG, RLE; missing: lossless JPEG, DICOM-SEG (highdicom)" in found["DICOM"].detail
+    monkeypatch.setattr(doctor, "installed", lambda module: True)
+    works["dicom"] = Answer(True, {"version": "3.0.1", "decoders": dict.fromkeys(decoders, True)})
+    assert by_name(diagnose(bare, works))["DICOM"].status == "ok"
+    fake_jetson(bare, tensorrt_in_system=False)
+    found = by_name(diagnose(bare, works))
+    assert found["GStreamer, Python"].fix == "sudo apt-get install nvidia-l4t-gstreamer"
+
+
 def test_more_threads_than_cores_are_pointed_out(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     found = by_name(diagnose(bare, BASE))["threads"]

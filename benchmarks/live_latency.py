@@ -1,0 +1,152 @@
+"""How long a live frame takes from the camera to its written result, beyond the segmenter's own time.
+
+    python benchmarks/live_latency.py --name live-latency-MACHINE [--seconds 15] [--note TEXT]
+
+The test source draws the time into each picture; a last sink reads it back from the frame that it gets, after the
+overlay video and the line of JSON of that frame were written. What is left after the segmenter's own time (preprocess,
+inference, postprocess) is what capture, queues and writing add; it shall be at most one frame interval in 99 of 100
+frames. Two segmenters: the demo's bundle on the CPU, and a stand-in that sleeps 5 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.demo import BUNDLE
+from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.runtime.jobs import Job, Limits
+from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.live_source import LiveSource
+from espmedsam_edge.runtime.measurements import JsonLines
+from espmedsam_edge.runtime.phantom_source import PhantomFeed, read_clock
+from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.video_sinks import overlay_video
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = (480, 640)
+SLEEP_SECONDS = 0.005
+WARM_UP = 30  # frames
+
+
+class SleepingBackend:
+    """Stands for a GPU: 5 ms a frame that leave the CPU alone; no foreground."""
+
+    name, device, precision = "stand-in", "sleeps 5 ms", "fp32"
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self._logits = np.full((graph.batch, 1, graph.image_size // 4, graph.image_size // 4), -1, np.float32)
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        time.sleep(SLEEP_SECONDS)
+        return self._logits.copy()
+
+    def close(self) -> None:
+        pass
+
+
+class Probe:
+    """The last sink: for each frame the age of its picture when it gets it, and the segmenter's own time."""
+
+    def __init__(self) -> None:
+        self.total: list[float] = []
+        self.own: list[float] = []
+        self.without_clock = 0
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        now, drawn = time.monotonic(), read_clock(frame.image)
+        if drawn is None:
+            self.without_clock += 1
+            return
+        self.total.append(now - drawn)
+        self.own.append(result.timings.total)
+
+
+def measure(segmenter: Segmenter, fps: int, seconds: float, folder: Path, *, writing: bool) -> dict[str, Any]:
+    """One run."""
+    source = LiveSource(PhantomFeed(segmenter.modality, 0, SIZE, Fraction(fps), None), "test://bench", "bench")
+    probe = Probe()
+    sinks = [overlay_video(folder / f"{fps}.mkv", source, OverlayStyle((0, 255, 255)))] if writing else []
+    with JsonLines(folder / f"{fps}.jsonl") as lines:
+        shared = [lines, probe] if writing else [probe]
+        limits = Limits(seconds=seconds)
+        report = run_pipeline(segmenter, [Job(source, sinks)], shared, limits=limits)  # type: ignore[arg-type]
+    assert not report.failures, report.failures
+    assert not probe.without_clock
+    total, own = probe.total[WARM_UP:], probe.own[WARM_UP:]
+    added = [whole - part for whole, part in zip(total, own, strict=True)]
+    interval = 1 / fps
+    return {
+        "fps": fps,
+        "interval_ms": round(1000 * interval, 3),
+        "writes": "overlay video (H.264, Matroska) and JSON lines" if writing else "nothing",
+        "frames": len(total),
+        "skipped": report.live[0].skipped,
+        "total_ms": Latency.of(total).milliseconds(),
+        "segmenter_ms": Latency.of(own).milliseconds(),
+        "added_ms": Latency.of(added).milliseconds(),
+        "added_p99_within_one_interval": bool(np.percentile(added, 99) <= interval),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--modality", default="colonoscopy")
+    parser.add_argument("--note", help="what should be known of the circumstances")
+    arguments = parser.parse_args()
+    environment = collect_environment()
+    bundle = Bundle.open(BUNDLE)
+    runs = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in ("demo bundle", "stand-in of 5 ms"):
+            if kind == "demo bundle":
+                segmenter = Segmenter.load(bundle, arguments.modality, backend="onnxruntime-cpu", threads=1)
+            else:
+                stand_in = SleepingBackend(bundle.graph(arguments.modality, None))
+                segmenter = Segmenter(bundle, Choice(stand_in), 0.5)  # type: ignore[arg-type]
+            with segmenter:
+                for fps in (30, 60):
+                    for writing in (False, True):
+                        run = measure(segmenter, fps, arguments.seconds, Path(temporary), writing=writing)
+                        runs.append({"segmenter": kind, **run})
+                        print(json.dumps(runs[-1]), flush=True)
+    result = {
+        "schema": 1,
+        "kind": "live-latency",
+        "environment": environment,
+        "note": arguments.note,
+        "picture": {"height": SIZE[0], "width": SIZE[1]},
+        "seconds_a_run": arguments.seconds,
+        "runs": runs,
+    }
+    atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
