@@ -1,0 +1,203 @@
+"""``espmedsam-edge infer`` on live sources and DICOM: ends, results, clear failures, nothing of the patient."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, ramp, save_dicom
+from stream_servers import MjpegServer
+from video_files import clip_frame, save_clip
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.cli import main
+from espmedsam_edge.runtime.demo import BUNDLE
+from espmedsam_edge.runtime.video_reading import has_pyav, open_video
+
+Outcome = tuple[int, str, str]
+SMALL = "size=64x48&fps=100"
+
+
+@pytest.fixture
+def infer(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command on the toy bundle, in an empty folder: exit code, standard output, standard error."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def run(*arguments: object, bundle: Path = toy_bundle.path) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["infer", str(bundle), *(str(argument) for argument in arguments)])
+        written = capsys.readouterr()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0 if code is None else 99), written.out, written.err
+
+    return run
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_live_source_ends_after_its_frames(infer: Callable[..., Outcome]) -> None:
+    code, out, err = infer(f"test://fundus?{SMALL}", "--frames", "5", "--out", "o.mp4", "--jsonl", "r.jsonl")
+    assert (code, err) == (0, "")
+    assert len(list(open_video(Path("o.mp4")))) == 5
+    lines = lines_of(Path("r.jsonl"))
+    assert {line["source"] for line in lines} == {"test://fundus"}
+    numbers = [line["frame"] for line in lines]
+    assert numbers == sorted(numbers)  # type: ignore[type-var]
+    assert "test://fundus: 5 frames, " in out
+    assert "latency p50 " in out
+
+
+def test_several_live_sources_beside_a_file(infer: Callable[..., Outcome]) -> None:
+    save_clip(Path("c.avi"), 6)
+    sources = [f"test://fundus?{SMALL}", "c.avi", f"test://fundus?{SMALL}&seed=3"]
+    code, _, err = infer(*sources, "--frames", "6", "--out", "o", "--masks", "m")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in Path("o").iterdir()) == ["c.mp4", "test-fundus-2.mp4", "test-fundus.mp4"]
+    assert [path.name for path in sorted(Path("m/c").iterdir())] == [f"{number:06d}.png" for number in range(6)]
+    assert len(list(Path("m/test-fundus-2").iterdir())) == 6
+
+
+def test_duration_ends_a_run(infer: Callable[..., Outcome]) -> None:
+    code, _, err = infer(f"test://fundus?{SMALL}", "--duration", "0.3", "--jsonl", "r.jsonl")
+    assert (code, err) == (0, "")
+    assert len(lines_of(Path("r.jsonl"))) > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "words"),
+    [
+        ("rtps://camera/1", 2, "Did you mean 'rtsp'?"),
+        ("test://fundus?speed=3", 2, "no option 'speed'"),
+        ("v4l2:///dev/video77", 1, "no camera /dev/video77"),
+        ("77", 1, "no camera /dev/video77"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line(infer: Callable[..., Outcome], source: str, code: int, words: str) -> None:
+    found, _, err = infer(source)
+    assert found == code
+    assert words in err
+    assert err.count("\n") == 1
+    assert not [path for path in Path().iterdir() if path.stat().st_size == 0]
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+def test_a_stream_that_drops_out_is_recorded_on(infer: Callable[..., Outcome]) -> None:
+    with MjpegServer(lambda number: clip_frame(number, (96, 128)), fps=100) as server:
+
+        def shown(number: int) -> np.ndarray:
+            if number == 10 and len(server.requests) == 1:
+                server.drop()
+            return clip_frame(number, (96, 128))
+
+        server._picture = shown
+        url = f"http://user:s3cret@127.0.0.1:{server.port}/video?key=k3y"
+        code, out, err = infer(url, "--frames", "20", "--out", "o", "--jsonl", "r.jsonl")
+    assert code == 0
+    assert len(server.requests) >= 2
+    assert "dropped out 1 times" in out
+    assert [line.partition(" (")[0].partition(" after")[0] for line in err.splitlines()] == [
+        f"http://127.0.0.1:{server.port}/video dropped out",
+        f"http://127.0.0.1:{server.port}/video is back",
+    ]
+    (recording,) = Path("o").iterdir()
+    assert len(list(open_video(recording))) == 20
+    for secret in ("s3cret", "k3y"):
+        assert secret not in out + err + Path("r.jsonl").read_text() + recording.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_a_playable_recording(toy_bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = [f"test://fundus?{SMALL}", "--out", tmp_path / "o.mp4", "--jsonl", "-"]
+    command = [sys.executable, "-m", "espmedsam_edge", "infer", str(toy_bundle.path), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(10):
+        assert "area" in json.loads(process.stdout.readline())
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert "test://fundus: " in err
+    frames = len(list(open_video(tmp_path / "o.mp4")))
+    assert frames >= 10
+    assert frames == 10 + len(out.splitlines())
+    assert os.listdir(tmp_path).count("o.mp4") == 1
+
+
+def test_ctrl_c_before_the_camera_answers(toy_bundle: Bundle, tmp_path: Path) -> None:
+    if not has_pyav():
+        pytest.skip("needs PyAV (extra video)")
+    with MjpegServer(lambda number: clip_frame(number), fps=50) as server:
+        server.stalled.set()
+        command = [sys.executable, "-m", "espmedsam_edge", "infer", str(toy_bundle.path), server.url]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while not server.requests and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 1, 130)
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == ["toy.bundle"]
+
+
+# DICOM.
+
+
+def test_dicom_results_hold_nothing_of_the_patient(infer: Callable[..., Outcome]) -> None:
+    save_dicom(Path("one.dcm"), ramp(), PixelSpacing=[0.5, 0.5])
+    loop = np.stack([ramp(high=40 * number) for number in range(1, 5)])
+    save_dicom(Path("loop.dcm"), loop, FrameTime=40)
+    code, out, err = infer("one.dcm", "loop.dcm", "--out", "o", "--masks", "m", "--jsonl", "r.jsonl")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in Path("o").iterdir()) == ["loop.mp4", "one.png"]
+    lines = lines_of(Path("r.jsonl"))
+    assert [(line["source"], line["frame"], line["time"]) for line in lines] == [
+        ("one.dcm", 0, None), *[("loop.dcm", number, pytest.approx(0.04 * number)) for number in range(4)]
+    ]  # fmt: skip
+    written = b"".join(path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.suffix != ".dcm")
+    for secret in (PATIENT, PATIENT_ID, BIRTH_DATE):
+        assert secret not in out + err
+        assert secret.encode() not in written
+        assert not [path for path in Path().rglob("*") if secret in path.name]
+
+
+def test_a_folder_of_dicom_with_bad_files(infer: Callable[..., Outcome]) -> None:
+    whole = save_dicom(Path("work.dcm"), ramp())
+    folder = Path("in")
+    folder.mkdir()
+    (folder / "IM1").write_bytes(whole.read_bytes())
+    (folder / "cut.dcm").write_bytes(whole.read_bytes()[:-50])
+    (folder / "text.dcm").write_text("none" * 99)
+    (folder / "empty.dcm").touch()
+    code, _, err = infer("in", "--masks", "m")
+    assert code == 1
+    assert [path.name for path in Path("m").iterdir()] == ["IM1.png"]
+    lines = err.splitlines()
+    assert len(lines) == 3
+    for name, words in (("cut", "cut off or damaged"), ("text", "is not DICOM"), ("empty", "is empty")):
+        assert any(f"in/{name}.dcm" in line and words in line for line in lines)
+
+
+@pytest.mark.data
+def test_development_dicom_files_and_clips(infer: Callable[..., Outcome], data_root: Path) -> None:
+    code, _, err = infer(
+        data_root / "dicom", data_root / "video", "--modality", "ultrasound", "--out", "o", bundle=BUNDLE
+    )
+    assert (code, err) == (0, "")
+    written = sorted(path.suffix for path in Path("o").iterdir())
+    assert written == [".mp4"] * 8 + [".png"] * 4
