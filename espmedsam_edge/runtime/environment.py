@@ -57,22 +57,31 @@ class Memory:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the driver says of one GPU; fields it does not report are None."""
+    """What the driver says of one GPU; fields it does not report are None.
+
+    ``clock_mhz`` is of the moment (low while idle), ``max_clock_mhz`` what it may reach, ``memory_clock_mhz`` its
+    memory's.
+    """
 
     name: str
     driver: str | None = None
     memory_mib: int | None = None
     compute_capability: str | None = None
     power_limit_w: float | None = None
+    clock_mhz: float | None = None
+    max_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
 
 
 @dataclass(frozen=True)
 class Jetson:
-    """A Jetson board: its device-tree model, the L4T release ("36.3.0") and the power mode in force."""
+    """A Jetson board: its device-tree model, the L4T release ("36.3.0"), the power mode in force, the GPU's clocks."""
 
     model: str
     l4t: str | None = None
     power_mode: str | None = None
+    gpu_clock_mhz: float | None = None
+    max_gpu_clock_mhz: float | None = None
 
 
 def read_text(path: Path) -> str | None:
@@ -141,7 +150,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 def gpus(root: Path = ROOT) -> list[Gpu]:
     """NVIDIA GPUs by nvidia-smi, else by the driver's /proc entries; an empty list where there is none."""
-    query = "name,driver_version,memory.total,compute_cap,power.limit"
+    query = "name,driver_version,memory.total,compute_cap,power.limit,clocks.sm,clocks.max.sm,clocks.mem"
     listing = run_tool(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"])
     if listing and "," in listing:
         return [_gpu_of(line) for line in listing.splitlines() if line.strip()]
@@ -156,9 +165,9 @@ def gpus(root: Path = ROOT) -> list[Gpu]:
 def _gpu_of(line: str) -> Gpu:
     # "[N/A]" and "[Not Supported]" stand for what a board (a Jetson, for one) does not report.
     cells = [None if cell.strip().startswith("[") else cell.strip() for cell in line.split(",")]
-    name, driver, memory_mib, capability, power = (*cells, *[None] * 5)[:5]
+    name, driver, memory_mib, capability, *numbers = (*cells, *[None] * 8)[:8]
     size = _number(memory_mib)
-    return Gpu(name or "NVIDIA GPU", driver, int(size) if size else None, capability, _number(power))
+    return Gpu(name or "NVIDIA GPU", driver, int(size) if size else None, capability, *map(_number, numbers))
 
 
 def jetson(root: Path = ROOT) -> Jetson | None:
@@ -170,8 +179,20 @@ def jetson(root: Path = ROOT) -> Jetson | None:
     number = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", release or "")
     mode = re.search(r"Power Mode:\s*(\S+)", run_tool(["nvpmodel", "-q"]) or "")
     return Jetson(
-        model or "Jetson (model unknown)", f"{number[1]}.{number[2]}" if number else None, mode[1] if mode else None
+        model or "Jetson (model unknown)",
+        f"{number[1]}.{number[2]}" if number else None,
+        mode[1] if mode else None,
+        *(_jetson_clock(root, name) for name in ("cur_freq", "max_freq")),
     )
+
+
+def _jetson_clock(root: Path, name: str) -> float | None:
+    """A frequency of a Jetson's GPU in MHz: its devfreq device is called 17000000.gpu or 17000000.ga10b on Orin."""
+    for folder in sorted((root / "sys/class/devfreq").glob("*")):
+        if folder.name.rpartition(".")[2] in ("gpu", "ga10b", "gv11b", "gb10b"):
+            hertz = _number(read_text(folder / name))
+            return hertz / 1e6 if hertz else None
+    return None
 
 
 def packages() -> dict[str, str]:

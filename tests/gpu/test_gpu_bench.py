@@ -10,12 +10,13 @@ import pytest
 from test_gpu_backend import Load, bundle, frame_of, load
 
 from espmedsam_edge.runtime import bench_device, cuda_rates
-from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.bench import Contender, Material, Settings, bench
-from espmedsam_edge.runtime.bench_device import measure_device
+from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.frame_graph import STAGES
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.power import Sensor, watts_of_nvidia_smi
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -94,3 +95,16 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
     assert shown["contenders"][1]["device_times"]["memory_bytes"] is None
     assert shown["comparisons"][0]["network_on_gpu"] == result.comparisons[0].network
     assert "Networks alone on the GPU: gpu takes " in as_text(result)
+
+
+def test_what_bounds_a_frame_is_said() -> None:
+    def times(*milliseconds: float) -> DeviceTimes:
+        stages = {name: Latency.of([value / 1000]) for name, value in zip(STAGES, milliseconds, strict=True)}
+        return DeviceTimes(stages, DeviceUse(1, 1, 1, 1, 1))
+
+    copying = "\n".join(times(0.4, 0.1, 1.0, 0.1, 0.4).lines(0.0022))
+    assert "transfer-bound: copies take 67% of the time computed between them" in copying
+    assert "launch-bound" not in copying
+    waiting = "\n".join(times(0.1, 0.1, 1.0, 0.1, 0.1).lines(0.0028))
+    assert "launch-bound: the GPU has nothing to do for 50% of frame to mask" in waiting
+    assert "transfer-bound" not in waiting

@@ -46,14 +46,17 @@ def orin(tmp_path: Path, tools: Path) -> Path:
     )
     put(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "schedutil\n")
     put(root, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", "1510400\n")
-    program(tools, "nvidia-smi", "Orin (nvgpu), 540.3.0, [N/A], 8.7, [N/A]")
+    program(tools, "nvidia-smi", "Orin (nvgpu), 540.3.0, [N/A], 8.7, [N/A], [N/A], [N/A], [N/A]")
+    put(root, "sys/class/devfreq/bwmgr/cur_freq", "204000000\n")
+    put(root, "sys/class/devfreq/17000000.gpu/cur_freq", "306000000\n")
+    put(root, "sys/class/devfreq/17000000.gpu/max_freq", "1020000000\n")
     program(tools, "nvpmodel", "NV Power Mode: 15W\n0")
     return root
 
 
 def test_a_jetson_is_recognised_with_release_and_power_mode(orin: Path) -> None:
     board = environment.jetson(orin)
-    assert board == environment.Jetson("NVIDIA Jetson Orin Nano Developer Kit", "36.3.0", "15W")
+    assert board == environment.Jetson("NVIDIA Jetson Orin Nano Developer Kit", "36.3.0", "15W", 306.0, 1020.0)
     assert environment.gpus(orin) == [environment.Gpu("Orin (nvgpu)", "540.3.0", None, "8.7", None)]
     cpu = environment.cpu(orin)
     assert (cpu.model, cpu.simd) == ("ARMv8 Processor rev 1 (v8l)", ("asimd", "asimddp", "i8mm"))
@@ -72,10 +75,11 @@ def test_a_machine_that_shows_nothing_gives_none_not_an_error(tmp_path: Path, to
 
 
 def test_gpus_are_listed_with_what_the_driver_reports(tmp_path: Path, tools: Path) -> None:
-    lines = "NVIDIA RTX A2000, 570.124.06, 6138, 8.6, 70.00\nNVIDIA T4, 570.124.06, 15360, 7.5, [Not Supported]"
+    lines = "NVIDIA RTX A2000, 570.124.06, 6138, 8.6, 70.00, 210, 2100, 405\n"
+    lines += "NVIDIA T4, 570.124.06, 15360, 7.5, [Not Supported]"
     program(tools, "nvidia-smi", lines)
     assert environment.gpus(tmp_path) == [
-        environment.Gpu("NVIDIA RTX A2000", "570.124.06", 6138, "8.6", 70.0),
+        environment.Gpu("NVIDIA RTX A2000", "570.124.06", 6138, "8.6", 70.0, 210.0, 2100.0, 405.0),
         environment.Gpu("NVIDIA T4", "570.124.06", 15360, "7.5", None),
     ]
 
