@@ -2,11 +2,11 @@
 
     python benchmarks/calibrate_cost.py --name calibrate-cost-MACHINE [--images 128] [--image-size 1024] [FOLDER...]
 
-Exports a bundle of one modality with random weights (or takes ``--bundle`` and its first modality), and calibrates copies
-of it in processes of their own, so that each one's peak of resident memory is its own. Without FOLDER the images are
-drawn (phantoms of the modality). The gate may refuse a network with random weights: the work is the same, and the result
-says so. Writes JSON into ``benchmarks/results/``. At 1024x1024 with 128 images it needs a quiet machine, 10 GB and an
-hour.
+Exports a bundle of one modality with random weights (or takes ``--bundle`` and its first modality), and calibrates
+copies of it in processes of their own, so that each one's peak of resident memory is its own. Without FOLDER the images
+are drawn (phantoms of the modality). The gate may refuse a network with random weights: the work is the same, and the
+result says so. Writes JSON into ``benchmarks/results/``. At 1024x1024 with 128 images it needs a quiet machine, 10 GB
+and an hour.
 """
 
 from __future__ import annotations
