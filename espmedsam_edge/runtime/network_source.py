@@ -50,7 +50,7 @@ class NetworkFeed:
         av = load_pyav()
         options = {"protocol_whitelist": _PROTOCOLS, "fflags": "nobuffer", "flags": "low_delay"}
         if self._uri.scheme in ("rtsp", "rtsps"):
-            options["rtsp_transport"] = self._transport
+            options |= {"rtsp_transport": self._transport, "analyzeduration": "500000"}  # microseconds
         else:
             options |= {"probesize": "500000", "analyzeduration": "1000000"}
         try:
