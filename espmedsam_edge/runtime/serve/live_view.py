@@ -1,0 +1,217 @@
+"""The newest frame of a run, ready to be looked at: a sink that never waits for its viewers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import mask_from_logits
+from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
+from espmedsam_edge.runtime.controls import Controls, Settings
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.serve.statistics import Statistics
+from espmedsam_edge.runtime.sources import SourceFrame
+
+DEFAULT_OPACITY = 0.35
+_KEPT_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One overlay as it goes to a viewer.
+
+    Attributes:
+        number: counts up with each change of what is shown.
+        frame: the frame's number in its source, from 0.
+        time: its time in seconds; None for single images.
+        jpeg: the file's bytes.
+        width, height: of the picture in pixels.
+        modality: what was segmented.
+        area: foreground pixels of the whole frame.
+        fraction: of the frame's pixels, 0 to 1.
+    """
+
+    number: int
+    frame: int
+    time: float | None
+    jpeg: bytes
+    width: int
+    height: int
+    modality: str
+    area: int
+    fraction: float
+
+
+class LiveView:
+    """Takes results as a sink does and keeps the newest; viewers ask for it as a JPEG of the size that suits them.
+
+    While nothing new comes (a pause, or after the end) the frame that is held is segmented anew when the modality
+    changes and its mask made anew when the threshold does, so that the controls always show their effect.
+
+    Args:
+        controls: the run's.
+        opacity: of the tint, 0 to 1, unless the controls say otherwise.
+        notice: a text to burn into the overlay, or "".
+        paced: whether a video file is shown at its own speed instead of as fast as it can be segmented.
+    """
+
+    def __init__(
+        self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "", paced: bool = False
+    ) -> None:
+        self.statistics = Statistics()
+        self._controls, self._opacity, self._notice, self._paced = controls, opacity, notice, paced
+        self._lock = threading.Lock()  # of what is shown
+        self._drawing = threading.Lock()  # one picture at a time: they share the cache, and the CPU is the run's
+        self._number = 0
+        self._shown: tuple[SourceFrame, Segmentation] | None = None
+        self._listeners: list[Callable[[], None]] = []
+        self._pictures: dict[tuple[int, int, int], Picture] = {}
+        self._last_time: float | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> LiveView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        if self._paced and frame.captured is None and frame.time is not None:
+            self._keep_pace(frame.time)
+        self.statistics.add(frame, result)
+        self._show(frame, result)
+
+    def _keep_pace(self, at: float) -> None:
+        if self._last_time is not None and at > self._last_time:
+            self._ended.wait(min(at - self._last_time, 1.0))
+        self._last_time = at
+
+    def _show(self, frame: SourceFrame, result: Segmentation) -> None:
+        with self._lock:
+            self._number += 1
+            self._shown = (frame, result)
+        self.touch(new=False)
+
+    def touch(self, *, new: bool = True) -> None:
+        """Tell the viewers to look again; ``new``: what is shown changed, as by the controls."""
+        with self._lock:
+            self._number += new
+            listeners = list(self._listeners)
+        for listener in listeners:
+            with suppress(RuntimeError):  # its event loop has just closed
+                listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have ``listener`` called, from any thread, whenever there is something new; returns what ends that."""
+        with self._lock:
+            self._listeners.append(listener)
+
+        def stop() -> None:
+            with self._lock:
+                self._listeners.remove(listener)
+
+        return stop
+
+    def end(self) -> None:
+        """No frame will follow; the last one stays."""
+        self._ended.set()
+        self.touch()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no frame will follow."""
+        return self._ended.is_set()
+
+    @property
+    def number(self) -> int:
+        """Of what is shown now; 0 before the first frame."""
+        return self._number if self._shown is not None else 0
+
+    @property
+    def opacity(self) -> float:
+        """Of the tint now, 0 to 1."""
+        opacity = self._controls.current().opacity
+        return self._opacity if opacity is None else opacity
+
+    def picture(self, width: int, quality: int) -> Picture | None:
+        """The newest overlay as a JPEG; None before the first frame.
+
+        Args:
+            width: the most pixels across; a smaller frame stays as it is.
+            quality: of the JPEG, 1 to 100.
+
+        Raises:
+            UserError: the held frame had to be segmented anew, and the backend failed.
+        """
+        with self._drawing:
+            with self._lock:
+                number, shown = self._number, self._shown
+            if shown is None:
+                return None
+            if (known := self._pictures.get((number, width, quality))) is not None:
+                return known
+            frame, result = shown
+            settings = self._controls.current()
+            if settings.paused or self.ended:
+                result = self._renewed(frame, result, settings)
+            picture = self._draw(number, frame, result, width, quality)
+            self._pictures[number, width, quality] = picture
+            while len(self._pictures) > _KEPT_PICTURES:
+                del self._pictures[next(iter(self._pictures))]
+            return picture
+
+    def _renewed(self, frame: SourceFrame, result: Segmentation, settings: Settings) -> Segmentation:
+        """The held frame's result under the settings of now."""
+        wanted = settings.segmenter
+        if wanted is not None and wanted.modality != result.modality:
+            renewed = wanted.segment_batch([frame.image], settings.threshold)[0]
+        elif settings.threshold is not None and settings.threshold != result.threshold:
+            mask = mask_from_logits(result.logits, result.size, settings.threshold)
+            renewed = replace(result, mask=mask, threshold=settings.threshold, measured=None, drawn=None)
+        else:
+            return result
+        with self._lock:
+            if self._shown is not None and self._shown[0] is frame:
+                self._shown = (frame, renewed)
+        return renewed
+
+    def _draw(self, number: int, frame: SourceFrame, result: Segmentation, width: int, quality: int) -> Picture:
+        style = OverlayStyle(color_of(result.modality), self.opacity, notice=self._notice)
+        height = result.size[0]
+        if width >= result.size[1]:
+            overlay: Any = result.overlay(frame.image, style)
+        else:  # drawn at the size it is looked at: less work, and an outline that can still be seen
+            height = max(1, round(height * width / result.size[1]))
+            small: Any = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
+            mask: Any = cv2.resize(result.mask, (width, height), interpolation=cv2.INTER_AREA)
+            overlay = draw_overlay(small, np.where(mask > 127, np.uint8(255), np.uint8(0)), style)
+        try:
+            done, data = cv2.imencode(".jpg", overlay, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        except cv2.error:
+            done = False
+        if not done:
+            raise UserError("a frame is too large for a JPEG.", "Give smaller frames.", exit_code=1)
+        rows, columns = overlay.shape[:2]
+        size = result.size[0] * result.size[1]
+        return Picture(
+            number,
+            frame.index,
+            frame.time,
+            data.tobytes(),
+            columns,
+            rows,
+            result.modality,
+            result.area,
+            result.area / size,
+        )

@@ -1,0 +1,87 @@
+"""A bundle's segmenters, one a modality, loaded when one is first asked for and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.runtime.segmenter import Segmenter
+
+Load = Callable[[str], Segmenter]
+
+
+class SegmenterPool:
+    """Segmenters by modality; switching to one that was loaded before costs nothing. Any thread may ask.
+
+    Args:
+        bundle: what there is.
+        load: makes the segmenter of a modality; called once for each, by one thread at a time.
+    """
+
+    def __init__(self, bundle: Bundle, load: Load) -> None:
+        self.bundle = bundle
+        self.modalities: tuple[str, ...] = tuple(bundle.manifest.modalities)
+        self._load = load
+        self._loaded: dict[str, Segmenter] = {}
+        self._owned: list[Segmenter] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add(self, segmenter: Segmenter) -> None:
+        """Know a segmenter that somebody else loaded, and closes."""
+        self._loaded[segmenter.modality] = segmenter
+
+    def loaded(self, modality: str) -> Segmenter | None:
+        """The modality's segmenter if it is loaded; never waits."""
+        return self._loaded.get(modality)
+
+    def get(self, modality: str) -> Segmenter:
+        """The modality's segmenter; loading may take minutes where an engine has to be built.
+
+        Raises:
+            UserError: no such modality, or it cannot be loaded.
+        """
+        if modality not in self.modalities:
+            raise UserError(f"no modality '{modality}' here.", nearest(modality, self.modalities))
+        found = self._loaded.get(modality)
+        if found is not None:
+            return found
+        with self._lock:
+            if self._closed:
+                raise UserError("the server is stopping.", "Start it again.")
+            if modality not in self._loaded:
+                segmenter = self._load(modality)
+                self._owned.append(segmenter)
+                self._loaded[modality] = segmenter
+            return self._loaded[modality]
+
+    def close(self) -> None:
+        """Free what this pool loaded, after a load that is under way; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            while self._owned:
+                self._owned.pop().close()
+
+    def __enter__(self) -> SegmenterPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def loader(
+    bundle: Bundle, precision: str | None, backend: str, *, threads: int | None = None, say: Callable[[str], None]
+) -> Load:
+    """Loads a modality as the run's first one was loaded: its precision where the modality has it, its backend."""
+
+    def load(modality: str) -> Segmenter:
+        has = {graph.precision for graph in bundle.manifest.graphs if graph.modality == modality}
+        chosen = precision if precision in has else None
+        return Segmenter.load(bundle, modality, chosen, backend, threads=threads, say=say)
+
+    return load

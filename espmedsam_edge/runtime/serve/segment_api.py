@@ -1,0 +1,199 @@
+"""``POST /v1/segment``: an image in, its mask out, as PNG or as JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any, Literal
+
+import anyio
+import anyio.to_thread
+from anyio import CapacityLimiter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import decode_image, max_pixels
+from espmedsam_edge.imaging.encode import encode_image
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.headers import HeaderError, read_header
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.serve.gate import refusal
+from espmedsam_edge.runtime.serve.metrics import Counters
+from espmedsam_edge.runtime.serve.panel import Panel
+
+MAX_BODY = 32 << 20
+"""Bytes of an image file."""
+
+MAX_PIXELS = 40_000_000
+"""Of an image; ``ESPMEDSAM_MAX_PIXELS`` may set less. 40 million take 280 MB while they are segmented."""
+
+BODY_SECONDS = 30.0
+"""How long an image may take to arrive."""
+
+_WAITING = 8
+_PARAMETERS = ("modality", "threshold")
+
+Kind = Literal["image/png", "application/json"]
+_KINDS: tuple[Kind, ...] = ("application/json", "image/png")
+
+
+class Refused(Exception):
+    """A request that cannot be done, with its answer."""
+
+    def __init__(self, status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.response = refusal(status, message, hint, headers)
+
+
+class SegmentService:
+    """Answers one image at a time; eight more may wait, others are told to come back."""
+
+    def __init__(self, panel: Panel, counters: Counters) -> None:
+        self._panel, self._counters = panel, counters
+        self._worker = CapacityLimiter(1)
+        self._waiting = 0
+
+    async def answer(self, request: Request) -> Response:
+        """The mask, or what is wrong with the request."""
+        try:
+            kind = preferred_kind(request.headers.get("accept"))
+            modality, threshold = self._parameters(request)
+            if self._waiting > _WAITING:
+                raise Refused(503, "too many images are waiting.", "Try again in a second.", {"Retry-After": "1"})
+            self._waiting += 1
+            try:
+                data = await _body(request)
+                begin = time.perf_counter()
+                work = partial(self._segment, data, modality, threshold, kind)
+                response = await anyio.to_thread.run_sync(work, limiter=self._worker)
+            finally:
+                self._waiting -= 1
+        except Refused as refused:
+            return refused.response
+        except ClientDisconnect:
+            return refusal(400, "the image did not arrive whole.", "Send it again.")
+        self._counters.segmented_one(time.perf_counter() - begin)
+        return response
+
+    def _parameters(self, request: Request) -> tuple[str, float | None]:
+        query = request.query_params
+        for name in query:
+            if name not in _PARAMETERS:
+                raise Refused(400, "an unknown parameter was given.", f"Known: {', '.join(_PARAMETERS)}.")
+            if len(query.getlist(name)) > 1:
+                raise Refused(400, f"{name} was given twice.", "Give it once.")
+        names = ", ".join(self._panel.pool.modalities)
+        modality = query.get("modality")
+        if modality is None:
+            segmenter = self._panel.segmenter
+            if segmenter is None and len(self._panel.pool.modalities) > 1:
+                raise Refused(400, "which modality?", f"Add ?modality=NAME. Known: {names}.")
+            modality = self._panel.pool.modalities[0] if segmenter is None else segmenter.modality
+        if modality not in self._panel.pool.modalities:
+            raise Refused(400, "no such modality here.", f"Known: {names}.")
+        return modality, _threshold(query.get("threshold"))
+
+    def _segment(self, data: bytes, modality: str, threshold: float | None, kind: Kind) -> Response:
+        """In a worker's thread: decode, segment, encode."""
+        frame = _decode(data)
+        try:
+            result = self._panel.pool.get(modality).segment_batch([frame], threshold)[0]
+            if kind == "image/png":
+                headers = {"X-Modality": result.modality, "X-Threshold": str(result.threshold)}
+                return Response(encode_image(result.mask, ".png"), media_type=kind, headers=headers)
+        except UserError as error:  # not the client's doing, and it may name this machine's files
+            raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
+        return JSONResponse(measurements(result))
+
+
+def measurements(result: Segmentation) -> dict[str, Any]:
+    """``Segmentation.to_dict`` and the outlines: each a list of [x, y] in pixels, holes left out."""
+    return {**result.to_dict(), "contours": [contour.tolist() for contour in result.contours()]}
+
+
+def preferred_kind(accept: str | None) -> Kind:
+    """What an Accept header asks for; JSON where it does not matter.
+
+    Raises:
+        Refused: neither JSON nor PNG.
+    """
+    if accept is None or not accept.strip():
+        return _KINDS[0]
+    best: dict[Kind, tuple[float, int]] = {}
+    for part in accept.split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = next((_weight(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        for kind in _KINDS:
+            exactness = {kind: 2, f"{kind.split('/')[0]}/*": 1, "*/*": 0}.get(name)
+            if exactness is not None and (kind not in best or exactness >= best[kind][1]):
+                best[kind] = (weight, exactness)
+    wanted = [kind for kind in _KINDS if best.get(kind, (0.0, 0))[0] > 0]
+    if not wanted:
+        raise Refused(406, "only JSON and PNG are made here.", "Accept: application/json or image/png.")
+    return max(wanted, key=lambda kind: best[kind])
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        return 0.0
+    return weight if math.isfinite(weight) else 0.0
+
+
+def _threshold(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 < threshold < 1:
+        raise Refused(400, "the threshold is not a number between 0 and 1.", "0.5 is usual.")
+    return threshold
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, refused as soon as it is too large or too slow."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("multipart/") or kind == "application/x-www-form-urlencoded":
+        raise Refused(
+            415,
+            "a form is not an image.",
+            "Send the file alone: curl --data-binary @image.png -H 'Content-Type: image/png'",
+        )
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > MAX_BODY:
+        raise _too_large()
+    parts: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_BODY:
+                    raise _too_large()
+                parts.append(part)
+    except TimeoutError:
+        raise Refused(408, "the image took too long to arrive.", "Send it again, or a smaller one.") from None
+    return b"".join(parts)
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"the image file is over {MAX_BODY >> 20} MiB.", "Compress it, or shrink the image.")
+
+
+def _decode(data: bytes) -> Frame:
+    if not data:
+        raise Refused(400, "the image is empty.", "Send an image file as the request's body.")
+    try:
+        header = read_header(data)
+        if header.width * header.height > min(MAX_PIXELS, max_pixels()):
+            raise Refused(413, f"the image is {header.width}x{header.height} pixels, too many.", "Shrink it.")
+        return decode_image(data)
+    except HeaderError as error:
+        raise Refused(422, f"cannot read the image: {error}.", "Send a JPEG, PNG, TIFF, BMP or WebP file.") from error
+    except UserError as error:
+        raise Refused(422, error.message, "Send another image.") from error

@@ -1,0 +1,100 @@
+"""The server in a thread of its own beside the run; it never holds the run up, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+import uvicorn
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.serve.address import Address, Names, choose_token, is_loopback, listen
+from espmedsam_edge.runtime.serve.app import build_app
+from espmedsam_edge.runtime.serve.gate import Access
+from espmedsam_edge.runtime.serve.panel import Panel
+from espmedsam_edge.runtime.serve.viewer import MAX_MESSAGE
+
+_CONNECTIONS = 128
+
+
+class Server:
+    """Listens from the moment it is made, answers from entering to leaving.
+
+    Args:
+        panel: what it shows and changes.
+        address: where to listen.
+        token: what clients must show; None: made here when others than this machine can reach the address.
+        allowed_hosts: further names that it may be called, such as a proxy's.
+
+    Raises:
+        UserError: the port is taken, the host or the token cannot be used.
+    """
+
+    def __init__(
+        self, panel: Panel, address: Address, token: str | None = None, allowed_hosts: Sequence[str] = ()
+    ) -> None:
+        self._socket = listen(address)
+        try:
+            self.loopback = is_loopback(self._socket)
+            self.token = choose_token(token, loopback=self.loopback)
+            names = Names.of(address, loopback=self.loopback, more=allowed_hosts)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.address = Address(address.host, int(self._socket.getsockname()[1]))
+        self.access = Access(self.token)
+        config = uvicorn.Config(
+            build_app(panel, self.access, names),
+            http="h11",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws_max_size=MAX_MESSAGE,
+            ws_max_queue=8,
+            ws_per_message_deflate=False,
+            limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=16 << 10,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="espmedsam-serve", daemon=True)
+        self._error: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """What to type into a browser on this machine, or for an address that others reach, on theirs."""
+        host = self.address.host
+        if host in ("0.0.0.0", "::"):
+            host = socket.gethostname()
+        return f"http://{Address(host, self.address.port)}/"
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._server.serve([self._socket]))
+        except BaseException as error:  # noqa: BLE001 (raised again on leaving)
+            self._error = error
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._socket.close()
+        if self._error is not None and kind is None:
+            raise UserError(f"the server stopped: {self._error}.", "Start it again.", exit_code=1) from self._error
+
+    def wait(self) -> None:
+        """Come back when the server has stopped, which Ctrl-C in the calling thread brings about."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)

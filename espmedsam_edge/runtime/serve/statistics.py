@@ -1,0 +1,153 @@
+"""What the view and the metrics say of a run: frames a second, latency, skipped frames, the mask's area over time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sources import SourceFrame
+
+BOUNDS: tuple[float, ...] = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+"""Upper bounds in seconds of the histograms' buckets."""
+
+_RECENT = 300
+_FPS_SECONDS = 2.0
+_CURVE_POINTS = 1800
+
+
+class Histogram:
+    """Counts of seconds below ``BOUNDS``, as Prometheus has them; not safe for several threads at once."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mask's area in one frame: ``number`` counts up, ``at`` is in seconds since the start, ``fraction`` 0 to 1."""
+
+    number: int
+    at: float
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How the run does now.
+
+    Attributes:
+        frames: segmented so far.
+        skipped: passed over so far by live sources.
+        fps: frames a second over the last two seconds; 0 when none came.
+        latency: seconds at the 50th, 90th and 99th percentile of the last 300 frames; None before the first.
+        latency_of: "capture" where a live source's clock gives the time from capture to mask, else "segment": the time
+            from frame to mask.
+        area: foreground pixels of the last frame.
+        fraction: of the last frame's pixels, 0 to 1.
+        square_millimetres: the area where the source knows its spacing; else None.
+    """
+
+    frames: int = 0
+    skipped: int = 0
+    fps: float = 0.0
+    latency: tuple[float, float, float] | None = None
+    latency_of: Literal["capture", "segment"] = "segment"
+    area: int = 0
+    fraction: float = 0.0
+    square_millimetres: float | None = None
+
+
+@dataclass
+class Totals:
+    """Sums since the start, for metrics."""
+
+    stage_seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("preprocess", "inference", "postprocess"), 0.0)
+    )
+    latency: Histogram = field(default_factory=Histogram)
+
+
+class Statistics:
+    """Gathers frames as they come; any thread may ask. ``clock`` is ``time.monotonic`` outside of tests."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start = clock, clock()
+        self._lock = threading.Lock()
+        self._frames = 0
+        self._skipped: dict[str, int] = {}
+        self._times: deque[float] = deque(maxlen=_RECENT)
+        self._latencies: deque[float] = deque(maxlen=_RECENT)
+        self._latency_of: Literal["capture", "segment"] = "segment"
+        self._curve: deque[Point] = deque(maxlen=_CURVE_POINTS)
+        self._area: tuple[int, float, float | None] = (0, 0.0, None)
+        self._totals = Totals()
+
+    def add(self, frame: SourceFrame, result: Segmentation) -> None:
+        """Count one frame."""
+        now = self._clock()
+        height, width = result.size
+        area = result.area
+        fraction = area / (height * width)
+        latency = result.timings.total if frame.captured is None else max(0.0, time.monotonic() - frame.captured)
+        with self._lock:
+            self._frames += 1
+            self._skipped[frame.source] = frame.skipped
+            self._times.append(now)
+            self._latencies.append(latency)
+            self._latency_of = "segment" if frame.captured is None else "capture"
+            self._curve.append(Point(self._frames, now - self._start, fraction))
+            self._area = (area, fraction, area * frame.spacing[0] * frame.spacing[1] if frame.spacing else None)
+            self._totals.latency.add(latency)
+            for stage in self._totals.stage_seconds:
+                self._totals.stage_seconds[stage] += getattr(result.timings, stage)
+
+    def summary(self) -> Summary:
+        """How the run does now."""
+        now = self._clock()
+        with self._lock:
+            if not self._frames:
+                return Summary()
+            recent = [at for at in self._times if now - at <= _FPS_SECONDS]
+            fps = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+            if fps == 0.0 and recent:
+                fps = len(recent) / _FPS_SECONDS
+            p50, p90, p99 = (float(value) for value in np.percentile(self._latencies, (50, 90, 99)))
+            area, fraction, square = self._area
+            return Summary(
+                self._frames,
+                sum(self._skipped.values()),
+                fps,
+                (p50, p90, p99),
+                self._latency_of,
+                area,
+                fraction,
+                square,
+            )
+
+    def curve(self, after: int, most: int) -> list[Point]:
+        """Points of the area's curve with a number above ``after``, thinned out evenly to at most ``most``."""
+        with self._lock:
+            points = [point for point in self._curve if point.number > after]
+        step = -(-len(points) // most)
+        return points[::-1][:: max(1, step)][::-1]  # the newest stays
+
+    def totals(self) -> Totals:
+        """A copy of the sums since the start."""
+        with self._lock:
+            histogram = Histogram()
+            histogram.counts, histogram.sum = list(self._totals.latency.counts), self._totals.latency.sum
+            return Totals(dict(self._totals.stage_seconds), histogram)

@@ -1,0 +1,215 @@
+"""One browser that looks on, over a WebSocket: frames as fast as it acknowledges them, its wishes as they come.
+
+To the viewer: text messages ``hello``, ``state``, ``curve`` and ``error`` (JSON), and binary ones, each a frame: four
+bytes with the length N of a JSON header (big-endian), the header, a JPEG. From it: ``ack`` and ``set`` (JSON).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import time
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.serve.adaptation import Adaptation
+from espmedsam_edge.runtime.serve.limits import TokenBucket
+from espmedsam_edge.runtime.serve.live_view import Picture
+from espmedsam_edge.runtime.serve.metrics import Counters
+from espmedsam_edge.runtime.serve.panel import Change, Panel
+
+MAX_MESSAGE = 4096
+"""Bytes of a viewer's message."""
+
+MAX_VIEWERS = 8
+_MESSAGES_A_SECOND, _MESSAGES_AT_ONCE = 100.0, 200.0
+_STATE_SECONDS = 0.5
+_CURVE_POINTS = 240
+
+TOO_MANY_VIEWERS = 4429
+"""Close code of a viewer that is one too many; 1008 is one that does not keep to the rules."""
+
+
+class Ack(BaseModel):
+    """The viewer has shown a frame; ``width`` is how many pixels it can show across."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    type: Literal["ack"]
+    frame: Annotated[int, Field(ge=0)]
+    width: Annotated[int, Field(ge=1, le=16384)] | None = None
+
+
+class Wish(Change):
+    """A change, named so."""
+
+    type: Literal["set"]
+
+
+_MESSAGES: TypeAdapter[Ack | Wish] = TypeAdapter(Annotated[Ack | Wish, Field(discriminator="type")])
+
+
+class Viewer:
+    """Serves one WebSocket until it closes.
+
+    Args:
+        socket: accepted already.
+        panel: the run's controls.
+        counters: where what is sent is counted.
+        worker: how many pictures are drawn at a time, over all viewers.
+    """
+
+    def __init__(self, socket: WebSocket, panel: Panel, counters: Counters, worker: CapacityLimiter) -> None:
+        self._socket, self._panel, self._counters, self._worker = socket, panel, counters, worker
+        self._adaptation = Adaptation()
+        self._bucket = TokenBucket(_MESSAGES_A_SECOND, _MESSAGES_AT_ONCE)
+        self._wake = asyncio.Event()
+        self._notes: list[dict[str, Any]] = []
+        self._unacknowledged: tuple[int, float] | None = None
+        self._last_number = 0
+        self._last_point = 0
+        self._changes: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Send and receive until either side ends."""
+        loop = asyncio.get_running_loop()
+        stop_listening = self._panel.view.listen(lambda: loop.call_soon_threadsafe(self._wake.set))
+        tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except WebSocketDisconnect:
+            pass
+        finally:
+            stop_listening()
+            for task in (*tasks, *self._changes):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._changes, return_exceptions=True)
+
+    async def _send(self) -> None:
+        await self._socket.send_text(json.dumps(self._panel.greeting()))
+        next_state = 0.0
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= next_state or self._notes:
+                await self._send_state()
+                next_state = now + _STATE_SECONDS
+            if self._unacknowledged is None and self._panel.view.number > self._last_number:
+                await self._send_picture()
+            if not self._ready():
+                timeout = max(0.0, next_state - time.monotonic())
+                try:
+                    await asyncio.wait_for(self._wake.wait(), timeout)
+                except asyncio.TimeoutError:  # noqa: UP041 (another class in Python 3.10)
+                    continue
+
+    def _ready(self) -> bool:
+        return bool(self._notes) or (self._unacknowledged is None and self._panel.view.number > self._last_number)
+
+    async def _send_state(self) -> None:
+        while self._notes:
+            await self._socket.send_text(json.dumps(self._notes.pop(0)))
+        state = {**self._panel.state(), "viewers": self._counters.viewers, "level": self._adaptation.level}
+        await self._socket.send_text(json.dumps(state))
+        points = self._panel.view.statistics.curve(self._last_point, _CURVE_POINTS)
+        if points:
+            self._last_point = points[-1].number
+            values = [[round(point.at, 3), round(point.fraction, 6)] for point in points]
+            await self._socket.send_text(json.dumps({"type": "curve", "points": values}))
+
+    async def _send_picture(self) -> None:
+        draw = partial(self._panel.view.picture, self._adaptation.width, self._adaptation.quality)
+        try:
+            picture = await anyio.to_thread.run_sync(draw, limiter=self._worker)
+        except UserError as error:
+            self._last_number = self._panel.view.number  # the next one may do better
+            self._note(error)
+            return
+        if picture is None or picture.number <= self._last_number:
+            return
+        self._last_number = picture.number
+        self._unacknowledged = (picture.number, time.monotonic())
+        message = frame_message(picture)
+        await self._socket.send_bytes(message)
+        self._counters.frames_sent += 1
+        self._counters.bytes_sent += len(message)
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] != "websocket.receive":
+                return
+            text = message.get("text")
+            if not self._bucket.take():
+                await self._close("too many messages")
+                return
+            if text is None or len(text) > MAX_MESSAGE:
+                await self._close("not a message of this protocol")
+                return
+            try:
+                wanted = _MESSAGES.validate_json(text)
+            except ValidationError:
+                await self._close("not a message of this protocol")
+                return
+            if isinstance(wanted, Ack):
+                self._acknowledge(wanted)
+            else:
+                self._change(wanted)
+
+    async def _close(self, reason: str) -> None:
+        if self._socket.application_state == WebSocketState.CONNECTED:
+            await self._socket.close(1008, reason)
+
+    def _acknowledge(self, ack: Ack) -> None:
+        if ack.width is not None:
+            self._adaptation.viewport = ack.width
+        if self._unacknowledged is not None and ack.frame == self._unacknowledged[0]:
+            self._adaptation.acknowledged(time.monotonic() - self._unacknowledged[1])
+            self._unacknowledged = None
+            self._wake.set()
+
+    def _change(self, wish: Wish) -> None:
+        """In a task and a thread of its own: loading a modality may take long, and acknowledgements go on."""
+        if len(self._changes) >= 4:
+            self._note(UserError("changes come faster than they can be done.", "Wait a moment."))
+            return
+        task = asyncio.create_task(self._apply(wish))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    async def _apply(self, wish: Wish) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._panel.apply, wish)
+        except UserError as error:
+            self._note(error)
+
+    def _note(self, error: UserError) -> None:
+        self._notes.append({"type": "error", "message": error.message, "hint": error.hint})
+        del self._notes[:-10]
+        self._wake.set()
+
+
+def frame_message(picture: Picture) -> bytes:
+    """A frame as it goes to the browser; see this module's first lines."""
+    header = json.dumps(
+        {
+            "number": picture.number,
+            "frame": picture.frame,
+            "time": picture.time,
+            "width": picture.width,
+            "height": picture.height,
+            "modality": picture.modality,
+            "area": picture.area,
+            "fraction": round(picture.fraction, 6),
+        }
+    ).encode()
+    return struct.pack(">I", len(header)) + header + picture.jpeg
