@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -50,11 +50,20 @@ class Picture:
     fraction: float
 
 
+@dataclass
+class _Feed:
+    """A live source, or all files together: what is held of it."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    shown: tuple[SourceFrame, Segmentation] | None = None
+
+
 class LiveView:
     """Takes results as a sink does and keeps the newest; viewers ask for it as a JPEG of the size that suits them.
 
     While nothing new comes (a pause, or after the end) the frame that is held is segmented anew when the modality
-    changes and its mask made anew when the threshold does, so that the controls always show their effect.
+    changes and its mask made anew when the threshold does, so that the controls always show their effect. Of several
+    live sources one is shown, which viewers choose.
 
     Args:
         controls: the run's.
@@ -71,7 +80,8 @@ class LiveView:
         self._lock = threading.Lock()  # of what is shown
         self._drawing = threading.Lock()  # one picture at a time: they share the cache, and the CPU is the run's
         self._number = 0
-        self._shown: tuple[SourceFrame, Segmentation] | None = None
+        self._feeds: dict[str, _Feed] = {}
+        self._selected: _Feed | None = None
         self._listeners: list[Callable[[], None]] = []
         self._pictures: dict[tuple[int, int, int], Picture] = {}
         self._last_time: float | None = None
@@ -90,23 +100,25 @@ class LiveView:
         if self._paced and frame.captured is None and frame.time is not None:
             self._keep_pace(frame.time)
         self.statistics.add(frame, result)
-        self._show(frame, result)
+        key = "" if frame.captured is None else frame.source
+        with self._lock:
+            feed = self._feeds.setdefault(key, _Feed())
+            self._selected = self._selected or feed
+            feed.shown = (frame, result)
+            seen = feed is self._selected
+        feed.statistics.add(frame, result)
+        if seen:
+            self.touch()
 
     def _keep_pace(self, at: float) -> None:
         if self._last_time is not None and at > self._last_time:
             self._ended.wait(min(at - self._last_time, 1.0))
         self._last_time = at
 
-    def _show(self, frame: SourceFrame, result: Segmentation) -> None:
+    def touch(self) -> None:
+        """Tell the viewers to look again: what is shown changed."""
         with self._lock:
             self._number += 1
-            self._shown = (frame, result)
-        self.touch(new=False)
-
-    def touch(self, *, new: bool = True) -> None:
-        """Tell the viewers to look again; ``new``: what is shown changed, as by the controls."""
-        with self._lock:
-            self._number += new
             listeners = list(self._listeners)
         for listener in listeners:
             with suppress(RuntimeError):  # its event loop has just closed
@@ -136,7 +148,37 @@ class LiveView:
     @property
     def number(self) -> int:
         """Of what is shown now; 0 before the first frame."""
-        return self._number if self._shown is not None else 0
+        return self._number if self._selected is not None else 0
+
+    @property
+    def sources(self) -> int:
+        """How many there are to choose from: each live source is one, all files together are one."""
+        return len(self._feeds)
+
+    @property
+    def source(self) -> int:
+        """Which one is shown, from 0."""
+        with self._lock:
+            return next((number for number, feed in enumerate(self._feeds.values()) if feed is self._selected), 0)
+
+    @property
+    def shown_statistics(self) -> Statistics:
+        """Those of the source that is shown; ``statistics`` are those of all."""
+        selected = self._selected
+        return self.statistics if selected is None else selected.statistics
+
+    def select(self, source: int) -> None:
+        """Show another source.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        with self._lock:
+            feeds = list(self._feeds.values())
+            if not 0 <= source < len(feeds):
+                raise UserError(f"there is no source {source + 1}.", f"There are {len(feeds)}.")
+            self._selected = feeds[source]
+        self.touch()
 
     @property
     def opacity(self) -> float:
@@ -156,22 +198,23 @@ class LiveView:
         """
         with self._drawing:
             with self._lock:
-                number, shown = self._number, self._shown
-            if shown is None:
+                number, feed = self._number, self._selected
+                shown = None if feed is None else feed.shown
+            if feed is None or shown is None:
                 return None
             if (known := self._pictures.get((number, width, quality))) is not None:
                 return known
             frame, result = shown
             settings = self._controls.current()
             if settings.paused or self.ended:
-                result = self._renewed(frame, result, settings)
+                result = self._renewed(feed, frame, result, settings)
             picture = self._draw(number, frame, result, width, quality)
             self._pictures[number, width, quality] = picture
             while len(self._pictures) > _KEPT_PICTURES:
                 del self._pictures[next(iter(self._pictures))]
             return picture
 
-    def _renewed(self, frame: SourceFrame, result: Segmentation, settings: Settings) -> Segmentation:
+    def _renewed(self, feed: _Feed, frame: SourceFrame, result: Segmentation, settings: Settings) -> Segmentation:
         """The held frame's result under the settings of now."""
         wanted = settings.segmenter
         if wanted is not None and wanted.modality != result.modality:
@@ -182,8 +225,8 @@ class LiveView:
         else:
             return result
         with self._lock:
-            if self._shown is not None and self._shown[0] is frame:
-                self._shown = (frame, renewed)
+            if feed.shown is not None and feed.shown[0] is frame:
+                feed.shown = (frame, renewed)
         return renewed
 
     def _draw(self, number: int, frame: SourceFrame, result: Segmentation, width: int, quality: int) -> Picture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from espmedsam_edge import __version__
@@ -15,6 +15,10 @@ from espmedsam_edge.runtime.serve.statistics import BOUNDS, Histogram
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _KNOWN_PATHS = frozenset({"/", "/login", "/logout", "/healthz", "/metrics", "/live", "/v1/segment"})
+
+
+Series = dict[tuple[tuple[str, str], ...], float]
+"""Values by their labels."""
 
 
 class Counters:
@@ -52,9 +56,9 @@ def metrics_text(panel: Panel, counters: Counters, access: Access) -> str:
     summary, totals = panel.view.statistics.summary(), panel.view.statistics.totals()
     segmenter = panel.segmenter
 
-    def metric(name: str, kind: str, text: str, values: float | Mapping[tuple[tuple[str, str], ...], float]) -> None:
+    def metric(name: str, kind: str, text: str, values: float | Series) -> None:
         lines.extend((f"# HELP espmedsam_{name} {text}", f"# TYPE espmedsam_{name} {kind}"))
-        for labels, value in values.items() if isinstance(values, Mapping) else [((), values)]:
+        for labels, value in values.items() if isinstance(values, dict) else [((), values)]:
             lines.append(f"espmedsam_{name}{_labels(labels)} {_number(value)}")
 
     info = {"version": __version__}
@@ -68,7 +72,7 @@ def metrics_text(panel: Panel, counters: Counters, access: Access) -> str:
     metric("frames_total", "counter", "Frames segmented.", summary.frames)
     metric("frames_skipped_total", "counter", "Frames that live sources passed over.", summary.skipped)
     metric("frames_per_second", "gauge", "Over the last two seconds.", 0 if panel.view.ended else summary.fps)
-    stages = {(("stage", stage),): seconds for stage, seconds in totals.stage_seconds.items()}
+    stages: Series = {(("stage", stage),): seconds for stage, seconds in totals.stage_seconds.items()}
     metric("stage_seconds_total", "counter", "Time spent on frames, by stage.", stages)
     _histogram(lines, "frame_latency_seconds", "From capture (live) or frame (files) to mask.", totals.latency)
     metric("mask_area_pixels", "gauge", "Foreground of the last frame.", summary.area)
@@ -80,7 +84,7 @@ def metrics_text(panel: Panel, counters: Counters, access: Access) -> str:
     )
     metric("view_frames_total", "counter", "Pictures sent to viewers.", counters.frames_sent)
     metric("view_bytes_total", "counter", "Bytes of pictures sent to viewers.", counters.bytes_sent)
-    answers = {(("path", p), ("code", str(s))): n for (p, s), n in sorted(counters.answers().items())}
+    answers: Series = {(("path", p), ("code", str(s))): n for (p, s), n in sorted(counters.answers().items())}
     metric("http_answers_total", "counter", "Answers by path and status.", answers)
     _histogram(lines, "segment_request_seconds", "/v1/segment: from the whole image to the answer.", counters.segmented)
     metric("wrong_tokens_total", "counter", "Tokens that were not the right one.", access.refused)

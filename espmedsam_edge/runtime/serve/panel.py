@@ -28,6 +28,7 @@ class Change(BaseModel):
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     opacity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     paused: bool | None = None
+    source: Annotated[int, Field(ge=0, le=255)] | None = None
 
 
 class Panel:
@@ -45,6 +46,7 @@ class Panel:
         self._first = segmenter
         self._loading = threading.Lock()
         self.loading: str | None = None
+        self.needs_token = False  # set by the server; the page then offers to sign out
 
     @property
     def segmenter(self) -> Segmenter | None:
@@ -75,6 +77,8 @@ class Panel:
         if wishes:
             self.controls.change(**wishes)
             self.view.touch()
+        if change.source is not None:
+            self.view.select(change.source)
         if change.modality is not None:
             self._switch(change.modality)
 
@@ -96,20 +100,25 @@ class Panel:
             {"name": name, "target": target_of(name), "color": _hexadecimal(name)} for name in self.pool.modalities
         ]
         untrained = self.pool.bundle.manifest.weights.origin == "random"
-        return {"type": "hello", "modalities": modalities, "untrained": untrained}
+        return {
+            "type": "hello",
+            "modalities": modalities,
+            "untrained": untrained,
+            "service": self._first is None,
+            "token": self.needs_token,
+        }
 
     def state(self) -> dict[str, Any]:
         """What the page shows beside the picture: times in milliseconds, areas in pixels, fractions from 0 to 1."""
         settings, segmenter = self.controls.current(), self.segmenter
-        summary = self.view.statistics.summary()
+        summary = self.view.shown_statistics.summary()
         threshold = settings.threshold
         if threshold is None:
             threshold = self.pool.bundle.manifest.threshold if segmenter is None else segmenter.threshold
         latency = None
         if summary.latency is not None:
-            latency = dict(
-                zip(("p50", "p90", "p99"), (round(1000 * value, 2) for value in summary.latency), strict=True)
-            )
+            milliseconds = [round(1000 * value, 2) for value in summary.latency]
+            latency = dict(zip(("p50", "p90", "p99"), milliseconds, strict=True))
         return {
             "type": "state",
             "status": self.status,
@@ -125,6 +134,8 @@ class Panel:
             "fps": round(summary.fps, 2) if self.status == "running" else 0.0,
             "latency": latency,
             "latency_of": summary.latency_of,
+            "sources": self.view.sources,
+            "source": self.view.source,
             "square_millimetres": summary.square_millimetres,
         }
 

@@ -10,6 +10,8 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.segmenter import Segmenter
 
+_PATIENCE = 10.0
+
 Load = Callable[[str], Segmenter]
 
 
@@ -59,11 +61,14 @@ class SegmenterPool:
             return self._loaded[modality]
 
     def close(self) -> None:
-        """Free what this pool loaded, after a load that is under way; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            while self._owned:
-                self._owned.pop().close()
+        """Free what this pool loaded; a load under way is waited for ten seconds, then left to the process's end."""
+        self._closed = True
+        if self._lock.acquire(timeout=_PATIENCE):
+            try:
+                while self._owned:
+                    self._owned.pop().close()
+            finally:
+                self._lock.release()
 
     def __enter__(self) -> SegmenterPool:
         return self

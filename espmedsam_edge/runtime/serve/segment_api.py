@@ -162,7 +162,7 @@ async def _body(request: Request) -> bytes:
         raise Refused(
             415,
             "a form is not an image.",
-            "Send the file alone: curl --data-binary @image.png -H 'Content-Type: image/png'",
+            "Send the file alone: curl -X POST -T image.png",
         )
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > MAX_BODY:

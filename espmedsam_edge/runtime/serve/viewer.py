@@ -24,6 +24,7 @@ from espmedsam_edge.runtime.serve.limits import TokenBucket
 from espmedsam_edge.runtime.serve.live_view import Picture
 from espmedsam_edge.runtime.serve.metrics import Counters
 from espmedsam_edge.runtime.serve.panel import Change, Panel
+from espmedsam_edge.runtime.serve.statistics import Statistics
 
 MAX_MESSAGE = 4096
 """Bytes of a viewer's message."""
@@ -75,12 +76,17 @@ class Viewer:
         self._unacknowledged: tuple[int, float] | None = None
         self._last_number = 0
         self._last_point = 0
+        self._curve_of: Statistics | None = None
         self._changes: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Send and receive until either side ends."""
         loop = asyncio.get_running_loop()
-        stop_listening = self._panel.view.listen(lambda: loop.call_soon_threadsafe(self._wake.set))
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._wake.set)
+
+        stop_listening = self._panel.view.listen(wake)
         tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -109,7 +115,7 @@ class Viewer:
                 timeout = max(0.0, next_state - time.monotonic())
                 try:
                     await asyncio.wait_for(self._wake.wait(), timeout)
-                except asyncio.TimeoutError:  # noqa: UP041 (another class in Python 3.10)
+                except asyncio.TimeoutError:
                     continue
 
     def _ready(self) -> bool:
@@ -120,11 +126,18 @@ class Viewer:
             await self._socket.send_text(json.dumps(self._notes.pop(0)))
         state = {**self._panel.state(), "viewers": self._counters.viewers, "level": self._adaptation.level}
         await self._socket.send_text(json.dumps(state))
-        points = self._panel.view.statistics.curve(self._last_point, _CURVE_POINTS)
-        if points:
-            self._last_point = points[-1].number
+        await self._send_curve()
+
+    async def _send_curve(self) -> None:
+        """The points that came since the last ones; all of them after another source was chosen."""
+        statistics = self._panel.view.shown_statistics
+        restart = statistics is not self._curve_of
+        points = statistics.curve(0 if restart else self._last_point, _CURVE_POINTS)
+        if points or restart:
+            self._curve_of = statistics
+            self._last_point = points[-1].number if points else 0
             values = [[round(point.at, 3), round(point.fraction, 6)] for point in points]
-            await self._socket.send_text(json.dumps({"type": "curve", "points": values}))
+            await self._socket.send_text(json.dumps({"type": "curve", "restart": restart, "points": values}))
 
     async def _send_picture(self) -> None:
         draw = partial(self._panel.view.picture, self._adaptation.width, self._adaptation.quality)
