@@ -95,4 +95,5 @@ _EXTRA_OF = {
     "tensorboard": "train", "tomli": "train",
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
+    "starlette": "serve", "uvicorn": "serve", "anyio": "serve", "websockets": "serve", "wsproto": "serve",
 }  # fmt: skip

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from espmedsam_edge.runtime.output_jobs import Measurements
     from espmedsam_edge.runtime.outputs import Places
     from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.serve.options import ServeOptions
+    from espmedsam_edge.runtime.serve.server import Server
     from espmedsam_edge.runtime.sources import Failure
 
 Decoder = Literal["auto", "software", "hardware"]
@@ -32,7 +34,7 @@ _ARGUMENTS = (
 
 
 def command(
-    arguments: list[str] = typer.Argument(..., metavar="[BUNDLE] SOURCE...", help=_ARGUMENTS),
+    arguments: list[str] | None = typer.Argument(None, metavar="[BUNDLE] SOURCE...", help=_ARGUMENTS),
     modality: str | None = typer.Option(
         None, help="What to segment. [default: the bundle's only one; without a bundle, as the first picture looks]"
     ),
@@ -73,6 +75,21 @@ def command(
     decoder: Decoder = typer.Option("auto", help="Of streams: hardware is the Jetson's, by GStreamer."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
     overwrite: bool = typer.Option(True, help="Replace results that exist."),
+    serve: str | None = typer.Option(
+        None,
+        metavar="[HOST:]PORT",
+        help="Show the run in the browser and answer POST /v1/segment there; without a SOURCE only the latter. "
+        "A port alone is reachable from this machine only. Then nothing is written unless asked for.",
+    ),
+    token: str | None = typer.Option(
+        None,
+        envvar="ESPMEDSAM_TOKEN",
+        show_envvar=True,
+        help="What viewers must enter. [default: none on this machine only, else one is made and printed]",
+    ),
+    allow_host: list[str] | None = typer.Option(
+        None, metavar="NAME", help="A further name of this server, such as that of a proxy before it."
+    ),
 ) -> None:
     """Segment images, videos, cameras and streams; write overlays, masks and measurements.
 
@@ -82,16 +99,24 @@ def command(
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
+    from espmedsam_edge.runtime.controls import Adjustable
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.outputs import plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.source_opening import open_sources
 
-    opened, modality, sources = choose_bundle(arguments, modality, _notice)
+    if not arguments and serve is None:
+        raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
+    opened, modality, sources = choose_bundle(arguments or (), modality, _notice)
     if not sources:
-        raise UserError("nothing to segment.", f"Name images, videos or a camera after {arguments[0]}.")
+        if serve is None:
+            raise UserError("nothing to segment.", f"Name images, videos or a camera after {opened.path}.")
+        options = ServeOptions(serve, token, allow_host or ())
+        _serve_alone(opened, options, modality, precision, backend, threshold, threads)
+        return
     graph = opened.graph(modality, precision)
     found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
     measured = Measurements(jsonl, contours, uids, csv, plot)
@@ -106,7 +131,7 @@ def command(
         mask_video=mask_video,
         dicom_seg=dicom_seg,
         tables=[path for path in (csv, plot) if path is not None],
-        elsewhere=stream is not None,
+        elsewhere=stream is not None or serve is not None,
     )
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
@@ -114,9 +139,9 @@ def command(
     outcome = Outcome(failures, _notice)
     jobs = plan_jobs(found, places, style, _algorithm(opened, graph.precision, trained=not untrained), stream, outcome)
     sinks = shared_sinks(found, measured, {"weights": origin}, outcome)
-    with ExitStack() as stack:
-        stack.enter_context(_terminated_like_interrupted())
-        segmenter = stack.enter_context(
+    with ExitStack() as held:
+        held.enter_context(_terminated_like_interrupted())
+        segmenter = held.enter_context(
             Segmenter.load(
                 opened,
                 modality,
@@ -128,18 +153,79 @@ def command(
                 say=_notice,
             )
         )
-        shared = [stack.enter_context(sink) for sink in sinks]
-        progress = stack.enter_context(_progress(len(jobs)))
-        try:
-            report = run_pipeline(segmenter, jobs, shared, progress, limits=Limits(frames, duration, max_latency))
-        except KeyboardInterrupt:
-            typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
-            raise typer.Exit(130) from None
-    _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
+        controls, server = Adjustable(), None
+        if serve is not None:
+            from espmedsam_edge.runtime.serve.serving import serve_run
+
+            options = ServeOptions(serve, token, allow_host or ())
+            only_view = not places.files() and stream is None
+            view, server = held.enter_context(
+                serve_run(
+                    options,
+                    segmenter,
+                    controls,
+                    precision=precision,
+                    backend=backend,
+                    threshold=threshold,
+                    threads=threads,
+                    opacity=opacity,
+                    paced=only_view,
+                    say=_notice,
+                )
+            )
+            sinks = [*sinks, view]
+        with ExitStack() as stack:
+            shared = [stack.enter_context(sink) for sink in sinks]
+            progress = stack.enter_context(_progress(len(jobs)))
+            limits = Limits(frames, duration, max_latency)
+            try:
+                report = run_pipeline(segmenter, jobs, shared, progress, controls, limits)
+            except KeyboardInterrupt:
+                typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
+                raise typer.Exit(130) from None
+        _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
+        if server is not None and not report.interrupted:
+            _notice(f"the view stays at {server.url}: Ctrl-C ends it.")
+            _until_interrupted(server)
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
     _end(report, failures + report.failures)
+
+
+def _serve_alone(
+    bundle: Bundle,
+    options: ServeOptions,
+    modality: str | None,
+    precision: str | None,
+    backend: str,
+    threshold: float | None,
+    threads: int | None,
+) -> None:
+    """Without a SOURCE: the service and its page, until Ctrl-C."""
+    from espmedsam_edge.runtime.serve.serving import serve_alone
+
+    with (
+        _terminated_like_interrupted(),
+        serve_alone(
+            options,
+            bundle,
+            modality,
+            precision=precision,
+            backend=backend,
+            threshold=threshold,
+            threads=threads,
+            say=_notice,
+        ) as server,
+    ):
+        _until_interrupted(server)
+
+
+def _until_interrupted(server: Server) -> None:
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        return
 
 
 def _notice(text: str) -> None:

@@ -33,15 +33,17 @@ def choose_bundle(
     program; the modality, unless named, is recognised from the first picture.
 
     Args:
-        arguments: at least one.
+        arguments: as the user named them; none where a service alone is wanted.
         modality: as the user named it.
         say: gets a line on what was recognised and on what takes a few seconds.
 
     Raises:
         UserError: no such bundle, no weights here, or the modality is not clear.
     """
-    first = arguments[0]
-    if means_a_bundle(first):
+    if not arguments and modality is None:
+        raise UserError("no bundle and no modality is named.", f"Name one: --modality {'|'.join(shipped_scores())}")
+    first = arguments[0] if arguments else ""
+    if arguments and means_a_bundle(first):
         return Chosen(Bundle.open(first), modality, list(arguments[1:]))
     if modality is None:
         modality = _recognise(first, say)

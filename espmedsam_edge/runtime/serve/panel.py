@@ -38,25 +38,34 @@ class Panel:
         controls: the run's.
         pool: where segmenters come from.
         view: what is shown.
-        segmenter: the run's first; None where there is no run, only the service.
+        segmenter: the run's first; None where there is no run and the bundle's modalities are asked for by name.
+        service: whether there is no run, only the service.
     """
 
-    def __init__(self, controls: Adjustable, pool: SegmenterPool, view: LiveView, segmenter: Segmenter | None) -> None:
-        self.controls, self.pool, self.view = controls, pool, view
-        self._first = segmenter
+    def __init__(
+        self,
+        controls: Adjustable,
+        pool: SegmenterPool,
+        view: LiveView,
+        segmenter: Segmenter | None,
+        *,
+        service: bool = False,
+    ) -> None:
+        self.controls, self.pool, self.view, self.service = controls, pool, view, service
+        self.first = segmenter
         self._loading = threading.Lock()
         self.loading: str | None = None
         self.needs_token = False  # set by the server; the page then offers to sign out
 
     @property
     def segmenter(self) -> Segmenter | None:
-        """That of the next frames; None where there is no run."""
-        return self.controls.current().segmenter or self._first
+        """That of the next frames; None where there is none yet."""
+        return self.controls.current().segmenter or self.first
 
     @property
     def status(self) -> Status:
         """What the run does."""
-        if self._first is None:
+        if self.service:
             return "service"
         if self.view.ended:
             return "ended"
@@ -70,7 +79,7 @@ class Panel:
         Raises:
             UserError: there is no run, or the modality cannot be loaded, or another one is being loaded.
         """
-        if self._first is None:
+        if self.service:
             raise UserError("nothing runs here that could be changed.", "Start with a SOURCE.")
         wishes = {name: getattr(change, name) for name in ("threshold", "opacity", "paused")}
         wishes = {name: value for name, value in wishes.items() if value is not None}
@@ -104,7 +113,7 @@ class Panel:
             "type": "hello",
             "modalities": modalities,
             "untrained": untrained,
-            "service": self._first is None,
+            "service": self.service,
             "token": self.needs_token,
         }
 

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.runtime.backend import silent
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 _PATIENCE = 10.0
@@ -80,13 +81,19 @@ class SegmenterPool:
 
 
 def loader(
-    bundle: Bundle, precision: str | None, backend: str, *, threads: int | None = None, say: Callable[[str], None]
+    bundle: Bundle,
+    precision: str | None,
+    backend: str,
+    *,
+    threshold: float | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] = silent,
 ) -> Load:
-    """Loads a modality as the run's first one was loaded: its precision where the modality has it, its backend."""
+    """Loads modalities as ``Segmenter.load`` does with these arguments; one that lacks the precision gets another."""
 
     def load(modality: str) -> Segmenter:
         has = {graph.precision for graph in bundle.manifest.graphs if graph.modality == modality}
         chosen = precision if precision in has else None
-        return Segmenter.load(bundle, modality, chosen, backend, threads=threads, say=say)
+        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads, say=say)
 
     return load

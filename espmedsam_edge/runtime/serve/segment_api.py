@@ -87,7 +87,7 @@ class SegmentService:
         names = ", ".join(self._panel.pool.modalities)
         modality = query.get("modality")
         if modality is None:
-            segmenter = self._panel.segmenter
+            segmenter = self._panel.first  # not the one that viewers chose: answers must not change with it
             if segmenter is None and len(self._panel.pool.modalities) > 1:
                 raise Refused(400, "which modality?", f"Add ?modality=NAME. Known: {names}.")
             modality = self._panel.pool.modalities[0] if segmenter is None else segmenter.modality

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import uvicorn
+import websockets  # noqa: F401 (uvicorn takes it for WebSockets; without it the page would stay empty)
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.serve.address import Address, Names, choose_token, is_loopback, listen

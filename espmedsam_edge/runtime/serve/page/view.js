@@ -126,6 +126,10 @@ function choice(group, value, name, note, number, color) {
 
 function onState(message) {
   const before = state;
+  if (message.status === "service" && before.status === "service") {
+    const { modality, threshold, opacity } = before; // this page's own, see change()
+    message = { ...message, modality, threshold, opacity };
+  }
   state = { ...state, ...message, modality: message.modality || state.modality };
   showStatus(state.status);
   const modality = modalities.find(({ name }) => name === state.modality);
@@ -160,7 +164,7 @@ function onState(message) {
   byId("frames").textContent = state.frames.toLocaleString("en");
   byId("skipped").textContent = state.skipped.toLocaleString("en");
   byId("link").textContent = state.frames
-    ? `${state.precision} on ${state.backend}. ${state.level ? `Slow connection: picture reduced (step ${state.level} of 6).` : "Picture at full quality."}`
+    ? `${state.precision} on ${state.backend}. ${state.level ? `Slow connection or browser: picture reduced (step ${state.level} of 6).` : "Picture at full quality."}`
     : "";
   showMessage(
     { waiting: "Waiting for the first frame", ended: "The source has ended. This is its last frame.", service: "No source: this server segments the images that are sent to it." }[state.status] ||
@@ -211,7 +215,7 @@ function change(wish) {
     return;
   }
   state = { ...state, ...wish };
-  onState({ ...state });
+  onState(state);
   const color = modalities.find(({ name }) => name === state.modality).color;
   if ("opacity" in wish) trial.draw(color, state.opacity);
   else trial.ask({ ...state, color });

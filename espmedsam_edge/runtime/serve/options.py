@@ -1,0 +1,21 @@
+"""What the command line says of serving; needs no package of the extra ``serve``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where and for whom to serve.
+
+    Attributes:
+        address: ``[HOST:]PORT``.
+        token: what clients must show; None: see ``Server``.
+        allowed_hosts: further names that the server may be called.
+    """
+
+    address: str
+    token: str | None = None
+    allowed_hosts: Sequence[str] = ()

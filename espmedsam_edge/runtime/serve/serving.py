@@ -1,0 +1,102 @@
+"""A run with its view, or the service alone: puts the parts together for ``infer --serve``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.serve.address import parse_address
+from espmedsam_edge.runtime.serve.live_view import DEFAULT_OPACITY, LiveView
+from espmedsam_edge.runtime.serve.options import ServeOptions
+from espmedsam_edge.runtime.serve.panel import Panel
+from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
+from espmedsam_edge.runtime.serve.server import Server
+
+
+@contextmanager
+def serve_run(
+    options: ServeOptions,
+    segmenter: Segmenter,
+    controls: Adjustable,
+    *,
+    precision: str | None = None,
+    backend: str = "auto",
+    threshold: float | None = None,
+    threads: int | None = None,
+    opacity: float = DEFAULT_OPACITY,
+    paced: bool = False,
+    say: Say = silent,
+) -> Iterator[tuple[LiveView, Server]]:
+    """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
+
+    Args:
+        options: where and for whom.
+        segmenter: the run's; stays the caller's.
+        controls: the run's.
+        precision, backend, threshold, threads: for the bundle's other modalities, as ``Segmenter.load`` takes them.
+        opacity: of the overlay's tint to begin with, 0 to 1.
+        paced: see ``LiveView``.
+        say: gets the address, and a token that was made here.
+
+    Raises:
+        UserError: as ``Server``.
+    """
+    bundle = segmenter.bundle
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
+    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), paced=paced)
+    with SegmenterPool(bundle, load) as pool:
+        pool.add(segmenter)
+        with Server(
+            Panel(controls, pool, view, segmenter), parse_address(options.address), options.token, options.allowed_hosts
+        ) as server:
+            announce(server, "view", options.token, say)
+            try:
+                yield view, server
+            finally:
+                view.end()
+
+
+@contextmanager
+def serve_alone(
+    options: ServeOptions,
+    bundle: Bundle,
+    modality: str | None = None,
+    *,
+    precision: str | None = None,
+    backend: str = "auto",
+    threshold: float | None = None,
+    threads: int | None = None,
+    say: Say = silent,
+) -> Iterator[Server]:
+    """Serve ``POST /v1/segment`` and the page without a run. The modality, or a bundle's only one, is loaded at once.
+
+    Raises:
+        UserError: as ``Server`` and ``Segmenter.load``.
+    """
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
+    controls = Adjustable()
+    with SegmenterPool(bundle, load) as pool:
+        only = modality or (pool.modalities[0] if len(pool.modalities) == 1 else None)
+        first = None if only is None else pool.get(only)
+        panel = Panel(controls, pool, LiveView(controls), first, service=True)
+        with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
+            announce(server, "service", options.token, say)
+            yield server
+
+
+def notice_of(bundle: Bundle) -> str:
+    """What overlays of this bundle must say."""
+    return "untrained weights" if bundle.manifest.weights.origin == "random" else ""
+
+
+def announce(server: Server, what: str, given: str | None, say: Say) -> None:
+    """Say where it is, and once, if it was made here, the token."""
+    say(f"{what}: {server.url}")
+    if server.token is not None and given is None:
+        say(f"token: {server.token} (asked for by the page; this is the only time it is shown)")
+    if not server.loopback:
+        say("Others can reach this address, and nothing on the way is encrypted: put a TLS proxy before it.")
