@@ -38,6 +38,7 @@ def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
         access: who may ask.
         names: what the server may be called.
     """
+    panel.needs_token = access.needs_token
     routes = _Routes(panel, access)
     return Starlette(
         routes=[

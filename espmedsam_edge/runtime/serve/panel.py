@@ -55,7 +55,7 @@ class Panel:
         self.first = segmenter
         self._loading = threading.Lock()
         self.loading: str | None = None
-        self.needs_token = False  # set by the server; the page then offers to sign out
+        self.needs_token = False  # set by ``build_app``; the page then offers to sign out
 
     @property
     def segmenter(self) -> Segmenter | None:

@@ -158,11 +158,11 @@ def _threshold(text: str | None) -> float | None:
 async def _body(request: Request) -> bytes:
     """The request's body, refused as soon as it is too large or too slow."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind.startswith("multipart/") or kind == "application/x-www-form-urlencoded":
+    if kind.startswith("multipart/"):  # curl --data-binary says urlencoded, which it then is not
         raise Refused(
             415,
             "a form is not an image.",
-            "Send the file alone: curl -X POST -T image.png",
+            "Send the file alone: curl --data-binary @image.png",
         )
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > MAX_BODY:

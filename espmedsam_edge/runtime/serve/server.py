@@ -47,7 +47,6 @@ class Server:
             raise
         self.address = Address(address.host, int(self._socket.getsockname()[1]))
         self.access = Access(self.token)
-        panel.needs_token = self.access.needs_token
         config = uvicorn.Config(
             build_app(panel, self.access, names),
             http="h11",

@@ -10,11 +10,14 @@ import asyncio
 import json
 import struct
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
+from anyio.abc import TaskGroup
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -33,6 +36,7 @@ MAX_VIEWERS = 8
 _MESSAGES_A_SECOND, _MESSAGES_AT_ONCE = 100.0, 200.0
 _STATE_SECONDS = 0.5
 _CURVE_POINTS = 240
+_CHANGES_AT_ONCE = 4
 
 TOO_MANY_VIEWERS = 4429
 """Close code of a viewer that is one too many; 1008 is one that does not keep to the rules."""
@@ -77,7 +81,7 @@ class Viewer:
         self._last_number = 0
         self._last_point = 0
         self._curve_of: Statistics | None = None
-        self._changes: set[asyncio.Task[None]] = set()
+        self._changing = 0
 
     async def serve(self) -> None:
         """Send and receive until either side ends."""
@@ -87,20 +91,22 @@ class Viewer:
             loop.call_soon_threadsafe(self._wake.set)
 
         stop_listening = self._panel.view.listen(wake)
-        tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            async with anyio.create_task_group() as group:
+                for part in (self._send, self._receive):
+                    group.start_soon(self._until_it_ends, part, group)
+        finally:
+            stop_listening()
+
+    async def _until_it_ends(self, part: Callable[[TaskGroup], Awaitable[None]], group: TaskGroup) -> None:
+        try:
+            await part(group)
         except WebSocketDisconnect:
             pass
         finally:
-            stop_listening()
-            for task in (*tasks, *self._changes):
-                task.cancel()
-            await asyncio.gather(*tasks, *self._changes, return_exceptions=True)
+            group.cancel_scope.cancel()
 
-    async def _send(self) -> None:
+    async def _send(self, group: TaskGroup) -> None:
         await self._socket.send_text(json.dumps(self._panel.greeting()))
         next_state = 0.0
         while True:
@@ -113,10 +119,8 @@ class Viewer:
                 await self._send_picture()
             if not self._ready():
                 timeout = max(0.0, next_state - time.monotonic())
-                try:
-                    await asyncio.wait_for(self._wake.wait(), timeout)
-                except asyncio.TimeoutError:
-                    continue
+                with anyio.move_on_after(timeout):
+                    await self._wake.wait()
 
     def _ready(self) -> bool:
         return bool(self._notes) or (self._unacknowledged is None and self._panel.view.number > self._last_number)
@@ -156,7 +160,7 @@ class Viewer:
         self._counters.frames_sent += 1
         self._counters.bytes_sent += len(message)
 
-    async def _receive(self) -> None:
+    async def _receive(self, group: TaskGroup) -> None:
         while True:
             message = await self._socket.receive()
             if message["type"] != "websocket.receive":
@@ -176,7 +180,7 @@ class Viewer:
             if isinstance(wanted, Ack):
                 self._acknowledge(wanted)
             else:
-                self._change(wanted)
+                self._change(wanted, group)
 
     async def _close(self, reason: str) -> None:
         if self._socket.application_state == WebSocketState.CONNECTED:
@@ -190,20 +194,21 @@ class Viewer:
             self._unacknowledged = None
             self._wake.set()
 
-    def _change(self, wish: Wish) -> None:
+    def _change(self, wish: Wish, group: TaskGroup) -> None:
         """In a task and a thread of its own: loading a modality may take long, and acknowledgements go on."""
-        if len(self._changes) >= 4:
+        if self._changing >= _CHANGES_AT_ONCE:
             self._note(UserError("changes come faster than they can be done.", "Wait a moment."))
             return
-        task = asyncio.create_task(self._apply(wish))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        self._changing += 1
+        group.start_soon(self._apply, wish)
 
     async def _apply(self, wish: Wish) -> None:
         try:
-            await anyio.to_thread.run_sync(self._panel.apply, wish)
+            await anyio.to_thread.run_sync(self._panel.apply, wish, abandon_on_cancel=True)
         except UserError as error:
             self._note(error)
+        finally:
+            self._changing -= 1
 
     def _note(self, error: UserError) -> None:
         self._notes.append({"type": "error", "message": error.message, "hint": error.hint})

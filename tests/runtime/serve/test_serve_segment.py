@@ -1,0 +1,219 @@
+"""``POST /v1/segment`` against the segmenter itself, its refusals, and the metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from serving_setup import Stage, png, staged
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.serve import segment_api
+from espmedsam_edge.runtime.serve.segment_api import preferred_kind
+
+
+@pytest.fixture
+def stage(toy_bundle_of_two: Bundle) -> Iterator[Stage]:
+    with staged(toy_bundle_of_two) as made:
+        yield made
+
+
+@pytest.mark.parametrize("modality", [None, "fundus", "colonoscopy"])
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_masks_and_measurements_are_the_segmenters(
+    stage: Stage, toy_bundle_of_two: Bundle, modality: str | None, threshold: float | None
+) -> None:
+    image, file = png(3)
+    with Segmenter.load(toy_bundle_of_two, modality or "fundus", threads=1) as segmenter:
+        expected = segmenter.segment_batch([image], threshold)[0]
+    query = {name: value for name, value in (("modality", modality), ("threshold", threshold)) if value is not None}
+    answer = stage.client.post("/v1/segment", params=query, content=file, headers={"Accept": "image/png"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    mask = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask, expected.mask)
+    assert 0 < expected.area < expected.mask.size
+    assert answer.headers["x-modality"] == expected.modality
+    found = stage.client.post("/v1/segment", params=query, content=file, headers={"Accept": "application/json"}).json()
+    assert found.pop("milliseconds").keys() == {"preprocess", "inference", "postprocess"}
+    wanted = expected.to_dict()
+    del wanted["milliseconds"]
+    assert {key: found[key] for key in wanted} == json.loads(json.dumps(wanted))
+    assert found["contours"] == [contour.tolist() for contour in expected.contours()]
+
+
+def test_a_viewers_choice_does_not_change_the_service(stage: Stage) -> None:
+    _, file = png()
+    before = stage.client.post("/v1/segment", content=file).json()
+    stage.panel.controls.change(segmenter=stage.pool.get("colonoscopy"), threshold=0.9)
+    after = stage.client.post("/v1/segment", content=file).json()
+    assert (before["modality"], before["threshold"], before["area"]) == (
+        after["modality"],
+        after["threshold"],
+        after["area"],
+    )
+
+
+def test_without_a_run_the_modality_is_asked_for(toy_bundle_of_two: Bundle) -> None:
+    _, file = png()
+    with staged(toy_bundle_of_two, service=True) as stage:
+        answer = stage.client.post("/v1/segment", content=file)
+        assert answer.status_code == 400
+        assert "fundus, colonoscopy" in answer.json()["hint"]
+        assert stage.client.post("/v1/segment?modality=colonoscopy", content=file).status_code == 200
+        assert stage.pool.loaded("fundus") is None
+
+
+def big_png(side: int) -> bytes:
+    """A PNG file of a few kilobytes that says it has side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(b"\0" * 1000)
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+_IMAGE = png()[1]
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "content", "status"),
+    [
+        ("", {}, b"", 400),
+        ("", {}, b"not an image", 422),
+        ("", {}, _IMAGE[: len(_IMAGE) // 2], 422),
+        ("", {}, big_png(30000), 413),
+        ("", {}, big_png(4), 422),
+        ("", {"Accept": "text/html"}, _IMAGE, 406),
+        ("", {"Accept": "image/png;q=0"}, _IMAGE, 406),
+        ("", {"Content-Type": "multipart/form-data; boundary=x"}, _IMAGE, 415),
+        ("?modality=brain", {}, _IMAGE, 400),
+        ("?modality=", {}, _IMAGE, 400),
+        ("?threshold=nan", {}, _IMAGE, 400),
+        ("?threshold=1", {}, _IMAGE, 400),
+        ("?threshold=inf", {}, _IMAGE, 400),
+        ("?threshold=x", {}, _IMAGE, 400),
+        ("?threshold=0.5&threshold=0.6", {}, _IMAGE, 400),
+        ("?size=5", {}, _IMAGE, 400),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_words(
+    stage: Stage, query: str, headers: dict[str, str], content: bytes, status: int
+) -> None:
+    answer = stage.client.post(f"/v1/segment{query}", headers=headers, content=content)
+    assert answer.status_code == status
+    body = answer.json()
+    assert body["error"].endswith(".")
+    assert body["hint"].endswith((".", "png"))
+    assert str(stage.pool.bundle.path) not in answer.text
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_api, "MAX_BODY", 10_000)
+    assert stage.client.post("/v1/segment", content=b"x" * 10_001).status_code == 413
+    given = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal given
+        for _ in range(1000):
+            given += 1000
+            yield b"x" * 1000
+
+    assert stage.client.post("/v1/segment", content=pieces()).status_code == 413  # no length announced
+
+
+def test_a_graph_that_fails_names_no_file(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = next(graph for graph in stage.pool.bundle.manifest.graphs if graph.modality == "colonoscopy")
+    (stage.pool.bundle.path / graph.file).write_bytes(b"damaged")
+    answer = stage.client.post("/v1/segment?modality=colonoscopy", content=_IMAGE)
+    assert answer.status_code == 503
+    assert "bundle" not in answer.text
+    assert stage.client.post("/v1/segment?modality=fundus", content=_IMAGE).status_code == 200
+
+
+def test_only_so_many_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_api, "_WAITING", 0)
+    entered, go_on = threading.Event(), threading.Event()
+    decode = segment_api._decode
+
+    def slow(data: bytes) -> Any:
+        entered.set()
+        go_on.wait(60)
+        return decode(data)
+
+    monkeypatch.setattr(segment_api, "_decode", slow)
+    codes: list[int] = []
+    first = threading.Thread(target=lambda: codes.append(stage.client.post("/v1/segment", content=_IMAGE).status_code))
+    first.start()
+    assert entered.wait(60)
+    answer = stage.client.post("/v1/segment", content=_IMAGE)
+    go_on.set()
+    first.join()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert codes == [200]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, "application/json"),
+        ("*/*", "application/json"),
+        ("image/*", "image/png"),
+        ("image/png, application/json;q=0.5", "image/png"),
+        ("image/png;q=0.5, application/json", "application/json"),
+        ("image/png, */*", "image/png"),
+        ("text/html, image/webp, */*;q=0.1", "application/json"),
+        ("IMAGE/PNG", "image/png"),
+        ("application/json;q=nan, image/png;q=0.1", "image/png"),
+    ],
+)
+def test_accept_decides(accept: str | None, kind: str) -> None:
+    assert preferred_kind(accept) == kind
+
+
+def test_metrics_are_what_prometheus_reads_and_name_nobody(stage: Stage) -> None:
+    for index in range(5):
+        stage.show(index, skipped=index, captured=None)
+    stage.client.post("/v1/segment", content=_IMAGE)
+    stage.client.get("/no/such/patient/Doe^Jane")
+    answer = stage.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.text
+    assert text.endswith("\n")
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? [0-9.e+-]+')
+    typed = set()
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            typed.add(line.split()[2])
+        elif not line.startswith("#"):
+            assert sample.fullmatch(line), line
+            assert any(line.startswith(name) for name in typed), line
+    assert "espmedsam_frames_total 5\n" in text
+    assert "espmedsam_frames_skipped_total 4\n" in text
+    assert 'espmedsam_frame_latency_seconds_bucket{le="+Inf"} 5\n' in text
+    assert 'espmedsam_http_answers_total{path="/v1/segment",code="200"} 1\n' in text
+    assert 'espmedsam_http_answers_total{path="other",code="404"} 1\n' in text
+    assert "espmedsam_segment_request_seconds_count 1\n" in text
+    for secret in ("secret-name", "Doe", str(stage.pool.bundle.path)):
+        assert secret not in text
+
+
+def test_counts_of_a_histogram_only_grow(stage: Stage) -> None:
+    for index in range(3):
+        stage.show(index)
+    text = stage.client.get("/metrics").text
+    counts = [
+        int(line.split()[-1]) for line in text.splitlines() if line.startswith("espmedsam_frame_latency_seconds_bucket")
+    ]
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
