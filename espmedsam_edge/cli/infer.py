@@ -158,7 +158,7 @@ def command(
             from espmedsam_edge.runtime.serve.serving import serve_run
 
             options = ServeOptions(serve, token, allow_host or ())
-            only_view = not places.files() and stream is None
+            written = bool(_results(places, measured)) or jsonl is not None or stream is not None
             view, server = held.enter_context(
                 serve_run(
                     options,
@@ -169,7 +169,7 @@ def command(
                     threshold=threshold,
                     threads=threads,
                     opacity=opacity,
-                    paced=only_view,
+                    paced=not written,
                     say=_notice,
                 )
             )
