@@ -1,0 +1,250 @@
+"""Whether a live run with its view stays flat: memory, threads, open files and the order of frames over half an hour.
+
+    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30]
+
+A run on the live phantom with a backend that sleeps for 5 ms, its server on, and in a process of its own: a viewer that
+reads all the time, another that comes and goes every 20 seconds and moves a control, a scrape of the metrics every ten
+seconds and an image for the service every ten. Samples once a second; the first minute is warm-up. Result: see
+``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import struct
+import threading
+import time
+import urllib.request
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from espmedsam_edge.bundle import Bundle, Graph, Manifest, Weights
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.imaging.encode import encode_image
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.runtime.jobs import Job, Limits, Report
+from espmedsam_edge.runtime.live_source import LiveOptions
+from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.serve.options import ServeOptions
+from espmedsam_edge.runtime.serve.serving import serve_run
+from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources import SourceFrame
+
+RESULTS = Path(__file__).parent / "results"
+BACKEND_SECONDS = 0.005
+SIDE = 256
+
+
+class SleepingBackend:
+    """Stands for a network of a steady 5 ms: sleeps, and gives a disc as logits."""
+
+    name, device = "sleeping", "none"
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        rows, columns = np.mgrid[: graph.output_shape[2], : graph.output_shape[3]]
+        middle = graph.output_shape[2] / 2
+        self._logits = (middle / 2 - np.hypot(rows - middle, columns - middle)).astype(np.float32)[None, None]
+
+    def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``."""
+        time.sleep(BACKEND_SECONDS)
+        return self._logits.copy()
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+
+
+def sleeping_segmenter() -> Segmenter:
+    """A segmenter on ``SleepingBackend``; its bundle is on no disk."""
+    graph = Graph(modality="colonoscopy", precision="fp32", file="none.onnx", sha256="0" * 64, image_size=SIDE)
+    weights = Weights(checkpoint_sha256="0" * 64, origin="trained")
+    bundle = Bundle(Path("none"), Manifest(preset="none", weights=weights, graphs=[graph]))
+    return Segmenter(bundle, Choice(SleepingBackend(graph)), 0.5)
+
+
+@dataclass
+class Ordered:
+    """A sink that counts frames, and those that came out of order."""
+
+    frames: int = 0
+    out_of_order: int = 0
+    last: int = -1
+
+    def __enter__(self) -> Ordered:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        self.out_of_order += frame.index <= self.last
+        self.last = frame.index
+        self.frames += 1
+
+
+@dataclass
+class Watched:
+    """What viewers and clients saw."""
+
+    frames: int = 0
+    out_of_order: int = 0
+    bytes: int = 0
+    visits: int = 0
+    scrapes: int = 0
+    segmented: int = 0
+    levels: list[int] = field(default_factory=list)
+
+
+def watch(url: str, seconds: float, seen: Watched, *, wish: dict[str, Any] | None = None) -> None:
+    """Look on for a while as the page does: acknowledge every frame once it is here."""
+    last, until = -1, time.monotonic() + seconds
+    with connect(url.replace("http", "ws", 1) + "live", max_size=None) as socket:
+        if wish is not None:
+            socket.send(json.dumps({"type": "set", **wish}))
+        while time.monotonic() < until:
+            try:
+                message = socket.recv(timeout=until - time.monotonic() + 0.1)
+            except (TimeoutError, ConnectionClosed):
+                return
+            if isinstance(message, str):
+                body = json.loads(message)
+                if body["type"] == "state" and wish is None:
+                    seen.levels[:] = [body["level"], max(body["level"], *seen.levels, 0)]
+                continue
+            (length,) = struct.unpack(">I", message[:4])
+            header = json.loads(message[4 : 4 + length])
+            seen.frames += 1
+            seen.bytes += len(message)
+            seen.out_of_order += header["number"] <= last
+            last = header["number"]
+            socket.send(json.dumps({"type": "ack", "frame": last, "width": 1280}))
+
+
+def visit(url: str, seconds: float, seen: Watched, every: float) -> None:
+    """Come and go, read the metrics and have an image segmented, again and again."""
+    until, image = time.monotonic() + seconds, encode_image(phantom("colonoscopy", 1, (240, 320))[0], ".png")
+    while (left := until - time.monotonic()) > 0:
+        begin = time.monotonic()
+        watch(url, min(left, every / 2), Watched(), wish={"opacity": 0.2 + 0.1 * (seen.visits % 5), "threshold": 0.4})
+        seen.visits += 1
+        for _ in range(2):
+            with urllib.request.urlopen(url + "metrics", timeout=60) as answer:
+                seen.scrapes += b"espmedsam_frames_total" in answer.read()
+            request = urllib.request.Request(url + "v1/segment", data=image, headers={"Accept": "image/png"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                seen.segmented += answer.read(4) == b"\x89PNG"
+        time.sleep(max(0.0, min(until, begin + every) - time.monotonic()))
+
+
+def clients(url: str, seconds: float, every: float, pipe: Connection) -> None:
+    """The process of the viewers: sends what they saw."""
+    seen = Watched()
+    reader = threading.Thread(target=watch, args=(url, seconds, seen))
+    reader.start()
+    visit(url, seconds, seen, every)
+    reader.join()
+    pipe.send(asdict(seen))
+
+
+def sample() -> dict[str, int]:
+    """Resident bytes, threads and open files of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    tasks, files = (len(list(Path(f"/proc/self/{kind}").iterdir())) for kind in ("task", "fd"))
+    return {"resident_bytes": pages * 4096, "threads": tasks, "files": files}
+
+
+def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = "640x480") -> dict[str, Any]:
+    """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds."""
+    ordered, controls, samples = Ordered(), Adjustable(), list[dict[str, float]]()
+    sources, failures = open_sources([f"test://colonoscopy?fps={fps}&size={size}"], LiveOptions())
+    assert not failures, failures
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    with sleeping_segmenter() as segmenter, serve_run(ServeOptions("0"), segmenter, controls) as (view, server):
+        reports: list[Report] = []
+        limits = Limits(seconds=seconds)
+        run = threading.Thread(
+            target=lambda: reports.append(
+                run_pipeline(segmenter, [Job(sources[0], [ordered])], [view], controls=controls, limits=limits)
+            )
+        )
+        viewers = context.Process(target=clients, args=(server.url, seconds, every, there))
+        begin = time.monotonic()
+        run.start()
+        viewers.start()
+        there.close()
+        while run.is_alive():
+            time.sleep(1.0)
+            samples.append({"at": round(time.monotonic() - begin, 1), **sample()})
+        try:
+            seen = here.recv()
+        except EOFError:
+            raise SystemExit("the viewers failed; see above") from None
+        viewers.join()
+    (report,) = reports
+    latency = report.live[0].latency
+    warm = [one for one in samples if warm_up <= one["at"] <= seconds - 1]
+    resident = np.array([one["resident_bytes"] for one in warm], float)
+    tenth = max(1, len(warm) // 10)
+    slope = float(np.polyfit([one["at"] for one in warm], resident, 1)[0]) if len(warm) > 2 else 0.0
+    return {
+        "seconds": round(time.monotonic() - begin, 1),
+        "fps": fps,
+        "size": size,
+        "backend_ms": 1000 * BACKEND_SECONDS,
+        "frames": ordered.frames,
+        "skipped": report.live[0].skipped,
+        "out_of_order": ordered.out_of_order,
+        "capture_to_sink_ms": None if latency is None else latency.milliseconds(),
+        "viewers": seen,
+        "after_warm_up": {
+            "resident_bytes": {
+                "first": int(resident[0]),
+                "lowest": int(resident.min()),
+                "highest": int(resident.max()),
+            },
+            "last_tenth_over_first_tenth": float(resident[-tenth:].mean() / resident[:tenth].mean() - 1),
+            "bytes_an_hour": round(3600 * slope),
+            "threads": [int(min(one["threads"] for one in warm)), int(max(one["threads"] for one in warm))],
+            "files": [int(min(one["files"] for one in warm)), int(max(one["files"] for one in warm))],
+        },
+        "samples": samples[:: max(1, len(samples) // 200)],
+    }
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--fps", type=int, default=30)
+    arguments = parser.parse_args()
+    environment = collect_environment()
+    seconds = 60 * arguments.minutes
+    result = soak(seconds, arguments.fps, warm_up=min(60, seconds / 4), every=20)
+    document = {"schema": 1, "kind": "soak", "environment": environment, **result}
+    atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(document, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
