@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +51,7 @@ class Chromium:
         command = [program, *_OPTIONS, *options, f"--user-data-dir={self._profile}", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._number = 0
+        self._stack = ExitStack()
         self.events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Chromium:
@@ -63,7 +65,8 @@ class Chromium:
         port = file.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
             tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
-        self._socket = self._client.connect(tab["webSocketDebuggerUrl"], max_size=None, open_timeout=30)
+        opening = self._client.connect(tab["webSocketDebuggerUrl"], max_size=None, open_timeout=30)
+        self._socket = self._stack.enter_context(opening)
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         return self
@@ -71,7 +74,7 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._stack.close()
         self.close()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from urllib.parse import parse_qs
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from espmedsam_edge.runtime.serve.segment_api import SegmentService
 from espmedsam_edge.runtime.serve.viewer import MAX_VIEWERS, TOO_MANY_VIEWERS, Viewer
 
 _MAX_FORM = 4096
+_FORM_SECONDS = 10.0
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _PAGE = {
     path.name: path.read_bytes()
@@ -89,10 +91,13 @@ class _Routes:
     async def login(self, request: Request) -> Response:
         """A form with the field ``token``: a right one gets a cookie, and the page."""
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_FORM:
-                return refusal(413, "that is too long for a token.")
+        with anyio.move_on_after(_FORM_SECONDS) as limit:
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_FORM:
+                    return refusal(413, "that is too long for a token.")
+        if limit.cancel_called:
+            return refusal(408, "the token took too long to arrive.", "Send it again.")
         token = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).get("token", [""])[0]
         right = self._access.right(token.strip(), client_of(request.scope))
         if right is None:

@@ -16,6 +16,7 @@ from espmedsam_edge.runtime.serve.address import Address, Names, choose_token, i
 from espmedsam_edge.runtime.serve.app import build_app
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.panel import Panel
+from espmedsam_edge.runtime.serve.patience import Forgiving, PatientProtocol
 from espmedsam_edge.runtime.serve.viewer import MAX_MESSAGE
 
 _CONNECTIONS = 128
@@ -48,11 +49,11 @@ class Server:
         self.address = Address(address.host, int(self._socket.getsockname()[1]))
         self.access = Access(self.token)
         config = uvicorn.Config(
-            build_app(panel, self.access, names),
-            http="h11",
+            Forgiving(build_app(panel, self.access, names)),
+            http=PatientProtocol,
             lifespan="off",
             log_config=None,
-            log_level="critical",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -82,6 +82,7 @@ class Viewer:
         self._last_point = 0
         self._curve_of: Statistics | None = None
         self._changing = 0
+        self._breach = ""  # why the connection is ended, once nothing is being sent any more
 
     async def serve(self) -> None:
         """Send and receive until either side ends."""
@@ -97,6 +98,8 @@ class Viewer:
                     group.start_soon(self._until_it_ends, part, group)
         finally:
             stop_listening()
+        if self._breach and self._socket.application_state == WebSocketState.CONNECTED:
+            await self._socket.close(1008, self._breach)
 
     async def _until_it_ends(self, part: Callable[[TaskGroup], Awaitable[None]], group: TaskGroup) -> None:
         try:
@@ -107,7 +110,7 @@ class Viewer:
             group.cancel_scope.cancel()
 
     async def _send(self, group: TaskGroup) -> None:
-        await self._socket.send_text(json.dumps(self._panel.greeting()))
+        await self._send_message(json.dumps(self._panel.greeting()))
         next_state = 0.0
         while True:
             self._wake.clear()
@@ -127,9 +130,9 @@ class Viewer:
 
     async def _send_state(self) -> None:
         while self._notes:
-            await self._socket.send_text(json.dumps(self._notes.pop(0)))
+            await self._send_message(json.dumps(self._notes.pop(0)))
         state = {**self._panel.state(), "viewers": self._counters.viewers, "level": self._adaptation.level}
-        await self._socket.send_text(json.dumps(state))
+        await self._send_message(json.dumps(state))
         await self._send_curve()
 
     async def _send_curve(self) -> None:
@@ -141,7 +144,7 @@ class Viewer:
             self._curve_of = statistics
             self._last_point = points[-1].number if points else 0
             values = [[round(point.at, 3), round(point.fraction, 6)] for point in points]
-            await self._socket.send_text(json.dumps({"type": "curve", "restart": restart, "points": values}))
+            await self._send_message(json.dumps({"type": "curve", "restart": restart, "points": values}))
 
     async def _send_picture(self) -> None:
         draw = partial(self._panel.view.picture, self._adaptation.width, self._adaptation.quality)
@@ -156,9 +159,15 @@ class Viewer:
         self._last_number = picture.number
         self._unacknowledged = (picture.number, time.monotonic())
         message = frame_message(picture)
-        await self._socket.send_bytes(message)
+        await self._send_message(message)
         self._counters.frames_sent += 1
         self._counters.bytes_sent += len(message)
+
+    async def _send_message(self, message: str | bytes) -> None:
+        try:
+            await (self._socket.send_text(message) if isinstance(message, str) else self._socket.send_bytes(message))
+        except RuntimeError as error:  # the connection was closed meanwhile, and ``_receive`` does not know it yet
+            raise WebSocketDisconnect(1006) from error
 
     async def _receive(self, group: TaskGroup) -> None:
         while True:
@@ -167,24 +176,20 @@ class Viewer:
                 return
             text = message.get("text")
             if not self._bucket.take():
-                await self._close("too many messages")
+                self._breach = "too many messages"
                 return
             if text is None or len(text) > MAX_MESSAGE:
-                await self._close("not a message of this protocol")
+                self._breach = "not a message of this protocol"
                 return
             try:
                 wanted = _MESSAGES.validate_json(text)
             except ValidationError:
-                await self._close("not a message of this protocol")
+                self._breach = "not a message of this protocol"
                 return
             if isinstance(wanted, Ack):
                 self._acknowledge(wanted)
             else:
                 self._change(wanted, group)
-
-    async def _close(self, reason: str) -> None:
-        if self._socket.application_state == WebSocketState.CONNECTED:
-            await self._socket.close(1008, reason)
 
     def _acknowledge(self, ack: Ack) -> None:
         if ack.width is not None:
