@@ -28,6 +28,8 @@ SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR, which has no pixels
 _DEFAULT_FPS = Fraction(25)
+_MOST_FRAMES = 1_000_000
+_FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
 # The order in which decoders are tried: first those that are tested most against damaged data.
 _DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
@@ -136,9 +138,17 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is DICOM; it needs pydicom.", f"Install it: {install_command('dicom')}", exit_code=1)
     pydicom = _load_pydicom()
     from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_file_meta_info
 
     with _damage(path):
         try:
+            syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+            if syntax is not None and syntax.is_deflated:  # unpacked at once, to whatever size
+                raise UserError(
+                    f"cannot read {path}: the whole file is compressed ({syntax.name}).",
+                    "Convert it to Explicit VR Little Endian.",
+                    exit_code=1,
+                )
             return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=False)
         except InvalidDicomError:
             raise UserError(f"cannot read {path}: it is not DICOM.", "Name an image file.", exit_code=1) from None
@@ -169,6 +179,8 @@ def _header(path: Path, dataset: Any) -> DicomHeader:
             exit_code=1,
         )
     frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    if frames > min(path.stat().st_size, _MOST_FRAMES):
+        raise ValueError("it names more frames than it can hold")
     fps, times = _times(dataset, frames) if frames > 1 else (None, ())
     order = (str(dataset.get("SeriesInstanceUID", "")), int(dataset.get("InstanceNumber") or 0))
     return DicomHeader(frames, height, width, _spacing(dataset), fps, times, order)
@@ -177,17 +189,22 @@ def _header(path: Path, dataset: Any) -> DicomHeader:
 def _times(dataset: Any, frames: int) -> tuple[Fraction, tuple[float, ...]]:
     """Frames a second and each frame's time (PS3.3 C.7.6.5): a vector of increments, one increment, or a rate."""
     vector = [float(step) / 1000 for step in _several(dataset.get("FrameTimeVector"))]
-    if len(vector) == frames and all(step >= 0 for step in vector) and sum(vector[1:]) > 0:
+    mean = sum(vector[1:]) / (frames - 1)
+    if len(vector) == frames and all(step >= 0 for step in vector) and _plausible(mean):
         times = tuple(float(time) for time in np.cumsum([0.0, *vector[1:]]))
         return Fraction((frames - 1) / times[-1]).limit_denominator(1001), times
     seconds = float(dataset.get("FrameTime") or 0) / 1000
-    if seconds > 0:
+    if _plausible(seconds):
         fps = Fraction(1 / seconds).limit_denominator(1001)
     else:
         rate = float(dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate") or 0)
-        fps = Fraction(rate).limit_denominator(1001) if rate > 0 else _DEFAULT_FPS
+        fps = Fraction(rate).limit_denominator(1001) if rate > 0 and _plausible(1 / rate) else _DEFAULT_FPS
         seconds = float(1 / fps)
     return fps, tuple(index * seconds for index in range(frames))
+
+
+def _plausible(seconds: float) -> bool:
+    return _FRAME_SECONDS[0] <= seconds <= _FRAME_SECONDS[1]
 
 
 def _several(value: Any) -> list[Any]:
@@ -232,7 +249,7 @@ def _decoder(path: Path, dataset: Any) -> str:
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed or syntax.is_deflated:
+    if not syntax.is_compressed:
         return ""
     try:
         available = get_decoder(syntax).available_plugins

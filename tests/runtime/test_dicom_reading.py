@@ -138,6 +138,7 @@ def moving(frames: int = 5) -> np.ndarray:
         ({"RecommendedDisplayFrameRate": 10}, [0, 0.1, 0.2, 0.3, 0.4], 10),
         ({}, [0, 0.04, 0.08, 0.12, 0.16], 25),
         ({"FrameTimeVector": [0, 10], "FrameTime": 20}, [0, 0.02, 0.04, 0.06, 0.08], 50),  # a vector too short
+        ({"FrameTime": 1e-30, "CineRate": 10**9}, [0, 0.04, 0.08, 0.12, 0.16], 25),
         ({"FrameTime": 0, "CineRate": 20}, [0, 0.05, 0.1, 0.15, 0.2], 20),
     ],
 )
@@ -298,6 +299,21 @@ def test_pixels_that_are_missing(tmp_path: Path) -> None:
     del dataset.PixelData
     dataset.save_as(path)
     assert "damaged" in failure(path)
+
+
+@pytest.mark.parametrize("frames", [6, 10**6, 10**9])
+def test_more_frames_than_there_are(tmp_path: Path, frames: int) -> None:
+    path = save_dicom(tmp_path / "a.dcm", moving(), NumberOfFrames=frames)
+    assert "damaged" in failure(path)
+
+
+def test_a_file_that_unpacks_to_any_size_is_refused(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", np.zeros((2000, 2000), np.uint8))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    assert path.stat().st_size < 20_000
+    assert "the whole file is compressed" in failure(path)
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
