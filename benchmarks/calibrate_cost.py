@@ -69,7 +69,8 @@ def measure(bundle: Path, precision: str, images: list[str], count: int) -> dict
     if done.returncode or '"exit_code": 2' in done.stdout:
         raise SystemExit(f"calibrate ended with code {done.returncode}:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    refusal = done.stderr.strip().splitlines()
+    return {**found, "refusal": refusal[-1] if found["exit_code"] and refusal else None}
 
 
 def one(bundle: Path, precision: str, images: list[str], count: int) -> None:

@@ -17,10 +17,10 @@ from functools import partial
 from typing import cast
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
+from espmedsam_edge.runtime.in_flight import InFlight
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -88,6 +88,7 @@ class LiveRun:
         self.aborted = False  # drop everything
         self.deadline: float | None = None
         self.next_lane = 0
+        self.in_flight: InFlight[tuple[_Lane, SourceFrame]] = InFlight(segmenter, self._hand_on)
 
     def run(self) -> Report:
         """Run until every source has ended, a limit is reached or Ctrl-C."""
@@ -226,11 +227,14 @@ class LiveRun:
             if group is None:
                 return
             if group:
-                self._segment(group, settings)
+                self.in_flight.segment(group, [frame.image for _, frame in group], settings)
+            else:
+                self.in_flight.collect_all()
 
     def _settings(self) -> Settings:
         """What the controls say, once they do not say to wait or there is nothing to wait for."""
         while (settings := self.controls.current()).paused:
+            self.in_flight.collect_all()
             with self.changed:
                 self._check_deadline()
                 if self.aborted:
@@ -246,10 +250,15 @@ class LiveRun:
             self.changed.notify_all()
 
     def _next_group(self) -> list[tuple[_Lane, SourceFrame]] | None:
-        """Frames of the lanes in turn, at most a batch; None when no more will come. Holds ``changed``."""
+        """Frames of the lanes in turn, at most a batch; None when no more will come. Holds ``changed``.
+
+        None of them where groups are under way that had better be taken back: a frame that is new now may come late.
+        """
         while not any(self._ready(lane) for lane in self.lanes):
             if self.aborted:
                 raise Aborted
+            if self.in_flight:
+                return []
             if all(lane.read_out and not lane.pending for lane in self.lanes):
                 return None
             self._check_deadline()
@@ -292,8 +301,7 @@ class LiveRun:
         limit = self.limits.max_latency
         return limit is not None and frame.captured is not None and time.monotonic() - frame.captured > limit
 
-    def _segment(self, group: Sequence[tuple[_Lane, SourceFrame]], settings: Settings) -> None:
-        results = segment_as_set(self.segmenter, settings, [frame.image for _, frame in group])
+    def _hand_on(self, group: Sequence[tuple[_Lane, SourceFrame]], results: Sequence[Segmentation]) -> None:
         with self.changed:
             for (lane, frame), result in zip(group, results, strict=True):
                 for stage in ("preprocess", "inference", "postprocess"):
@@ -363,14 +371,6 @@ class LiveRun:
             source = lane.job.source
             done, expected = lane.written + len(source.failures), source.length
             self.on_progress(Progress(lane.number, source.name, done, expected, source.live))
-
-
-def segment_as_set(segmenter: Segmenter, settings: Settings, frames: Sequence[Frame]) -> list[Segmentation]:
-    """Segment frames with the modality and the threshold that the controls ask for, else the run's own."""
-    chosen = settings.segmenter or segmenter
-    return (
-        chosen.segment_batch(frames) if settings.threshold is None else chosen.segment_batch(frames, settings.threshold)
-    )
 
 
 def _told(lane: _Lane, live: LiveFrames) -> LiveReport:

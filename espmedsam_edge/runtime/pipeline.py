@@ -6,19 +6,18 @@ This is the run over files; runs with a live source among theirs go on in ``live
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.backend import Started
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
+from espmedsam_edge.runtime.in_flight import InFlight
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
-from espmedsam_edge.runtime.live_pipeline import LiveRun, segment_as_set
+from espmedsam_edge.runtime.live_pipeline import LiveRun
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
@@ -108,11 +107,13 @@ class _Run:
     segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     failures: list[Failure] = field(default_factory=list)
-    started: deque[tuple[Sequence[_Frame], Started]] = field(default_factory=deque)
     frames: int = 0
     error: BaseException | None = None
     aborted: bool = False
     deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        self.in_flight: InFlight[_Frame] = InFlight(self.segmenter, self._hand_on)
 
     def run(self) -> Report:
         begin = time.perf_counter()
@@ -184,8 +185,8 @@ class _Run:
         group: list[_Frame] = []
         while True:
             # The next frame is copied in while the ones before are computed, if it is there in time.
-            while self.started and not self.captured.wait(_NEXT_FRAME_SECONDS):
-                self._collect()
+            while self.in_flight and not self.captured.wait(_NEXT_FRAME_SECONDS):
+                self.in_flight.collect()
             item = self.captured.get()
             if isinstance(item, _Frame):
                 group.append(item)
@@ -195,7 +196,7 @@ class _Run:
                 continue
             self._segment(group)
             group = []
-            self._collect_all()
+            self.in_flight.collect_all()
             self.segmented.put(item)
             if isinstance(item, _AllDone):
                 return
@@ -204,24 +205,7 @@ class _Run:
         if not group:
             return
         settings = self._settings()
-        chosen = settings.segmenter or self.segmenter
-        frames = [item.frame.image for item in group]
-        if chosen.in_flight == 1:
-            self._collect_all()
-            self._hand_on(group, segment_as_set(chosen, settings, frames))
-            return
-        while len(self.started) >= chosen.in_flight:
-            self._collect()
-        self.started.append((group, chosen.start(frames, settings.threshold)))
-
-    def _collect(self) -> None:
-        """Wait for the oldest group that is under way."""
-        group, started = self.started.popleft()
-        self._hand_on(group, started.results())
-
-    def _collect_all(self) -> None:
-        while self.started:
-            self._collect()
+        self.in_flight.segment(group, [item.frame.image for item in group], settings)
 
     def _hand_on(self, group: Sequence[_Frame], results: Sequence[Segmentation]) -> None:
         for item, result in zip(group, results, strict=True):
@@ -234,7 +218,7 @@ class _Run:
         while (settings := self.controls.current()).paused:
             if self.aborted:
                 raise Aborted
-            self._collect_all()
+            self.in_flight.collect_all()
             self.controls.wait_for_change(settings, 0.2)
         return settings
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gpu_memory import GpuMemory
 from numpy.typing import NDArray
+from scripted_feeds import EndlessFeed
 from test_gpu_arrays import InterfaceArray
 from test_gpu_backend import STYLE, Load, bundle, check, frame_of, load, pins
 from toy_bundles import save_toy_bundle
@@ -22,7 +23,9 @@ from espmedsam_edge.runtime import tensorrt_api, tensorrt_backend
 from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda_api import CudaError
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, KEPT_SIZES
-from espmedsam_edge.runtime.pipeline import Job, run_pipeline
+from espmedsam_edge.runtime.jobs import Job, Limits
+from espmedsam_edge.runtime.live_source import BackOff, LiveSource
+from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
@@ -298,6 +301,39 @@ def test_the_pipeline_keeps_several_frames_under_way_and_their_order(
         waited += call == "cuEventSynchronize"
         ahead = max(ahead, started - waited)
     assert (started, waited, ahead) == (20, 20, IN_FLIGHT)
+
+
+def test_live_sources_and_a_file_share_the_gpu(load: Load, machine: Any) -> None:
+    segmenter = warmed_up(load(), (16, 20), (50, 60), (70, 40))
+    clip = Clip(12)
+    kept = Kept(clip)
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+
+    class Checked(Kept):
+        def __init__(self, name: str) -> None:
+            super().__init__(clip)
+            self.name = name
+
+        def write(self, frame: SourceFrame, result: Segmentation) -> None:
+            check(result, frame.image)  # a result of another source's frame would differ
+            seen[self.name].append(frame.index)
+
+    quick = BackOff(first=0.001, longest=0.002)
+    jobs = [Job(LiveSource(EndlessFeed(), f"test://{name}", name, quick), [Checked(name)]) for name in seen]
+    machine.forget()
+    report = run_pipeline(segmenter, [*jobs, Job(clip, [kept])], limits=Limits(frames=12))
+    assert report.failures == []
+    assert kept.order == list(range(12))
+    for numbers in seen.values():
+        assert len(numbers) == 12
+        assert numbers == sorted(set(numbers))
+    started = waited = ahead = 0
+    for call in machine.calls():
+        started += call == "cuGraphLaunch"
+        waited += call == "cuEventSynchronize"
+        ahead = max(ahead, started - waited)
+    assert started == waited == 36
+    assert 2 <= ahead <= IN_FLIGHT
 
 
 def test_the_pipeline_ends_when_the_gpu_is_lost(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""Groups of frames that a run has handed to the segmenter and not yet taken back, oldest first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.backend import Started
+from espmedsam_edge.runtime.controls import Settings
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+
+Item = TypeVar("Item")
+
+
+class InFlight(Generic[Item]):
+    """Segments groups of frames, several at once where the backend overlaps them, and hands results on in order.
+
+    Used by one thread.
+
+    Args:
+        segmenter: the run's own; the controls may name another one.
+        hand_on: gets a group, and one result for each of its frames.
+    """
+
+    def __init__(self, segmenter: Segmenter, hand_on: Callable[[Sequence[Item], Sequence[Segmentation]], None]) -> None:
+        self._segmenter, self._hand_on = segmenter, hand_on
+        self._started: deque[tuple[Sequence[Item], Started]] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether any group is under way."""
+        return bool(self._started)
+
+    def segment(self, group: Sequence[Item], frames: Sequence[Frame], settings: Settings) -> None:
+        """Start a group; hand on what must be done before it.
+
+        Args:
+            group: what ``hand_on`` gets.
+            frames: at most a batch; they stay as they are until the group is handed on.
+            settings: the modality and the threshold that the controls ask for, else the run's own.
+
+        Raises:
+            UserError: the backend failed.
+        """
+        chosen = settings.segmenter or self._segmenter
+        if chosen.in_flight == 1:
+            self.collect_all()
+            threshold = settings.threshold
+            results = chosen.segment_batch(frames) if threshold is None else chosen.segment_batch(frames, threshold)
+            self._hand_on(group, results)
+            return
+        while len(self._started) >= chosen.in_flight:
+            self.collect()
+        self._started.append((group, chosen.start(frames, settings.threshold)))
+
+    def collect(self) -> None:
+        """Wait for the oldest group and hand it on.
+
+        Raises:
+            UserError: the backend failed.
+        """
+        group, started = self._started.popleft()
+        self._hand_on(group, started.results())
+
+    def collect_all(self) -> None:
+        """Hand on everything.
+
+        Raises:
+            UserError: the backend failed.
+        """
+        while self._started:
+            self.collect()
