@@ -15,7 +15,8 @@ from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
 KEPT_SIZES = 4
-"""How many sets of frame sizes stay captured."""
+"""How many sets of frame sizes stay captured; with a batch at least twice as many as it holds frames, since groups of
+fewer frames are sets of their own."""
 IN_FLIGHT = 3
 """Groups of frames under way at most: one that is copied in, one that is computed, one that is copied out."""
 
@@ -84,8 +85,8 @@ class _Sized:
 class FrameGraphs:
     """Frame graphs by what they have fixed, the least recently used of them given up for a new one."""
 
-    def __init__(self, machine: FrameMachine, kept: int = KEPT_SIZES) -> None:
-        self._machine, self._kept = machine, kept
+    def __init__(self, machine: FrameMachine) -> None:
+        self._machine, self._kept = machine, max(KEPT_SIZES, 2 * machine.graph.batch if machine.graph.batch > 1 else 0)
         self._sized: OrderedDict[FrameKey, _Sized] = OrderedDict()
         self._started: deque[StartedGroup] = deque()
 

@@ -191,6 +191,16 @@ def test_a_batch_of_several_cameras_needs_one_graph_in_any_order(
             segmenter.start([frame_of(8, 8)] * wrong)
 
 
+def test_groups_that_are_not_full_are_captured_once(load_batch: Callable[[int], Segmenter], machine: Any) -> None:
+    segmenter = load_batch(5)
+    machine.forget()
+    for seed, count in enumerate([5, 3, 1, 4, 2, 5, 1, 2, 3, 4]):
+        frames = [frame_of(40, 60, 10 * seed + row) for row in range(count)]
+        for frame, result in zip(frames, segmenter.start(frames).results(), strict=True):
+            check(result, frame)
+    assert machine.calls().count("cuStreamBeginCapture") == 5
+
+
 def test_without_memory_for_more_they_take_turns(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = load()
     frames = [frame_of(300, 400, seed) for seed in range(5)]
