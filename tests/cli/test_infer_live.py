@@ -125,11 +125,12 @@ def test_ctrl_c_keeps_a_playable_recording(toy_bundle: Bundle, tmp_path: Path, n
     command = [sys.executable, "-m", "espmedsam_edge", "infer", str(toy_bundle.path), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    assert process.stderr is not None
     for _ in range(10):
         assert "area" in json.loads(process.stdout.readline())
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    out, err = process.stdout.read(), process.stderr.read()  # to their ends
+    assert process.wait(60) == 0, err
     assert "Traceback" not in err
     assert "test://fundus: " in err
     frames = len(list(open_video(tmp_path / "o.mp4")))
