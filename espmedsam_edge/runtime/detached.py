@@ -12,6 +12,7 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
 
+_THINNING = 10  # frames that wait before every second new one is left out; at twice as many three of four, and so on
 _MOST_FRAMES = 60
 _MOST_BYTES = 128 << 20
 _PATIENCE_SECONDS = 10.0
@@ -22,9 +23,11 @@ End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType
 class Detached:
     """Hands frames to a sink in another thread, and never waits for it while frames come.
 
-    Up to 60 frames or 128 MB wait for the sink; beyond that new ones are left out of it and counted. If the sink fails,
-    one line says so, the rest goes on without it, and the failure counts for the run's exit code. At the end the sink
-    has ten seconds to finish; a disk or network that hangs longer is left behind.
+    A sink that is too slow gets fewer frames, evenly: of 10 that wait on, every second one is left out, of 20 on three
+    of four, and so on; never do more than 60 or 128 MB wait. So a disk's short hiccup costs little, and what a kill
+    takes along stays short. Frames left out are counted. If the sink fails, one line says so, the rest goes on without
+    it, and the failure counts for the run's exit code. At the end the sink has ten seconds to finish; a disk or network
+    that hangs longer is left behind.
 
     Args:
         sink: not yet entered; used from that thread only.
@@ -46,6 +49,7 @@ class Detached:
         self._say = say or (lambda line: None)
         self._waiting: deque[tuple[SourceFrame, Segmentation]] = deque()
         self._size = 0
+        self._given = 0
         self._end: End | None = None
         self._broken = False
         self._bug: BaseException | None = None
@@ -66,7 +70,9 @@ class Detached:
             if self._broken:
                 return
             full = len(self._waiting) >= _MOST_FRAMES or self._size + size > _MOST_BYTES
-            if self._waiting and full:
+            thinned = self._given % (1 << len(self._waiting) // _THINNING) != 0
+            self._given += 1
+            if self._waiting and (full or thinned):
                 self.left_out += 1
                 if self.left_out == 1:
                     self._say(f"warning: {self._name} cannot keep up: frames are left out of it.")

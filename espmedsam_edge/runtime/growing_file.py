@@ -10,7 +10,7 @@ from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import write_errors
 
-SYNC_SECONDS = 1.0
+SYNC_SECONDS = 0.5
 """How often what is in a growing file is put onto the disk: what a power cut may take of it."""
 
 
@@ -27,8 +27,8 @@ class GrowingFile:
     """A file that is readable at any moment, and takes its name once it is whole.
 
     ``begin`` makes it under its partial name, which says that it is not finished and keeps the suffix that players and
-    readers go by. A kill leaves it there; the next run leaves it alone. Once a second a thread of its own puts what was
-    written onto the disk, so that the writer never waits for it.
+    readers go by. A kill leaves it there; the next run leaves it alone. Twice a second a thread of its own puts what
+    was written onto the disk, so that the writer never waits for it.
 
     Args:
         path: the name it takes.
@@ -105,7 +105,7 @@ class GrowingFile:
 
 
 class _Sync:
-    """A thread that puts a file's content onto the disk once a second."""
+    """A thread that puts a file's content onto the disk twice a second."""
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None

@@ -49,10 +49,13 @@ class Slow:
 
 
 def test_frames_arrive_in_order_in_another_thread() -> None:
-    sink, failures = Slow(), list[Failure]()
+    written = threading.Semaphore(0)
+    sink, failures = Slow(lambda number: written.release()), list[Failure]()
     with Detached(sink, "o.mp4", failures) as detached:
         for number in range(50):
             detached.write(frame(number), RESULT)
+            if number >= 8:  # a source that the sink keeps up with
+                assert written.acquire(timeout=60)
     assert sink.got == list(range(50))
     assert sink.threads == {"espmedsam-sink"}
     assert (sink.ended, failures) == ([None], [])
@@ -65,7 +68,7 @@ def test_a_sink_that_hangs_holds_nothing_up() -> None:
     with Detached(sink, "o.mp4", failures, said.append, patience=0.01) as detached:
         for number in range(200):
             detached.write(frame(number), RESULT)
-    assert detached.left_out in (200 - 60, 200 - 61)  # 60 wait; one more may be in the sink's hands
+    assert 140 <= detached.left_out < 190  # at most 60 wait, at least 10 do
     assert said == ["warning: o.mp4 cannot keep up: frames are left out of it."]
     assert [line.message.split(":")[0].split(" within")[0] for line in failures] == [
         "o.mp4 did not end",
@@ -85,6 +88,7 @@ def test_a_slow_sink_gets_what_fits_in_order() -> None:
             let.release()
     assert sink.got == sorted(sink.got)
     assert len(sink.got) == 100 - detached.left_out
+    assert sink.got[:9] == list(range(9))  # few that wait are not thinned
     assert len(failures) == 1
 
 

@@ -126,9 +126,7 @@ GLib.MainLoop().run()
 
 @needs_pyav
 @pytest.mark.parametrize("writer", ["PyAV", "GStreamer"])
-def test_an_rtsp_server_is_fed(
-    rtsp_recorder: tuple[str, Path], writer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_rtsp_server_is_fed(rtsp_recorder: tuple[str, Path], writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url, folder = rtsp_recorder
     if writer == "GStreamer":
         if not gstreamer_stream.available() or not gstreamer_stream.has_element("rtspclientsink"):

@@ -1,0 +1,39 @@
+"""Recordings that were killed with SIGKILL play; the long version is benchmarks/recording_kill.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from espmedsam_edge.runtime.video_reading import has_pyav, open_video
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "recording_kill.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("recording_kill", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "recording_kill", module)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name what was synchronised")
+@pytest.mark.parametrize("seconds", [1.5, 2.8])
+def test_every_file_plays_after_a_kill(benchmark: ModuleType, tmp_path: Path, seconds: float) -> None:
+    """How much is lacking depends on how busy the machine is, so it is measured, not tested."""
+    killed = benchmark.record_and_kill(tmp_path, seconds)
+    assert set(killed.kill_lacks) == {"overlay", "masks", "lines"}
+    assert sorted(path.name for path in tmp_path.glob("[!c]*")) == sorted(benchmark.FILES.values())
+    for name in ("overlay", "masks"):
+        reader = open_video(tmp_path / benchmark.FILES[name])
+        assert 1 <= sum(1 for _ in reader) <= killed.frames
+        reader.close()
