@@ -57,7 +57,7 @@ def told_sync(descriptor):
 os.fdatasync = told_sync
 
 folder = Path(sys.argv[1])
-pictures = [(image, (mask > 0).astype(np.uint8) * 255) for image, mask in phantom_clip("colonoscopy", 0, 30, {SIZE})]
+pictures = [(image, (mask > 0).astype(np.uint8) * 255) for image, mask in phantom_clip("colonoscopy", 0, 5, {SIZE})]
 source = VideoFile(Path("camera"))
 source.live, source.fps = True, Fraction({FPS})
 sinks = [
@@ -74,7 +74,7 @@ number = 0
 while not failures:
     time.sleep(max(0, began + number / {FPS} - time.monotonic()))
     at = time.monotonic() - began
-    image, mask = pictures[number % 30]
+    image, mask = pictures[number % 5]
     result = Segmentation(mask, "colonoscopy", np.zeros((1, 1), np.float32), 0.5, Timings(0, 0, 0))
     for sink in sinks:
         sink.write(SourceFrame(image, source.path, number, at), result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -12,7 +13,8 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
 
-_THINNING = 10  # frames that wait before every second new one is left out; at twice as many three of four, and so on
+_LAG_SECONDS = 0.5  # that a frame may wait before fewer are taken, and how long a change has to work
+_MOST_THINNING = 16
 _MOST_FRAMES = 60
 _MOST_BYTES = 128 << 20
 _PATIENCE_SECONDS = 10.0
@@ -23,11 +25,11 @@ End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType
 class Detached:
     """Hands frames to a sink in another thread, and never waits for it while frames come.
 
-    A sink that is too slow gets fewer frames, evenly: of 10 that wait on, every second one is left out, of 20 on three
-    of four, and so on; never do more than 60 or 128 MB wait. So a disk's short hiccup costs little, and what a kill
-    takes along stays short. Frames left out are counted. If the sink fails, one line says so, the rest goes on without
-    it, and the failure counts for the run's exit code. At the end the sink has ten seconds to finish; a disk or network
-    that hangs longer is left behind.
+    A sink that is too slow gets fewer frames, evenly: while frames wait longer than half a second, every second one is
+    left out, then three of four, and so on; when none waits any more, it gets more again. Never do more than 60 or
+    128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs some frames, not all. Frames left out
+    are counted. If the sink fails, one line says so, the rest goes on without it, and the failure counts for the run's
+    exit code. At the end the sink has ten seconds to finish; a disk or network that hangs longer is left behind.
 
     Args:
         sink: not yet entered; used from that thread only.
@@ -35,6 +37,7 @@ class Detached:
         failures: takes what failed.
         say: called with a line about what failed, when it does, from another thread.
         patience: seconds to wait for it at the end.
+        clock: seconds, as ``time.monotonic``.
     """
 
     def __init__(
@@ -44,10 +47,13 @@ class Detached:
         failures: list[Failure],
         say: Callable[[str], None] | None = None,
         patience: float = _PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink, self._name, self._failures, self._patience = sink, name, failures, patience
         self._say = say or (lambda line: None)
-        self._waiting: deque[tuple[SourceFrame, Segmentation]] = deque()
+        self._clock = clock
+        self._waiting: deque[tuple[float, SourceFrame, Segmentation]] = deque()  # with the time since when
+        self._step, self._stepped = 1, clock()  # every which frame is taken, and since when
         self._size = 0
         self._given = 0
         self._end: End | None = None
@@ -70,16 +76,30 @@ class Detached:
             if self._broken:
                 return
             full = len(self._waiting) >= _MOST_FRAMES or self._size + size > _MOST_BYTES
-            thinned = self._given % (1 << len(self._waiting) // _THINNING) != 0
+            thinned = self._given % self._adapted_step() != 0
             self._given += 1
-            if self._waiting and (full or thinned):
+            if thinned or (self._waiting and full):
                 self.left_out += 1
                 if self.left_out == 1:
                     self._say(f"warning: {self._name} cannot keep up: frames are left out of it.")
                 return
-            self._waiting.append((frame, result))
+            self._waiting.append((self._clock(), frame, result))
             self._size += size
             self._changed.notify_all()
+
+    def _adapted_step(self) -> int:
+        """Twice as much, or half, of what it was, if that has had its time to work."""
+        now = self._clock()
+        if now - self._stepped > _LAG_SECONDS:
+            lag = now - self._waiting[0][0] if self._waiting else 0.0
+            step = self._step
+            if lag > _LAG_SECONDS:
+                step = min(2 * step, _MOST_THINNING)
+            elif not self._waiting:
+                step = max(step // 2, 1)
+            if step != self._step:
+                self._step, self._stepped = step, now
+        return self._step
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -125,9 +145,9 @@ class Detached:
             self._changed.wait_for(lambda: self._waiting or self._end is not None)
             if not self._waiting:
                 return None
-            item = self._waiting.popleft()
-            self._size -= _bytes_of(*item)
-            return item
+            _, frame, result = self._waiting.popleft()
+            self._size -= _bytes_of(frame, result)
+            return frame, result
 
 
 def _bytes_of(frame: SourceFrame, result: Segmentation) -> int:

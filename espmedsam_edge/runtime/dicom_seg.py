@@ -287,7 +287,7 @@ def _read_header(path: Path) -> Any:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True, force=True)
+        header = dcmread(path, stop_before_pixels=True)
         _ = (header.Rows, header.Columns, header.SOPInstanceUID)
     except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
         raise UserError(f"cannot read {path} again for its DICOM-SEG.", "Copy it again.", exit_code=1) from error

@@ -61,7 +61,7 @@ def _read_identifiers(path: Path) -> dict[str, str]:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()), force=True)
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
     except (InvalidDicomError, OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read the identifiers of {path}.", "Copy it again.", exit_code=1) from error
     return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}

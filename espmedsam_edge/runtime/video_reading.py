@@ -84,6 +84,9 @@ class PyAvReader:
             self.close()
             raise UserError(f"{path} has no video in it.", "Name an image or a video file.", exit_code=1)
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:  # a codec that FFmpeg does not know
+            self.close()
+            raise _unreadable(path)
         self._stream.thread_type = "AUTO"
         self.fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_FPS)
         self.length: int | None = self._stream.frames or self._estimated_length()
