@@ -13,7 +13,7 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
 
-_LAG_SECONDS = 0.5  # that a frame may wait before fewer are taken, and how long a change has to work
+_LAG_SECONDS = 0.3  # that a frame may wait before fewer are taken, and how long a change has to work
 _MOST_THINNING = 16
 _MOST_FRAMES = 60
 _MOST_BYTES = 128 << 20
@@ -25,7 +25,7 @@ End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType
 class Detached:
     """Hands frames to a sink in another thread, and never waits for it while frames come.
 
-    A sink that is too slow gets fewer frames, evenly: while frames wait longer than half a second, every second one is
+    A sink that is too slow gets fewer frames, evenly: while frames wait longer than 0.3 s, every second one is
     left out, then three of four, and so on; when none waits any more, it gets more again. Never do more than 60 or
     128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs some frames, not all. Frames left out
     are counted. If the sink fails, one line says so, the rest goes on without it, and the failure counts for the run's

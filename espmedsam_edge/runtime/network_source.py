@@ -54,7 +54,9 @@ class NetworkFeed:
         else:
             options |= {"probesize": "500000", "analyzeduration": "1000000"}
         try:
-            self._container = av.open(self._uri.place, options=options, timeout=(OPEN_SECONDS, self._timeout))
+            self._container = av.open(
+                self._uri.place, options=options, timeout=(OPEN_SECONDS, self._timeout), metadata_errors="replace"
+            )
         except (av.error.FFmpegError, OSError) as error:
             raise self._unreachable(error) from error
         streams = self._container.streams.video

@@ -77,7 +77,10 @@ class PyAvReader:
         self.damage: str | None = None
         try:
             # "file:" and the list keep a playlist in disguise from opening other files or addresses.
-            self._container: Any = av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"})
+            # A title in another encoding than UTF-8 is no reason to refuse a video.
+            self._container: Any = av.open(
+                f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            )
         except (av.error.FFmpegError, OSError) as error:
             raise _unreadable(path) from error
         if not self._container.streams.video:

@@ -16,6 +16,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.growing_file import GrowingFile
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
+from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
 from espmedsam_edge.runtime.video_writing import DEFAULT_CRF, VideoWriter, open_writer
 
 DEFAULT_FPS = Fraction(25)
@@ -48,6 +49,8 @@ class Recording:
         self._source, self._picture, self._crf = source, picture, crf
         self._file = GrowingFile(path, keep_interrupted=source.live)
         self._writer: VideoWriter | None = None
+        if has_pyav():
+            load_pyav()  # now, so that the first frames need not wait for it
 
     def __enter__(self) -> Recording:
         return self
