@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, save_dicom
 from toy_bundles import save_toy_bundle
 from video_files import FRAMES, cut, number_of, save_clip
 
@@ -121,6 +122,27 @@ def test_every_kind_of_result_of_a_video(infer: Callable[..., Outcome]) -> None:
         assert shown == [line["area"] for line in lines]
     for place in ("overlays: o.mkv", "mask videos: m.mkv", "areas: a.csv", "plot: a.png", "measurements: r.jsonl"):
         assert place in out
+
+
+def test_dicom_in_and_dicom_seg_out(infer: Callable[..., Outcome]) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
+    frames = np.stack([save_photo(Path("p.png"), seed) for seed in range(3)])
+    save_dicom(Path("cine.dcm"), frames, "RGB", FrameTime=40, PixelSpacing=[0.5, 0.25])
+    options = ["--dicom-seg", "seg.dcm", "--masks", "m", "--jsonl", "r.jsonl", "--csv", "a.csv", "--uids", "plain"]
+    code, out, err = infer("cine.dcm", *options)
+    assert (code, err) == (0, "")
+    masks = np.stack([cv2.imread(f"m/cine/00000{number}.png", cv2.IMREAD_UNCHANGED) for number in range(3)])
+    found, source = pydicom.dcmread("seg.dcm"), pydicom.dcmread("cine.dcm")
+    np.testing.assert_array_equal(found.pixel_array, masks // 255)
+    assert found.StudyInstanceUID == source.StudyInstanceUID
+    lines = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    assert [line["instance_uid"] for line in lines] == [source.SOPInstanceUID] * 3
+    assert [line["area_mm2"] for line in lines] == [line["area"] * 0.125 for line in lines]
+    assert [line["time"] for line in lines] == pytest.approx([0, 0.04, 0.08])
+    said = out + err + Path("r.jsonl").read_text() + Path("a.csv").read_text()
+    for secret in (PATIENT, PATIENT_ID, BIRTH_DATE):
+        assert secret not in said
 
 
 def test_what_a_source_cannot_have_is_one_line(infer: Callable[..., Outcome]) -> None:
