@@ -25,11 +25,12 @@ End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType
 class Detached:
     """Hands frames to a sink in another thread, and never waits for it while frames come.
 
-    A sink that is too slow gets fewer frames, evenly: while frames wait longer than 0.3 s, every second one is
-    left out, then three of four, and so on; when none waits any more, it gets more again. Never do more than 60 or
-    128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs some frames, not all. Frames left out
-    are counted. If the sink fails, one line says so, the rest goes on without it, and the failure counts for the run's
-    exit code. At the end the sink has ten seconds to finish; a disk or network that hangs longer is left behind.
+    A sink that is too slow gets fewer frames, evenly: while frames wait longer than 0.3 s, every second one is left
+    out, of those that wait and of those that come, then three of four, and so on; when none waits any more, it gets
+    more again. Never do more than 60 or 128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs
+    some frames, not all. Frames left out are counted. If the sink fails, one line says so, the rest goes on without it,
+    and the failure counts for the run's exit code. At the end the sink has ten seconds to finish; a disk or network
+    that hangs longer is left behind.
 
     Args:
         sink: not yet entered; used from that thread only.
@@ -54,6 +55,7 @@ class Detached:
         self._clock = clock
         self._waiting: deque[tuple[float, SourceFrame, Segmentation]] = deque()  # with the time since when
         self._step, self._stepped = 1, clock()  # every which frame is taken, and since when
+        self._caught_up = clock()
         self._size = 0
         self._given = 0
         self._end: End | None = None
@@ -145,9 +147,20 @@ class Detached:
             self._changed.wait_for(lambda: self._waiting or self._end is not None)
             if not self._waiting:
                 return None
+            self._catch_up()
             _, frame, result = self._waiting.popleft()
             self._size -= _bytes_of(frame, result)
             return frame, result
+
+    def _catch_up(self) -> None:
+        """If frames wait too long, leave every second of them out, never the newest; then give that its time to work."""
+        now = self._clock()
+        if now - self._waiting[0][0] > _LAG_SECONDS and now - self._caught_up > _LAG_SECONDS:
+            kept = list(self._waiting)[::-2]
+            self.left_out += len(self._waiting) - len(kept)
+            self._waiting = deque(reversed(kept))
+            self._size = sum(_bytes_of(frame, result) for _, frame, result in kept)
+            self._caught_up = now
 
 
 def _bytes_of(frame: SourceFrame, result: Segmentation) -> int:

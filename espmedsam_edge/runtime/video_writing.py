@@ -22,6 +22,9 @@ DEFAULT_CRF = 23
 
 _TICKS_PER_FRAME = 16  # finer than a frame, so that a camera's uneven times survive
 
+# Slices in threads wait for each other, on a busy machine for long; frames up to this size need no second thread.
+_ONE_THREAD_PIXELS = 1280 * 720
+
 _FRAGMENTS = "empty_moov+default_base_moof+frag_every_frame"
 _HYBRID_SINCE = (61, 7)  # libavformat of FFmpeg 7.1
 
@@ -101,6 +104,8 @@ class PyAvEncoder:
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
+        if size[0] * size[1] <= _ONE_THREAD_PIXELS:
+            context.thread_count = 1
         context.time_base = self._tick
         # What FFmpeg's scaler makes of BGR: SMPTE 170M, limited range. Unsaid, players guess another for large frames.
         context.colorspace, context.color_range = 6, 1

@@ -95,8 +95,7 @@ def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up()
             now[0] += 1 / 30
         for _ in range(60):
             let.release()
-        held = 60 - detached.left_out
-        until(lambda: len(sink.got) == held)
+        until(lambda: not detached._waiting and len(sink.got) == 60 - detached.left_out)
         for number in range(60, 240):  # from now on it keeps up
             detached.write(frame(number), RESULT)
             let.release()
@@ -104,10 +103,9 @@ def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up()
             now[0] += 1 / 30
     assert sink.got == sorted(sink.got)
     assert len(sink.got) == 240 - detached.left_out
-    assert sink.got[:9] == list(range(9))  # 0.3 s pass before frames are left out
     early = [number for number in sink.got if number < 60]
-    assert 16 <= len(early) == held <= 24
-    assert max(np.diff(early)) <= 16
+    assert 8 <= len(early) <= 12  # of some 20 that waited half
+    assert max(np.diff(early)) <= 32
     assert sink.got[-90:] == list(range(150, 240))
     assert len(failures) == 1
 
