@@ -153,7 +153,7 @@ class Detached:
             return frame, result
 
     def _catch_up(self) -> None:
-        """If frames wait too long, leave every second of them out, never the newest; then give that its time to work."""
+        """If frames wait too long, leave every second of them out, never the newest; then let that work for a while."""
         now = self._clock()
         if now - self._waiting[0][0] > _LAG_SECONDS and now - self._caught_up > _LAG_SECONDS:
             kept = list(self._waiting)[::-2]
