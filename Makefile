@@ -15,7 +15,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.base ## Segment generated pictures and a clip into demo-output/ (light: no torch)
+demo: $(VENV)/.base ## Segment pictures and a clip into demo-output/ (light: no torch)
 	@$(PY) -m espmedsam_edge demo --out demo-output
 
 test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
@@ -40,7 +40,7 @@ $(PY):
 
 $(VENV)/.base: pyproject.toml | $(PY)
 	@echo "Installing the program and its base packages into $(VENV) (once)"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from espmedsam_edge.files import atomic_write
 SUFFIX = ".safetensors.xz"
 _SCALE = "@scale"
 _SMALLEST = 2048  # elements; smaller tensors are kept as they are
-_LEVELS = 127
+LEVELS = 127
+"""The largest magnitude of an int8 weight; fewer levels take fewer bits once compressed."""
+
 _MAX_BYTES = 4 << 30  # unpacked; a small file that unpacks to more is no checkpoint
 _MAX_HEADER = 100_000_000
 _TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I64": np.int64, "I32": np.int32}
@@ -30,13 +32,19 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
 Arrays = dict[str, NDArray[np.generic]]
 
 
-def write_packed(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> int:
+def write_packed(
+    path: Path,
+    arrays: Mapping[str, NDArray[np.generic]],
+    metadata: Mapping[str, str],
+    levels: Callable[[str], int] = lambda name: LEVELS,
+) -> int:
     """Write a packed checkpoint, complete or not at all.
 
     Args:
         path: ends in ``.safetensors.xz``.
         arrays: float32 or integers.
         metadata: of the safetensors header.
+        levels: the largest magnitude for a tensor of that name, at most ``LEVELS``.
 
     Returns:
         Its size in bytes.
@@ -44,10 +52,10 @@ def write_packed(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata
     stored: Arrays = {}
     for name, value in arrays.items():
         if value.dtype == np.float32 and value.ndim >= 2 and value.size >= _SMALLEST:
-            stored[name], stored[name + _SCALE] = _quantise(np.asarray(value, np.float32))
+            stored[name], stored[name + _SCALE] = _quantise(np.asarray(value, np.float32), levels(name))
         else:
             stored[name] = value
-    content = lzma.compress(_serialise(stored, metadata), preset=9 | lzma.PRESET_EXTREME)
+    content = lzma.compress(_serialise(stored, metadata))
     atomic_write(path, content)
     return len(content)
 
@@ -81,9 +89,9 @@ def write_plain(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata:
     atomic_write(path, _serialise(arrays, metadata))
 
 
-def _quantise(value: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _quantise(value: NDArray[np.float32], levels: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     rows = value.reshape(len(value), -1)
-    scale = (np.abs(rows).max(axis=1) / _LEVELS).astype(np.float32)
+    scale = (np.abs(rows).max(axis=1) / levels).astype(np.float32)
     divisor = np.where(scale > 0, scale, np.float32(1))
     return np.rint(rows / divisor[:, None]).astype(np.int8).reshape(value.shape), scale
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.runtime.cuda_api import unavailable
 
@@ -71,7 +72,7 @@ def test_a_dry_run_names_every_step(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert sum(words in line for line in lines) >= 1, words
     assert "torch-eager,torch-compile,onnxruntime-cuda" in ended.stdout
-    assert "demo_bundle has no int8 graph" in ended.stdout
+    assert "has no int8 graph" in ended.stdout
     assert not (tmp_path / "out").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
     assert len(only) == 4
@@ -135,7 +136,10 @@ def test_engines_come_first_and_the_benches_take_the_one_that_works(check: Modul
 def test_without_an_engine_nothing_is_benched(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "engine-tensorrt.json").write_text('{"works": false}')
     assert check.working_backend(tmp_path) is None
-    reasons = {each.name: each.reason for each in check.benches(check.DEMO, None, tmp_path, None)}
+    reasons = {
+        each.name: each.reason
+        for each in check.benches(save_toy_bundle(tmp_path / "toy.bundle").path, None, tmp_path, None)
+    }
     assert set(reasons.values()) == {"no TensorRT ran an engine here"}
 
 

@@ -44,6 +44,19 @@ def test_tensors_come_back_within_half_a_step_of_their_row(tmp_path: Path) -> No
     assert size < 0.5 * sum(value.nbytes for value in arrays.values())
 
 
+def test_fewer_levels_take_less_room_and_coarser_steps(tmp_path: Path) -> None:
+    arrays = _arrays()
+    sizes = [
+        write_packed(tmp_path / f"{levels}.safetensors.xz", arrays, {}, lambda name, n=levels: n)
+        for levels in (127, 31)
+    ]
+    assert sizes[1] < 0.85 * sizes[0]
+    rows = arrays["linear"]
+    back = read_packed(tmp_path / "31.safetensors.xz")[0]["linear"]
+    step = np.abs(rows).max(axis=1, keepdims=True) / 31
+    assert (np.abs(back - rows) <= 0.5 * step * (1 + 1e-5)).all()
+
+
 def test_unpacked_by_xz_it_is_a_safetensors_file(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors (extra train)")
     arrays = _arrays()

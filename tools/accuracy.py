@@ -3,7 +3,7 @@
     python tools/accuracy.py measure --data DATA --out runs/accuracy --name accuracy-MACHINE
     python tools/accuracy.py page --name accuracy-MACHINE
 
-``measure`` exports a bundle a modality from the packed weights, calibrates it to FP16 and INT8 on training images (the
+``measure`` makes a bundle a modality from the packed weights, calibrates it to FP16 and INT8 on training images (the
 gate looks at validation images), scores every precision on the test images at 1024 x 1024 as in the paper, and writes
 benchmarks/results/NAME.json, the weights' scores.json and, into --out only, sheets with each dataset's best, median and
 worst case: the images may not be passed on, so they are never committed. Half an hour on two cores; bundles that are
@@ -28,13 +28,12 @@ from espmedsam_edge.evaluation.candidates import BundleCandidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
 from espmedsam_edge.evaluation.paper import paper_score
 from espmedsam_edge.evaluation.report import summary, write_csv, write_sheets
-from espmedsam_edge.export.exporter import export_bundle
 from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.packed import read_packed
 from espmedsam_edge.runtime.environment import collect_environment
-from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS
+from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS, make_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,7 +70,7 @@ def bundle_of(
     """The modality's bundle with the graphs there can be, and what the gate said of each lower precision."""
     path = out / f"{modality}.bundle"
     if not (path / MANIFEST).is_file():
-        export_bundle(WEIGHTS / CHECKPOINT, path, modalities=[modality])
+        make_bundle([modality], path)
     gates: dict[str, Any] = {}
     found = None
     for precision in precisions:

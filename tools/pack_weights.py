@@ -3,7 +3,8 @@
     python tools/pack_weights.py runs/s/weights.safetensors
 
 Writes espmedsam_edge/weights/: the checkpoint in 8 bits, the network without weights for each input size, and their
-SHA-256. ``tools/accuracy.py`` measures them afterwards. Takes a minute.
+SHA-256. A network that is there already is kept; delete it to have it made again (after a change in ``export``).
+``tools/accuracy.py`` measures the result. Takes a minute.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--levels", type=int, default=63, help="largest magnitude of a weight: 127, 63 or 31")
     arguments = parser.parse_args()
     out: Path = arguments.out
     state, info = read_checkpoint(arguments.checkpoint)
     arrays = {name: np.asarray(value.numpy()) for name, value in state.items()}
     out.mkdir(parents=True, exist_ok=True)
     written = [out / CHECKPOINT]
-    size = write_packed(written[0], arrays, {METADATA_KEY: info.model_dump_json()})
+    levels = arguments.levels
+    size = write_packed(written[0], arrays, {METADATA_KEY: info.model_dump_json()}, lambda name: levels)
     print(f"{written[0]}: {size / 1e6:.1f} MB")
     for side in sorted({info.config.size_of(name) for name in info.modalities}):
         written.append(out / skeleton_name(side))
-        content = lzma.compress(build_skeleton(info.config, side), preset=9)
-        atomic_write(written[-1], content)
-        print(f"{written[-1]}: {len(content) / 1e3:.0f} kB")
+        if not written[-1].is_file():
+            atomic_write(written[-1], lzma.compress(build_skeleton(info.config, side), preset=9))
+        print(f"{written[-1]}: {written[-1].stat().st_size / 1e3:.0f} kB")
     for old in out.glob("network-*.onnx.xz"):
         if old not in written:
             old.unlink()

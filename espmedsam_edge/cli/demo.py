@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 def command(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
-    bundle: Annotated[Path | None, typer.Option(help="Default: the small one that ships with the program.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Default: the weights that came with the program.")] = None,
 ) -> None:
-    """Segment generated pictures of every modality and a clip, to see it work; needs no torch and no GPU."""
+    """Segment pictures and a clip, to see it work; needs no torch and no GPU."""
     import time
 
     from espmedsam_edge.imaging.encode import write_image
-    from espmedsam_edge.runtime.demo import demo_bundle, run_demo
+    from espmedsam_edge.runtime.demo import demo_bundles, run_demo
     from espmedsam_edge.runtime.demo_sheet import contact_sheet
     from espmedsam_edge.runtime.environment import near
 
     start = time.perf_counter()
-    opened = demo_bundle(bundle)
-    typer.echo(f"Drawing pictures and segmenting them with {near(opened.path)}\n")
+    bundles = demo_bundles(bundle, typer.echo)
+    typer.echo(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     typer.echo(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
-    demo = run_demo(opened, out, _say_row)
+    demo = run_demo(bundles, out, _say_row, shipped=bundle is None)
     sheet = out / "contact-sheet.png"
     write_image(sheet, contact_sheet(demo))
     _say_end(demo, sheet, time.perf_counter() - start)
@@ -41,14 +41,17 @@ def _say_row(row: Row) -> None:
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
     from espmedsam_edge.runtime.environment import near, program_command
 
-    out, weights = demo.out, demo.bundle.manifest.weights
+    out = demo.out
     typer.echo(f"\nDone in {seconds:.1f} s, on {demo.backend}.")
     if not demo.trained:
         typer.echo(
             "The weights are untrained (random): the masks are meaningless. The demo shows that the program runs."
         )
-    elif weights.note:
-        typer.echo(f"The weights: {weights.note}")
+    for note in dict.fromkeys(bundle.manifest.weights.note for bundle in demo.bundles.values()):
+        if note:
+            typer.echo(note)
+    if demo.shipped:
+        typer.echo("Research software, not a medical device. All modalities: espmedsam-edge weights")
     lines = {
         sheet: "everything on one page: look at this first",
         out / "clip-overlay.mp4": "the clip with its masks drawn in (without: clip.mp4)",
@@ -60,6 +63,6 @@ def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
     typer.echo("\nLook at:")
     for path, text in lines.items():
         typer.echo(f"  {path!s:<{width}}  {text}")
-    name = demo.bundle.manifest.modalities[0]
-    choice = f" --modality {name}" if len(demo.bundle.manifest.modalities) > 1 else ""
-    typer.echo(f"\nYour own images: {program_command()} infer {near(demo.bundle.path)} IMAGES{choice}")
+    own = "IMAGES" if demo.shipped else f"{near(next(iter(demo.bundles.values())).path)} IMAGES"
+    choice = f" --modality {next(iter(demo.bundles))}" if len(demo.bundles) > 1 and not demo.shipped else ""
+    typer.echo(f"\nYour own images: {program_command()} infer {own}{choice}")

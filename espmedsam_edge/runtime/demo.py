@@ -1,8 +1,12 @@
-"""The demo: generated pictures of every modality and a clip, segmented by the bundle that ships with the package."""
+"""The demo: pictures and a clip, segmented with the weights that came with the program or with a bundle of your own.
+
+The shipped weights are shown on scikit-image's own pictures (a retina, stained tissue) and a clip that moves over one
+of them; a bundle is shown on generated pictures of each of its modalities, whose true masks are known.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,7 +17,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.bundle import MANIFEST, Bundle
+from espmedsam_edge.bundle import Bundle, Manifest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.decode import read_image
@@ -28,12 +32,12 @@ from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
 from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video_sinks import overlay_video
 from espmedsam_edge.runtime.video_writing import open_writer
 
-BUNDLE = Path(__file__).resolve().parents[1] / "demo_bundle"
 FIRST_SEED = 9000  # phantoms from here on are the demo's: nothing may be trained on them
 PICTURES = 2  # a modality
 PICTURE_SIZE = (480, 640)
@@ -43,6 +47,8 @@ _CLIP_MODALITY = "colonoscopy"
 _FPS = Fraction(25)
 # scikit-image's own pictures, used where they are installed: file -> modalities that can segment it, best first.
 _PHOTOGRAPHS = {"retina.jpg": ("fundus",), "ihc.png": ("histopathology", "microscopy")}
+_SHIPPED_SHOWN = ("fundus", "microscopy")  # of the shipped weights: those with a photograph
+_PAN_SIZE = (256, 320)  # of the part of a photograph that the clip shows
 
 
 @dataclass(frozen=True)
@@ -74,63 +80,81 @@ class Row:
 
 @dataclass
 class Demo:
-    """What the demo did. ``clip`` holds some of the clip's frames; ``trained`` tells whether masks mean anything."""
+    """What the demo did. ``bundles``: modality -> bundle; ``clip`` holds some of the clip's frames."""
 
-    bundle: Bundle
+    bundles: dict[str, Bundle]
     out: Path
-    trained: bool
+    shipped: bool = False
     backend: str = ""
     rows: list[Row] = field(default_factory=list)
     pictures: list[Shown] = field(default_factory=list)
     photographs: list[Shown] = field(default_factory=list)
     clip: list[Shown] = field(default_factory=list)
 
+    @property
+    def manifest(self) -> Manifest:
+        """The first bundle's: preset and origin of the weights are those of all."""
+        return next(iter(self.bundles.values())).manifest
 
-def demo_bundle(path: Path | None = None) -> Bundle:
-    """The bundle at ``path``, or the one that ships with the package.
+    @property
+    def trained(self) -> bool:
+        """Whether the masks mean anything."""
+        return self.manifest.weights.origin != "random"
+
+
+def demo_bundles(path: Path | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Bundle]:
+    """Modality -> bundle: of the bundle at ``path``, or of the weights that came with the program.
+
+    Args:
+        path: of a bundle.
+        say: gets a line before what takes a few seconds.
 
     Raises:
         UserError: there is none, or it is not valid.
     """
-    if path is not None:
-        return Bundle.open(path)
-    if not (BUNDLE / MANIFEST).is_file():
-        raise UserError(
-            "this installation came without the demo's bundle.",
-            "Name one of your own: espmedsam-edge demo --bundle B.bundle",
-            exit_code=1,
-        )
-    return Bundle.open(BUNDLE)
+    if path is None:
+        return {name: shipped_bundle(name, say=say) for name in _SHIPPED_SHOWN}
+    bundle = Bundle.open(path)
+    return dict.fromkeys(bundle.manifest.modalities, bundle)
 
 
-def run_demo(bundle: Bundle, out: Path, say: Callable[[Row], None] = lambda row: None) -> Demo:
+def run_demo(
+    bundles: dict[str, Bundle], out: Path, say: Callable[[Row], None] = lambda row: None, *, shipped: bool = False
+) -> Demo:
     """Draw pictures, segment them as ``infer`` would, and write everything under ``out``.
 
     Writes pictures/, truth/, overlays/, masks/, clip.mp4, clip-overlay.mp4 and results.jsonl; the contact sheet is
     drawn from what is returned.
 
     Args:
-        bundle: every modality in it is shown.
+        bundles: from ``demo_bundles``; every modality is shown.
+        shipped: they are of the weights that came with the program: photographs in place of generated pictures, where
+            scikit-image is installed.
         out: a folder, made if need be; files of an earlier demo are replaced.
         say: called with each line of the table as soon as it is known.
 
     Raises:
         UserError: the bundle cannot be run, or a file cannot be written.
     """
-    demo = Demo(bundle, out, bundle.manifest.weights.origin != "random")
-    modalities = bundle.manifest.modalities
-    moving = _CLIP_MODALITY if _CLIP_MODALITY in modalities else modalities[0]
+    demo = Demo(bundles, out, shipped)
+    photographs = _find_photographs(bundles)
+    generated = [name for name in bundles if not (shipped and name in photographs)]
+    moving = _CLIP_MODALITY if _CLIP_MODALITY in generated or not shipped else list(bundles)[-1]
+    if moving not in bundles:
+        moving = next(iter(bundles))
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": bundle.manifest.weights.origin}))
-        for modality in modalities:
+        lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": demo.manifest.weights.origin}))
+        for modality, bundle in bundles.items():
             with Segmenter.load(bundle, modality) as segmenter:
                 demo.backend = segmenter.choice.taken
-                _pictures(demo, segmenter, lines, say)
-                _photographs(demo, segmenter, lines, say)
+                if modality in generated:
+                    _pictures(demo, segmenter, lines, say)
+                if modality in photographs:
+                    _photographs(demo, segmenter, photographs[modality], lines, say)
                 if modality == moving:
-                    _clip(demo, segmenter, lines, say)
+                    _clip(demo, segmenter, None if modality in generated else photographs[modality][0], lines, say)
     return demo
 
 
@@ -151,24 +175,32 @@ def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row]
     _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame in seen.frames], say)
 
 
-def _photographs(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row], None]) -> None:
-    """scikit-image's pictures of this modality, where that package is installed: real ones, without a true mask."""
+def _find_photographs(modalities: Iterable[str]) -> dict[str, list[Path]]:
+    """scikit-image's pictures by the modality that segments them, where that package is installed."""
     spec = find_spec("skimage")
+    names = set(modalities)
+    found: dict[str, list[Path]] = {}
     if spec is None or spec.origin is None:
-        return
-    modalities = demo.bundle.manifest.modalities
-    paths = []
+        return found
     for name, fitting in _PHOTOGRAPHS.items():
         file = Path(spec.origin).parent / "data" / name
-        chosen = next((modality for modality in fitting if modality in modalities), None)
-        if chosen == segmenter.modality and file.is_file():
-            path = demo.out / "pictures" / f"scikit-image-{file.stem}.png"
-            write_image(path, read_image(file))
-            paths.append(path)
-    if paths:
-        seen = _segment_files(demo, segmenter, paths, lines)
-        demo.photographs += [seen.shown(frame, None) for frame in seen.frames]
-        _tell(demo, paths[0].stem, seen, None, say)
+        chosen = next((modality for modality in fitting if modality in names), None)
+        if chosen is not None and file.is_file():
+            found.setdefault(chosen, []).append(file)
+    return found
+
+
+def _photographs(
+    demo: Demo, segmenter: Segmenter, files: Sequence[Path], lines: Sink, say: Callable[[Row], None]
+) -> None:
+    """Real pictures, without a true mask."""
+    paths = []
+    for file in files:
+        paths.append(demo.out / "pictures" / f"scikit-image-{file.stem}.png")
+        write_image(paths[-1], read_image(file))
+    seen = _segment_files(demo, segmenter, paths, lines)
+    demo.photographs += [seen.shown(frame, None) for frame in seen.frames]
+    _tell(demo, paths[0].stem, seen, None, say)
 
 
 def _segment_files(demo: Demo, segmenter: Segmenter, paths: Sequence[Path], lines: Sink) -> _Seen:
@@ -182,29 +214,47 @@ def _segment_files(demo: Demo, segmenter: Segmenter, paths: Sequence[Path], line
     return seen
 
 
-def _clip(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row], None]) -> None:
+def _clip(demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink, say: Callable[[Row], None]) -> None:
+    """A clip: generated, with true masks, or a window that moves over a photograph."""
     path = demo.out / "clip.mp4"
-    truths = list(_write_clip(path, segmenter.modality))
+    frames: Iterator[tuple[Frame, NDArray[np.uint8] | None]]
+    if photograph is None:
+        frames = phantom_clip(segmenter.modality, FIRST_SEED + PICTURES, CLIP_FRAMES, CLIP_SIZE)
+    else:
+        frames = _pan(read_image(photograph), CLIP_FRAMES)
+    truths = list(_write_clip(path, frames))
     source, seen = VideoFile(path), _Seen()
     overlay = overlay_video(demo.out / "clip-overlay.mp4", source, _style(demo, segmenter.modality))
     _run(segmenter, source, [overlay, seen], lines)
     step = max(1, len(seen.frames) // (3 * PICTURES))
     demo.clip = [seen.shown(frame, truths[frame.index]) for frame in seen.frames[::step]]
-    _tell(demo, f"{segmenter.modality} clip", seen, [truths[frame.index] for frame in seen.frames], say)
+    known = [truth for frame in seen.frames if (truth := truths[frame.index]) is not None]
+    _tell(demo, f"{segmenter.modality} clip", seen, known or None, say)
 
 
-def _write_clip(path: Path, modality: str) -> Iterator[NDArray[np.uint8]]:
-    """Draw the clip frame by frame into a video file; yields the true masks."""
-    with atomic_path(path) as temporary:
-        writer = open_writer(temporary, CLIP_SIZE, _FPS)
-        try:
-            frames = phantom_clip(modality, FIRST_SEED + PICTURES, CLIP_FRAMES, CLIP_SIZE)
-            for index, (image, truth) in enumerate(frames):
-                writer.write(image, float(index / _FPS))
-                yield truth
+def _pan(picture: Frame, count: int) -> Iterator[tuple[Frame, NDArray[np.uint8] | None]]:
+    """A window that circles over a picture, ``count`` frames for a round; no true masks."""
+    height, width = min(_PAN_SIZE[0], picture.shape[0]), min(_PAN_SIZE[1], picture.shape[1])
+    for angle in np.linspace(0, 2 * np.pi, count, endpoint=False):
+        top = round((1 - np.cos(angle)) / 2 * (picture.shape[0] - height))
+        left = round((1 + np.sin(angle)) / 2 * (picture.shape[1] - width))
+        yield np.ascontiguousarray(picture[top : top + height, left : left + width]), None
+
+
+def _write_clip(
+    path: Path, frames: Iterable[tuple[Frame, NDArray[np.uint8] | None]]
+) -> Iterator[NDArray[np.uint8] | None]:
+    """Write a clip frame by frame; yields the true masks, where there are any."""
+    with atomic_path(path) as temporary, ExitStack() as stack:
+        writer = None
+        for index, (image, truth) in enumerate(frames):
+            if writer is None:
+                writer = open_writer(temporary, image.shape[:2], _FPS)
+                stack.callback(writer.close)
+            writer.write(image, float(index / _FPS))
+            yield truth
+        if writer is not None:
             writer.finish()
-        finally:
-            writer.close()
 
 
 def _run(segmenter: Segmenter, source: Source, sinks: Sequence[Sink], lines: Sink) -> None:

@@ -26,21 +26,24 @@ def contact_sheet(demo: Demo) -> Frame:
     Returns:
         (H, W, 3) uint8 BGR; H grows with the number of modalities.
     """
-    rows = [_pictures(demo, modality) for modality in demo.bundle.manifest.modalities]
+    generated = dict.fromkeys(shown.modality for shown in demo.pictures)
+    rows = [_pictures(demo, modality) for modality in generated]
     if demo.photographs:
         rows.append(_photographs(demo))
     if demo.clip:
         rows.append(_clip(demo))
     width = 2 * _MARGIN + _COLUMNS * TILE[1] + (_COLUMNS - 1) * _GAP
     head = _paper(_HEAD, width)
-    _write(head, f"ESP-MedSAM Edge demo: {demo.bundle.manifest.preset}, {_quality(demo)}", 24, 0.65, _INK)
-    for column in range(_COLUMNS):
+    _write(head, f"ESP-MedSAM Edge demo: {demo.manifest.preset}, {_quality(demo)}", 24, 0.65, _INK)
+    for column in range(_COLUMNS if generated else 0):
         _write(head, ("picture", "true mask", "segmented")[column % 3], 56, 0.45, _PALE, _left(column))
     sheet: Any = np.vstack([head, *rows, _paper(_MARGIN, width)])
     return np.asarray(sheet, np.uint8)
 
 
 def _quality(demo: Demo) -> str:
+    if demo.shipped:
+        return "the weights that came with the program"
     if demo.trained:
         return "phantoms drawn by the program"
     return "UNTRAINED weights: the masks mean nothing"
@@ -55,9 +58,16 @@ def _pictures(demo: Demo, modality: str) -> Frame:
 
 
 def _photographs(demo: Demo) -> Frame:
-    tiles = [tile for shown in demo.photographs[:PICTURES] for tile in _three(shown)]
-    names = " and ".join(f"{shown.path.stem} ({shown.modality})" for shown in demo.photographs[:PICTURES])
-    return _row(f"photographs: {names}; their true masks are not known", tiles)
+    """A row of double height for each: picture, mask, overlay."""
+    rows = []
+    for shown in demo.photographs[:PICTURES]:
+        mask = np.repeat(shown.mask[..., None], 3, axis=2)
+        drawn = draw_overlay(shown.image, shown.mask, OverlayStyle(color_of(shown.modality)))
+        name = shown.path.stem.replace("scikit-image-", "")
+        caption = f"{shown.modality}: {target_of(shown.modality)} ({name}, from scikit-image; true mask not known)"
+        rows.append(_row(caption, [_fit(image, 2) for image in (shown.image, mask, drawn)], 2))
+    stacked: Any = np.vstack(rows)
+    return np.asarray(stacked, np.uint8)
 
 
 def _clip(demo: Demo) -> Frame:
@@ -75,13 +85,21 @@ def _segmented(shown: Shown) -> Frame:
     return _fit(draw_overlay(shown.image, shown.mask, OverlayStyle(color_of(shown.modality))))
 
 
-def _row(caption: str, tiles: Sequence[Frame]) -> Frame:
+def _row(caption: str, tiles: Sequence[Frame], scale: int = 1) -> Frame:
+    """Tiles side by side under a line of text; ``scale`` tiles wide and high each."""
     width = 2 * _MARGIN + _COLUMNS * TILE[1] + (_COLUMNS - 1) * _GAP
-    row = _paper(_CAPTION + TILE[0] + _GAP, width)
+    tall, wide = _span(scale)
+    row = _paper(_CAPTION + tall + _GAP, width)
     _write(row, caption, 18, 0.5, _INK)
     for column, tile in enumerate(tiles):
-        row[_CAPTION : _CAPTION + TILE[0], _left(column) : _left(column) + TILE[1]] = tile
+        left = _left(column * scale)
+        row[_CAPTION : _CAPTION + tall, left : left + wide] = tile
     return row
+
+
+def _span(scale: int) -> tuple[int, int]:
+    """(height, width) of ``scale`` x ``scale`` tiles with the gaps between them."""
+    return scale * TILE[0] + (scale - 1) * _GAP, scale * TILE[1] + (scale - 1) * _GAP
 
 
 def _left(column: int) -> int:
@@ -92,14 +110,15 @@ def _paper(height: int, width: int) -> Frame:
     return np.full((height, width, 3), _PAPER, np.uint8)
 
 
-def _fit(image: Frame) -> Frame:
-    """Shrink or enlarge to a tile without distortion, centred on paper."""
+def _fit(image: Frame, tiles: int = 1) -> Frame:
+    """Shrink or enlarge to ``tiles`` x ``tiles`` tiles without distortion, centred on paper."""
     height, width = image.shape[:2]
-    scale = min(TILE[0] / height, TILE[1] / width)
+    tall, wide = _span(tiles)
+    scale = min(tall / height, wide / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small: Any = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    tile = _paper(*TILE)
-    top, left = (TILE[0] - size[1]) // 2, (TILE[1] - size[0]) // 2
+    tile = _paper(tall, wide)
+    top, left = (tall - size[1]) // 2, (wide - size[0]) // 2
     tile[top : top + size[1], left : left + size[0]] = small
     return tile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,6 +128,16 @@ def shipped_bundle(
         if (where / MANIFEST).is_file():
             return Bundle.open(where)
     say(f"Preparing {', '.join(names)} from {_WHERE} (once): {where}")
+    return make_bundle(names, where, folder, note=" ".join(scores[name].line(name) for name in names))
+
+
+def make_bundle(names: Sequence[str], out: Path, folder: Path = WEIGHTS, note: str = "") -> Bundle:
+    """Write a bundle of modalities of packed weights; ``note`` goes into its manifest.
+
+    Raises:
+        UserError: damaged files, or nowhere to write.
+    """
+    sums = _sums(folder)
     for file, sha256 in sums.items():
         if not (folder / file).is_file() or sha256_file(folder / file) != sha256:
             raise UserError(f"{folder / file} is missing or damaged.", "Install the package again.", exit_code=1)
@@ -137,7 +147,7 @@ def shipped_bundle(
     except (KeyError, ValidationError) as error:
         raise UserError(f"{folder / CHECKPOINT} says nothing of its network.", "Install the package again.") from error
     graphs: list[Graph] = []
-    with write_bundle(where) as draft:
+    with write_bundle(out) as draft:
         for name in names:
             size = info.config.image_sizes.get(name, info.config.image_size)
             skeleton = lzma.decompress((folder / skeleton_name(size)).read_bytes())
@@ -150,7 +160,7 @@ def shipped_bundle(
             weights=Weights(
                 checkpoint_sha256=sums[CHECKPOINT],
                 origin=info.origin,
-                note=" ".join(scores[name].line(name) for name in names),
+                note=note,
             ),
             targets={name: info.targets[name] for name in names},
             graphs=graphs,
@@ -159,7 +169,7 @@ def shipped_bundle(
         )
     for name in names:
         register(name, info.targets[name])
-    return Bundle.open(where)
+    return Bundle.open(out)
 
 
 def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:

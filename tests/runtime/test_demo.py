@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.runtime import demo as demo_module
-from espmedsam_edge.runtime.demo import Row, demo_bundle, run_demo
+from espmedsam_edge.runtime.demo import Demo, Row, demo_bundles
 from espmedsam_edge.runtime.demo_sheet import TILE, contact_sheet
+from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.video_reading import open_video
 
 
@@ -25,6 +27,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "PICTURE_SIZE", (96, 128))
     monkeypatch.setattr(demo_module, "CLIP_SIZE", (72, 96))
     monkeypatch.setattr(demo_module, "find_spec", lambda name: None)
+
+
+def show(bundle: Bundle, out: Path, say: Callable[[Row], None] = lambda row: None, *, shipped: bool = False) -> Demo:
+    return demo_module.run_demo(demo_bundles(bundle.path), out, say, shipped=shipped)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -38,7 +44,7 @@ def by_hand(found: np.ndarray, truth: np.ndarray) -> float:
 def test_pictures_masks_overlays_and_clip_are_written_and_scored(toy_bundle_of_two: Bundle, tmp_path: Path) -> None:
     said: list[Row] = []
     out = tmp_path / "new" / "demo"
-    demo = run_demo(toy_bundle_of_two, out, said.append)
+    demo = show(toy_bundle_of_two, out, said.append)
     assert said == demo.rows
     assert [(row.name, row.frames) for row in demo.rows] == [("fundus", 2), ("colonoscopy", 2), ("colonoscopy clip", 8)]
     assert demo.rows[0].target == "retinal vessels"
@@ -60,15 +66,15 @@ def test_pictures_masks_overlays_and_clip_are_written_and_scored(toy_bundle_of_t
 
 
 def test_a_second_demo_replaces_the_first(toy_bundle: Bundle, tmp_path: Path) -> None:
-    run_demo(toy_bundle, tmp_path)
+    show(toy_bundle, tmp_path)
     before = (tmp_path / "masks" / "fundus-1.png").read_bytes()
-    run_demo(toy_bundle, tmp_path)
+    show(toy_bundle, tmp_path)
     assert (tmp_path / "masks" / "fundus-1.png").read_bytes() == before
 
 
 def test_random_weights_get_no_score_and_a_notice_in_every_overlay(tmp_path: Path) -> None:
-    trained = run_demo(save_toy_bundle(tmp_path / "a.bundle"), tmp_path / "a")
-    random = run_demo(save_toy_bundle(tmp_path / "b.bundle", origin="random"), tmp_path / "b")
+    trained = show(save_toy_bundle(tmp_path / "a.bundle"), tmp_path / "a")
+    random = show(save_toy_bundle(tmp_path / "b.bundle", origin="random"), tmp_path / "b")
     assert trained.trained
     assert not random.trained
     assert {row.dice for row in random.rows} == {None}
@@ -77,7 +83,7 @@ def test_random_weights_get_no_score_and_a_notice_in_every_overlay(tmp_path: Pat
 
 
 def test_the_clip_is_of_the_first_modality_where_there_is_no_colonoscopy(toy_bundle: Bundle, tmp_path: Path) -> None:
-    assert [row.name for row in run_demo(toy_bundle, tmp_path).rows] == ["fundus", "fundus clip"]
+    assert [row.name for row in show(toy_bundle, tmp_path).rows] == ["fundus", "fundus clip"]
 
 
 def test_scikit_images_pictures_are_shown_where_it_is_installed(
@@ -86,7 +92,7 @@ def test_scikit_images_pictures_are_shown_where_it_is_installed(
     pytest.importorskip("skimage", reason="shows scikit-image's pictures")
     monkeypatch.undo()
     monkeypatch.setattr(demo_module, "CLIP_FRAMES", 2)
-    demo = run_demo(toy_bundle, tmp_path)
+    demo = show(toy_bundle, tmp_path)
     assert [shown.path.name for shown in demo.photographs] == ["scikit-image-retina.png"]
     assert demo.photographs[0].dice is None
     assert (tmp_path / "overlays" / "scikit-image-retina.png").exists()
@@ -94,7 +100,7 @@ def test_scikit_images_pictures_are_shown_where_it_is_installed(
 
 
 def test_the_sheet_has_a_row_a_modality_and_one_for_the_clip(toy_bundle_of_two: Bundle, tmp_path: Path) -> None:
-    demo = run_demo(toy_bundle_of_two, tmp_path)
+    demo = show(toy_bundle_of_two, tmp_path)
     sheet = contact_sheet(demo)
     demo.clip = []
     without_clip = contact_sheet(demo)
@@ -106,15 +112,48 @@ def test_the_sheet_has_a_row_a_modality_and_one_for_the_clip(toy_bundle_of_two: 
     assert len(np.unique(sheet.astype(np.int32) @ [1, 256, 65536])) > 1000
 
 
-def test_an_installation_without_the_bundle_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "BUNDLE", tmp_path / "absent")
-    with pytest.raises(UserError, match="--bundle"):
-        demo_bundle()
+def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skimage = pytest.importorskip("skimage", reason="shows scikit-image's pictures")
+    monkeypatch.undo()
+    monkeypatch.setattr(demo_module, "CLIP_FRAMES", 4)
+    asked: list[str] = []
+
+    def toy(modality: str, say: object) -> Bundle:
+        asked.append(modality)
+        return save_toy_bundle(tmp_path / f"{modality}.bundle", (modality,))
+
+    monkeypatch.setattr(demo_module, "shipped_bundle", toy)
+    demo = demo_module.run_demo(demo_bundles(), tmp_path / "out", shipped=True)
+    assert asked == ["fundus", "microscopy"]
+    assert [(row.name, row.frames, row.dice) for row in demo.rows] == [
+        ("scikit-image-retina", 1, None),
+        ("scikit-image-ihc", 1, None),
+        ("microscopy clip", 4, None),
+    ]
+    assert demo.pictures == []
+    frames = list(open_video(tmp_path / "out" / "clip.mp4"))
+    assert frames[0][0].shape == (256, 320, 3)
+    photograph = read_image(Path(skimage.__file__).parent / "data" / "ihc.png")
+    # The first frame is a part of the photograph, but for what the codec changes.
+    first = photograph[:256, round(0.5 * (photograph.shape[1] - 320)) :][:, :320]
+    assert np.abs(frames[0][0].astype(int) - first.astype(int)).mean() < 8
+    assert contact_sheet(demo).shape[1] > 6 * TILE[1]
+
+
+def test_an_installation_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(modality: str, say: object) -> Bundle:
+        return shipped_bundle(modality, folder=tmp_path / "absent")
+
+    monkeypatch.setattr(demo_module, "shipped_bundle", absent)
+    with pytest.raises(UserError, match="without weights"):
+        demo_bundles()
     with pytest.raises(UserError, match="no bundle at"):
-        demo_bundle(tmp_path / "absent")
+        demo_bundles(tmp_path / "absent")
 
 
 def test_an_output_that_is_a_file_is_refused(toy_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("not a folder")
     with pytest.raises(UserError, match="taken"):
-        run_demo(toy_bundle, tmp_path / "taken")
+        show(toy_bundle, tmp_path / "taken")
