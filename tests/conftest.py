@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from toy_bundles import save_toy_bundle, save_toy_graph
 
@@ -17,6 +18,10 @@ __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in a shell's background: Ctrl-C is ignored there, by this process and all it starts; its tests need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test is a timed assertion; on a busy machine an example may take as long as it takes.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
 

@@ -148,8 +148,8 @@ def test_a_batch_counts_all_its_frames(tmp_path: Path, environment: dict[str, An
 
 
 def test_cores_busy_is_cpu_time_over_the_clock(measured: Result) -> None:
-    # One thread computes; on a busy machine it may get only a part of a core. OpenCV may use a second one to resize.
-    assert all(0.01 < series.cores_busy < 2.5 for series in measured.series)
+    # One thread computes; on a busy machine it gets only a part of a core. OpenCV may use a second one to resize.
+    assert all(0 < series.cores_busy < 2.5 for series in measured.series)
 
 
 def test_json_holds_everything_and_is_plain(measured: Result) -> None:
