@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, ramp, save_dicom
 from stream_servers import MjpegServer
+from toy_bundles import save_toy_bundle
 from video_files import clip_frame, save_clip
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
-from espmedsam_edge.runtime.demo import BUNDLE
 from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
@@ -195,10 +195,9 @@ def test_a_folder_of_dicom_with_bad_files(infer: Callable[..., Outcome]) -> None
 
 
 @pytest.mark.data
-def test_development_dicom_files_and_clips(infer: Callable[..., Outcome], data_root: Path) -> None:
-    code, _, err = infer(
-        data_root / "dicom", data_root / "video", "--modality", "ultrasound", "--out", "o", bundle=BUNDLE
-    )
+def test_development_dicom_files_and_clips(infer: Callable[..., Outcome], data_root: Path, tmp_path: Path) -> None:
+    toy = save_toy_bundle(tmp_path / "ultrasound.bundle", ("ultrasound",))
+    code, _, err = infer(data_root / "dicom", data_root / "video", "--out", "o", bundle=toy.path)
     assert (code, err) == (0, "")
     written = sorted(path.suffix for path in Path("o").iterdir())
     assert written == [".mp4"] * 8 + [".png"] * 4
