@@ -65,9 +65,9 @@ class Chromium:
         port = file.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
             tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
-        opening = self._client.connect(tab["webSocketDebuggerUrl"], max_size=None, open_timeout=30)
+        opening = self._client.connect(tab["webSocketDebuggerUrl"], max_size=None, open_timeout=30, ping_interval=None)
         self._socket = self._stack.enter_context(opening)
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         return self
 

@@ -153,6 +153,7 @@ def test_the_last_frame_stays_after_the_end(browser: Chromium, toy_bundle_of_two
 
 def test_a_token_is_asked_for_and_kept_out_of_addresses(browser: Chromium, toy_bundle: Bundle) -> None:
     with running(toy_bundle, ServeOptions("0", TOKEN)) as run:
+        browser.call("Network.enable")
         browser.open(run.server.url)
         browser.wait_for("document.activeElement.id === 'token'")
         browser.type("wrong-wrong-wrong-wrong")
@@ -171,6 +172,7 @@ def test_a_token_is_asked_for_and_kept_out_of_addresses(browser: Chromium, toy_b
         ]
         assert asked
         assert not any(TOKEN in url for url in asked)
+        browser.call("Network.disable")
         browser.evaluate("document.getElementById('logout').click()")
         browser.wait_for("location.pathname === '/login'")
         assert run.said == [f"view: {run.server.url}"]  # a token that was given is not repeated
