@@ -109,6 +109,7 @@ class Watched:
     out_of_order: int = 0
     bytes: int = 0
     visits: int = 0
+    failed_visits: int = 0
     scrapes: int = 0
     segmented: int = 0
     levels: list[int] = field(default_factory=list)
@@ -117,7 +118,7 @@ class Watched:
 def watch(url: str, seconds: float, seen: Watched, *, wish: dict[str, Any] | None = None) -> None:
     """Look on for a while as the page does: acknowledge every frame once it is here."""
     last, until = -1, time.monotonic() + seconds
-    with connect(url.replace("http", "ws", 1) + "live", max_size=None) as socket:
+    with connect(url.replace("http", "ws", 1) + "live", max_size=None, open_timeout=120, ping_timeout=120) as socket:
         if wish is not None:
             socket.send(json.dumps({"type": "set", **wish}))
         while time.monotonic() < until:
@@ -144,7 +145,12 @@ def visit(url: str, seconds: float, seen: Watched, every: float) -> None:
     until, image = time.monotonic() + seconds, encode_image(phantom("colonoscopy", 1, (240, 320))[0], ".png")
     while (left := until - time.monotonic()) > 0:
         begin = time.monotonic()
-        watch(url, min(left, every / 2), Watched(), wish={"opacity": 0.2 + 0.1 * (seen.visits % 5), "threshold": 0.4})
+        wish = {"opacity": 0.2 + 0.1 * (seen.visits % 5), "threshold": 0.4}
+        try:
+            watch(url, min(left, every / 2), Watched(), wish=wish)
+        except TimeoutError:  # a machine so busy that two minutes are not enough to connect
+            seen.failed_visits += 1
+            continue
         seen.visits += 1
         for _ in range(2):
             with urllib.request.urlopen(url + "metrics", timeout=60) as answer:
