@@ -92,6 +92,8 @@ def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up()
     with Detached(sink, "o.mp4", failures, clock=lambda: now[0]) as detached:
         for number in range(60):  # two seconds at 30 frames a second, in which the sink takes nothing
             detached.write(frame(number), RESULT)
+            if number == 0:
+                until(lambda: not detached._waiting)  # it holds the first one, whenever its thread starts
             now[0] += 1 / 30
         for _ in range(60):
             let.release()
