@@ -45,8 +45,10 @@ def test_the_demo_is_light_and_tests_bring_the_rest(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     demo = make("-n", "demo", folder=tmp_path)
     assert "tools/venv.sh .venv" in demo
-    assert "--editable ." in demo
-    assert "[" not in demo.split("--editable ")[1].splitlines()[0]
+    assert "--editable '.[demo]'" in demo
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    light = next(line for line in extras.splitlines() if line.startswith("demo = "))
+    assert light == 'demo = ["scikit-image>=0.22"]'  # two pictures; nothing that brings torch
     test = make("-n", "test", folder=tmp_path)
     assert "--editable '.[dev]'" in test
     assert "-m pytest" in test
