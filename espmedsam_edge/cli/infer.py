@@ -170,6 +170,7 @@ def command(
                     threads=threads,
                     opacity=opacity,
                     paced=not written,
+                    fixed=written,
                     say=_notice,
                 )
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle
@@ -22,11 +22,12 @@ class SegmenterPool:
     Args:
         bundle: what there is.
         load: makes the segmenter of a modality; called once for each, by one thread at a time.
+        modalities: those that may be asked for; None: all of the bundle.
     """
 
-    def __init__(self, bundle: Bundle, load: Load) -> None:
+    def __init__(self, bundle: Bundle, load: Load, modalities: Sequence[str] | None = None) -> None:
         self.bundle = bundle
-        self.modalities: tuple[str, ...] = tuple(bundle.manifest.modalities)
+        self.modalities = tuple(bundle.manifest.modalities if modalities is None else modalities)
         self._load = load
         self._loaded: dict[str, Segmenter] = {}
         self._owned: list[Segmenter] = []

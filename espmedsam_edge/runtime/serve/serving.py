@@ -29,6 +29,7 @@ def serve_run(
     threads: int | None = None,
     opacity: float = DEFAULT_OPACITY,
     paced: bool = False,
+    fixed: bool = False,
     say: Say = silent,
 ) -> Iterator[tuple[LiveView, Server]]:
     """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
@@ -40,6 +41,7 @@ def serve_run(
         precision, backend, threshold, threads: for the bundle's other modalities, as ``Segmenter.load`` takes them.
         opacity: of the overlay's tint to begin with, 0 to 1.
         paced: see ``LiveView``.
+        fixed: viewers cannot change the modality: what the run writes is labelled with the first.
         say: gets the address, and a token that was made here.
 
     Raises:
@@ -48,7 +50,7 @@ def serve_run(
     bundle = segmenter.bundle
     load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
     view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), paced=paced)
-    with SegmenterPool(bundle, load) as pool:
+    with SegmenterPool(bundle, load, [segmenter.modality] if fixed else None) as pool:
         pool.add(segmenter)
         with Server(
             Panel(controls, pool, view, segmenter), parse_address(options.address), options.token, options.allowed_hosts
