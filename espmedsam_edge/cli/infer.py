@@ -186,8 +186,7 @@ def command(
                 raise typer.Exit(130) from None
         _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
         if server is not None and not report.interrupted:
-            _notice(f"the view stays at {server.url}: Ctrl-C ends it.")
-            _until_interrupted(server)
+            _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
@@ -222,8 +221,11 @@ def _serve_alone(
         _until_interrupted(server)
 
 
-def _until_interrupted(server: Server) -> None:
+def _until_interrupted(server: Server, line: str | None = None) -> None:
+    """Wait for Ctrl-C, from the moment that ``line`` says so."""
     try:
+        if line is not None:
+            _notice(line)
         server.wait()
     except KeyboardInterrupt:
         return
