@@ -48,7 +48,8 @@ _FPS = Fraction(25)
 # scikit-image's own pictures, used where they are installed: file -> modalities that can segment it, best first.
 _PHOTOGRAPHS = {"retina.jpg": ("fundus",), "ihc.png": ("histopathology", "microscopy")}
 _SHIPPED_SHOWN = ("fundus", "microscopy")  # of the shipped weights: those with a photograph
-_PAN_SIZE = (256, 320)  # of the part of a photograph that the clip shows
+_PAN_SHARE = 0.75  # of a photograph's sides that the clip shows
+_PAN_FRAMES = 24
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,7 @@ def run_demo(
     demo = Demo(bundles, out, shipped)
     photographs = _find_photographs(bundles)
     generated = [name for name in bundles if not (shipped and name in photographs)]
-    moving = _CLIP_MODALITY if _CLIP_MODALITY in generated or not shipped else list(bundles)[-1]
-    if moving not in bundles:
-        moving = next(iter(bundles))
+    moving = _CLIP_MODALITY if _CLIP_MODALITY in generated else next(iter(bundles))
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -221,7 +220,7 @@ def _clip(demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink
     if photograph is None:
         frames = phantom_clip(segmenter.modality, FIRST_SEED + PICTURES, CLIP_FRAMES, CLIP_SIZE)
     else:
-        frames = _pan(read_image(photograph), CLIP_FRAMES)
+        frames = _pan(read_image(photograph), _PAN_FRAMES)
     truths = list(_write_clip(path, frames))
     source, seen = VideoFile(path), _Seen()
     overlay = overlay_video(demo.out / "clip-overlay.mp4", source, _style(demo, segmenter.modality))
@@ -234,7 +233,7 @@ def _clip(demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink
 
 def _pan(picture: Frame, count: int) -> Iterator[tuple[Frame, NDArray[np.uint8] | None]]:
     """A window that circles over a picture, ``count`` frames for a round; no true masks."""
-    height, width = min(_PAN_SIZE[0], picture.shape[0]), min(_PAN_SIZE[1], picture.shape[1])
+    height, width = (int(side * _PAN_SHARE) // 2 * 2 for side in picture.shape[:2])  # codecs want even sides
     for angle in np.linspace(0, 2 * np.pi, count, endpoint=False):
         top = round((1 - np.cos(angle)) / 2 * (picture.shape[0] - height))
         left = round((1 + np.sin(angle)) / 2 * (picture.shape[1] - width))

@@ -117,7 +117,7 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
 ) -> None:
     skimage = pytest.importorskip("skimage", reason="shows scikit-image's pictures")
     monkeypatch.undo()
-    monkeypatch.setattr(demo_module, "CLIP_FRAMES", 4)
+    monkeypatch.setattr(demo_module, "_PAN_FRAMES", 4)
     asked: list[str] = []
 
     def toy(modality: str, say: object) -> Bundle:
@@ -129,15 +129,16 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
     assert asked == ["fundus", "microscopy"]
     assert [(row.name, row.frames, row.dice) for row in demo.rows] == [
         ("scikit-image-retina", 1, None),
+        ("fundus clip", 4, None),
         ("scikit-image-ihc", 1, None),
-        ("microscopy clip", 4, None),
     ]
     assert demo.pictures == []
     frames = list(open_video(tmp_path / "out" / "clip.mp4"))
-    assert frames[0][0].shape == (256, 320, 3)
-    photograph = read_image(Path(skimage.__file__).parent / "data" / "ihc.png")
+    photograph = read_image(Path(skimage.__file__).parent / "data" / "retina.jpg")
+    side = photograph.shape[0] * 3 // 4 // 2 * 2
+    assert frames[0][0].shape == (side, side, 3)
     # The first frame is a part of the photograph, but for what the codec changes.
-    first = photograph[:256, round(0.5 * (photograph.shape[1] - 320)) :][:, :320]
+    first = photograph[:side, round(0.5 * (photograph.shape[1] - side)) :][:, :side]
     assert np.abs(frames[0][0].astype(int) - first.astype(int)).mean() < 8
     assert contact_sheet(demo).shape[1] > 6 * TILE[1]
 
