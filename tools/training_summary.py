@@ -89,12 +89,15 @@ def main() -> None:
     run: Path = arguments.run
     with safe_open(run / "weights.safetensors", framework="np") as file:
         info = json.loads((file.metadata() or {})["espmedsam"])
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe.get("data", {}).pop("root", None)  # a folder of this machine
+    recipe["init"] = Path(recipe.get("init", "scratch")).name
     result = {
         "schema": 1,
         "kind": "training",
         "environment": collect_environment(),
         "note": arguments.note,
-        "recipe": json.loads((run / "recipe.json").read_text()),
+        "recipe": recipe,
         "provenance": info["provenance"],
         "epochs": epochs(run / "train.csv"),
         "validation": validations(run / "valid.csv"),
