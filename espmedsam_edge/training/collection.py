@@ -101,7 +101,8 @@ def natural_images(recipe: Recipe, config: ModelConfig, normalization: Normaliza
         train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, config.image_size)
     for path in recipe.data.natural if not recipe.data.phantoms else ():
         folder = DatasetFolder.open(recipe.data.root / path)
-        train[NATURAL].append(FolderSource(folder, "train" if folder.split else "all", recipe.data.limit))
+        listed = folder.split is not None and folder.split.train  # photographs need no split, or one without lists
+        train[NATURAL].append(FolderSource(folder, "train" if listed else "all", recipe.data.limit))
     if not train[NATURAL]:
         raise UserError("the recipe names no photographs to distil on.", "Fill in data.natural (docs/data.md).")
     return _collect(recipe, config, normalization, train, {}, [])
