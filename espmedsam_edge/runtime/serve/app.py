@@ -10,7 +10,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -92,10 +92,13 @@ class _Routes:
         """A form with the field ``token``: a right one gets a cookie, and the page."""
         body = bytearray()
         with anyio.move_on_after(_FORM_SECONDS) as limit:
-            async for part in request.stream():
-                body += part
-                if len(body) > _MAX_FORM:
-                    return refusal(413, "that is too long for a token.")
+            try:
+                async for part in request.stream():
+                    body += part
+                    if len(body) > _MAX_FORM:
+                        return refusal(413, "that is too long for a token.")
+            except ClientDisconnect:
+                return refusal(400, "the token broke off.", "Send it again.")
         if limit.cancel_called:
             return refusal(408, "the token took too long to arrive.", "Send it again.")
         token = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).get("token", [""])[0]

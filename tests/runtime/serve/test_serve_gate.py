@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import anyio
 import pytest
 from serving_setup import BASE, TOKEN, Stage, staged
 from starlette.testclient import WebSocketDenialResponse
@@ -113,6 +115,30 @@ def test_sessions_end_and_are_few() -> None:
     assert not sessions.known(first)
     names = [sessions.open() for _ in range(65)]
     assert [sessions.known(name) for name in names] == [False] + [True] * 64
+
+
+def test_a_client_that_leaves_while_it_sends_its_token_leaves_no_error(locked: Stage) -> None:
+    incoming: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"token=", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", BASE.removeprefix("http://").encode()), (b"origin", BASE.encode())]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/login", "raw_path": b"/login", "root_path": "", "query_string": b"", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8080),
+    }  # fmt: skip
+    anyio.run(locked.client.app, scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert b"broke off" in b"".join(message.get("body", b"") for message in sent)
 
 
 def test_guessing_is_slowed_down_for_the_right_token_too(locked: Stage, clock: Clock) -> None:
