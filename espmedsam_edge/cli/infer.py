@@ -136,8 +136,10 @@ def command(
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
+    written = bool(_results(places, measured)) or jsonl is not None or stream is not None
     outcome = Outcome(failures, _notice)
-    jobs = plan_jobs(found, places, style, _algorithm(opened, graph.precision, trained=not untrained), stream, outcome)
+    algorithm = _algorithm(opened, graph.precision, trained=not untrained)
+    jobs = plan_jobs(found, places, style, algorithm, stream, outcome, paced=serve is not None and not written)
     sinks = shared_sinks(found, measured, {"weights": origin}, outcome)
     with ExitStack() as held:
         held.enter_context(_terminated_like_interrupted())
@@ -158,7 +160,6 @@ def command(
             from espmedsam_edge.runtime.serve.serving import serve_run
 
             options = ServeOptions(serve, token, allow_host or ())
-            written = bool(_results(places, measured)) or jsonl is not None or stream is not None
             view, server = held.enter_context(
                 serve_run(
                     options,
@@ -169,7 +170,6 @@ def command(
                     threshold=threshold,
                     threads=threads,
                     opacity=opacity,
-                    paced=not written,
                     fixed=written,
                     say=_notice,
                 )

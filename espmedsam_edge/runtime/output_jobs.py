@@ -17,7 +17,7 @@ from espmedsam_edge.runtime.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.outputs import Places
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced, Sink
 from espmedsam_edge.runtime.sources import Failure, Source
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
 from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
@@ -57,6 +57,8 @@ def plan_jobs(
     algorithm: Algorithm | None = None,
     stream: str | None = None,
     outcome: Outcome | None = None,
+    *,
+    paced: bool = False,
 ) -> list[Job]:
     """A job for each source, with the sinks that write its results to their places.
 
@@ -69,6 +71,7 @@ def plan_jobs(
         algorithm: what DICOM-SEGs say of how they were made; needed where there are any.
         stream: where the overlay is sent; see ``parse_destination``.
         outcome: see ``Outcome``.
+        paced: whether video files go at their own speed instead of as fast as they can be segmented.
 
     Raises:
         UserError: a result that such a source cannot have, or a missing package.
@@ -79,6 +82,8 @@ def plan_jobs(
     jobs = []
     for source in sources:
         sinks = _files_of(source, places, style, algorithm)
+        if paced and source.kind == "video" and not source.live:
+            sinks.append((source.name, Paced()))
         if stream is not None:
             destination = parse_destination(stream)
             sinks.append((destination.address, OverlayStream(destination, source, style)))

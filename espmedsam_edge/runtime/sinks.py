@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,8 @@ from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
+
+_LONGEST_PAUSE = 1.0  # seconds between two frames, whatever their times say
 
 
 class Sink(Protocol):
@@ -50,6 +53,23 @@ class _FileByFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pass
+
+
+class Paced(_FileByFile):
+    """Writes nothing, and holds a video back to its own speed, for those who look on."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None  # in the video
+        self._due = 0.0  # on the clock
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``; comes back when it is the frame's turn."""
+        now = time.monotonic()
+        due = now
+        if frame.time is not None and self._last is not None:
+            due = max(now, self._due + min(max(0.0, frame.time - self._last), _LONGEST_PAUSE))
+        time.sleep(due - now)
+        self._last, self._due = frame.time, due
 
 
 class OverlayImages(_FileByFile):

@@ -19,6 +19,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime import sinks
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.jobs import Job, Limits, Progress
 from espmedsam_edge.runtime.live_source import BackOff, Disconnected, Feed, LiveSource
@@ -213,6 +214,25 @@ def test_a_file_beside_a_live_source_loses_no_frame(segmenter: Segmenter) -> Non
     assert len(beside.frames) > 0
     assert report.frames == 65 + len(beside.frames)
     assert report.failures == []
+
+
+def test_a_file_at_its_own_speed_holds_no_live_source_up(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file waits for its turn until the view, which both share, has got thirty live frames."""
+    feed, let_go = EndlessFeed(), threading.Event()
+
+    def wait(seconds: float) -> None:
+        if seconds:
+            assert let_go.wait(30)
+
+    def enough(frame: SourceFrame) -> None:
+        if sum(one.captured is not None for one in view.frames) == 30:
+            feed.stopped = True
+            let_go.set()
+
+    monkeypatch.setattr(sinks.time, "sleep", wait)
+    view = Sink(enough)
+    report = run_pipeline(segmenter, [Job(live(feed), []), Job(Clip(2), [sinks.Paced()])], [view])
+    assert report.frames == len(view.frames) >= 32
 
 
 class Ageing(LiveSource):

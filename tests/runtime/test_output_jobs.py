@@ -13,7 +13,7 @@ from espmedsam_edge.runtime.detached import Detached
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
 from espmedsam_edge.runtime.outputs import plan_places
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced
 from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
 from espmedsam_edge.runtime.video_sinks import Recording
 
@@ -45,6 +45,17 @@ def test_sinks_of_live_sources_work_beside_the_run() -> None:
     wanted = Measurements(jsonl="a.jsonl", table=Path("a.csv"))
     assert [type(sink) for sink in shared_sinks(sources, wanted, {})] == [Detached, Detached]
     assert [type(sink) for sink in shared_sinks(sources[1:], wanted, {})] == [JsonLines, AreaTable]
+
+
+def test_videos_that_are_only_looked_at_are_paced_each_for_itself() -> None:
+    """Not in a shared sink, which one lane calls at a time: there it would hold live sources up."""
+    sources: list[Source] = [source_of(Path("cam"), live=True), VideoFile(CLIP), ImageFiles([IMAGE])]
+    places = plan_places(sources, None, None, None, overwrite=True, elsewhere=True)
+    assert [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, paced=True)] == [
+        [],
+        [Paced],
+        [],
+    ]
 
 
 def test_a_live_source_has_no_segmentations() -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from video_files import clip_frame
 
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
+from espmedsam_edge.runtime import sinks
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages
+from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced
 from espmedsam_edge.runtime.sources import SourceFrame
 
 STYLE = OverlayStyle((0, 255, 255))
@@ -41,3 +43,22 @@ def test_masks_are_grey_pngs(tmp_path: Path) -> None:
     for file in (tmp_path / "a.png", tmp_path / "c" / "000012.png"):
         np.testing.assert_array_equal(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), result_for(image).mask)
     assert sorted(os.listdir(tmp_path / "c")) == ["000000.png", "000001.png", "000012.png"]
+
+
+def test_a_paced_video_goes_at_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept, image = [100.0], list[float](), clip_frame(0)
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 3))
+        now[0] += seconds
+
+    monkeypatch.setattr(sinks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sinks.time, "sleep", sleep)
+    sink = Paced()
+    for index in (0, 1, 2, 5, 200):
+        sink.write(SourceFrame(image, Path("c.mp4"), index, index / 25), result_for(image))
+        now[0] += 0.01  # segmenting and showing it
+    now[0] += 60  # a pause
+    for index in (201, 202):
+        sink.write(SourceFrame(image, Path("c.mp4"), index, index / 25), result_for(image))
+    assert slept == [0, 0.03, 0.03, 0.11, 0.99, 0, 0.04]

@@ -69,14 +69,11 @@ class LiveView:
         controls: the run's.
         opacity: of the tint, 0 to 1, unless the controls say otherwise.
         notice: a text to burn into the overlay, or "".
-        paced: whether a video file is shown at its own speed instead of as fast as it can be segmented.
     """
 
-    def __init__(
-        self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "", paced: bool = False
-    ) -> None:
+    def __init__(self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "") -> None:
         self.statistics = Statistics()
-        self._controls, self._opacity, self._notice, self._paced = controls, opacity, notice, paced
+        self._controls, self._opacity, self._notice = controls, opacity, notice
         self._lock = threading.Lock()  # of what is shown
         self._drawing = threading.Lock()  # one picture at a time: they share the cache, and the CPU is the run's
         self._number = 0
@@ -84,7 +81,6 @@ class LiveView:
         self._selected: _Feed | None = None
         self._listeners: list[Callable[[], None]] = []
         self._pictures: dict[tuple[int, int, int], Picture] = {}
-        self._last_time: float | None = None
         self._ended = threading.Event()
 
     def __enter__(self) -> LiveView:
@@ -97,8 +93,6 @@ class LiveView:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        if self._paced and frame.captured is None and frame.time is not None:
-            self._keep_pace(frame.time)
         self.statistics.add(frame, result)
         key = "" if frame.captured is None else frame.source
         with self._lock:
@@ -109,11 +103,6 @@ class LiveView:
         feed.statistics.add(frame, result)
         if seen:
             self.touch()
-
-    def _keep_pace(self, at: float) -> None:
-        if self._last_time is not None and at > self._last_time:
-            self._ended.wait(min(at - self._last_time, 1.0))
-        self._last_time = at
 
     def touch(self) -> None:
         """Tell the viewers to look again: what is shown changed."""

@@ -28,7 +28,6 @@ def serve_run(
     threshold: float | None = None,
     threads: int | None = None,
     opacity: float = DEFAULT_OPACITY,
-    paced: bool = False,
     fixed: bool = False,
     say: Say = silent,
 ) -> Iterator[tuple[LiveView, Server]]:
@@ -40,7 +39,6 @@ def serve_run(
         controls: the run's.
         precision, backend, threshold, threads: for the bundle's other modalities, as ``Segmenter.load`` takes them.
         opacity: of the overlay's tint to begin with, 0 to 1.
-        paced: see ``LiveView``.
         fixed: viewers cannot change the modality: what the run writes is labelled with the first.
         say: gets the address, and a token that was made here.
 
@@ -49,7 +47,7 @@ def serve_run(
     """
     bundle = segmenter.bundle
     load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
-    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), paced=paced)
+    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle))
     with SegmenterPool(bundle, load, [segmenter.modality] if fixed else None) as pool:
         pool.add(segmenter)
         with Server(

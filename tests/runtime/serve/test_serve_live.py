@@ -138,16 +138,6 @@ def test_a_segmenter_is_loaded_once_and_kept(stage: Stage) -> None:
     assert stage.panel.segmenter is loaded
 
 
-def test_a_video_is_shown_at_its_own_speed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(stage.view, "_paced", True)
-    monkeypatch.setattr(stage.view._ended, "wait", lambda seconds: waited.append(round(seconds, 3)))
-    for index in (0, 1, 2, 5, 200):
-        stage.show(index)
-    stage.show(0, captured=time.monotonic())
-    assert waited == [0.04, 0.04, 0.12, 1.0]
-
-
 def test_levels_follow_the_viewer() -> None:
     adaptation = Adaptation()
     adaptation.viewport = 1000
