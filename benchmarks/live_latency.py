@@ -2,11 +2,11 @@
 
     python benchmarks/live_latency.py --name live-latency-MACHINE [--seconds 15] [--note TEXT]
 
-The test source draws the time into each picture; a last sink reads it back from the frame that it gets, after the
-overlay video and the line of JSON of that frame were written. What is left after the segmenter's own time (preprocess,
-inference, postprocess) is what capture, queues and writing add; it shall be at most one frame interval in 99 of 100
-frames. Two segmenters: the tiny preset (random weights: time does not depend on them) on the CPU, and a stand-in that
-sleeps 5 ms.
+The test source draws the time into each picture; it is read back from the frame after the overlay video and the line
+of JSON of that frame were written: by sinks that the run waits for ("in line"), and by those of ``infer``, which have
+threads of their own ("beside"). What is left after the segmenter's own time (preprocess, inference, postprocess) is
+what capture, queues and writing add; it shall be at most one frame interval in 99 of 100 frames. Two segmenters: the
+tiny preset (random weights: time does not depend on them) on the CPU, and a stand-in that sleeps 5 ms.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.export.exporter import export_bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.model.checkpoint import CheckpointInfo, save_checkpoint
-from espmedsam_edge.model.config import model_config
-from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency
@@ -39,6 +37,7 @@ from espmedsam_edge.runtime.phantom_source import PhantomFeed, read_clock
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import SourceFrame
 from espmedsam_edge.runtime.video_sinks import overlay_video
 
@@ -47,6 +46,8 @@ SIZE = (480, 640)
 SLEEP_SECONDS = 0.005
 TINY = "espmedsam-tiny"
 WARM_UP = 30  # frames
+
+Writing = Literal["nothing", "in line", "beside"]
 
 
 class SleepingBackend:
@@ -67,51 +68,61 @@ class SleepingBackend:
 
 
 class Probe:
-    """The last sink: for each frame the age of its picture when it gets it, and the segmenter's own time."""
+    """For each frame: the age of its picture once a sink, if any, has written it, and the segmenter's own time."""
 
-    def __init__(self) -> None:
-        self.total: list[float] = []
-        self.own: list[float] = []
-        self.without_clock = 0
+    def __init__(self, sink: Sink | None = None) -> None:
+        self._sink = sink
+        self.total: dict[int, float] = {}
+        self.own: dict[int, float] = {}
 
     def __enter__(self) -> Probe:
+        if self._sink is not None:
+            self._sink.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._sink is not None:
+            self._sink.__exit__(kind, error, traceback)
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        if self._sink is not None:
+            self._sink.write(frame, result)
         now, drawn = time.monotonic(), read_clock(frame.image)
-        if drawn is None:
-            self.without_clock += 1
-            return
-        self.total.append(now - drawn)
-        self.own.append(result.timings.total)
+        assert drawn is not None
+        self.total[frame.index] = now - drawn
+        self.own[frame.index] = result.timings.total
 
 
-def measure(segmenter: Segmenter, fps: int, seconds: float, folder: Path, *, writing: bool) -> dict[str, Any]:
-    """One run."""
+def measure(
+    segmenter: Segmenter, fps: int, seconds: float, folder: Path, writing: Writing, warm_up: int = WARM_UP
+) -> dict[str, Any]:
+    """One run; the first frames count as warm-up."""
     source = LiveSource(PhantomFeed(segmenter.modality, 0, SIZE, Fraction(fps), None), "test://bench", "bench")
-    probe = Probe()
-    sinks = [overlay_video(folder / f"{fps}.mkv", source, OverlayStyle((0, 255, 255)))] if writing else []
-    with JsonLines(folder / f"{fps}.jsonl") as lines:
-        shared = [lines, probe] if writing else [probe]
-        limits = Limits(seconds=seconds)
-        report = run_pipeline(segmenter, [Job(source, sinks)], shared, limits=limits)  # type: ignore[arg-type]
-    assert not report.failures, report.failures
-    assert not probe.without_clock
-    total, own = probe.total[WARM_UP:], probe.own[WARM_UP:]
+    beside, probes = Beside(), [Probe()]
+    if writing != "nothing":
+        video = overlay_video(folder / f"{fps}.mkv", source, OverlayStyle((0, 255, 255)))
+        probes = [Probe(video), Probe(JsonLines(folder / f"{fps}.jsonl"))]
+    sinks: list[Sink] = [beside.add("sink", probe) for probe in probes] if writing == "beside" else [*probes]
+    report = run_pipeline(segmenter, [Job(source, sinks)], limits=Limits(seconds=seconds))
+    failures = report.failures + beside.failures
+    assert not failures, failures
+    written = sorted(set.intersection(*(set(probe.total) for probe in probes)))[warm_up:]
+    total = [max(probe.total[index] for probe in probes) for index in written]
+    own = [probes[0].own[index] for index in written]
     added = [whole - part for whole, part in zip(total, own, strict=True)]
-    interval = 1 / fps
+    interval, slowest = 1 / fps, beside.slowest(source.files[0])
     return {
         "fps": fps,
         "interval_ms": round(1000 * interval, 3),
-        "writes": "overlay video (H.264, Matroska) and JSON lines" if writing else "nothing",
+        "writes": "nothing" if writing == "nothing" else f"overlay video (H.264, Matroska) and JSON lines, {writing}",
         "frames": len(total),
         "skipped": report.live[0].skipped,
         "total_ms": Latency.of(total).milliseconds(),
         "segmenter_ms": Latency.of(own).milliseconds(),
         "added_ms": Latency.of(added).milliseconds(),
+        "reported_ms": None if slowest is None else slowest[1].milliseconds(),
         "added_p99_within_one_interval": bool(np.percentile(added, 99) <= interval),
         "load_average_1min": round(os.getloadavg()[0], 2),
     }
@@ -119,6 +130,11 @@ def measure(segmenter: Segmenter, fps: int, seconds: float, folder: Path, *, wri
 
 def tiny_bundle(folder: Path, modality: str) -> Bundle:
     """A bundle of the tiny preset."""
+    from espmedsam_edge.export.exporter import export_bundle
+    from espmedsam_edge.model.checkpoint import CheckpointInfo, save_checkpoint
+    from espmedsam_edge.model.config import model_config
+    from espmedsam_edge.model.esp_medsam import EspMedSam
+
     model = EspMedSam(model_config(TINY), [modality])
     save_checkpoint(folder / "w.safetensors", model, CheckpointInfo(config=model.config, origin="random"))
     return export_bundle(folder / "w.safetensors", folder / "tiny.bundle")[0]
@@ -144,8 +160,8 @@ def main() -> None:
                 segmenter = Segmenter(bundle, Choice(stand_in), 0.5)  # type: ignore[arg-type]
             with segmenter:
                 for fps in (30, 60):
-                    for writing in (False, True):
-                        run = measure(segmenter, fps, arguments.seconds, Path(temporary), writing=writing)
+                    for writing in get_args(Writing):
+                        run = measure(segmenter, fps, arguments.seconds, Path(temporary), writing)
                         runs.append({"segmenter": kind, **run})
                         print(json.dumps(runs[-1]), flush=True)
     result = {

@@ -220,7 +220,7 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
         "frames": ordered.frames,
         "skipped": report.live[0].skipped,
         "out_of_order": ordered.out_of_order,
-        "capture_to_sink_ms": None if latency is None else latency.milliseconds(),
+        "capture_to_mask_ms": None if latency is None else latency.milliseconds(),
         "viewers": seen,
         "after_warm_up": {
             "resident_bytes": {

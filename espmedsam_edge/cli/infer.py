@@ -13,8 +13,10 @@ import typer
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.dicom_seg import Algorithm
     from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
+    from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.output_jobs import Measurements
     from espmedsam_edge.runtime.outputs import Places
     from espmedsam_edge.runtime.segmenter import Segmenter
@@ -100,8 +102,9 @@ def command(
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.controls import Adjustable
+    from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
-    from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
+    from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.outputs import plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
@@ -136,11 +139,12 @@ def command(
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
-    written = bool(_results(places, measured)) or jsonl is not None or stream is not None
-    outcome = Outcome(failures, _notice)
+    results = _results(places, measured)
+    written = bool(results) or jsonl is not None or stream is not None
+    beside = Beside(failures, _notice, max_latency)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
-    jobs = plan_jobs(found, places, style, algorithm, stream, outcome, paced=serve is not None and not written)
-    sinks = shared_sinks(found, measured, {"weights": origin}, outcome)
+    jobs = plan_jobs(found, places, style, algorithm, stream, beside, paced=serve is not None and not written)
+    sinks = shared_sinks(found, measured, {"weights": origin}, beside)
     with ExitStack() as held:
         held.enter_context(_terminated_like_interrupted())
         segmenter = held.enter_context(
@@ -184,7 +188,7 @@ def command(
             except KeyboardInterrupt:
                 typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
                 raise typer.Exit(130) from None
-        _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
+        _say(segmenter, report, results, beside, untrained=untrained, to_stderr=jsonl == "-")
         if server is not None and not report.interrupted:
             _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
@@ -260,7 +264,13 @@ def _results(places: Places, measured: Measurements) -> list[tuple[str, Path]]:
 
 
 def _say(
-    segmenter: Segmenter, report: Report, results: Sequence[tuple[str, Path]], *, untrained: bool, to_stderr: bool
+    segmenter: Segmenter,
+    report: Report,
+    results: Sequence[tuple[str, Path]],
+    beside: Beside,
+    *,
+    untrained: bool,
+    to_stderr: bool,
 ) -> None:
     def line(text: str) -> None:
         typer.echo(text, err=to_stderr)
@@ -269,7 +279,7 @@ def _say(
     for reason in segmenter.choice.passed_over:
         line(reason)
     for live in report.live:
-        line(_live_line(live))
+        line(_live_line(live, beside))
     if not report.frames:
         return
     stages = ", ".join(
@@ -284,17 +294,23 @@ def _say(
         line("These weights were never trained: the masks mean nothing.")
 
 
-def _live_line(live: LiveReport) -> str:
-    """What became of a live source: counts and, in milliseconds, the age of its results when they were written."""
+def _live_line(live: LiveReport, beside: Beside) -> str:
+    """What became of a live source: counts, and the age of its masks and of its written results in milliseconds."""
+    refused, slowest = live.refused + beside.refused(live.label), beside.slowest(live.label)
     parts = [f"{live.frames} frames", f"{live.skipped} skipped"]
-    if live.refused:
-        parts.append(f"{live.refused} refused as too old")
+    if refused:
+        parts.append(f"{refused} refused as too old")
     if live.reconnects:
         parts.append(f"dropped out {live.reconnects} times")
     if live.latency is not None:
-        ms = live.latency.milliseconds()
-        parts.append(f"latency p50 {ms['p50']:.0f} ms, p99 {ms['p99']:.0f} ms")
+        parts.append(f"latency {_percentiles(live.latency)} to the mask")
+    if slowest is not None:
+        parts.append(f"{_percentiles(slowest[1])} to {slowest[0]}")
     return f"{live.name}: {', '.join(parts)}"
+
+
+def _percentiles(latency: Latency) -> str:
+    return f"p50 {1000 * latency.p50:.0f} ms, p99 {1000 * latency.p99:.0f} ms"
 
 
 def _end(report: Report | None, failures: Sequence[Failure]) -> None:

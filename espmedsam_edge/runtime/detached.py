@@ -1,14 +1,17 @@
-"""A sink in a thread of its own, so that a slow disk or network never holds up a live source."""
+"""Sinks in threads of their own, so that a slow disk or network never holds up a live source."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
@@ -18,6 +21,7 @@ _MOST_THINNING = 16
 _MOST_FRAMES = 60
 _MOST_BYTES = 128 << 20
 _PATIENCE_SECONDS = 10.0
+_AGES = 10_000  # of a source, for their percentiles
 
 End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType | None"]
 
@@ -30,7 +34,7 @@ class Detached:
     more again. Never do more than 60 or 128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs
     some frames, not all. Frames left out are counted. If the sink fails, one line says so, the rest goes on without it,
     and the failure counts for the run's exit code. At the end the sink has ten seconds to finish; a disk or network
-    that hangs longer is left behind.
+    that hangs longer is left behind. How old live frames are when the sink has written them is kept for the report.
 
     Args:
         sink: not yet entered; used from that thread only.
@@ -38,7 +42,8 @@ class Detached:
         failures: takes what failed.
         say: called with a line about what failed, when it does, from another thread.
         patience: seconds to wait for it at the end.
-        clock: seconds, as ``time.monotonic``.
+        clock: seconds, as ``time.monotonic``, by which frames are captured, too.
+        max_latency: seconds; a live frame that is older when its turn comes is refused. None: none is.
     """
 
     def __init__(
@@ -49,10 +54,12 @@ class Detached:
         say: Callable[[str], None] | None = None,
         patience: float = _PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        max_latency: float | None = None,
     ) -> None:
-        self._sink, self._name, self._failures, self._patience = sink, name, failures, patience
+        self.name = name
+        self._sink, self._failures, self._patience = sink, failures, patience
         self._say = say or (lambda line: None)
-        self._clock = clock
+        self._clock, self._max_latency = clock, max_latency
         self._waiting: deque[tuple[float, SourceFrame, Segmentation]] = deque()  # with the time since when
         self._step, self._stepped = 1, clock()  # every which frame is taken, and since when
         self._caught_up = clock()
@@ -63,7 +70,14 @@ class Detached:
         self._bug: BaseException | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="espmedsam-sink", daemon=True)
+        self._ages: dict[Path, deque[float]] = {}
+        self.refused: Counter[Path] = Counter()
         self.left_out = 0
+
+    def ages(self, label: Path) -> list[float]:
+        """Seconds from capture to written of a live source's last frames; ``label`` is their ``SourceFrame.path``."""
+        with self._changed:
+            return list(self._ages.get(label, ()))
 
     def __enter__(self) -> Detached:
         self._thread.start()
@@ -83,7 +97,7 @@ class Detached:
             if thinned or (self._waiting and full):
                 self.left_out += 1
                 if self.left_out == 1:
-                    self._say(f"warning: {self._name} cannot keep up: frames are left out of it.")
+                    self._say(f"warning: {self.name} cannot keep up: frames are left out of it.")
                 return
             self._waiting.append((self._clock(), frame, result))
             self._size += size
@@ -113,17 +127,17 @@ class Detached:
         if self._bug is not None:
             raise self._bug
         if self._thread.is_alive():
-            self._give_up(f"{self._name} did not end within {self._patience:g} s. Check the disk or the network.")
+            self._give_up(f"{self.name} did not end within {self._patience:g} s. Check the disk or the network.")
         if self.left_out:
-            left_out = f"{self.left_out} frames were left out of {self._name}: it could not keep up."
-            self._failures.append(Failure(self._name, f"{left_out} Write to a faster disk, or write less."))
+            left_out = f"{self.left_out} frames were left out of {self.name}: it could not keep up."
+            self._failures.append(Failure(self.name, f"{left_out} Write to a faster disk, or write less."))
 
     def _run(self) -> None:
         try:
             self._sink.__enter__()
             try:
                 while (item := self._next()) is not None:
-                    self._sink.write(*item)
+                    self._write(*item)
             except BaseException as failed:
                 self._sink.__exit__(type(failed), failed, failed.__traceback__)
                 raise
@@ -133,11 +147,22 @@ class Detached:
         except BaseException as failed:  # noqa: BLE001 (nothing is swallowed: write or __exit__ raises it again)
             self._bug = failed
 
+    def _write(self, frame: SourceFrame, result: Segmentation) -> None:
+        if frame.captured is None:
+            self._sink.write(frame, result)
+            return
+        if self._max_latency is not None and self._clock() - frame.captured > self._max_latency:
+            self.refused[frame.path] += 1
+            return
+        self._sink.write(frame, result)
+        with self._changed:
+            self._ages.setdefault(frame.path, deque(maxlen=_AGES)).append(self._clock() - frame.captured)
+
     def _give_up(self, line: str) -> None:
         with self._changed:
             self._broken = True
             self._waiting.clear()
-            self._failures.append(Failure(self._name, line))
+            self._failures.append(Failure(self.name, line))
             ending = self._end is not None
         if not ending:
             self._say(f"warning: {line} The rest goes on without it.")
@@ -165,3 +190,34 @@ class Detached:
 
 def _bytes_of(frame: SourceFrame, result: Segmentation) -> int:
     return frame.image.nbytes + result.mask.nbytes
+
+
+@dataclass
+class Beside:
+    """The sinks that work beside a run.
+
+    Attributes:
+        failures: takes what fails of them.
+        say: gets a line about it when it does.
+        max_latency: see ``Detached``.
+        sinks: all of them.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    say: Callable[[str], None] | None = None
+    max_latency: float | None = None
+    sinks: list[Detached] = field(default_factory=list)
+
+    def add(self, name: str, sink: Sink) -> Detached:
+        """Let a sink work beside the run; ``name`` is what messages call it."""
+        self.sinks.append(Detached(sink, name, self.failures, self.say, max_latency=self.max_latency))
+        return self.sinks[-1]
+
+    def slowest(self, label: Path) -> tuple[str, Latency] | None:
+        """Which sink wrote a source's frames last, and their age then; None where none was written."""
+        found = [(sink.name, Latency.of(ages)) for sink in self.sinks if (ages := sink.ages(label))]
+        return max(found, key=lambda one: one[1].p99, default=None)
+
+    def refused(self, label: Path) -> int:
+        """How many of a source's frames were too old when their turn came, in the sink that refused most."""
+        return max((sink.refused[label] for sink in self.sinks), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.sinks import Sink
@@ -38,14 +39,17 @@ class LiveReport:
 
     Attributes:
         name: its address.
+        label: what its results are called by, ``SourceFrame.path``.
         frames: how many were segmented and written.
         skipped: how many newer ones took the place of before they could be segmented.
         refused: how many were older than ``Limits.max_latency``.
         reconnects: how often it dropped out and came back.
-        latency: seconds from a frame's capture to its result written, of the last frames; None without any.
+        latency: seconds from a frame's capture to its mask, of the last frames; None without any. Until a sink that
+            works beside the run has written it: see ``detached.Beside``.
     """
 
     name: str
+    label: Path
     frames: int
     skipped: int
     refused: int
@@ -60,7 +64,8 @@ class Limits:
     Attributes:
         frames: how many frames of each source to segment.
         seconds: how long to read, from when the first source is open.
-        max_latency: seconds; a live frame that is older before it is segmented, or before it is written, is refused.
+        max_latency: seconds; a live frame that is older before it is segmented, or whose result is before it goes to
+            the sinks, is refused. Sinks that work beside the run have such a limit of their own.
     """
 
     frames: int | None = None

@@ -306,6 +306,8 @@ class LiveRun:
             for (lane, frame), result in zip(group, results, strict=True):
                 for stage in ("preprocess", "inference", "postprocess"):
                     self.seconds[stage] += getattr(result.timings, stage)
+                if frame.captured is not None:
+                    lane.latencies.append(time.monotonic() - frame.captured)
                 lane.segmenting -= 1
                 lane.results.append((frame, result))
             self.changed.notify_all()
@@ -365,8 +367,6 @@ class LiveRun:
                 raise Aborted from error
         lane.written += 1
         self.seconds["write"] += time.perf_counter() - begin
-        if frame.captured is not None:
-            lane.latencies.append(time.monotonic() - frame.captured)
         if self.on_progress is not None:
             source = lane.job.source
             done, expected = lane.written + len(source.failures), source.length
@@ -375,4 +375,4 @@ class LiveRun:
 
 def _told(lane: _Lane, live: LiveFrames) -> LiveReport:
     latency = Latency.of(list(lane.latencies)) if lane.latencies else None
-    return LiveReport(live.name, lane.written, live.skipped, lane.refused, live.reconnects, latency)
+    return LiveReport(live.name, live.files[0], lane.written, live.skipped, lane.refused, live.reconnects, latency)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.area_plot import AreaPlot
 from espmedsam_edge.runtime.contours import Form
-from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.outputs import Places
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced, Sink
-from espmedsam_edge.runtime.sources import Failure, Source
+from espmedsam_edge.runtime.sources import Source
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
 from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
 
@@ -42,27 +42,19 @@ class Measurements:
     plot: Path | None = None
 
 
-@dataclass
-class Outcome:
-    """What went wrong with sinks that work beside the run, and where to say so at once."""
-
-    failures: list[Failure] = field(default_factory=list)
-    say: Callable[[str], None] | None = None
-
-
 def plan_jobs(
     sources: Sequence[Source],
     places: Places,
     style: OverlayStyle,
     algorithm: Algorithm | None = None,
     stream: str | None = None,
-    outcome: Outcome | None = None,
+    beside: Beside | None = None,
     *,
     paced: bool = False,
 ) -> list[Job]:
     """A job for each source, with the sinks that write its results to their places.
 
-    Sinks of a live source work in threads of their own, and what fails of them goes to ``outcome``.
+    Sinks of a live source work in threads of their own.
 
     Args:
         sources: what is segmented.
@@ -70,13 +62,13 @@ def plan_jobs(
         style: how masks are drawn.
         algorithm: what DICOM-SEGs say of how they were made; needed where there are any.
         stream: where the overlay is sent; see ``parse_destination``.
-        outcome: see ``Outcome``.
+        beside: takes the sinks of live sources.
         paced: whether video files go at their own speed instead of as fast as they can be segmented.
 
     Raises:
         UserError: a result that such a source cannot have, or a missing package.
     """
-    outcome = outcome or Outcome()
+    beside = beside or Beside()
     if stream is not None and (len(sources) != 1 or sources[0].kind != "video"):
         raise UserError("--stream sends one video, camera or stream.", "Give one source, or leave --stream out.")
     jobs = []
@@ -87,12 +79,12 @@ def plan_jobs(
         if stream is not None:
             destination = parse_destination(stream)
             sinks.append((destination.address, OverlayStream(destination, source, style)))
-        jobs.append(Job(source, [_beside(name, sink, outcome) if source.live else sink for name, sink in sinks]))
+        jobs.append(Job(source, [beside.add(name, sink) if source.live else sink for name, sink in sinks]))
     return jobs
 
 
 def shared_sinks(
-    sources: Sequence[Source], wanted: Measurements, constants: Mapping[str, Any], outcome: Outcome | None = None
+    sources: Sequence[Source], wanted: Measurements, constants: Mapping[str, Any], beside: Beside | None = None
 ) -> list[Sink]:
     """The sinks that take the frames of all sources.
 
@@ -100,7 +92,7 @@ def shared_sinks(
         sources: what is segmented; with a live one among them, an interrupted run keeps what was measured.
         wanted: which files.
         constants: what every line of JSON says besides.
-        outcome: see ``plan_jobs``.
+        beside: takes the sinks where there is a live source.
 
     Raises:
         UserError: a missing package.
@@ -116,7 +108,10 @@ def shared_sinks(
         sinks.append((str(wanted.table), AreaTable(wanted.table, keep_interrupted=live)))
     if wanted.plot is not None:
         sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live)))
-    return [_beside(name, sink, outcome or Outcome()) if live else sink for name, sink in sinks]
+    if not live:
+        return [sink for _, sink in sinks]
+    beside = beside or Beside()
+    return [beside.add(name, sink) for name, sink in sinks]
 
 
 def _files_of(
@@ -140,7 +135,3 @@ def _files_of(
         paths = {file: places.segmentations[file] for file in source.files}
         sinks.append((str(places.segmentations[first]), DicomSegmentations(paths, algorithm)))
     return sinks
-
-
-def _beside(name: str, sink: Sink, outcome: Outcome) -> Sink:
-    return Detached(sink, name, outcome.failures, outcome.say)

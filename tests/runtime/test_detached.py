@@ -12,7 +12,7 @@ import pytest
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.detached import Beside, Detached
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
 
@@ -110,6 +110,47 @@ def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up()
     assert max(np.diff(early)) <= 32
     assert sink.got[-90:] == list(range(150, 240))
     assert len(failures) == 1
+
+
+def captured(number: int, at: float) -> SourceFrame:
+    return SourceFrame(np.zeros((48, 64, 3), np.uint8), Path("cam"), number, captured=at)
+
+
+def test_ages_are_taken_when_the_frame_is_written_and_old_ones_are_refused() -> None:
+    now, held, let = [100.0], threading.Semaphore(0), threading.Semaphore(0)
+
+    def slow(number: int) -> None:
+        held.release()
+        waited(let.acquire(timeout=600))
+        now[0] += 0.25
+
+    sink, failures = Slow(slow), list[Failure]()
+    with Detached(sink, "o.mp4", failures, clock=lambda: now[0], max_latency=0.2) as detached:
+        for number in range(3):  # the second and the third wait for the first
+            detached.write(captured(number, now[0]), RESULT)
+        detached.write(frame(3), RESULT)  # of a file, which is never too old
+        let.release()
+        until(lambda: detached.refused[Path("cam")] == 2)
+        let.release()
+        until(lambda: len(sink.got) == 2)
+        detached.write(captured(4, now[0] - 0.1), RESULT)
+        let.release()
+    assert sink.got == [0, 3, 4]
+    assert detached.ages(Path("cam")) == pytest.approx([0.25, 0.35])
+    assert detached.ages(Path("c.avi")) == []
+    assert (detached.left_out, failures) == (0, [])
+
+
+def test_the_slowest_sink_is_reported() -> None:
+    beside = Beside()
+    with beside.add("quick.csv", Slow()) as quick, beside.add("slow.mp4", Slow(lambda _: time.sleep(0.05))) as slow:
+        for sink in (quick, slow):
+            sink.write(captured(0, time.monotonic()), RESULT)
+    found = beside.slowest(Path("cam"))
+    assert found is not None
+    assert found[0] == "slow.mp4"
+    assert found[1].p50 >= 0.05
+    assert beside.slowest(Path("another")) is None
 
 
 def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:

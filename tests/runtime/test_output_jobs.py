@@ -9,9 +9,9 @@ from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.detached import Detached
+from espmedsam_edge.runtime.detached import Beside, Detached
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
-from espmedsam_edge.runtime.output_jobs import Measurements, Outcome, plan_jobs, shared_sinks
+from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
 from espmedsam_edge.runtime.outputs import plan_places
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced
 from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
@@ -40,10 +40,12 @@ def test_jobs_have_the_sinks_of_their_kind() -> None:
 def test_sinks_of_live_sources_work_beside_the_run() -> None:
     sources: list[Source] = [source_of(Path("cam"), live=True), VideoFile(CLIP)]
     places = plan_places(sources, Path("o"), Path("m"), None, overwrite=True)
-    kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, outcome=Outcome())]
+    beside = Beside()
+    kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, beside=beside)]
     assert kinds == [[Detached, Detached], [Recording, MaskImages]]
     wanted = Measurements(jsonl="a.jsonl", table=Path("a.csv"))
-    assert [type(sink) for sink in shared_sinks(sources, wanted, {})] == [Detached, Detached]
+    assert [type(sink) for sink in shared_sinks(sources, wanted, {}, beside)] == [Detached, Detached]
+    assert [sink.name for sink in beside.sinks] == ["o/cam.mp4", "m/cam", "a.jsonl", "a.csv"]
     assert [type(sink) for sink in shared_sinks(sources[1:], wanted, {})] == [JsonLines, AreaTable]
 
 
