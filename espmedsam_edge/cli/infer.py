@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +102,7 @@ def command(
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
-    from espmedsam_edge.runtime.controls import Adjustable
+    from espmedsam_edge.runtime.controls import Adjustable, WithoutPause
     from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
@@ -141,9 +142,15 @@ def command(
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
     results = _results(places, measured)
     written = bool(results) or jsonl is not None or stream is not None
+    controls = Adjustable()
+
+    def current_style() -> OverlayStyle:
+        opacity = controls.current().opacity
+        return style if opacity is None else replace(style, opacity=opacity)
+
     beside = Beside(failures, _notice, max_latency)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
-    jobs = plan_jobs(found, places, style, algorithm, stream, beside, paced=serve is not None and not written)
+    jobs = plan_jobs(found, places, current_style, algorithm, stream, beside, paced=serve is not None and not written)
     sinks = shared_sinks(found, measured, {"weights": origin}, beside)
     with ExitStack() as held:
         held.enter_context(_terminated_like_interrupted())
@@ -159,7 +166,7 @@ def command(
                 say=_notice,
             )
         )
-        controls, server = Adjustable(), None
+        server = None
         if serve is not None:
             from espmedsam_edge.runtime.serve.serving import serve_run
 
@@ -174,7 +181,7 @@ def command(
                     threshold=threshold,
                     threads=threads,
                     opacity=opacity,
-                    fixed=written,
+                    writes=written,
                     say=_notice,
                 )
             )
@@ -184,7 +191,9 @@ def command(
             progress = stack.enter_context(_progress(len(jobs)))
             limits = Limits(frames, duration, max_latency)
             try:
-                report = run_pipeline(segmenter, jobs, shared, progress, controls, limits)
+                report = run_pipeline(
+                    segmenter, jobs, shared, progress, WithoutPause(controls) if written else controls, limits
+                )
             except KeyboardInterrupt:
                 typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
                 raise typer.Exit(130) from None

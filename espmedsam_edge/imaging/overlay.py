@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,15 @@ class OverlayStyle:
     opacity: float = 0.35
     outline: bool = True
     notice: str = ""
+
+
+Styling = OverlayStyle | Callable[[], OverlayStyle]
+"""A style, or what says at each frame which one it is now, where viewers may change it."""
+
+
+def style_now(styling: Styling) -> OverlayStyle:
+    """The style of the next frame."""
+    return styling() if callable(styling) else styling
 
 
 def draw_overlay(frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle) -> Frame:

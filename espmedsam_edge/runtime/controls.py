@@ -18,7 +18,7 @@ class Settings:
         segmenter: which modality; whoever sets it keeps it open as long as the run lasts.
         threshold: the probability (between 0 and 1) from which a pixel is foreground.
         opacity: of the overlay's tint, 0 to 1, for those who draw one.
-        paused: no frame is segmented; a live source goes on and skips, a file waits.
+        paused: no frame is segmented; a live source goes on and skips, a file waits. See ``WithoutPause``.
     """
 
     segmenter: Segmenter | None = None
@@ -76,3 +76,18 @@ class Adjustable:
         """See ``Controls.wait_for_change``."""
         with self._changed:
             self._changed.wait_for(lambda: self._settings != seen, seconds)
+
+
+class WithoutPause:
+    """Controls of a run that goes on while its viewers hold the picture, because it writes results."""
+
+    def __init__(self, controls: Controls) -> None:
+        self._controls = controls
+
+    def current(self) -> Settings:
+        """See ``Controls.current``; never paused."""
+        return replace(self._controls.current(), paused=False)
+
+    def wait_for_change(self, seen: Settings, seconds: float) -> None:
+        """See ``Controls.wait_for_change``."""
+        self._controls.wait_for_change(seen, seconds)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.area_plot import AreaPlot
 from espmedsam_edge.runtime.contours import Form
 from espmedsam_edge.runtime.detached import Beside
@@ -45,7 +45,7 @@ class Measurements:
 def plan_jobs(
     sources: Sequence[Source],
     places: Places,
-    style: OverlayStyle,
+    style: Styling,
     algorithm: Algorithm | None = None,
     stream: str | None = None,
     beside: Beside | None = None,
@@ -114,9 +114,7 @@ def shared_sinks(
     return [beside.add(name, sink) for name, sink in sinks]
 
 
-def _files_of(
-    source: Source, places: Places, style: OverlayStyle, algorithm: Algorithm | None
-) -> list[tuple[str, Sink]]:
+def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorithm | None) -> list[tuple[str, Sink]]:
     first, images = source.files[0], source.kind == "images"
     sinks: list[tuple[str, Sink]] = []
     if places.overlays is not None:

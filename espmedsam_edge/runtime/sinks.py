@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from espmedsam_edge.imaging.encode import write_image
-from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
 
@@ -80,12 +80,12 @@ class OverlayImages(_FileByFile):
         style: how the mask is drawn.
     """
 
-    def __init__(self, paths: Mapping[Path, Path], style: OverlayStyle) -> None:
+    def __init__(self, paths: Mapping[Path, Path], style: Styling) -> None:
         self._paths, self._style = paths, style
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        write_image(self._paths[frame.path], result.overlay(frame.image, self._style))
+        write_image(self._paths[frame.path], result.overlay(frame.image, style_now(self._style)))
 
 
 class MaskImages(_FileByFile):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime import gstreamer_stream
 from espmedsam_edge.runtime.environment import install_command
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -107,7 +107,7 @@ class OverlayStream:
         UserError: neither PyAV nor GStreamer is here.
     """
 
-    def __init__(self, destination: Destination, source: Source, style: OverlayStyle) -> None:
+    def __init__(self, destination: Destination, source: Source, style: Styling) -> None:
         if not has_pyav() and not gstreamer_stream.available():
             raise UserError(
                 f"cannot stream to {destination.address}: neither PyAV nor GStreamer is installed.",
@@ -122,7 +122,7 @@ class OverlayStream:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        picture = result.overlay(frame.image, self._style)
+        picture = result.overlay(frame.image, style_now(self._style))
         fps = self._source.fps or DEFAULT_FPS
         at = float(frame.index / fps) if frame.time is None else frame.time
         try:

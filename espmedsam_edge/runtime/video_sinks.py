@@ -12,7 +12,7 @@ import numpy as np
 
 from espmedsam_edge.files import write_errors
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.growing_file import GrowingFile
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
@@ -84,9 +84,9 @@ class Recording:
             self._writer.close()
 
 
-def overlay_video(path: Path, source: Source, style: OverlayStyle) -> Recording:
+def overlay_video(path: Path, source: Source, style: Styling) -> Recording:
     """A recording of the frames with their masks drawn on them."""
-    return Recording(path, source, lambda frame, result: result.overlay(frame.image, style))
+    return Recording(path, source, lambda frame, result: result.overlay(frame.image, style_now(style)))
 
 
 def mask_video(path: Path, source: Source) -> Recording:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
 from video_files import save_clip
+from websockets.sync.client import connect
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
+from espmedsam_edge.imaging.overlay import color_of
+from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
 
 @contextmanager
@@ -117,6 +121,33 @@ def test_a_live_source_ends_with_ctrl_c(toy_bundle: Bundle, tmp_path: Path) -> N
     assert process.returncode == 0
     assert "Traceback" not in rest
     assert "frames" in output
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video) to read a video that grows")
+def test_viewers_change_the_look_of_a_recording_but_cannot_pause_it(toy_bundle: Bundle, tmp_path: Path) -> None:
+    recording, color = tmp_path / "o.partial.mkv", color_of("fundus")
+
+    def grown(size: int) -> int:
+        while not recording.exists() or os.path.getsize(recording) < size:
+            time.sleep(0.01)
+        return os.path.getsize(recording)
+
+    with started(
+        tmp_path, toy_bundle.path, "test://fundus?fps=50&size=160x120", "--serve", 0, "--out", "o.mkv"
+    ) as process:
+        url = line_with(process, "view: ").removeprefix("view: ").replace("http", "ws")
+        with connect(f"{url}live") as viewer:
+            grown(10_000)  # some frames as the command line says
+            viewer.send(json.dumps({"type": "set", "paused": True, "opacity": 1.0}))
+            for message in viewer:
+                if isinstance(message, str) and json.loads(message).get("paused"):
+                    break
+            grown(grown(0) + 20_000)
+        first, *_, last = [frame for frame, _ in open_video(recording)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    in_full_color = [(np.abs(frame.astype(int) - color).max(axis=2) < 30).sum() for frame in (first, last)]
+    assert in_full_color[1] > 2 * in_full_color[0]
 
 
 def test_wrong_use_is_one_line(toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,17 @@ def test_overlay_images_show_the_mask(tmp_path: Path) -> None:
         sink.write(SourceFrame(image, Path("a.jpg")), result_for(image))
     written = cv2.imread(str(tmp_path / "o" / "a.png"))
     np.testing.assert_array_equal(written, draw_overlay(image, result_for(image).mask, STYLE))
+
+
+def test_a_style_that_viewers_change_is_that_of_the_next_picture(tmp_path: Path) -> None:
+    image, style = clip_frame(2), STYLE
+    sink = OverlayImages({Path(name): tmp_path / name for name in ("a.png", "b.png")}, lambda: style)
+    sink.write(SourceFrame(image, Path("a.png")), result_for(image))
+    style = replace(STYLE, opacity=1.0)
+    sink.write(SourceFrame(image, Path("b.png")), result_for(image))
+    for name, drawn_in in (("a.png", STYLE), ("b.png", style)):
+        expected = draw_overlay(image, result_for(image).mask, drawn_in)
+        np.testing.assert_array_equal(cv2.imread(str(tmp_path / name)), expected)
 
 
 def test_masks_are_grey_pngs(tmp_path: Path) -> None:

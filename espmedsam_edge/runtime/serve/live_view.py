@@ -69,11 +69,14 @@ class LiveView:
         controls: the run's.
         opacity: of the tint, 0 to 1, unless the controls say otherwise.
         notice: a text to burn into the overlay, or "".
+        holds: whether a pause holds the picture alone: the run goes on, see ``WithoutPause``.
     """
 
-    def __init__(self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "") -> None:
+    def __init__(
+        self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "", holds: bool = False
+    ) -> None:
         self.statistics = Statistics()
-        self._controls, self._opacity, self._notice = controls, opacity, notice
+        self._controls, self._opacity, self._notice, self._holds = controls, opacity, notice, holds
         self._lock = threading.Lock()  # of what is shown
         self._drawing = threading.Lock()  # one picture at a time: they share the cache, and the CPU is the run's
         self._number = 0
@@ -98,8 +101,10 @@ class LiveView:
         with self._lock:
             feed = self._feeds.setdefault(key, _Feed())
             self._selected = self._selected or feed
-            feed.shown = (frame, result)
-            seen = feed is self._selected
+            held = self._holds and feed.shown is not None and self._controls.current().paused
+            if not held:
+                feed.shown = (frame, result)
+            seen = feed is self._selected and not held
         feed.statistics.add(frame, result)
         if seen:
             self.touch()

@@ -28,7 +28,7 @@ def serve_run(
     threshold: float | None = None,
     threads: int | None = None,
     opacity: float = DEFAULT_OPACITY,
-    fixed: bool = False,
+    writes: bool = False,
     say: Say = silent,
 ) -> Iterator[tuple[LiveView, Server]]:
     """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
@@ -39,7 +39,8 @@ def serve_run(
         controls: the run's.
         precision, backend, threshold, threads: for the bundle's other modalities, as ``Segmenter.load`` takes them.
         opacity: of the overlay's tint to begin with, 0 to 1.
-        fixed: viewers cannot change the modality: what the run writes is labelled with the first.
+        writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
+            labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
         say: gets the address, and a token that was made here.
 
     Raises:
@@ -47,8 +48,8 @@ def serve_run(
     """
     bundle = segmenter.bundle
     load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
-    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle))
-    with SegmenterPool(bundle, load, [segmenter.modality] if fixed else None) as pool:
+    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes)
+    with SegmenterPool(bundle, load, [segmenter.modality] if writes else None) as pool:
         pool.add(segmenter)
         with Server(
             Panel(controls, pool, view, segmenter), parse_address(options.address), options.token, options.allowed_hosts

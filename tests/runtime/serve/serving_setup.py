@@ -69,12 +69,13 @@ def staged(
     *,
     token: str | None = None,
     service: bool = False,
+    holds: bool = False,
     loopback: bool = True,
     clock: Any = time.monotonic,
 ) -> Iterator[Stage]:
-    """A server on the bundle; with ``service`` one without a run."""
+    """A server on the bundle; with ``service`` one without a run; ``holds``: of a run that writes."""
     controls = Adjustable()
-    view = LiveView(controls)
+    view = LiveView(controls, holds=holds)
     with SegmenterPool(bundle, loader(bundle, None, "auto", threads=1)) as pool:
         first: Segmenter | None = None
         if not service or len(pool.modalities) == 1:

@@ -29,9 +29,9 @@ def test_a_pool_gives_only_what_may_be_asked_for(toy_bundle_of_two: Bundle) -> N
         assert pool.get("colonoscopy").modality == "colonoscopy"
 
 
-@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("writes", [True, False])
 def test_a_run_that_writes_offers_its_own_modality_alone(
-    toy_bundle_of_two: Bundle, monkeypatch: pytest.MonkeyPatch, fixed: bool
+    toy_bundle_of_two: Bundle, monkeypatch: pytest.MonkeyPatch, writes: bool
 ) -> None:
     panels: list[Panel] = []
 
@@ -42,7 +42,7 @@ def test_a_run_that_writes_offers_its_own_modality_alone(
     monkeypatch.setattr(serving, "Panel", kept)
     with (
         Segmenter.load(toy_bundle_of_two, "fundus", threads=1) as segmenter,
-        serving.serve_run(ServeOptions("0"), segmenter, Adjustable(), threads=1, fixed=fixed),
+        serving.serve_run(ServeOptions("0"), segmenter, Adjustable(), threads=1, writes=writes),
     ):
         offered = [entry["name"] for entry in panels[0].greeting()["modalities"]]
-    assert offered == (["fundus"] if fixed else ["fundus", "colonoscopy"])
+    assert offered == (["fundus"] if writes else ["fundus", "colonoscopy"])

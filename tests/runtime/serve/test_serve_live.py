@@ -109,6 +109,22 @@ def test_controls_show_their_effect_on_a_held_frame(stage: Stage) -> None:
     assert stage.view.statistics.summary().frames == 1
 
 
+def test_a_pause_holds_the_picture_of_a_run_that_writes(toy_bundle: Bundle) -> None:
+    with staged(toy_bundle, holds=True) as stage:
+        stage.panel.apply(Change(paused=True))
+        for index in range(3):
+            stage.show(index)
+        held = stage.view.picture(640, 90)
+        assert held is not None
+        assert held.frame == 0  # paused before there was anything to hold
+        assert stage.view.statistics.summary().frames == 3
+        stage.panel.apply(Change(paused=False))
+        stage.show(3)
+        picture = stage.view.picture(640, 90)
+        assert picture is not None
+        assert picture.frame == 3
+
+
 def test_of_several_live_sources_one_is_shown(stage: Stage) -> None:
     now = time.monotonic()
     for index, address in enumerate(("rtsp://a", "rtsp://b", "rtsp://a")):
