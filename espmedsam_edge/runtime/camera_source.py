@@ -16,7 +16,7 @@ from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.live_source import Disconnected
 from espmedsam_edge.runtime.uris import Uri
 
-_READ_MILLISECONDS = 3000
+_READ_SECONDS = 3  # until a silent camera counts as dropped out
 
 
 class CameraFeed:
@@ -52,8 +52,9 @@ class CameraFeed:
                 exit_code=1,
             )
         quiet_opencv()
+        # Read when OpenCV first waits for a frame in this process; CAP_PROP_READ_TIMEOUT_MSEC is not for Video4Linux.
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_READ_SECONDS))
         wanted = [cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*self._format), cv2.CAP_PROP_BUFFERSIZE, 1]
-        wanted += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_MILLISECONDS]
         if self._size is not None:
             wanted += [cv2.CAP_PROP_FRAME_HEIGHT, self._size[0], cv2.CAP_PROP_FRAME_WIDTH, self._size[1]]
         if self._rate is not None:

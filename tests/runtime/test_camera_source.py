@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ class Capture:
     def __init__(self, device: str, api: int) -> None:
         self.device, self.api = device, api
         self.settings: dict[int, float] = {}
+        self.patience = os.environ.get("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT")
         self.left = self.frames
         self.released = False
         self.made.append(self)
@@ -85,6 +87,23 @@ def test_mjpg_and_a_buffer_of_one_are_asked_for(capture: type[Capture], device: 
     assert camera.fps == 30
     camera.close()
     assert made.released
+
+
+def test_a_silent_camera_is_noticed_soon(capture: type[Capture], device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV waits ten seconds unless this variable, which it reads only once, is set before its first capture."""
+    monkeypatch.delenv("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", raising=False)
+    feed(device).open()
+    monkeypatch.setenv("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "7")
+    feed(device).open()
+    assert [made.patience for made in capture.made] == ["3", "7"]  # what the user has set stays
+
+
+def test_this_opencv_knows_the_variable() -> None:
+    texts = [library.read_bytes() for library in Path(cv2.__file__).parent.rglob("*.so*")]
+    here = [text for text in texts if b"VIDEOIO(V4L2" in text]
+    if not here:
+        pytest.skip("this OpenCV has no Video4Linux, or keeps it elsewhere")
+    assert any(b"OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT" in text for text in here)
 
 
 def test_another_format(capture: type[Capture], device: Path) -> None:
