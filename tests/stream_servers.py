@@ -1,12 +1,13 @@
 """Small servers on loopback for streams that drop out on demand: Motion JPEG over HTTP, and GStreamer's RTSP server.
 
 Run as a program it is the RTSP server, which needs a process of its own: python stream_servers.py WIDTH HEIGHT FPS
-prints its port, and disconnects every client when it gets a line on standard input.
+CODEC prints its port, and disconnects every client when it gets a line on standard input.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import subprocess
@@ -99,10 +100,10 @@ class MjpegServer:
 
 
 class RtspServer:
-    """GStreamer's RTSP server in a process of its own; H.264 of a test picture."""
+    """GStreamer's RTSP server in a process of its own; H.264 (or ``codec="h265"``) of a test picture."""
 
-    def __init__(self, size: tuple[int, int] = (120, 160), fps: int = 30) -> None:
-        command = [sys.executable, __file__, str(size[1]), str(size[0]), str(fps)]
+    def __init__(self, size: tuple[int, int] = (120, 160), fps: int = 30, codec: str = "h264") -> None:
+        command = [sys.executable, __file__, str(size[1]), str(size[0]), str(fps), codec]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.url = f"rtsp://127.0.0.1:{int(self._process.stdout.readline())}/test"
@@ -114,6 +115,15 @@ class RtspServer:
         self._process.kill()
         self._process.communicate()
 
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Send nothing and answer nothing for a while, connections stay."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def drop(self) -> int:
         """Cut every connection; how many there were."""
         assert self._process.stdin is not None
@@ -123,13 +133,13 @@ class RtspServer:
         return int(self._process.stdout.readline())
 
 
-def rtsp_server_missing() -> str | None:
+def rtsp_server_missing(codec: str = "h264") -> str | None:
     """Why the RTSP server cannot run here; None where it can."""
-    done = subprocess.run([sys.executable, __file__, "check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "check", codec], capture_output=True, text=True)
     return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
-def _rtsp_main(width: int, height: int, fps: int) -> None:
+def _rtsp_main(width: int, height: int, fps: int, codec: str) -> None:
     import gi
 
     gi.require_version("Gst", "1.0")
@@ -137,7 +147,8 @@ def _rtsp_main(width: int, height: int, fps: int) -> None:
     from gi.repository import GLib, Gst, GstRtspServer
 
     Gst.init(None)
-    for element in ("x264enc", "rtph264pay", "videotestsrc"):
+    encoder = codec.replace("h", "x") + "enc"
+    for element in (encoder, f"rtp{codec}pay", "videotestsrc"):
         if Gst.ElementFactory.find(element) is None:
             sys.exit(f"no GStreamer element {element}")
     if not width:
@@ -148,7 +159,7 @@ def _rtsp_main(width: int, height: int, fps: int) -> None:
     factory = GstRtspServer.RTSPMediaFactory.new()
     factory.set_launch(
         f"( videotestsrc is-live=true pattern=ball ! video/x-raw,width={width},height={height},framerate={fps}/1 ! "
-        "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=15 ! rtph264pay name=pay0 pt=96 )"
+        f"{encoder} tune=zerolatency speed-preset=ultrafast key-int-max=15 ! rtp{codec}pay name=pay0 pt=96 )"
     )
     server.get_mount_points().add_factory("/test", factory)
     server.attach(None)
@@ -174,4 +185,5 @@ def _rtsp_main(width: int, height: int, fps: int) -> None:
 
 
 if __name__ == "__main__":
-    _rtsp_main(*(0, 0, 0) if sys.argv[1:] == ["check"] else map(int, sys.argv[1:4]))  # type: ignore[misc]
+    sizes = (0, 0, 0) if sys.argv[1] == "check" else map(int, sys.argv[1:4])
+    _rtsp_main(*sizes, sys.argv[-1])  # type: ignore[misc, arg-type]

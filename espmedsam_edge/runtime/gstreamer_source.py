@@ -11,13 +11,16 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.live_source import Disconnected
+from espmedsam_edge.runtime.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.live_source import Disconnected, Feed
 from espmedsam_edge.runtime.uris import Uri
 
 SINK = "appsink name=sink drop=true max-buffers=1 sync=false"
 _TO_BGR = "videoconvert ! video/x-raw,format=BGR"
 # The Jetson's converter moves frames out of its own memory but cannot make BGR.
 _FROM_JETSON = f"nvvidconv ! video/x-raw,format=BGRx ! {_TO_BGR}"
+JETSON_DECODER = "nvv4l2decoder"
+_CODECS = ("h264", "h265")
 _PACKAGES = (
     "sudo apt-get install python3-gi gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
     "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"
@@ -34,10 +37,14 @@ class GStreamerFeed:
         address: what messages call it.
         description: the pipeline as ``gst-launch-1.0`` takes it; may hold a password, so it is never shown.
         elements: what it needs besides GStreamer's core, for a clear line where one is missing.
+        read_seconds: without a frame until it counts as dropped out.
     """
 
-    def __init__(self, address: str, description: str, elements: Sequence[str] = ()) -> None:
+    def __init__(
+        self, address: str, description: str, elements: Sequence[str] = (), read_seconds: float = _READ_SECONDS
+    ) -> None:
         self._address, self._description, self._elements = address, description, elements
+        self._read_seconds = read_seconds
         self.fps: Fraction | None = None
         self._pipeline: Any = None
         self._sink: Any = None
@@ -103,8 +110,8 @@ class GStreamerFeed:
             if self._sink.get_property("eos"):
                 raise Disconnected("the stream ended")
             waited += _SLICE_SECONDS
-            if waited > _READ_SECONDS:
-                raise Disconnected("no answer in time")
+            if waited > self._read_seconds:
+                raise Disconnected(f"no frame in {self._read_seconds:g} s")
         return None
 
     def interrupt(self) -> None:
@@ -138,34 +145,41 @@ def csi_feed(uri: Uri) -> GStreamerFeed:
     return GStreamerFeed(uri.address, description, ("nvarguscamerasrc", "nvvidconv", "videoconvert"))
 
 
-def hardware_rtsp_feed(uri: Uri) -> GStreamerFeed:
-    """An RTSP stream decoded by the Jetson's decoder: ``rtsp://...#codec=h264|h265``.
+def hardware_rtsp_feed(uri: Uri) -> Feed:
+    """An RTSP stream decoded by the Jetson's decoder: see ``rtsp_feed``.
 
     Raises:
         UserError: an option is wrong.
     """
-    return rtsp_feed(uri, "nvv4l2decoder enable-max-performance=1", _FROM_JETSON, ("nvv4l2decoder", "nvvidconv"))
+    return rtsp_feed(uri, f"{JETSON_DECODER} enable-max-performance=1", _FROM_JETSON, (JETSON_DECODER, "nvvidconv"))
 
 
-def rtsp_feed(uri: Uri, decoder: str, convert: str = _TO_BGR, elements: Sequence[str] = ()) -> GStreamerFeed:
+def rtsp_feed(uri: Uri, decoder: str, convert: str = _TO_BGR, elements: Sequence[str] = ()) -> Feed:
     """An RTSP stream by ``rtspsrc`` and a decoder element; ``elements``: what decoder and conversion need.
+
+    Options of the URI: ``codec=h264|h265`` (without it, each is tried), ``transport=tcp|udp``, ``timeout=SECONDS``.
 
     Raises:
         UserError: an option is wrong.
     """
     uri.allow("codec", "transport", "timeout")
-    codec = uri.options.get("codec", "h264")
-    if codec not in ("h264", "h265"):
+    codec = uri.options.get("codec")
+    if codec is not None and codec not in _CODECS:
         raise UserError(f"codec={codec} in {uri.address} is neither h264 nor h265.")
     transport = uri.options.get("transport", "tcp")
     if transport not in ("tcp", "udp"):
         raise UserError(f"transport={transport} in {uri.address} is neither tcp nor udp.")
     location = uri.place.replace("\\", "\\\\").replace('"', '\\"')
-    description = (
-        f'rtspsrc location="{location}" latency=0 protocols={transport} drop-on-latency=true ! '
-        f"rtp{codec}depay ! {codec}parse ! {decoder} ! {convert} ! {SINK}"
-    )
-    return GStreamerFeed(uri.address, description, ("rtspsrc", f"rtp{codec}depay", f"{codec}parse", *elements))
+    timeout = uri.number("timeout", 0.1, 3600) or _READ_SECONDS
+    feeds = []
+    for name in [codec] if codec is not None else _CODECS:
+        description = (
+            f'rtspsrc location="{location}" latency=0 protocols={transport} drop-on-latency=true ! '
+            f"rtp{name}depay ! {name}parse ! {decoder} ! {convert} ! {SINK}"
+        )
+        needed = ("rtspsrc", f"rtp{name}depay", f"{name}parse", *elements)
+        feeds.append(GStreamerFeed(uri.address, description, needed, timeout))
+    return FirstThatOpens(feeds)
 
 
 def has_gstreamer() -> bool:

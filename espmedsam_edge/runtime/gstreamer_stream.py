@@ -15,9 +15,12 @@ _BITS = 4_000_000  # a second: the hardware encoder has no constant quality
 _END_SECONDS = 3
 
 
-def available() -> bool:
-    """Whether GStreamer is here with the elements that a stream needs."""
-    needed = ("appsrc", "videoconvert", "h264parse", "mpegtsmux", "udpsink")
+_SENDERS = {"udp": ("mpegtsmux", "udpsink"), "rtp": ("mpegtsmux", "rtpmp2tpay", "udpsink"), "rtsp": ("rtspclientsink",)}
+
+
+def available(scheme: str) -> bool:
+    """Whether GStreamer is here with the elements that a stream of this kind (udp, rtp, rtsp) needs."""
+    needed = ("appsrc", "videoconvert", "h264parse", *_SENDERS[scheme])
     return all(has_element(name) for name in needed) and encoder() is not None
 
 

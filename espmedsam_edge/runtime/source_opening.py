@@ -16,7 +16,8 @@ from espmedsam_edge.runtime.camera_source import CameraFeed
 from espmedsam_edge.runtime.containers import looks_like_video
 from espmedsam_edge.runtime.dicom_reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom_reading import is_dicom, read_dicom_header
-from espmedsam_edge.runtime.gstreamer_source import csi_feed, hardware_rtsp_feed, has_element
+from espmedsam_edge.runtime.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.gstreamer_source import JETSON_DECODER, csi_feed, hardware_rtsp_feed, has_element
 from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource
 from espmedsam_edge.runtime.network_source import NetworkFeed
 from espmedsam_edge.runtime.phantom_source import open_phantom
@@ -30,6 +31,7 @@ from espmedsam_edge.runtime.sources import (
     VideoFile,
 )
 from espmedsam_edge.runtime.uris import Uri, parse_uri
+from espmedsam_edge.runtime.video_reading import has_pyav
 
 
 def open_sources(specifications: Iterable[str], live: LiveOptions | None = None) -> tuple[list[Source], list[Failure]]:
@@ -126,10 +128,13 @@ def _feed(uri: Uri, live: LiveOptions) -> Feed:
     if uri.scheme == "csi":
         return csi_feed(uri)
     by_rtsp = uri.scheme in ("rtsp", "rtsps")
-    if by_rtsp and (live.decoder == "hardware" or (live.decoder == "auto" and has_element("nvv4l2decoder"))):
-        return hardware_rtsp_feed(uri)
-    if live.decoder == "hardware":
+    if live.decoder == "hardware" and not by_rtsp:
         raise UserError(f"{uri.address} cannot be decoded in hardware.", "Only rtsp:// streams can: --decoder auto")
+    if live.decoder == "hardware" or (live.decoder == "auto" and by_rtsp and has_element(JETSON_DECODER)):
+        hardware = hardware_rtsp_feed(uri)
+        if live.decoder == "hardware" or not has_pyav():
+            return hardware
+        return FirstThatOpens([hardware, NetworkFeed(uri)], f"{uri.address} is decoded in software", live.say)
     return NetworkFeed(uri)
 
 

@@ -108,9 +108,9 @@ class OverlayStream:
     """
 
     def __init__(self, destination: Destination, source: Source, style: Styling) -> None:
-        if not has_pyav() and not gstreamer_stream.available():
+        if not has_pyav() and not gstreamer_stream.available(destination.scheme):
             raise UserError(
-                f"cannot stream to {destination.address}: neither PyAV nor GStreamer is installed.",
+                f"cannot stream to {destination.address}: neither PyAV nor what GStreamer needs is installed.",
                 f"Install PyAV: {install_command('video')}",
             )
         self._destination, self._source, self._style = destination, source, style
@@ -158,7 +158,7 @@ def open_stream(destination: Destination, size: tuple[int, int], fps: Fraction) 
         OSError: no connection.
         UserError: no receiver, or no encoder here.
     """
-    if gstreamer_stream.available() and (gstreamer_stream.has_hardware_encoder() or not has_pyav()):
+    if gstreamer_stream.available(destination.scheme) and (gstreamer_stream.has_hardware_encoder() or not has_pyav()):
         return gstreamer_stream.GStreamerStream(
             destination.scheme, destination.host, destination.port, destination.url, even_size(size), fps
         )

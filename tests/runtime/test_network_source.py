@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,19 @@ from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 from video_files import clip_frame, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime import source_opening
+from espmedsam_edge.runtime.feed_choice import FirstThatOpens
 from espmedsam_edge.runtime.gstreamer_source import GStreamerFeed, has_element, has_gstreamer, rtsp_feed
-from espmedsam_edge.runtime.live_source import BackOff, LiveOptions, LiveSource
+from espmedsam_edge.runtime.live_source import BackOff, Feed, LiveOptions, LiveSource
 from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.uris import parse_uri
+from espmedsam_edge.runtime.uris import Uri, parse_uri
 
 pytest.importorskip("av", reason="needs PyAV (extra video)")
 QUICK = BackOff(first=0.01, longest=0.05)
 
 
-def opened(text: str, lines: list[str] | None = None) -> LiveSource:
-    (source,), failures = open_sources([text], LiveOptions(QUICK, (lines if lines is not None else []).append))
+def opened(text: str, lines: list[str] | None = None, decoder: Any = "auto") -> LiveSource:
+    (source,), failures = open_sources([text], LiveOptions(QUICK, (lines if lines is not None else []).append, decoder))
     assert failures == []
     assert isinstance(source, LiveSource)
     return source
@@ -207,6 +210,74 @@ def test_rtsp_drops_out_and_comes_back(rtsp: RtspServer, reader: str) -> None:
             assert rtsp.drop() >= 1
             while source.reconnects == count:
                 next(frames)
+
+
+@pytest.fixture
+def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GStreamer's own choice of a software decoder, which takes H.264 and H.265, stands for the Jetson's."""
+    if not (has_element("decodebin") and has_element("avdec_h265")):
+        pytest.skip("needs GStreamer and its libav plugins")
+    monkeypatch.setattr(source_opening, "has_element", lambda name: True)
+
+    def hardware(uri: Uri) -> Feed:
+        return rtsp_feed(uri, "decodebin", elements=("decodebin",))
+
+    monkeypatch.setattr(source_opening, "hardware_rtsp_feed", hardware)
+
+
+@pytest.mark.usefixtures("jetson")
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_the_hardware_decoder_takes_either_codec_unasked(codec: str) -> None:
+    missing = rtsp_server_missing(codec)
+    if missing:
+        pytest.skip(f"needs GStreamer's RTSP server: {missing}")
+    lines: list[str] = []
+    with RtspServer(codec=codec) as server, opened(server.url, lines) as source:
+        frames = iter(source)
+        assert next(frames).image.shape == (120, 160, 3)
+        assert isinstance(source.feed, FirstThatOpens)
+        assert isinstance(source.feed._feeds[0], FirstThatOpens)  # the hardware's, not PyAV
+        assert server.drop() >= 1
+        while source.reconnects == 0:
+            next(frames)
+    assert len(lines) == 2  # dropped out and came back, nothing else
+
+
+def test_what_the_hardware_cannot_open_is_decoded_in_software(
+    rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_element("nvv4l2decoder"):
+        pytest.skip("this is a Jetson")
+    monkeypatch.setattr(source_opening, "has_element", lambda name: True)
+    lines: list[str] = []
+    with opened(rtsp.url, lines) as source:
+        assert next(iter(source)).image.shape == (120, 160, 3)
+    assert lines == [f"{rtsp.url} is decoded in software ({rtsp.url} needs GStreamer's nvv4l2decoder, nvvidconv)."]
+    source = opened(rtsp.url, decoder="hardware")
+    with pytest.raises(UserError, match="nvv4l2decoder"), source:
+        pass
+
+
+def test_gstreamer_waits_as_long_as_it_is_told(rtsp: RtspServer) -> None:
+    if not has_element("avdec_h264"):
+        pytest.skip("needs GStreamer's avdec_h264 (gstreamer1.0-libav)")
+    uri = parse_uri(f"{rtsp.url}#timeout=0.5&codec=h264")
+    assert uri is not None
+    lines, told = list[str](), threading.Event()
+
+    def say(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    source = LiveSource(rtsp_feed(uri, "avdec_h264", elements=("avdec_h264",)), uri.address, uri.label, QUICK, say)
+    with source:
+        frames = iter(source)
+        next(frames)
+        with rtsp.stalled():
+            assert told.wait(60)
+        while source.reconnects == 0:
+            next(frames)
+    assert lines[0] == f"{rtsp.url} dropped out (no frame in 0.5 s); trying again."
 
 
 # GStreamer without a network.

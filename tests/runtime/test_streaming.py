@@ -64,7 +64,7 @@ class Receiver:
 @pytest.mark.parametrize("writer", ["PyAV", "GStreamer"])
 def test_frames_arrive_in_order(scheme: str, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if writer == "GStreamer":
-        if not gstreamer_stream.available():
+        if not gstreamer_stream.available(scheme):
             pytest.skip("needs GStreamer and PyGObject")
         monkeypatch.setattr(streaming, "has_pyav", lambda: False)
     receiver = Receiver(scheme, 30)
@@ -129,7 +129,7 @@ GLib.MainLoop().run()
 def test_an_rtsp_server_is_fed(rtsp_recorder: tuple[str, Path], writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url, folder = rtsp_recorder
     if writer == "GStreamer":
-        if not gstreamer_stream.available() or not gstreamer_stream.has_element("rtspclientsink"):
+        if not gstreamer_stream.available("rtsp"):
             pytest.skip("needs GStreamer with rtspclientsink, and PyGObject")
         monkeypatch.setattr(streaming, "has_pyav", lambda: False)
     deadline = time.monotonic() + 60
@@ -213,8 +213,20 @@ def test_the_jetsons_encoder_is_fed_from_its_own_memory() -> None:
     assert "leaky-type=downstream" in text
 
 
+def test_gstreamer_without_its_rtsp_plugin_leaves_servers_to_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson without the package gstreamer1.0-rtsp: its encoder is there, but not what speaks to servers."""
+    monkeypatch.setattr(gstreamer_stream, "has_element", lambda name: name != "rtspclientsink")
+    monkeypatch.setattr(streaming, "PyAvStream", lambda *_: "PyAV")
+    monkeypatch.setattr(gstreamer_stream, "GStreamerStream", lambda *_: "GStreamer")
+    by = {
+        text: streaming.open_stream(parse_destination(text), SIZE, Fraction(30))
+        for text in ("rtsp://127.0.0.1/live", "udp://127.0.0.1:9")
+    }
+    assert list(by.values()) == ["PyAV", "GStreamer"]
+
+
 def test_without_any_encoder_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "has_pyav", lambda: False)
-    monkeypatch.setattr(gstreamer_stream, "available", lambda: False)
-    with pytest.raises(UserError, match="neither PyAV nor GStreamer is installed"):
+    monkeypatch.setattr(gstreamer_stream, "available", lambda scheme: False)
+    with pytest.raises(UserError, match="neither PyAV nor what GStreamer needs is installed"):
         OverlayStream(parse_destination("udp://127.0.0.1:9"), source_of(), INVISIBLE)
