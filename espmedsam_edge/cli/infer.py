@@ -148,7 +148,8 @@ def command(
         opacity = controls.current().opacity
         return style if opacity is None else replace(style, opacity=opacity)
 
-    beside = Beside(failures, _notice, max_latency)
+    others = serve is not None or any(not source.live for source in found)
+    beside = Beside(failures, _notice, max_latency, others)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
     jobs = plan_jobs(found, places, current_style, algorithm, stream, beside, paced=serve is not None and not written)
     sinks = shared_sinks(found, measured, {"weights": origin}, beside)

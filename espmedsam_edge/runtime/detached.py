@@ -33,8 +33,9 @@ class Detached:
     out, of those that wait and of those that come, then three of four, and so on; when none waits any more, it gets
     more again. Never do more than 60 or 128 MB wait. So what a kill takes along stays short, and a disk's hiccup costs
     some frames, not all. Frames left out are counted. If the sink fails, one line says so, the rest goes on without it,
-    and the failure counts for the run's exit code. At the end the sink has ten seconds to finish; a disk or network
-    that hangs longer is left behind. How old live frames are when the sink has written them is kept for the report.
+    and the failure counts for the run's exit code. If it was the last, the run ends, and its failure is told then. At
+    the end the sink has ten seconds to finish; a disk or network that hangs longer is left behind. How old live frames
+    are when the sink has written them is kept for the report.
 
     Args:
         sink: not yet entered; used from that thread only.
@@ -44,6 +45,7 @@ class Detached:
         patience: seconds to wait for it at the end.
         clock: seconds, as ``time.monotonic``, by which frames are captured, too.
         max_latency: seconds; a live frame that is older when its turn comes is refused. None: none is.
+        goes_on: asked when the sink has failed, whether the run has anything left to go on for.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Detached:
         patience: float = _PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         max_latency: float | None = None,
+        goes_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
+        self._goes_on = goes_on
         self._sink, self._failures, self._patience = sink, failures, patience
         self._say = say or (lambda line: None)
         self._clock, self._max_latency = clock, max_latency
@@ -73,6 +77,11 @@ class Detached:
         self._ages: dict[Path, deque[float]] = {}
         self.refused: Counter[Path] = Counter()
         self.left_out = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it takes no more frames."""
+        return self._broken
 
     def ages(self, label: Path) -> list[float]:
         """Seconds from capture to written of a live source's last frames; ``label`` is their ``SourceFrame.path``."""
@@ -164,7 +173,7 @@ class Detached:
             self._waiting.clear()
             self._failures.append(Failure(self.name, line))
             ending = self._end is not None
-        if not ending:
+        if not ending and self._goes_on():
             self._say(f"warning: {line} The rest goes on without it.")
 
     def _next(self) -> tuple[SourceFrame, Segmentation] | None:
@@ -200,18 +209,25 @@ class Beside:
         failures: takes what fails of them.
         say: gets a line about it when it does.
         max_latency: see ``Detached``.
+        others: whether the run has something to go on for besides these: a view, or files.
         sinks: all of them.
     """
 
     failures: list[Failure] = field(default_factory=list)
     say: Callable[[str], None] | None = None
     max_latency: float | None = None
+    others: bool = False
     sinks: list[Detached] = field(default_factory=list)
 
     def add(self, name: str, sink: Sink) -> Detached:
         """Let a sink work beside the run; ``name`` is what messages call it."""
-        self.sinks.append(Detached(sink, name, self.failures, self.say, max_latency=self.max_latency))
+        self.sinks.append(
+            Detached(sink, name, self.failures, self.say, max_latency=self.max_latency, goes_on=self._go_on)
+        )
         return self.sinks[-1]
+
+    def _go_on(self) -> bool:
+        return self.others or not all(sink.failed for sink in self.sinks)
 
     def slowest(self, label: Path) -> tuple[str, Latency] | None:
         """Which sink wrote a source's frames last, and their age then; None where none was written."""

@@ -20,6 +20,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
+from espmedsam_edge.runtime.detached import Detached
 from espmedsam_edge.runtime.in_flight import InFlight
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.latency import Latency
@@ -215,7 +216,12 @@ class LiveRun:
             self.changed.notify_all()
 
     def _enough(self, lane: _Lane) -> bool:
-        return self.stopping or lane.job.cancelled or lane.taken == self.limits.frames
+        return self.stopping or lane.job.cancelled or lane.taken == self.limits.frames or self._in_vain(lane)
+
+    def _in_vain(self, lane: _Lane) -> bool:
+        """Whether all that would take the lane's results has failed."""
+        sinks = [*lane.job.sinks, *self.shared]
+        return bool(sinks) and all(isinstance(sink, Detached) and sink.failed for sink in sinks)
 
     # Segmenting.
 

@@ -139,6 +139,32 @@ def test_ctrl_c_keeps_a_playable_recording(toy_bundle: Bundle, tmp_path: Path, n
     assert os.listdir(tmp_path).count("o.mp4") == 1
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_a_full_disk_ends_a_live_run_that_writes_nothing_else(toy_bundle: Bundle, tmp_path: Path, left: bool) -> None:
+    """On a file system of a few kB, where this user may make one; ``left``: lines go elsewhere, and go on."""
+    disk, saved, lines = tmp_path / "disk", tmp_path / "saved", tmp_path / "r.jsonl"
+    disk.mkdir()
+    call = [sys.executable, "-m", "espmedsam_edge", "infer", str(toy_bundle.path), f"'test://fundus?{SMALL}'"]
+    call += ["--out", f"{disk}/o.mkv", *(["--jsonl", str(lines), "--frames", "600"] if left else [])]
+    mount = f"mount -t tmpfs -o size=64k none {disk} || exit 77; "
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} {' '.join(call)}; code=$?; cp -r {disk} {saved}; exit $code"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("needs the right to mount a small file system (user namespaces)")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert [line.partition(" no space left to write ")[0] for line in said] == ["warning:"] * left + ["failed:"]
+    assert said[0].endswith("The rest goes on without it.") == left
+    if left:
+        assert len(lines_of(lines)) == 600
+    if has_pyav():
+        assert [path.name for path in saved.iterdir()] == ["o.partial.mkv"]
+        assert len(list(open_video(saved / "o.partial.mkv"))) >= 3
+
+
 def test_ctrl_c_before_the_camera_answers(toy_bundle: Bundle, tmp_path: Path) -> None:
     if not has_pyav():
         pytest.skip("needs PyAV (extra video)")

@@ -21,6 +21,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import sinks
 from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits, Progress
 from espmedsam_edge.runtime.live_source import BackOff, Disconnected, Feed, LiveSource
 from espmedsam_edge.runtime.pipeline import run_pipeline
@@ -360,6 +361,33 @@ def test_a_failing_sink_ends_its_source_only(segmenter: Segmenter) -> None:
     assert feed.stopped
     assert len(good.frames) == 20
     assert [failure.message for failure in report.failures] == ["no space left."]
+
+
+def test_a_source_whose_results_all_failed_ends_and_others_go_on(segmenter: Segmenter) -> None:
+    def fail(frame: SourceFrame) -> None:
+        raise UserError("no space left.")
+
+    said, beside = list[str](), Beside()
+    beside.say = said.append
+    feed, good = EndlessFeed(), Sink()
+    jobs = [Job(live(feed, "test://a"), [beside.add("a.mkv", Sink(fail)), beside.add("a.mp4", Sink(fail))])]
+    jobs += [Job(live(EndlessFeed(), "test://b"), [beside.add("b.mkv", good)])]
+    run_pipeline(segmenter, jobs, limits=Limits(frames=20))
+    assert feed.stopped
+    assert len(good.frames) + beside.sinks[2].left_out == 20
+    assert said == ["warning: no space left. The rest goes on without it."] * 2
+
+
+def test_a_run_whose_results_all_failed_ends(segmenter: Segmenter) -> None:
+    def fail(frame: SourceFrame) -> None:
+        raise UserError("no space left.")
+
+    said, beside = list[str](), Beside()
+    beside.say = said.append
+    with beside.add("r.jsonl", Sink(fail)) as shared:
+        run_pipeline(segmenter, [Job(live(EndlessFeed()), [beside.add("a.mkv", Sink(fail))])], [shared])
+    assert [failure.name for failure in beside.failures] in (["a.mkv", "r.jsonl"], ["r.jsonl", "a.mkv"])
+    assert len(said) <= 1  # of the first; the last one ends the run, which tells it
 
 
 def test_a_failing_shared_sink_ends_the_run(segmenter: Segmenter) -> None:
