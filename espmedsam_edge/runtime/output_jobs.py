@@ -10,6 +10,7 @@ from typing import Any
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.area_plot import AreaPlot
+from espmedsam_edge.runtime.backend import silent
 from espmedsam_edge.runtime.contours import Form
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
@@ -78,7 +79,7 @@ def plan_jobs(
             sinks.append((source.name, Paced()))
         if stream is not None:
             destination = parse_destination(stream)
-            sinks.append((destination.address, OverlayStream(destination, source, style)))
+            sinks.append((destination.address, OverlayStream(destination, source, style, beside.say or silent)))
         jobs.append(Job(source, [beside.add(name, sink) if source.live else sink for name, sink in sinks]))
     return jobs
 

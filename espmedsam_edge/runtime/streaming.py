@@ -7,14 +7,14 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime import gstreamer_stream
+from espmedsam_edge.runtime.backend import Say, silent
 from espmedsam_edge.runtime.environment import install_command
+from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
 from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
@@ -77,23 +77,10 @@ def _without_secrets(text: str) -> str:
     return re.sub(r"//[^/]*@", "//", text.partition("?")[0])
 
 
-class StreamWriter(Protocol):
-    """An open stream; frames go out at once."""
-
-    def write(self, frame: Frame, time: float) -> None:
-        """Send a frame, (H, W, 3) uint8 BGR, with its time in seconds.
-
-        Raises:
-            OSError: the network refused.
-            UserError: the receiver is gone, or the encoder failed.
-        """
-
-    def close(self) -> None:
-        """End the stream."""
-
-
 class OverlayStream:
     """Sends the frames with their masks drawn on them. Frames of a file go out at the pace of their times.
+
+    For a live source it is a ``LastingStream``; over a file, a stream that breaks off is an error.
 
     On a Jetson GStreamer encodes with the hardware (``nvv4l2h264enc``); elsewhere PyAV does, or GStreamer with x264
     where PyAV is missing.
@@ -102,18 +89,20 @@ class OverlayStream:
         destination: where to.
         source: where the frames come from.
         style: how the mask is drawn.
+        say: gets lines about a stream that breaks off and comes back.
 
     Raises:
         UserError: neither PyAV nor GStreamer is here.
     """
 
-    def __init__(self, destination: Destination, source: Source, style: Styling) -> None:
+    def __init__(self, destination: Destination, source: Source, style: Styling, say: Say = silent) -> None:
         if not has_pyav() and not gstreamer_stream.available(destination.scheme):
             raise UserError(
                 f"cannot stream to {destination.address}: neither PyAV nor what GStreamer needs is installed.",
                 f"Install PyAV: {install_command('video')}",
             )
         self._destination, self._source, self._style = destination, source, style
+        self._say = say
         self._writer: StreamWriter | None = None
         self._began: tuple[float, float] | None = None  # on the clock, in the source
 
@@ -127,16 +116,18 @@ class OverlayStream:
         at = float(frame.index / fps) if frame.time is None else frame.time
         try:
             if self._writer is None:
-                self._writer = open_stream(self._destination, result.size, fps)
+                self._writer = self._opened(result.size, fps)
             if not self._source.live:
                 self._keep_pace(at)
             self._writer.write(picture, at)
         except OSError as error:
-            raise UserError(
-                f"the stream to {self._destination.address} broke off: {error.strerror or 'no connection'}.",
-                "Check the receiver and the network.",
-                exit_code=1,
-            ) from error
+            raise broken_off(self._destination.address, error) from error
+
+    def _opened(self, size: tuple[int, int], fps: Fraction) -> StreamWriter:
+        def opened() -> StreamWriter:
+            return open_stream(self._destination, size, fps)
+
+        return LastingStream(opened, self._destination.address, self._say) if self._source.live else opened()
 
     def _keep_pace(self, at: float) -> None:
         now = time.monotonic()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -82,10 +82,35 @@ def test_frames_arrive_in_order(scheme: str, writer: str, monkeypatch: pytest.Mo
     assert (steps == 1).mean() > 0.9  # UDP may lose one
 
 
-@pytest.fixture
-def rtsp_recorder(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An RTSP server that takes a stream and writes its pictures as JPEGs: its URL, and their folder."""
-    script = f"""
+class RtspRecorder:
+    """An RTSP server that takes a stream and writes its pictures as JPEGs to a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, "0"
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _RECORDER, self.port, str(self.folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = self._process.stdout.readline().strip()
+        if not self.port:
+            pytest.skip(f"no RTSP server: {self._process.communicate()[1].strip().splitlines()[-1]}")
+        self.url = f"rtsp://127.0.0.1:{self.port}/live"
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def pictures(self) -> int:
+        return len(list(self.folder.glob("*.jpg")))
+
+
+_RECORDER = """
 import sys
 try:
     import gi
@@ -100,46 +125,59 @@ for element in ("rtph264depay", "avdec_h264", "jpegenc", "multifilesink"):
         sys.exit("no GStreamer element " + element)
 server = GstRtspServer.RTSPServer.new()
 server.set_address("127.0.0.1")
-server.set_service("0")
+server.set_service(sys.argv[1])
 factory = GstRtspServer.RTSPMediaFactory.new()
 factory.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
 factory.set_launch(
     "( rtph264depay name=depay0 ! h264parse ! avdec_h264 ! videoconvert ! jpegenc ! "
-    "multifilesink location={tmp_path}/%04d.jpg )"
+    f"multifilesink location={sys.argv[2]}/%04d.jpg )"
 )
 server.get_mount_points().add_factory("/live", factory)
 server.attach(None)
 print(server.get_bound_port(), flush=True)
 GLib.MainLoop().run()
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    port = process.stdout.readline().strip()
-    if not port:
-        pytest.skip(f"no RTSP server: {process.communicate()[1].strip().splitlines()[-1]}")
-    yield f"rtsp://127.0.0.1:{port}/live", tmp_path
-    process.kill()
-    process.communicate()
+
+
+@pytest.fixture
+def rtsp_recorder(tmp_path: Path) -> Iterator[RtspRecorder]:
+    recorder = RtspRecorder(tmp_path)
+    yield recorder
+    recorder.stop()
 
 
 @needs_pyav
 @pytest.mark.parametrize("writer", ["PyAV", "GStreamer"])
-def test_an_rtsp_server_is_fed(rtsp_recorder: tuple[str, Path], writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, folder = rtsp_recorder
+def test_an_rtsp_server_is_fed_again_after_it_was_restarted(
+    rtsp_recorder: RtspRecorder, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if writer == "GStreamer":
         if not gstreamer_stream.available("rtsp"):
             pytest.skip("needs GStreamer with rtspclientsink, and PyGObject")
         monkeypatch.setattr(streaming, "has_pyav", lambda: False)
-    deadline = time.monotonic() + 60
-    with OverlayStream(parse_destination(url), source_of(live=True, fps=Fraction(30)), INVISIBLE) as sink:
-        number = 0
-        while len(list(folder.glob("*.jpg"))) < 20 and time.monotonic() < deadline:
+    lines, number, deadline = list[str](), 0, time.monotonic() + 120
+    source = source_of(live=True, fps=Fraction(30))
+
+    def send_until(condition: Callable[[], bool]) -> None:
+        nonlocal number
+        while not condition():
+            assert time.monotonic() < deadline
             send(sink, number)
             number += 1
-            time.sleep(0.02)
-    assert len(list(folder.glob("*.jpg"))) >= 20
+            time.sleep(1 / 30)  # as the frames say; GStreamer waits for those that are ahead of time
+
+    with OverlayStream(parse_destination(rtsp_recorder.url), source, INVISIBLE, lines.append) as sink:
+        began = time.monotonic()
+        send_until(lambda: rtsp_recorder.pictures() >= 20 and time.monotonic() - began > 1.5)
+        rtsp_recorder.stop()
+        send_until(lambda: len(lines) == 1)
+        for picture in rtsp_recorder.folder.glob("*.jpg"):
+            picture.unlink()
+        rtsp_recorder.start()
+        send_until(lambda: rtsp_recorder.pictures() >= 20 and len(lines) == 2)
+    assert "broke off" in lines[0]
+    assert "is back after" in lines[1]
+    assert "broke off 1 times" in lines[2]
 
 
 @needs_pyav

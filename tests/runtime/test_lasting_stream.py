@@ -1,0 +1,163 @@
+"""A stream of a live source outlasts its receiver: opened again, counted, told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime import lasting_stream
+from espmedsam_edge.runtime.lasting_stream import LastingStream
+from espmedsam_edge.runtime.live_source import BackOff
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+QUICK = BackOff(0.001, 0.002)
+
+
+class Receiver:
+    """Where streams arrive: each writer that it gave, with the times of the frames that it got, while it is ``up``."""
+
+    def __init__(self) -> None:
+        self.up = threading.Event()
+        self.up.set()
+        self.refused = 0
+        self.streams: list[list[float]] = []
+        self.closed = 0
+
+    def open(self) -> Receiver.Writer:
+        if not self.up.is_set():
+            self.refused += 1
+            raise ConnectionRefusedError(111, "Connection refused")
+        return self.Writer(self)
+
+    class Writer:
+        def __init__(self, receiver: Receiver) -> None:
+            self.receiver, self.got = receiver, list[float]()
+            receiver.streams.append(self.got)
+
+        def write(self, frame: np.ndarray, time: float) -> None:
+            if not self.receiver.up.is_set():
+                raise BrokenPipeError(32, "Broken pipe")
+            self.got.append(time)
+
+        def close(self) -> None:
+            self.receiver.closed += 1
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def _proven_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting_stream, "_PROOF_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_proven_at_once")
+def test_a_receiver_that_restarts_gets_the_stream_again() -> None:
+    receiver, lines, number = Receiver(), list[str](), 0
+    stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, QUICK)
+
+    def send_until(condition: Callable[[], bool]) -> None:
+        nonlocal number
+
+        def sent() -> bool:
+            nonlocal number
+            stream.write(PICTURE, number)
+            number += 1
+            return condition()
+
+        until(sent)
+
+    for outage in range(3):
+        send_until(lambda: stream.reconnects == outage)  # noqa: B023 (called before it changes)
+        receiver.up.clear()
+        send_until(lambda: receiver.refused > 2 * outage)  # noqa: B023
+        receiver.up.set()
+    send_until(lambda: stream.reconnects == 3)
+    stream.close()
+    assert len(receiver.streams) == 4
+    assert receiver.closed == 4
+    assert sum(map(len, receiver.streams)) + stream.unsent == number
+    said = [line.partition(" after")[0] for line in lines]
+    assert said == [
+        *["the stream to rtsp://r/live broke off: Broken pipe; trying again.", "the stream to rtsp://r/live is back"]
+        * 3,
+        f"the stream to rtsp://r/live broke off 3 times; {stream.unsent} frames were not sent.",
+    ]
+
+
+def test_what_does_not_last_at_the_start_is_an_error() -> None:
+    receiver = Receiver()
+    stream = LastingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
+    stream.write(PICTURE, 0)
+    receiver.up.clear()
+    with pytest.raises(BrokenPipeError):
+        stream.write(PICTURE, 1)
+    with pytest.raises(ConnectionRefusedError):
+        LastingStream(receiver.open, "rtsp://r/live")
+
+
+def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GStreamer does, which opens at once and tells some frames later that nobody is there."""
+    now = [100.0]
+    monkeypatch.setattr(lasting_stream.time, "monotonic", lambda: now[0])
+    receiver, lines = Receiver(), list[str]()
+    stream = LastingStream(receiver.open, "udp://r:1", lines.append, QUICK)
+    for number in range(3):
+        now[0] += 0.6
+        stream.write(PICTURE, number)
+    for opened in range(2, 5):
+        receiver.up.clear()
+        stream.write(PICTURE, 0)  # fails
+        receiver.up.set()
+        until_opened = threading.Event()
+        while len(receiver.streams) < opened:
+            until_opened.wait(0.001)
+        stream.write(PICTURE, 0)  # goes out, but too short ago
+    assert len(lines) == 1
+    now[0] += 1.5
+    stream.write(PICTURE, 0)
+    assert len(lines) == 2
+    assert stream.reconnects == 1
+
+
+@pytest.mark.usefixtures("_proven_at_once")
+def test_a_stream_that_is_not_back_at_the_end_is_a_failure() -> None:
+    receiver, lines = Receiver(), list[str]()
+    stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, BackOff(0.001, 600.0))
+    stream.write(PICTURE, 0)
+    receiver.up.clear()
+    stream.write(PICTURE, 1)
+    with pytest.raises(UserError, match=r"the stream to rtsp://r/live broke off: Broken pipe\. Check the receiver"):
+        stream.close()
+    assert lines[-1] == "the stream to rtsp://r/live broke off 1 times; 1 frames were not sent."
+
+
+@pytest.mark.usefixtures("_proven_at_once")
+def test_a_bug_while_opening_again_is_not_hidden() -> None:
+    receiver, broken = Receiver(), threading.Event()
+
+    def opened() -> Receiver.Writer:
+        if broken.is_set():
+            raise ZeroDivisionError
+        return receiver.open()
+
+    stream = LastingStream(opened, "rtsp://r/live", back_off=QUICK)
+    stream.write(PICTURE, 0)
+    receiver.up.clear()
+    broken.set()
+
+    def write() -> bool:
+        stream.write(PICTURE, 1)
+        return False
+
+    with pytest.raises(ZeroDivisionError):
+        until(write)
