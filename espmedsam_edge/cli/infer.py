@@ -300,6 +300,8 @@ def _say(
     stages = ", ".join(
         f"{stage} {1000 * seconds / report.frames:.1f}" for stage, seconds in report.stage_seconds.items()
     )
+    if segmenter.frame_backend is not None:
+        line(f"GPU memory: {segmenter.frame_backend.device_use()}")
     frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
     line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
     for what, place in results:

@@ -11,12 +11,15 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.cuda_api import CudaError, megabytes
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
-from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
 KEPT_SIZES = 4
 """How many sets of frame sizes stay captured; with a batch at least twice as many as it holds frames, since groups of
 fewer frames are sets of their own."""
+KEPT_SHARE = 4
+"""Of the memory that was free when the engine was loaded, they take one part in so many; the size in use may take more.
+"""
 IN_FLIGHT = 3
 """Groups of frames under way at most: one that is copied in, one that is computed, one that is copied out."""
 
@@ -67,6 +70,11 @@ class _Sized:
         self.graphs.append(graph)
         self.groups.append(None)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(graph.size for graph in self.graphs)
+
     def idle(self) -> int | None:
         """The first one that is free."""
         for index, group in enumerate(self.groups):
@@ -83,10 +91,11 @@ class _Sized:
 
 
 class FrameGraphs:
-    """Frame graphs by what they have fixed, the least recently used of them given up for a new one."""
+    """Frame graphs by what they have fixed. Few are kept, within a share of the memory, by their last use."""
 
     def __init__(self, machine: FrameMachine) -> None:
         self._machine, self._kept = machine, max(KEPT_SIZES, 2 * machine.graph.batch if machine.graph.batch > 1 else 0)
+        self._budget = machine.stream.device.memory().free // KEPT_SHARE
         self._sized: OrderedDict[FrameKey, _Sized] = OrderedDict()
         self._started: deque[StartedGroup] = deque()
 
@@ -94,7 +103,8 @@ class FrameGraphs:
         """The graph of a key, made where there is none, once all that was started is done.
 
         Raises:
-            UserError: no memory, even with all others freed; says what fits.
+            DoesNotFit: no memory, even with all others freed; says what fits.
+            UserError: the GPU failed.
         """
         self.settle()
         return self._of(key).graphs[0]
@@ -151,7 +161,13 @@ class FrameGraphs:
             found.add(self._make(key))
             self._sized[key] = found
         self._sized.move_to_end(key)
+        self._keep_within_budget()
         return found
+
+    def _keep_within_budget(self) -> None:
+        """Give up sizes for those used later; the last one stays, whatever it takes."""
+        while len(self._sized) > 1 and sum(sized.size for sized in self._sized.values()) > self._budget:
+            self._drop_oldest()
 
     def _one_more(self, key: FrameKey, sized: _Sized) -> int:
         """The number of a further graph of a key; where there is no memory for it, of its oldest one, waited for."""
@@ -161,6 +177,7 @@ class FrameGraphs:
             except _OutOfMemory:
                 sized.full = True
             else:
+                self._keep_within_budget()
                 return len(sized.graphs) - 1
         self.settle()
         return 0
@@ -182,16 +199,17 @@ class FrameGraphs:
                 raise _OutOfMemory from error
             raise
 
-    def _does_not_fit(self, key: FrameKey) -> UserError:
+    def _does_not_fit(self, key: FrameKey) -> DoesNotFit:
         device = self._machine.stream.device
         free = device.memory().free
         each = 3 + 1 + (3 if key.options.overlay is not None else 0)  # bytes a pixel: the frame, its mask, its overlay
         needed = sum(each * width * height for width, height in key.sizes)
         width, height = max(key.sizes, key=math.prod)
-        ratio = math.sqrt(min(1.0, free / needed)) if needed else 0.0
-        fits = f"Frames up to about {int(width * ratio)}x{int(height * ratio)} fit. " if free > needed // 100 else ""
+        ratio = math.sqrt(free / needed)
+        # With enough of it free, it is memory that can be pinned that ran out: nobody knows how much of that there is.
+        fits = f"Frames up to about {int(width * ratio)}x{int(height * ratio)} fit. " if 0.1 < ratio < 1 else ""
         what = f"a group of {len(key.sizes)} frames up to" if len(key.sizes) > 1 else "a frame of"
-        return UserError(
+        return DoesNotFit(
             f"{what} {width}x{height} pixels needs {megabytes(needed)} on the GPU and in pinned memory; "
             f"{megabytes(free)} are free on {device.gpu.name}.",
             f"{fits}Stop other programs (nvidia-smi, or tegrastats on a Jetson, shows them), use fewer modalities at a "

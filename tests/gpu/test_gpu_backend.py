@@ -19,6 +19,7 @@ from toy_bundles import save_toy_bundle
 from trt_fixtures import DOUBLE
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
@@ -27,7 +28,7 @@ from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError
 from espmedsam_edge.runtime.cuda_device import CudaDevice
 from espmedsam_edge.runtime.frame_graph import STAGES
-from espmedsam_edge.runtime.frame_graphs import KEPT_SIZES
+from espmedsam_edge.runtime.frame_graphs import KEPT_SHARE, KEPT_SIZES
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -37,6 +38,7 @@ from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
 pytestmark = pytest.mark.gpu
 
 STYLE = OverlayStyle((255, 200, 0), notice="untrained")
+LOST = [214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999]  # CUresult: nothing works after these
 LEVEL = 1.001 / (255 * 0.224)  # the kernel may round a pixel the other way: see kernel_checks
 Load = Callable[..., Segmenter]
 
@@ -153,6 +155,36 @@ def test_tensors_run_as_on_other_backends(load: Load) -> None:
     np.testing.assert_array_equal(logits[0, 0].ravel(), image[0, 0].ravel()[:256])
     with pytest.raises(ValueError, match="run wants C-contiguous float32"):
         backend.run(image.astype(np.float64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("integrated", "chosen", "mapped"),
+    [("0", "", False), ("1", "", True), ("1", "copied", False), ("0", "mapped", True)],
+)
+def test_a_gpu_that_shares_the_memory_works_there_in_place(
+    load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, integrated: str, chosen: str, mapped: bool
+) -> None:
+    monkeypatch.setenv("CUDA_MACHINE_INTEGRATED", integrated)
+    monkeypatch.setenv("ESPMEDSAM_FRAME_MEMORY", chosen)
+    segmenter = load(overlay=STYLE)
+    assert segmenter.choice.backend.device.endswith("mapped frames") == mapped
+    frames = [frame_of(90, 160, seed) for seed in range(5)]
+    kept = segmenter.segment(frames[0])
+    machine.forget()
+    results = [kept, *(group.results()[0] for group in [segmenter.start([frame]) for frame in frames[1:]])]
+    assert ("cuMemcpyHtoDAsync" not in machine.calls()) == mapped
+    for frame, result in zip(frames, results, strict=True):  # each in memory of its own
+        check(result, frame)
+        assert np.abs(result.overlay(frame, STYLE).astype(int) - draw_overlay(frame, result.mask, STYLE)).max() <= 1
+    assert segmenter.frame_backend is not None
+    assert segmenter.frame_backend.stage_seconds([frames[0]], segmenter.frame_options)
+
+
+def test_a_word_that_is_no_way_to_hold_frames(load: Load, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    load().close()
+    monkeypatch.setenv("ESPMEDSAM_FRAME_MEMORY", "shared")
+    with pytest.raises(UserError, match=r"ESPMEDSAM_FRAME_MEMORY is 'shared'\. Set it to mapped or copied"):
+        Segmenter.load(bundle, "fundus")
 
 
 def test_a_frame_that_another_library_holds_is_read_in_place(load: Load, memory: GpuMemory, machine: Any) -> None:
@@ -286,6 +318,48 @@ def test_sizes_are_kept_by_their_last_use(load: Load, machine: Any) -> None:
     assert captures(sizes[1]) == 1
 
 
+def test_sizes_are_kept_within_a_share_of_the_memory(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    probing = load(overlay=STYLE)
+    graphs = probing.choice.backend._graphs  # type: ignore[attr-defined]
+    probing.segment(frame_of(200, 320))
+    each = next(iter(graphs._sized.values())).size
+    assert each >= 7 * 200 * 320
+    use = probing.choice.backend.device_use()  # type: ignore[attr-defined]
+    probing.close()
+    monkeypatch.setenv("CUDA_MACHINE_MEMORY", str(use.total - use.free + int(2.5 * KEPT_SHARE * each)))
+    segmenter = load(overlay=STYLE)
+    kept = segmenter.choice.backend._graphs._sized  # type: ignore[attr-defined]
+    heights = []
+    for height in (200, 198, 196, 198, 200, 400):  # the last alone takes nearly all
+        frame = frame_of(height, 320)
+        check(segmenter.segment(frame), frame)
+        heights.append([key.sizes[0][1] for key in kept])
+    assert heights == [[200], [200, 198], [198, 196], [196, 198], [198, 200], [400]]
+    large = frame_of(700, 320)  # more than the share: kept while it is used
+    for group in [segmenter.start([large]) for _ in range(2)]:
+        check(group.results()[0], large)
+    assert [key.sizes[0][1] for key in kept] == [700]
+    assert sum(sized.size for sized in kept.values()) > 2.5 * each
+
+
+def test_infer_ends_with_what_the_gpus_memory_was_used_for(
+    load: Load, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    load().close()  # the double is in TensorRT's place
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), frame_of(50, 60))
+    arguments = [bundle.path, picture, "--modality", "fundus", "--backend", "tensorrt", "--masks", tmp_path / "masks"]
+    with pytest.raises(SystemExit) as ended:
+        main(["infer", *(str(argument) for argument in arguments)])
+    written = capsys.readouterr()
+    assert ended.value.code in (0, None), written.err
+    assert re.search(
+        r"^GPU memory: \d+ MB for the engine, \d+ MB for frames; 4\.\d of 4\.3 GB free$", written.out, re.M
+    )
+
+
 def test_stages_are_measured_by_events(load: Load) -> None:
     segmenter = load(overlay=STYLE)
     backend = segmenter.frame_backend
@@ -352,7 +426,7 @@ def test_other_sizes_make_room(load: Load, monkeypatch: pytest.MonkeyPatch) -> N
     check(segmenter.segment(frame), frame)
 
 
-@pytest.mark.parametrize("code", [719, 999])
+@pytest.mark.parametrize("code", LOST)
 def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     segmenter = load()
     segmenter.segment(frame_of(50, 60))
@@ -376,6 +450,27 @@ def test_tensorrt_that_does_not_run_says_why(load: Load, monkeypatch: pytest.Mon
     monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
     with pytest.raises(UserError, match=r"TensorRT 10\.16\.1\.11 did not run .*\.plan: it gave no reason"):
         segmenter.segment(frame_of(50, 60))
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_a_gpu_that_tensorrt_finds_lost_is_lost(
+    load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    from espmedsam_edge.runtime import tensorrt_api
+
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
+    segmenter = load()
+    segmenter.segment(frame_of(50, 60))
+    context = tensorrt_api.load("tensorrt").module.IExecutionContext
+    monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamQuery={code}")
+    with pytest.raises(CudaError, match=r"cuStreamQuery failed: .* Start it again") as caught:
+        segmenter.segment(frame_of(50, 60))
+    assert caught.value.code == code
+    machine.forget()
+    with pytest.raises(CudaError, match="Start it again"):
+        segmenter.segment(frame_of(50, 60))
+    assert machine.calls() == []
 
 
 def test_without_capture_it_runs_all_the_same(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
