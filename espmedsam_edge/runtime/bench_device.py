@@ -65,6 +65,13 @@ class DeviceTimes:
         return frame_to_mask / self.engine
 
     @property
+    def kernels(self) -> float | None:
+        """The two kernels' time over the engine's (of medians); None where the network alone was timed."""
+        if "preprocess" not in self.stages:
+            return None
+        return (self.stages["preprocess"].p50 + self.stages["postprocess"].p50) / self.engine
+
+    @property
     def transfers(self) -> float:
         """Copies to and from the GPU over the computing between them (of medians)."""
         copies = sum(latency.p50 for name, latency in self.stages.items() if name in _TRANSFERS)
@@ -78,6 +85,7 @@ class DeviceTimes:
         """Plain values: milliseconds, bytes, watts."""
         return {
             "stages_ms": {name: latency.milliseconds() for name, latency in self.stages.items()},
+            "kernels_to_engine": None if self.kernels is None else round(self.kernels, 4),
             "memory_bytes": asdict(self.use) if self.use else None,
             "watts": self.watts,
             "power_of": self.power_of,
@@ -95,6 +103,8 @@ class DeviceTimes:
             f"GPU stages (ms): {stages}",
             f"the whole frame takes {self.against(frame_to_mask):.2f} x the engine alone",
         ]
+        if self.kernels is not None:
+            lines.append(f"the kernels before and after it take {self.kernels:.1%} of the engine's time")
         if self.use is not None:
             lines.append(f"GPU memory: {self.use}")
         if self.transfers > _MUCH_TRANSFER:

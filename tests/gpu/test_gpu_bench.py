@@ -136,6 +136,7 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
     assert [comparison.network for comparison in result.comparisons] == [pytest.approx(first.engine / 0.006), None]
     shown = as_json(result)
     assert shown["contenders"][1]["device_times"]["memory_bytes"] is None
+    assert shown["contenders"][1]["device_times"]["kernels_to_engine"] is None
     assert shown["comparisons"][0]["network_on_gpu"] == result.comparisons[0].network
     assert "Networks alone on the GPU: gpu takes " in as_text(result)
 
@@ -145,7 +146,9 @@ def test_what_bounds_a_frame_is_said() -> None:
         stages = {name: Latency.of([value / 1000]) for name, value in zip(STAGES, milliseconds, strict=True)}
         return DeviceTimes(stages, DeviceUse(1, 1, 1, 1, 1))
 
+    assert times(0.4, 0.1, 1.6, 0.06, 0.4).as_json()["kernels_to_engine"] == 0.1
     copying = "\n".join(times(0.4, 0.1, 1.0, 0.1, 0.4).lines(0.0022))
+    assert "take 20.0% of the engine's time" in copying
     assert "transfer-bound: copies take 67% of the time computed between them" in copying
     assert "launch-bound" not in copying
     waiting = "\n".join(times(0.1, 0.1, 1.0, 0.1, 0.1).lines(0.0028))
