@@ -39,8 +39,8 @@ BUDGET = 520.0
 """Seconds for all steps together: under nine minutes with the start of the script."""
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels")
-MEASUREMENTS = ("bench-fp16", "bench-fp32", "bench-int8", "compare", "kernels")
+GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video")
+MEASUREMENTS = ("bench-fp16", "bench-fp32", "bench-int8", "compare", "kernels", "video")
 """Files of results, without their ending."""
 
 _MISSING = 3  # how a child says that what it needs is not installed
@@ -111,16 +111,20 @@ def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, backend: str | No
         backend: the TensorRT that runs here; None: none does, and what needs it is left out.
     """
     found = networks(bundles)
+    best = next(iter(found.values()))
     none = "no TensorRT ran an engine here" if backend is None else None
     backend = backend or FLAVOURS[0]
 
     def missing(precision: str) -> str | None:
         return none or (None if precision in found else f"no bundle here has a {precision} graph: name one, --bundle")
 
+    def graph(precision: str) -> list[str]:
+        network = found.get(precision, best)
+        chosen = ["--modality", network.modality, "--precision", precision, "--backend", backend]
+        return [str(network.bundle), *chosen]
+
     def call(command: str, precision: str) -> list[str]:
-        network = found.get(precision) or next(iter(found.values()))
-        started = [sys.executable, "-m", "espmedsam_edge", command, str(network.bundle)]
-        return [*started, "--modality", network.modality, "--precision", precision, "--backend", backend]
+        return [sys.executable, "-m", "espmedsam_edge", command, *graph(precision)]
 
     def bench(precision: str, limit: float, *options: str) -> Step:
         written = ["--json", str(out / f"bench-{precision}.json"), "--markdown", str(out / f"bench-{precision}.md")]
@@ -133,7 +137,6 @@ def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, backend: str | No
         for precision, limit in (("fp16", 55), ("fp32", 40), ("int8", 30))
     ]
     steps += checks(bundles[0])
-    best = next(iter(found.values()))
     reason = none
     if reason is None and sha256_file(checkpoint) != best.checkpoint_sha256:
         reason = f"{best.bundle.name} was not exported from {checkpoint.name}: name its weights, --checkpoint"
@@ -141,11 +144,13 @@ def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, backend: str | No
     rivals = ["--compare", "torch-eager,torch-compile,onnxruntime-cuda", "--checkpoint", str(checkpoint)]
     command = [*call("bench", best.precision), "--no-roofline", *rivals, *written]
     kernels = [sys.executable, "benchmarks/kernels.py", "--json", str(out / "kernels.json")]
+    video = [sys.executable, "benchmarks/video_overlap.py", *graph(best.precision), "--rounds", "1"]
     return [
         *steps,
         bench("fp16", 25),
         Step("compare", f"{best.precision} against PyTorch and ONNX Runtime", command, 60, reason),
         Step("kernels", "kernels against the copy rate", kernels, 20),
+        Step("video", "video to video", [*video, "--json", str(out / "video.json")], 20, none),
         bench("fp32", 13, "--no-roofline"),
         bench("int8", 12, "--no-roofline"),
     ]

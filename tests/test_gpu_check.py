@@ -78,7 +78,7 @@ def test_a_dry_run_names_every_step_in_the_order_of_their_weight(dry_run: list[s
         "tensorrt builds and runs", "tensorrt-rtx builds and runs", "build fp16", "build fp32", "build int8",
         "tests on the GPU", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer initcheck",
         "bench fp16", "fp32 against PyTorch and ONNX Runtime", "kernels against the copy rate",
-        "bench fp32", "bench int8",
+        "video to video", "bench fp32", "bench int8",
     ]  # fmt: skip
     assert not Path("nowhere").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
