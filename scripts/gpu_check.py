@@ -2,6 +2,9 @@
 
     python scripts/gpu_check.py [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR] [--only STEP] [--dry-run]
 
+Measured are the precisions of B.bundle, and of the weights that came with the program those that it lacks. The summary
+says of each target whether it was met.
+
 A step that needs what is not there is left out with the reason, and the rest is done. Ends with 0 if every step passed
 (one of TensorRT and TensorRT-RTX may be missing), else with 1.
 """
@@ -21,14 +24,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from gpu_check_targets import Sanitized, Target, targets
+
+from espmedsam_edge.files import sha256_file
+
 ROOT = Path(__file__).resolve().parents[1]
-MODALITY = "microscopy"
-"""What is run of the weights that came with the program, where no bundle is named."""
+SMALL = "microscopy"
+"""What the first engines are made of, 448 x 448, of the weights that came with the program."""
+MEASURED = "fundus"
+"""What is measured of them, 1024 x 1024."""
+EQUAL_PIXELS = 0.9999  # FP32 by other kernels: pixels on the edge may differ
 
 BUDGET = 520.0
 """Seconds for all steps together: under nine minutes with the start of the script."""
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
-GROUPS = ("engines", "bench", "compare", "tests", "sanitizer")
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video")
+MEASUREMENTS = ("bench-fp16", "bench-fp32", "bench-int8", "compare", "kernels", "video")
+"""Files of results, without their ending."""
 
 _MISSING = 3  # how a child says that what it needs is not installed
 Verdict = Literal["passed", "FAILED", "LEFT OUT"]
@@ -36,7 +49,7 @@ Verdict = Literal["passed", "FAILED", "LEFT OUT"]
 
 @dataclass(frozen=True)
 class Step:
-    """One command, the seconds it may take, and why it cannot be run here, if it cannot."""
+    """One command, the seconds that are kept for it, and why it cannot be run here, if it cannot."""
 
     group: str
     name: str
@@ -56,59 +69,120 @@ class Outcome:
     note: str = ""
 
 
-def plan(out: Path) -> list[Step]:
-    """The steps up to the choice of a backend, and those that need none: engines, then tests and sanitizer."""
+def engines(out: Path) -> list[Step]:
+    """Whether each TensorRT can build and run an engine here at all, on a small network."""
     own = [sys.executable, str(Path(__file__).resolve())]
-    steps = [
-        Step("engines", f"{flavour} builds and runs", [*own, "--engine", flavour, "--out", str(out)], 90)
-        for flavour in FLAVOURS
+    return [
+        Step("engines", f"{flavour} builds and runs", [*own, "--engine", flavour, "--out", str(out)], limit)
+        for flavour, limit in zip(FLAVOURS, (45, 25), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph to measure: a bundle's, of its first modality, and the SHA-256 of the checkpoint it was made from."""
+
+    bundle: Path
+    modality: str
+    precision: str
+    checkpoint_sha256: str
+
+
+def networks(bundles: Sequence[Path]) -> dict[str, Network]:
+    """The graph of each precision, of the first bundle that has it; the best precision to run comes first."""
+    found: dict[str, Network] = {}
+    for precision in ("fp16", "fp32", "int8"):
+        for bundle in bundles:
+            manifest = json.loads((bundle / "manifest.json").read_text())
+            modality = manifest["graphs"][0]["modality"]
+            if any((graph["modality"], graph["precision"]) == (modality, precision) for graph in manifest["graphs"]):
+                found[precision] = Network(bundle, modality, precision, manifest["weights"]["checkpoint_sha256"])
+                break
+    return found
+
+
+def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, backend: str | None) -> list[Step]:
+    """All steps but those on small engines, in the order in which they run.
+
+    Args:
+        bundles: whose graphs are measured; of the first one engines are compared with ONNX Runtime.
+        checkpoint: the weights they were exported from, for PyTorch.
+        out: where results go.
+        backend: the TensorRT that runs here; None: none does, and what needs it is left out.
+    """
+    found = networks(bundles)
+    best = next(iter(found.values()))
+    none = "no TensorRT ran an engine here" if backend is None else None
+    backend = backend or FLAVOURS[0]
+
+    def missing(precision: str) -> str | None:
+        return none or (None if precision in found else f"no bundle here has a {precision} graph: name one, --bundle")
+
+    def graph(precision: str) -> list[str]:
+        network = found.get(precision, best)
+        chosen = ["--modality", network.modality, "--precision", precision, "--backend", backend]
+        return [str(network.bundle), *chosen]
+
+    def call(command: str, precision: str) -> list[str]:
+        return [sys.executable, "-m", "espmedsam_edge", command, *graph(precision)]
+
+    def bench(precision: str, limit: float, *options: str) -> Step:
+        written = ["--json", str(out / f"bench-{precision}.json"), "--markdown", str(out / f"bench-{precision}.md")]
+        command = [*call("bench", precision), *written, *options]
+        return Step("bench", f"bench {precision}", command, limit, missing(precision))
+
+    # Engines first: those that the tests and the benches load are then in the cache, and cost none of their time.
+    steps = [
+        Step("builds", f"build {precision}", call("build", precision), limit, missing(precision))
+        for precision, limit in (("fp16", 55), ("fp32", 40), ("int8", 30))
+    ]
+    steps += checks(bundles[0])
+    reason = none
+    if reason is None and sha256_file(checkpoint) != best.checkpoint_sha256:
+        reason = f"{best.bundle.name} was not exported from {checkpoint.name}: name its weights, --checkpoint"
+    written = ["--json", str(out / "compare.json"), "--markdown", str(out / "compare.md")]
+    rivals = ["--compare", "torch-eager,torch-compile,onnxruntime-cuda", "--checkpoint", str(checkpoint)]
+    command = [*call("bench", best.precision), "--no-roofline", *rivals, *written]
+    kernels = [sys.executable, "benchmarks/kernels.py", "--json", str(out / "kernels.json")]
+    video = [sys.executable, "benchmarks/video_overlap.py", *graph(best.precision), "--rounds", "1"]
+    return [
+        *steps,
+        bench("fp16", 25),
+        Step("compare", f"{best.precision} against PyTorch and ONNX Runtime", command, 60, reason),
+        Step("kernels", "kernels against the copy rate", kernels, 20),
+        Step("video", "video to video", [*video, "--json", str(out / "video.json")], 20, none),
+        bench("fp32", 13, "--no-roofline"),
+        bench("int8", 12, "--no-roofline"),
+    ]
+
+
+def checks(bundle: Path) -> list[Step]:
+    """The tests marked gpu, and compute-sanitizer on those of the kernels."""
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     reason = f"not installed: {', '.join(missing)}" if missing else None
     # The caches of pytest and hypothesis belong to whoever develops, not to this check.
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs"]
-    steps.append(Step("tests", "tests on the GPU", [*tests, "tests/gpu"], 150, reason))
+    own = {"ESPMEDSAM_BUNDLE": str(bundle)}
+    steps = [Step("tests", "tests on the GPU", [*tests, "tests/gpu"], 100, reason, own)]
     if shutil.which("compute-sanitizer") is None:
         reason = "compute-sanitizer is not on the PATH; the CUDA toolkit has it"
     # Each tool slows kernels down by up to a hundred times: fewer random cases, and no camera-sized ones.
     few = {"ESPMEDSAM_KERNEL_EXAMPLES": os.environ.get("ESPMEDSAM_KERNEL_EXAMPLES", "12")}
-    for tool in ("memcheck", "racecheck", "initcheck"):
+    for tool in SANITIZERS:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *tests]
         command += ["-x", "-k", "not camera", "tests/gpu/test_gpu_kernels.py"]
-        steps.append(Step("sanitizer", f"compute-sanitizer {tool}", command, 50, reason, few))
+        steps.append(Step("sanitizer", f"compute-sanitizer {tool}", command, 25, reason, few))
     return steps
 
 
-def benches(bundle: Path, checkpoint: Path | None, out: Path, backend: str | None) -> list[Step]:
-    """A bench of each precision, and the comparison of the best one with PyTorch and ONNX Runtime."""
-    graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
-    modality = graphs[0]["modality"]
-    precisions = [graph["precision"] for graph in graphs if graph["modality"] == modality]
-    none = "no TensorRT ran an engine here" if backend is None else None
-    call = [sys.executable, "-m", "espmedsam_edge", "bench", str(bundle)]
-    call += ["--modality", modality, "--backend", backend or "tensorrt"]
-    steps = []
-    for precision in ("fp32", "fp16", "int8"):
-        reason = none or (None if precision in precisions else f"{bundle.name} has no {precision} graph")
-        written = ["--json", str(out / f"bench-{precision}.json"), "--markdown", str(out / f"bench-{precision}.md")]
-        steps.append(Step("bench", f"bench {precision}", [*call, "--precision", precision, *written], 75, reason))
-    best = next((name for name in ("fp16", "fp32", "int8") if name in precisions), "fp32")
-    reason = none or (None if checkpoint else "no --checkpoint, which PyTorch runs")
-    command = [*call, "--precision", best, "--no-roofline", "--compare", "torch-eager,torch-compile,onnxruntime-cuda"]
-    command += ["--checkpoint", str(checkpoint), "--json", str(out / "compare.json")]
-    command += ["--markdown", str(out / "compare.md")]
-    steps.append(Step("compare", f"{best} against PyTorch and ONNX Runtime", command, 150, reason))
-    return steps
-
-
-def run(step: Step, seconds_left: float, out: Path) -> Outcome:
-    """Run a step, its output to the terminal and to a file of its name."""
+def run(step: Step, limit: float, out: Path) -> Outcome:
+    """Run a step for at most so many seconds, its output to the terminal and to a file of its name."""
     if step.reason:
         return Outcome(step.name, "LEFT OUT", 0.0, step.reason)
-    if seconds_left < 5:
+    if limit < 5:
         return Outcome(step.name, "LEFT OUT", 0.0, "no time was left")
     print(f"== {step.name}", flush=True)
-    limit, begin = min(step.limit, seconds_left), time.monotonic()
+    begin = time.monotonic()
     log = out / f"{step.name.replace(' ', '-')}.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -149,18 +223,20 @@ def run_all(
     budget: float = BUDGET,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
-    """Run the steps on engines, those that need the backend they found, then all others."""
+    """Run the steps on small engines, then those for the backend that they found.
+
+    A step may take its own limit and what is left over of those before it, and none of what is kept for those after it.
+    """
     begin, outcomes = clock(), []
 
-    def each(steps: Sequence[Step]) -> None:
-        for step in steps:
-            outcome = run(step, budget - (clock() - begin), out)
+    def each(steps: Sequence[Step], later: Sequence[Step]) -> None:
+        for number, step in enumerate(steps, 1):
+            kept = sum(other.limit for other in (*steps[number:], *later) if other.reason is None)
+            outcome = run(step, budget - (clock() - begin) - kept, out)
             outcomes.append(compared(outcome, out) if step.group == "compare" else outcome)
 
-    engines = [step for step in first if step.group == "engines"]
-    each(engines)
-    each(then(working_backend(out)))
-    each([step for step in first if step.group != "engines"])
+    each(first, then(FLAVOURS[0]))
+    each(then(working_backend(out)), ())
     return outcomes
 
 
@@ -174,7 +250,7 @@ def working_backend(out: Path) -> str | None:
 
 
 def check_engine(flavour: str, out: Path) -> int:
-    """Build the demo's engine, run it on this GPU and compare its mask with ONNX Runtime's; writes what it found."""
+    """Build a small engine of the shipped weights, run it and compare its mask with ONNX Runtime's; writes JSON."""
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.phantoms import phantom_clip
     from espmedsam_edge.runtime.backend import unavailable
@@ -190,15 +266,15 @@ def check_engine(flavour: str, out: Path) -> int:
         print(reason)
         return _MISSING
     try:
-        ((frame, _),) = phantom_clip(MODALITY, 0, 1, (480, 640))
-        bundle = shipped_bundle(MODALITY)
-        with Segmenter.load(bundle, MODALITY, "fp32", flavour, say=said.append) as segmenter:
+        ((frame, _),) = phantom_clip(SMALL, 0, 1, (480, 640))
+        bundle = shipped_bundle(SMALL)
+        with Segmenter.load(bundle, SMALL, "fp32", flavour, say=said.append) as segmenter:
             found["device"] = segmenter.choice.backend.device
             mask = segmenter.segment(frame).mask
             found["stages_ms"] = {name: 1000 * value for name, value in segmenter.stage_seconds([frame]).items()}
-        with Segmenter.load(bundle, MODALITY, "fp32", "onnxruntime-cpu") as reference:
+        with Segmenter.load(bundle, SMALL, "fp32", "onnxruntime-cpu") as reference:
             found["equal_pixels"] = float((mask == reference.segment(frame).mask).mean())
-        found["works"] = found["equal_pixels"] > 0.999  # FP32 by other kernels: pixels on the edge may differ
+        found["works"] = found["equal_pixels"] >= EQUAL_PIXELS
     except UserError as error:
         found["error"] = str(error)
     (out / f"engine-{flavour}.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -211,20 +287,60 @@ def spare(outcome: Outcome, out: Path) -> bool:
     return outcome.verdict == "LEFT OUT" and outcome.name.endswith("builds and runs") and bool(working_backend(out))
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """A table."""
-    width = max(len(outcome.name) for outcome in outcomes)
+def clear(out: Path, groups: Sequence[str]) -> None:
+    """Remove the results of an earlier run; engines that worked then are still known if they are not tried again."""
+    names = ["summary", *MEASUREMENTS]
+    if "engines" in groups:
+        names += [f"engine-{flavour}" for flavour in FLAVOURS]
+    for name in names:
+        for ending in (".json", ".md"):
+            (out / f"{name}{ending}").unlink(missing_ok=True)
+
+
+def judged(outcomes: Sequence[Outcome], out: Path) -> list[Target]:
+    """The targets, by what the steps left in the results folder."""
+    tools = [f"compute-sanitizer {tool}" for tool in SANITIZERS]
+    return targets(out, [Sanitized(each.verdict, each.note) for each in outcomes if each.name in tools])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells for a terminal; the last cell is as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
     return "\n".join(
-        f"{outcome.verdict:<8}  {outcome.name:<{width}}  {outcome.seconds:6.1f} s  {outcome.note}".rstrip()
-        for outcome in outcomes
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def markdown(result: dict[str, Any], found: Sequence[Target]) -> str:
+    """The summary as a page."""
+
+    def lines(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        cells = [[cell.replace("|", "/") for cell in row] for row in rows]
+        return [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *cells)]
+
+    gpus = ", ".join(gpu["name"] for gpu in result["environment"]["gpus"]) or "no GPU"
+    steps = [[step["name"], step["verdict"], f"{step['seconds']:.1f}", step["note"]] for step in result["steps"]]
+    return "\n".join(
+        [
+            "# GPU check",
+            "",
+            f"{gpus}; {result['backend'] or 'no TensorRT'}; bundles: {', '.join(result['bundles'])}; "
+            f"{result['environment']['time']}, source revision {result['environment']['source_revision'] or 'unknown'}",
+            "",
+            *lines(("target", "value", "limit", "verdict", "note"), [target.cells() for target in found]),
+            "",
+            *lines(("step", "verdict", "seconds", "note"), steps),
+            "",
+        ]
     )
 
 
 def main() -> int:
     """Run the check."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="to bench; default: of the weights that came with the program")
-    parser.add_argument("--checkpoint", type=Path, help="the weights it was exported from, for PyTorch")
+    parser.add_argument("--bundle", type=Path, help="to measure, before what came with the program: FP16, INT8")
+    parser.add_argument("--checkpoint", type=Path, help="the weights it was exported from; default: the shipped ones")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="where results go")
     parser.add_argument("--only", action="append", choices=GROUPS, help="may be given several times")
     parser.add_argument("--engine", choices=FLAVOURS, help="only build and run one engine")
@@ -233,42 +349,49 @@ def main() -> int:
     out: Path = arguments.out.resolve()
     if arguments.engine:
         return check_engine(arguments.engine, out)
-    if arguments.bundle is None:
-        from espmedsam_edge.runtime.shipped import shipped_bundle
+    from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle
 
-        arguments.bundle = shipped_bundle(MODALITY).path
-    bundle: Path = arguments.bundle.resolve()
-    if not (bundle / "manifest.json").is_file():
+    if arguments.bundle is not None and not (arguments.bundle / "manifest.json").is_file():
         parser.error(f"{arguments.bundle} is no bundle")
-    checkpoint: Path | None = arguments.checkpoint.resolve() if arguments.checkpoint else None
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        parser.error(f"there is no {arguments.checkpoint}")
+    carried = [] if arguments.bundle is None else [arguments.bundle.resolve()]
+    bundles = [*carried, shipped_bundle(MEASURED).path]
+    checkpoint: Path = (arguments.checkpoint or WEIGHTS / CHECKPOINT).resolve()
     groups = arguments.only or GROUPS
-    first = [step for step in plan(out) if step.group in groups]
+    first = engines(out) if "engines" in groups else []
 
     def then(backend: str | None) -> list[Step]:
-        return [step for step in benches(bundle, checkpoint, out, backend) if step.group in groups]
+        return [step for step in plan(bundles, checkpoint, out, backend) if step.group in groups]
 
     if arguments.dry_run:
         for step in [*first, *then(working_backend(out) or FLAVOURS[0])]:
-            print(f"{step.name} (at most {step.limit:.0f} s): {step.reason or ' '.join(step.command)}")
+            print(f"{step.name} (at least {step.limit:.0f} s): {step.reason or ' '.join(step.command)}")
         return 0
 
     from espmedsam_edge.runtime.environment import collect_environment
 
     out.mkdir(parents=True, exist_ok=True)
+    clear(out, groups)
     environment = collect_environment()
     outcomes = run_all(first, then, out)
     failed = any(outcome.verdict != "passed" and not spare(outcome, out) for outcome in outcomes)
+    found = judged(outcomes, out)
     result = {
-        "schema": 1,
+        "schema": 2,
         "kind": "gpu-check",
         "environment": environment,
-        "bundle": bundle.name,
+        "bundles": [bundle.name for bundle in bundles],
         "backend": working_backend(out),
         "steps": [asdict(outcome) for outcome in outcomes],
+        "targets": [target.as_json() for target in found],
     }
     (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "summary.md").write_text(markdown(result, found))
     print("== summary")
-    print(summary(outcomes))
+    print(table([(each.verdict, each.name, f"{each.seconds:6.1f} s", each.note) for each in outcomes]))
+    print("== targets")
+    print(table([target.cells() for target in found]))
     print(f"results: {out}")
     return 1 if failed else 0
 

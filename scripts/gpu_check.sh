@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# The proof that needs a GPU: engines of TensorRT and TensorRT-RTX built and run, a bench of each precision, the
-# comparison with PyTorch and ONNX Runtime, the tests marked gpu, and compute-sanitizer on the kernels. At most nine
-# minutes; one summary at the end, JSON with the machine's description in the results folder.
+# The proof that needs a GPU: engines of TensorRT and TensorRT-RTX built and run, the tests marked gpu, compute-sanitizer
+# on the kernels, a bench of each precision, the comparison with PyTorch and ONNX Runtime, the kernels against the copy
+# rate, a video from file to file. At most nine minutes; one summary at the end that says which targets were met, and JSON with the machine's
+# description in the results folder.
 #
 #   scripts/gpu_check.sh [--wheels DIR] [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR]
-#                        [--only engines|bench|compare|tests|sanitizer]... [--dry-run]
+#                        [--only STEP]... [--dry-run]
 #
 # --wheels DIR      install the wheels of DIR beside the machine's own packages first, without a network
-# --bundle          what to bench; default: the demo's tiny network, whose times say nothing of espmedsam-s
-# --checkpoint      the weights the bundle was exported from: PyTorch runs them
-# --out DIR         default: gpu-check
+# --bundle          FP16 and INT8 graphs to measure, from calibrate; what it lacks is measured of the weights that came
+#                   with the program: fundus at 1024 x 1024 in FP32
+# --checkpoint      the weights the bundle was exported from, which PyTorch runs; default: those that came along
+# --out DIR         default: gpu-check; results of an earlier run there are removed
+# --only            engines, builds, tests, sanitizer, bench, compare, kernels or video; may be given several times
 # --dry-run         say what would be run; needs no GPU
 # PYTHON            the interpreter; otherwise .venv/bin/python if there is one, else python3
 #
@@ -34,7 +37,7 @@ while (($#)); do
         --bundle | --checkpoint | --out) [[ -n "${2-}" ]] || wrong "$1 takes a path" ;;&
         --bundle | --checkpoint | --out) options+=("$1" "$(absolute "$2")") ;;
         --only)
-            [[ "${2-}" =~ ^(engines|bench|compare|tests|sanitizer)$ ]] || wrong "--only takes the name of a step, not '${2-}'"
+            [[ "${2-}" =~ ^(engines|builds|tests|sanitizer|bench|compare|kernels|video)$ ]] || wrong "--only takes the name of a step, not '${2-}'"
             options+=("$1" "$2")
             ;;
         *) wrong "unknown option $1" ;;

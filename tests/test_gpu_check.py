@@ -8,14 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from toy_bundles import save_toy_bundle
 
+from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda_api import unavailable
+from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"
 
@@ -37,6 +41,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_check", module)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec.loader.exec_module(module)
     return module
 
@@ -60,22 +65,71 @@ def test_wrong_options(arguments: list[str]) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_dry_run_names_every_step(tmp_path: Path) -> None:
-    weights = tmp_path / "w.safetensors"
-    weights.write_bytes(b"")
-    ended = _check("--dry-run", "--checkpoint", str(weights), "--out", str(tmp_path / "out"))
+@pytest.fixture(scope="module")
+def dry_run() -> list[str]:
+    ended = _check("--dry-run", "--out", "nowhere/at/all")
     assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
-    for words in (
-        "tensorrt builds and runs", "tensorrt-rtx builds and runs", "bench fp32", "bench fp16", "bench int8",
-        "fp32 against PyTorch and ONNX Runtime", "tests on the GPU", "memcheck", "racecheck", "initcheck",
-    ):  # fmt: skip
-        assert sum(words in line for line in lines) >= 1, words
-    assert "torch-eager,torch-compile,onnxruntime-cuda" in ended.stdout
-    assert "has no int8 graph" in ended.stdout
-    assert not (tmp_path / "out").exists()
+    return ended.stdout.splitlines()
+
+
+def test_a_dry_run_names_every_step_in_the_order_of_their_weight(dry_run: list[str]) -> None:
+    names = [line.split(" (at least")[0] for line in dry_run]
+    assert names == [
+        "tensorrt builds and runs", "tensorrt-rtx builds and runs", "build fp16", "build fp32", "build int8",
+        "tests on the GPU", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer initcheck",
+        "bench fp16", "fp32 against PyTorch and ONNX Runtime", "kernels against the copy rate",
+        "video to video", "bench fp32", "bench int8",
+    ]  # fmt: skip
+    assert not Path("nowhere").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
     assert len(only) == 4
+
+
+def test_by_itself_it_measures_the_shipped_weights_at_full_size(dry_run: list[str]) -> None:
+    lines = {line.split(" (at least")[0]: line for line in dry_run}
+    bundle = shipped_bundle("fundus")
+    assert bundle.manifest.graphs[0].image_size == 1024
+    for name in ("build fp32", "bench fp32"):
+        assert f"{bundle.path} --modality fundus --precision fp32" in lines[name]
+    rivals = lines["fp32 against PyTorch and ONNX Runtime"]
+    assert f"--compare torch-eager,torch-compile,onnxruntime-cuda --checkpoint {WEIGHTS / CHECKPOINT}" in rivals
+    for precision in ("fp16", "int8"):
+        for name in ("build", "bench"):
+            assert f"no bundle here has a {precision} graph" in lines[f"{name} {precision}"]
+
+
+def in_precisions(path: Path, *precisions: str, checkpoint: str = "0" * 64) -> Path:
+    """The part of a bundle's manifest that the check reads."""
+    path.mkdir()
+    graphs = [{"modality": "fundus", "precision": precision} for precision in precisions]
+    (path / "manifest.json").write_text(json.dumps({"graphs": graphs, "weights": {"checkpoint_sha256": checkpoint}}))
+    return path
+
+
+def test_a_bundle_gives_what_it_has_and_the_shipped_weights_the_rest(check: ModuleType, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"weights")
+    carried = in_precisions(tmp_path / "own.bundle", "fp16", "int8", checkpoint=sha256_file(weights))
+    shipped = in_precisions(tmp_path / "shipped.bundle", "fp32")
+    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, "tensorrt")}
+    for precision, bundle in (("fp16", carried), ("int8", carried), ("fp32", shipped)):
+        for name in (f"build {precision}", f"bench {precision}"):
+            assert steps[name].reason is None
+            assert str(bundle) in steps[name].command
+    assert steps["fp16 against PyTorch and ONNX Runtime"].reason is None
+    assert steps["tests on the GPU"].variables == {"ESPMEDSAM_BUNDLE": str(carried)}
+    weights.write_bytes(b"other weights")
+    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, "tensorrt")}
+    assert "not exported from w.safetensors" in steps["fp16 against PyTorch and ONNX Runtime"].reason
+
+
+def test_all_steps_together_fit_in_the_time(check: ModuleType, tmp_path: Path) -> None:
+    bundle = in_precisions(tmp_path / "own.bundle", "fp32", "fp16", "int8")
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    steps = [*check.engines(tmp_path), *check.plan([bundle], weights, tmp_path, "tensorrt")]
+    assert sum(each.limit for each in steps) <= check.BUDGET <= 520
+    assert {each.group for each in steps} == set(check.GROUPS)
 
 
 def step(check: ModuleType, name: str, code: str, group: str = "tests", **options: Any) -> Any:
@@ -88,7 +142,6 @@ def test_steps_pass_fail_are_left_out_and_are_stopped(check: ModuleType, tmp_pat
         step(check, "bad", "import sys; print('three failed'); sys.exit(1)"),
         step(check, "missing", "import sys; print('not installed'); sys.exit(3)"),
         step(check, "impossible", "", reason="there is no compiler"),
-        step(check, "endless", "import time; time.sleep(600)", limit=0.5),
         step(check, "told", "import os; print(os.environ['TOLD'])", variables={"TOLD": "yes"}),
     ]
     outcomes = check.run_all(steps, lambda backend: [], tmp_path)
@@ -97,12 +150,31 @@ def test_steps_pass_fail_are_left_out_and_are_stopped(check: ModuleType, tmp_pat
         ("FAILED", "three failed"),
         ("LEFT OUT", "not installed"),
         ("LEFT OUT", "there is no compiler"),
-        ("FAILED", "stopped after 0 s"),
         ("passed", "yes"),
     ]
-    table = check.summary(outcomes).splitlines()
-    assert [line.split()[0] for line in table] == ["passed", "FAILED", "LEFT", "LEFT", "FAILED", "passed"]
     assert (tmp_path / "bad.log").read_text() == "three failed\n"
+
+
+def test_an_endless_step_is_stopped(check: ModuleType, tmp_path: Path) -> None:
+    outcome = check.run(step(check, "endless", "import time; time.sleep(600)"), 5.0, tmp_path)
+    assert (outcome.verdict, outcome.note) == ("FAILED", "stopped after 5 s")
+
+
+def test_a_step_has_what_those_before_left_and_leaves_those_after_their_own(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: dict[str, float] = {}
+
+    def run(step: Any, limit: float, out: Path) -> Any:
+        allowed[step.name] = limit
+        return check.Outcome(step.name, "passed", 0.0)
+
+    monkeypatch.setattr(check, "run", run)
+    first = [step(check, "engine", "", "engines", limit=100)]
+    then = [step(check, "gone", "", limit=50, reason="not here"), step(check, "a", "", limit=60), step(check, "b", "")]
+    ticks = iter([0.0, 0.0, 20.0, 20.0, 80.0])
+    check.run_all(first, lambda backend: then, tmp_path, budget=260, clock=lambda: next(ticks))
+    assert allowed == {"engine": 140, "gone": 120, "a": 180, "b": 180}
 
 
 def test_what_does_not_fit_in_the_time_is_left_out(check: ModuleType, tmp_path: Path) -> None:
@@ -110,7 +182,6 @@ def test_what_does_not_fit_in_the_time_is_left_out(check: ModuleType, tmp_path: 
     steps = [step(check, "first", "print(1)"), step(check, "late", "print(2)")]
     outcomes = check.run_all(steps, lambda backend: [], tmp_path, clock=lambda: next(ticks))
     assert [(each.verdict, each.note) for each in outcomes] == [("passed", "1"), ("LEFT OUT", "no time was left")]
-    assert check.BUDGET < 9 * 60
 
 
 def test_engines_come_first_and_the_benches_take_the_one_that_works(check: ModuleType, tmp_path: Path) -> None:
@@ -125,22 +196,21 @@ def test_engines_come_first_and_the_benches_take_the_one_that_works(check: Modul
         chosen.append(backend)
         return [step(check, "bench", "print('fast')", "bench")]
 
-    outcomes = check.run_all([step(check, "tests", ""), *engines], then, tmp_path)
-    assert [each.name for each in outcomes] == [
-        "tensorrt builds and runs", "tensorrt-rtx builds and runs", "bench", "tests"
-    ]  # fmt: skip
-    assert chosen == ["tensorrt-rtx"]
-    assert [check.spare(each, tmp_path) for each in outcomes] == [True, False, False, False]
+    outcomes = check.run_all(engines, then, tmp_path)
+    assert [each.name for each in outcomes] == ["tensorrt builds and runs", "tensorrt-rtx builds and runs", "bench"]
+    assert chosen == ["tensorrt", "tensorrt-rtx"]  # the first to know what to keep for the steps to come
+    assert [check.spare(each, tmp_path) for each in outcomes] == [True, False, False]
 
 
 def test_without_an_engine_nothing_is_benched(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "engine-tensorrt.json").write_text('{"works": false}')
     assert check.working_backend(tmp_path) is None
-    reasons = {
-        each.name: each.reason
-        for each in check.benches(save_toy_bundle(tmp_path / "toy.bundle").path, None, tmp_path, None)
-    }
-    assert set(reasons.values()) == {"no TensorRT ran an engine here"}
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    steps = check.plan([save_toy_bundle(tmp_path / "toy.bundle").path], weights, tmp_path, None)
+    needing = [each for each in steps if each.group in ("builds", "bench", "compare")]
+    assert {each.reason for each in needing} == {"no TensorRT ran an engine here"}
+    assert [each.reason for each in steps if each.group == "kernels"] == [None]
 
 
 def test_a_comparison_without_some_is_not_a_failure_of_all(check: ModuleType, tmp_path: Path) -> None:
@@ -157,3 +227,65 @@ def test_an_engine_that_cannot_be_tried_says_why(
     assert check.check_engine("tensorrt-rtx", tmp_path) == 3
     assert "there is no NVIDIA driver here" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("equal", "code"), [(0.9999, 0), (0.99985, 1)])
+def test_an_engine_works_whose_mask_is_the_reference_s(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal: float, code: int
+) -> None:
+    reference = np.zeros((100, 200), np.uint8)
+    mask = reference.copy()
+    mask.reshape(-1)[: round((1 - equal) * mask.size)] = 255
+    masks = {"tensorrt": mask, "onnxruntime-cpu": reference}
+
+    def load(bundle: Any, modality: str, precision: str, backend: str, **_: Any) -> Any:
+        chosen = SimpleNamespace(backend=SimpleNamespace(device="a GPU"))
+        segmenter = SimpleNamespace(
+            choice=chosen, segment=lambda frame: SimpleNamespace(mask=masks[backend]), stage_seconds=lambda frames: {}
+        )
+        return nullcontext(segmenter)
+
+    monkeypatch.setattr("espmedsam_edge.runtime.backend.unavailable", lambda name: None)
+    monkeypatch.setattr("espmedsam_edge.runtime.segmenter.Segmenter.load", load)
+    monkeypatch.setattr("espmedsam_edge.runtime.shipped.shipped_bundle", lambda name: None)
+    assert check.check_engine("tensorrt", tmp_path) == code
+    assert (check.working_backend(tmp_path) == "tensorrt") is (code == 0)
+
+
+def test_a_used_folder_is_cleared_of_what_will_be_measured_and_of_nothing_else(
+    check: ModuleType, tmp_path: Path
+) -> None:
+    ours = ["bench-fp16.json", "bench-fp16.md", "compare.json", "kernels.json", "summary.json", "summary.md"]
+    theirs = ["README.md", "bench-mine.json", "tests.log"]
+    for name in (*ours, *theirs, "engine-tensorrt.json"):
+        (tmp_path / name).write_text("{}")
+    check.clear(tmp_path, ["bench"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, "engine-tensorrt.json"])
+    check.clear(tmp_path, check.GROUPS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+
+
+def test_the_summary_judges_this_run_alone(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kernels.json").write_text("of an earlier run")
+
+    def run_all(first: Any, then: Any, out: Path) -> list[Any]:
+        assert not (out / "kernels.json").exists()
+        (out / "kernels.json").write_text(json.dumps({"rows": [{"name": "postprocess", "of_copy": 0.7}]}))
+        tools = [check.Outcome(f"compute-sanitizer {tool}", "passed", 1.0) for tool in check.SANITIZERS]
+        return [*tools, check.Outcome("tests on the GPU", "FAILED", 2.0, "1 failed | 3 passed")]
+
+    monkeypatch.setattr(check, "run_all", run_all)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    assert check.main() == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    verdicts = {target["name"]: target["verdict"] for target in summary["targets"]}
+    assert len(verdicts) == 9
+    assert verdicts["kernels, over the copy rate"] == "met"
+    assert verdicts["tools of compute-sanitizer that found something"] == "met"
+    assert verdicts["engine, FP16, batch 1, 1024 x 1024"] == "not measured"
+    page = (tmp_path / "summary.md").read_text()
+    assert "| kernels, over the copy rate | 70.0 % | ≥ 60.0 % | met | the slowest of 1: postprocess |" in page
+    assert "| tests on the GPU | FAILED | 2.0 | 1 failed / 3 passed |" in page
+    assert "not measured  there is no bench-fp16.json" in capsys.readouterr().out

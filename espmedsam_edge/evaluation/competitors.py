@@ -13,6 +13,7 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.runtime.backend import BACKENDS, Backend, Choice
 from espmedsam_edge.runtime.bench import Contender
 from espmedsam_edge.runtime.cores import usable_cores
@@ -69,10 +70,13 @@ def _fits(shape: list[Any], expected: list[int]) -> bool:
 def load_first(
     bundle: Bundle, modality: str | None, precision: str | None, backend: str, threads: int | None
 ) -> Contender:
-    """The bundle's own graph: the one that the others are compared with."""
+    """The bundle's own graph, drawing overlays as ``infer`` does: the one that the others are compared with."""
     graph = bundle.graph(modality, precision)
+    style = OverlayStyle(color_of(graph.modality))
     contender = Contender.load(
-        "", lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads), graph.sha256
+        "",
+        lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style),
+        graph.sha256,
     )
     contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
     return contender
@@ -84,7 +88,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
     Args:
         what: a backend's name, a precision, a name of ``TORCH`` (needs ``checkpoint``), an ONNX file or another
             bundle's folder. PyTorch runs on the GPU where ``first`` does.
-        first: what it is compared with; gives modality, shapes, threshold and normalisation.
+        first: what it is compared with; gives modality, shapes, threshold, normalisation and the overlay to draw.
         checkpoint: the safetensors file the bundle was exported from.
         threads: CPU threads; None: as ``Segmenter.load``.
 
@@ -93,10 +97,11 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         UserError: none of these, or it is not what it should be; says why.
     """
     bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
+    style = first.frame_options.overlay
     if what in BACKENDS:
         return Contender.load(
             f"{what} {graph.precision}",
-            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads),
+            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style),
             graph.sha256,
         )
     if what in PRECISIONS:
@@ -104,7 +109,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         name = first.choice.backend.name
         return Contender.load(
             f"{name} {what}",
-            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads),
+            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style),
             other.sha256,
         )
     if what in TORCH:
@@ -119,7 +124,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         name = first.choice.backend.name
         return Contender.load(
             path.name,
-            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads),
+            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style),
             other.sha256,
         )
     known = [*BACKENDS, *PRECISIONS, *TORCH]
@@ -155,4 +160,5 @@ def runs_on_gpu(segmenter: Segmenter) -> bool:
 
 
 def _wrapped(name: str, first: Segmenter, load: Callable[[], Backend], digest: str) -> Contender:
-    return Contender.load(name, lambda: Segmenter(first.bundle, Choice(load()), first.threshold), digest)
+    style = first.frame_options.overlay
+    return Contender.load(name, lambda: Segmenter(first.bundle, Choice(load()), first.threshold, style), digest)

@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.latency import Latency, Ratio, ratio_of_medians
 from espmedsam_edge.runtime.roofline import Roofline
 from espmedsam_edge.runtime.segmenter import Segmenter
 
-STAGES = ("preprocess", "inference", "postprocess")
+STAGES = ("preprocess", "inference", "postprocess", "overlay")
 _COMPARED_FRAMES = 4
 _SETTLE_SECONDS = 0.01  # lets the threads of the contender before stop spinning
 
@@ -46,10 +46,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one run: frame in to mask out by the clock, and the part of each of ``STAGES``."""
+    """Seconds of one run: frame in to mask and overlay out by the clock, and the part of each of ``STAGES``.
+
+    A backend that draws on the GPU does so within inference; "overlay" is what is left to do on the CPU.
+    """
 
     total: float
-    stages: tuple[float, float, float]
+    stages: tuple[float, float, float, float]
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Series:
 
     @property
     def totals(self) -> list[float]:
-        """Frame-to-mask seconds of each run."""
+        """Seconds of each run, frame to mask and overlay."""
         return [sample.total for sample in self.samples]
 
     def stage(self, name: str) -> list[float]:
@@ -104,7 +107,7 @@ class Series:
 
     @property
     def latency(self) -> Latency:
-        """Frame to mask; of a whole batch where the graph takes several frames."""
+        """Frame to mask and overlay; of a whole batch where the graph takes several frames."""
         return Latency.of(self.totals)
 
     @property
@@ -114,7 +117,7 @@ class Series:
 
     @property
     def around_model(self) -> float:
-        """The part of frame-to-mask time that is not inference, 0..1 (of medians)."""
+        """The part of a frame's time that is not inference, 0..1 (of medians)."""
         return 1 - float(np.median(self.stage("inference"))) / self.latency.p50
 
 
@@ -122,7 +125,8 @@ class Series:
 class Comparison:
     """The first contender's time over another's: below 1, the first is faster.
 
-    ``network``: of the networks alone by the GPU's own clock (medians), a frame; None where one has no such time.
+    ``frame_to_mask``: with the overlay, where it is drawn. ``network``: of the networks alone by the GPU's own clock
+    (medians), a frame; None where one has no such time.
     """
 
     first: str
@@ -308,14 +312,20 @@ def _sample(segmenter: Segmenter, frames: Sequence[Frame], number: int) -> Sampl
     batch = _batch(segmenter, frames, number)
     start = time.perf_counter()
     results = segmenter.segment_batch(batch)
-    total = time.perf_counter() - start
+    segmented = time.perf_counter()
+    style = segmenter.frame_options.overlay
+    if style is not None:
+        for frame, result in zip(batch, results, strict=True):
+            result.overlay(frame, style)
+    end = time.perf_counter()
     timings = [result.timings for result in results]
     stages = (
         sum(t.preprocess for t in timings),
         sum(t.inference for t in timings),
         sum(t.postprocess for t in timings),
+        end - segmented,
     )
-    return Sample(total, stages)
+    return Sample(end - start, stages)
 
 
 def _warm_up(segmenter: Segmenter, frames: Sequence[Frame], seconds: float) -> float:

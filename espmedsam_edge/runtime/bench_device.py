@@ -61,8 +61,15 @@ class DeviceTimes:
         return self.stages["engine"].p50
 
     def against(self, frame_to_mask: float) -> float:
-        """Frame-to-mask time over the engine's alone: 1 would mean that all the rest is free."""
+        """A frame's whole time over the engine's alone: 1 would mean that all the rest is free."""
         return frame_to_mask / self.engine
+
+    @property
+    def kernels(self) -> float | None:
+        """The two kernels' time over the engine's (of medians); None where the network alone was timed."""
+        if "preprocess" not in self.stages:
+            return None
+        return (self.stages["preprocess"].p50 + self.stages["postprocess"].p50) / self.engine
 
     @property
     def transfers(self) -> float:
@@ -71,13 +78,14 @@ class DeviceTimes:
         return copies / (sum(latency.p50 for latency in self.stages.values()) - copies)
 
     def idle(self, frame_to_mask: float) -> float:
-        """The part of frame-to-mask time in which the GPU has nothing to do, 0..1."""
+        """The part of a frame's whole time in which the GPU has nothing to do, 0..1."""
         return max(0.0, 1 - sum(latency.p50 for latency in self.stages.values()) / frame_to_mask)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: milliseconds, bytes, watts."""
         return {
             "stages_ms": {name: latency.milliseconds() for name, latency in self.stages.items()},
+            "kernels_to_engine": None if self.kernels is None else round(self.kernels, 4),
             "memory_bytes": asdict(self.use) if self.use else None,
             "watts": self.watts,
             "power_of": self.power_of,
@@ -88,20 +96,22 @@ class DeviceTimes:
         """For people.
 
         Args:
-            frame_to_mask: median seconds of the same run, host to host.
+            frame_to_mask: median seconds of the same run, host to host, with the overlay.
         """
         stages = ", ".join(f"{name} {1000 * latency.p50:.3f}" for name, latency in self.stages.items())
         lines = [
             f"GPU stages (ms): {stages}",
-            f"frame to mask is {self.against(frame_to_mask):.2f} x the engine alone",
+            f"the whole frame takes {self.against(frame_to_mask):.2f} x the engine alone",
         ]
+        if self.kernels is not None:
+            lines.append(f"the kernels before and after it take {self.kernels:.1%} of the engine's time")
         if self.use is not None:
             lines.append(f"GPU memory: {self.use}")
         if self.transfers > _MUCH_TRANSFER:
             lines.append(f"transfer-bound: copies take {self.transfers:.0%} of the time computed between them")
         if self.use is not None and self.idle(frame_to_mask) > _IDLE:
             lines.append(
-                f"launch-bound: the GPU has nothing to do for {self.idle(frame_to_mask):.0%} of frame to mask, while "
+                f"launch-bound: the GPU has nothing to do for {self.idle(frame_to_mask):.0%} of a frame's time, while "
                 "the CPU copies frames and enqueues; several frames under way (infer) hide that"
             )
         if self.watts is not None and self.joules is not None:

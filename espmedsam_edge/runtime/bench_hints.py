@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from espmedsam_edge.runtime.bench import Result
+from espmedsam_edge.runtime.bench import STAGES, Result
 from espmedsam_edge.runtime.latency import drift
 
 Kind = Literal[
@@ -90,7 +90,7 @@ def _work(result: Result) -> list[Hint]:
     hints = []
     first = result.series[0]
     if first.around_model > AROUND_MODEL:
-        stages = {stage: float(np.median(first.stage(stage))) for stage in ("preprocess", "postprocess")}
+        stages = {stage: float(np.median(first.stage(stage))) for stage in STAGES if stage != "inference"}
         worst = max(stages, key=lambda stage: stages[stage])
         text = (
             f"{first.around_model:.0%} of the frame time is not inference, most of it {worst} "

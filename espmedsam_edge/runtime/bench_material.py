@@ -86,9 +86,12 @@ def _generated_clip(modality: str) -> Iterator[Path]:
 
 
 def time_encoding(material: Material, segmenter: Segmenter) -> Material:
-    """The material with the seconds that drawing and writing each frame's overlay take, to video or to PNG files."""
+    """The material with the seconds that each frame's overlay takes to be written, to video or to PNG files.
+
+    The time to draw it is part of them, unless the segmenter draws on the GPU.
+    """
     frames = material.frames
-    style = OverlayStyle(color_of(segmenter.modality))
+    style = segmenter.frame_options.overlay or OverlayStyle(color_of(segmenter.modality))
     results = [segmenter.segment(frame) for frame in frames]
     seconds = []
     with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:

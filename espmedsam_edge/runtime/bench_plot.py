@@ -10,7 +10,7 @@ from espmedsam_edge.runtime.bench_report import median_ms
 from espmedsam_edge.runtime.environment import install_command
 
 # Okabe and Ito's colours, told apart without colour vision.
-_STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00")
+_STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
 _SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
@@ -41,7 +41,7 @@ def draw_plot(result: Result) -> bytes:
     bars.set_xlim(0, 1.15 * max(left))
     bars.set_ylim(count - 0.4, -0.6)
     bars.set_xlabel("milliseconds a run (medians)")
-    bars.set_title("Frame to mask", fontsize=11)
+    bars.set_title("Frame to mask and overlay", fontsize=11)
     for series, color in zip(result.series, _SERIES_COLORS * count, strict=False):
         times = [1000 * total for total in series.totals]
         runs.plot(

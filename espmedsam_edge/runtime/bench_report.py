@@ -13,9 +13,10 @@ from espmedsam_edge.runtime.bench import STAGES, Comparison, Result, Series
 from espmedsam_edge.runtime.bench_hints import interpret
 from espmedsam_edge.runtime.latency import Latency
 
-SCHEMA = 1
+SCHEMA = 2  # since 2, frame to mask has the overlay in it
 _MIB = 1 << 20
 _COLUMNS = ("p50", "p90", "p99", "mean")
+_NAME = len("frame to mask and overlay")
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _rows(series: Series, result: Result) -> list[tuple[str, Latency]]:
-    rows = [("frame to mask", series.latency)]
+    overlay = series.contender.segmenter.frame_options.overlay is not None
+    rows = [("frame to mask and overlay" if overlay else "frame to mask", series.latency)]
     rows += [(f"  {stage}", Latency.of(series.stage(stage))) for stage in STAGES]
     if series is result.series[0]:
         if len(result.material.decode):
@@ -169,15 +171,15 @@ def as_text(result: Result) -> str:
     ]
     heading = "".join(f"{column:>10}" for column in (*_COLUMNS, "CoV"))
     for series in result.series:
-        lines += ["", f"{series.contender.name}: {_title(series)}", f"  {'milliseconds':<16}{heading}"]
+        lines += ["", f"{series.contender.name}: {_title(series)}", f"  {'milliseconds':<{_NAME}}{heading}"]
         for name, latency in _rows(series, result):
-            lines.append(f"  {name:<16}" + "".join(f"{cell:>10}" for cell in _cells(latency)))
+            lines.append(f"  {name:<{_NAME}}" + "".join(f"{cell:>10}" for cell in _cells(latency)))
         lines += [f"  {line}" for line in _summary(series)]
     if result.comparisons:
         first = result.series[0].contender.name
         width = max(len(c.other) for c in result.comparisons)
         lines += ["", f"{first} takes this part of the other's time (medians, measured in turn; 95 % interval)"]
-        lines.append(f"  {'':<{width}}  {'frame to mask':<24}  {'inference':<24}  equal mask pixels")
+        lines.append(f"  {'':<{width}}  {'frame to overlay':<24}  {'inference':<24}  equal mask pixels")
         for comparison, series in zip(result.comparisons, result.series[1:], strict=True):
             lines.append(
                 f"  {comparison.other:<{width}}  {comparison.frame_to_mask!s:<24}  {comparison.inference!s:<24}  "
@@ -224,7 +226,7 @@ def as_markdown(result: Result) -> str:
             [comparison.other, str(comparison.frame_to_mask), str(comparison.inference), f"{series.mask_agreement:.4%}"]
             for comparison, series in zip(result.comparisons, result.series[1:], strict=True)
         ]
-        lines += _table(["compared with", "frame to mask", "inference", "equal mask pixels"], rows)
+        lines += _table(["compared with", "frame to overlay", "inference", "equal mask pixels"], rows)
     hints = interpret(result)
     if hints:
         lines += ["", "## Hints", "", *(f"- **{hint.kind}**: {hint.text}" for hint in hints)]

@@ -39,7 +39,7 @@ def test_it_prints_a_table_and_writes_json_markdown_and_plot(
     )  # fmt: skip
     out = capsys.readouterr().out
     assert code == 0
-    assert "frame to mask" in out
+    assert "frame to mask and overlay" in out
     assert "takes this part of the other's time" in out
     assert "Roofline: " in out
     data = json.loads(files[0].read_text())

@@ -6,14 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_gpu_backend import Load, bundle, frame_of, load
 
-from espmedsam_edge.runtime import bench_device, cuda_rates
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.evaluation.competitors import load_competitor, load_first
+from espmedsam_edge.runtime import bench_device, cuda_rates, segmentation
 from espmedsam_edge.runtime.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.bench import Contender, Material, Settings, bench
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
+from espmedsam_edge.runtime.bench_material import time_encoding
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
+from espmedsam_edge.runtime.cuda_stream import Stream
 from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.frame_graph import STAGES
 from espmedsam_edge.runtime.latency import Latency
@@ -60,6 +65,44 @@ def test_a_bench_shows_them(load: Load, monkeypatch: pytest.MonkeyPatch) -> None
     assert "GPU stages (ms): upload" in as_markdown(result)
 
 
+def test_the_overlay_is_drawn_and_brought_by_the_gpu_and_by_the_cpu_for_a_contender_there(
+    load: Load, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_device, "find_sensor", lambda: None)
+    load()  # the double stands in TensorRT's place now
+    first = load_first(bundle, "fundus", "fp32", "tensorrt", None)
+    cpu = load_competitor("onnxruntime-cpu", first.segmenter, None, 1)
+    frame = frame_of(48, 64)
+    brought: list[int] = []
+    copy = Stream.copy_to_host
+    drawn = segmentation.draw_overlay
+    on_cpu: list[int] = []
+
+    def copy_noted(self: Stream, target: int, source: int, size: int) -> None:
+        brought.append(size)
+        copy(self, target, source, size)
+
+    def draw_noted(*arguments: Any) -> Any:
+        on_cpu.append(1)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(Stream, "copy_to_host", copy_noted)
+    monkeypatch.setattr(segmentation, "draw_overlay", draw_noted)
+    with first.segmenter, cpu.segmenter:
+        alone = bench([first], Material("noise", [frame]), Settings(0.05, 0.0), collect_environment(Path("/")))
+        runs, logits = len(alone.series[0].samples), 4 * 16 * 16
+        assert sum(size > 4 * frame[..., 0].size for size in brought if size != logits) >= runs + 20  # stages as well
+        assert min(size for size in brought if size != logits) > 4 * frame[..., 0].size  # a mask's byte, an overlay's 3
+        assert "frame to mask and overlay" in as_text(alone)
+        time_encoding(alone.material, first.segmenter)
+        assert on_cpu == []
+        both = bench([first, cpu], Material("noise", [frame]), Settings(0.05, 0.0), collect_environment(Path("/")))
+        assert len(on_cpu) == 2 + len(both.series[1].samples)  # two to warm up
+        gpu_drawing, cpu_drawing = (np.median(series.stage("overlay")) for series in both.series)
+        assert gpu_drawing < cpu_drawing
+    first.segmenter.close()
+
+
 def test_the_copy_rate_counts_reading_and_writing(machine: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_rates, "_SIZE", 1 << 20)
     assert cuda_rates.copy_rate() == pytest.approx(2 * (1 << 20) / 0.0015, rel=1e-3)  # the double's clock: 1.5 ms
@@ -93,6 +136,7 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
     assert [comparison.network for comparison in result.comparisons] == [pytest.approx(first.engine / 0.006), None]
     shown = as_json(result)
     assert shown["contenders"][1]["device_times"]["memory_bytes"] is None
+    assert shown["contenders"][1]["device_times"]["kernels_to_engine"] is None
     assert shown["comparisons"][0]["network_on_gpu"] == result.comparisons[0].network
     assert "Networks alone on the GPU: gpu takes " in as_text(result)
 
@@ -102,9 +146,11 @@ def test_what_bounds_a_frame_is_said() -> None:
         stages = {name: Latency.of([value / 1000]) for name, value in zip(STAGES, milliseconds, strict=True)}
         return DeviceTimes(stages, DeviceUse(1, 1, 1, 1, 1))
 
+    assert times(0.4, 0.1, 1.6, 0.06, 0.4).as_json()["kernels_to_engine"] == 0.1
     copying = "\n".join(times(0.4, 0.1, 1.0, 0.1, 0.4).lines(0.0022))
+    assert "take 20.0% of the engine's time" in copying
     assert "transfer-bound: copies take 67% of the time computed between them" in copying
     assert "launch-bound" not in copying
     waiting = "\n".join(times(0.1, 0.1, 1.0, 0.1, 0.1).lines(0.0028))
-    assert "launch-bound: the GPU has nothing to do for 50% of frame to mask" in waiting
+    assert "launch-bound: the GPU has nothing to do for 50% of a frame's time" in waiting
     assert "transfer-bound" not in waiting

@@ -97,11 +97,10 @@ def test_masks_of_the_toy_are_those_of_onnxruntime(flavour: str, folder: Path, m
     _compare(Bundle.open(path) if path.exists() else save_toy_bundle(path), flavour, "fp32", _frames())
 
 
-def test_a_bundle_of_ones_own(flavour: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ESPMEDSAM_BUNDLE names it; every graph of its first modality is compared."""
+def test_a_bundle_of_ones_own(flavour: str) -> None:
+    """ESPMEDSAM_BUNDLE names it; every graph of its first modality is compared, with the engines that there are."""
     if "ESPMEDSAM_BUNDLE" not in os.environ:
         pytest.skip("set ESPMEDSAM_BUNDLE to a bundle to compare its engines")
-    monkeypatch.setenv("ESPMEDSAM_CACHE", str(folder / "cache"))
     bundle = Bundle.open(os.environ["ESPMEDSAM_BUNDLE"])
     modality = bundle.manifest.modalities[0]
     rng = np.random.default_rng(3)

@@ -38,7 +38,7 @@ class Clock:
         def run(number: int) -> Sample:
             self.calls.append(f"{name}{number}")
             self.now += seconds
-            return Sample(seconds, (0.0, seconds, 0.0))
+            return Sample(seconds, (0.0, seconds, 0.0, 0.0))
 
         return run
 
@@ -155,7 +155,7 @@ def test_cores_busy_is_cpu_time_over_the_clock(measured: Result) -> None:
 def test_json_holds_everything_and_is_plain(measured: Result) -> None:
     data = as_json(measured)
     assert json.loads(json.dumps(data)) == data
-    assert (data["schema"], data["kind"]) == (1, "bench")
+    assert (data["schema"], data["kind"]) == (2, "bench")
     assert data["source"] == {"description": "3 frames of noise", "frames": 3, "height": 96, "width": 128}
     assert re.fullmatch(r"[0-9a-f]{64}", data["bundle"]["manifest_sha256"])
     assert data["environment"]["packages"]["onnxruntime"]
@@ -203,7 +203,7 @@ def steady(result: Result, samples: list[Sample]) -> Result:
 
 
 def sample(total: float, preprocess: float = 0.0) -> Sample:
-    return Sample(total, (preprocess, total - preprocess, 0.0))
+    return Sample(total, (preprocess, total - preprocess, 0.0, 0.0))
 
 
 def kinds(result: Result) -> list[str]:

@@ -1,0 +1,176 @@
+"""What the GPU path has to reach, read from the results of gpu_check.py: a value, its limit, met or missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Verdict = Literal["met", "missed", "not measured"]
+Found = tuple[float | None, str]
+"""A value, and of what it is; or None, and why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit, and what was found.
+
+    Attributes:
+        name: what is measured.
+        value: in ``unit``; None: not measured.
+        limit: in ``unit``.
+        at_most: the limit is not to be exceeded; otherwise it is to be reached.
+        unit: of both.
+        note: of what the value is, or why there is none.
+    """
+
+    name: str
+    value: float | None
+    limit: float
+    at_most: bool
+    unit: str
+    note: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the value keeps the limit."""
+        if self.value is None:
+            return "not measured"
+        return "met" if (self.value <= self.limit if self.at_most else self.value >= self.limit) else "missed"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "verdict": self.verdict}
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """For a table: name, value, limit, verdict, note."""
+        value = "-" if self.value is None else self._text(self.value)
+        return self.name, value, f"{'≤' if self.at_most else '≥'} {self._text(self.limit)}", self.verdict, self.note
+
+    def _text(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Sanitized:
+    """One tool of compute-sanitizer: its verdict as a step, and what it said last."""
+
+    verdict: str
+    note: str
+
+    @property
+    def found_something(self) -> bool:
+        """Whether it ran to its end and did not pass."""
+        return self.verdict == "FAILED" and not self.note.startswith("stopped after")
+
+
+def targets(out: Path, sanitized: Sequence[Sanitized]) -> list[Target]:
+    """Every target, from the JSON in a results folder.
+
+    Args:
+        out: the folder.
+        sanitized: the tools of compute-sanitizer, three of them if all were tried.
+    """
+
+    def of(name: str, limit: float, unit: str, found: Found, *, at_most: bool = True) -> Target:
+        value, note = found
+        return Target(name, value, limit, at_most, unit, note)
+
+    bench, compare = out / "bench-fp16.json", out / "compare.json"
+    return [
+        of("engine, FP16, batch 1, 1024 x 1024", 1.5, "ms", _read(bench, _engine)),
+        of("frame to mask and overlay at 1080p, over the engine", 1.25, "x", _read(bench, _whole_frame)),
+        of("p99 over p50, frame to mask and overlay", 1.2, "x", _read(bench, _tail)),
+        of("faster than eager PyTorch in FP32", 10, "x", _read(compare, _against("torch eager")), at_most=False),
+        of("faster than torch.compile in FP16", 2, "x", _read(compare, _against("torch compile fp16")), at_most=False),
+        of("preprocess and postprocess, over the engine", 0.05, "%", _read(bench, _kernels)),
+        of("kernels, over the copy rate", 0.6, "%", _read(out / "kernels.json", _copy_rate), at_most=False),
+        of("video to video, over its slowest stage alone", 0.95, "%", _read(out / "video.json", _video), at_most=False),
+        of("tools of compute-sanitizer that found something", 0, "", _sanitizer(sanitized)),
+    ]
+
+
+def _read(path: Path, take: Callable[[dict[str, Any]], Found]) -> Found:
+    if not path.is_file():
+        return None, f"there is no {path.name}"
+    return take(json.loads(path.read_text()))
+
+
+def _own(contender: dict[str, Any]) -> str | None:
+    """Why a contender is not the engine that the targets are of; None if it is."""
+    if contender["device_times"] is None:
+        return f"{contender['backend']} has no times of a GPU"
+    kind = (contender["precision"], contender["batch"], contender["image_size"])
+    return None if kind == ("fp16", 1, 1024) else "measured was {}, batch {}, at {} pixels".format(*kind)
+
+
+def _engine_ms(contender: dict[str, Any]) -> float:
+    return float(contender["device_times"]["stages_ms"]["engine"]["p50"])
+
+
+def _engine(bench: dict[str, Any]) -> Found:
+    own = bench["contenders"][0]
+    reason = _own(own)
+    return (None, reason) if reason else (_engine_ms(own), f"median, {own['backend']}, {own['device']}")
+
+
+def _whole_frame(bench: dict[str, Any]) -> Found:
+    own, source = bench["contenders"][0], bench["source"]
+    reason = _own(own)
+    if reason is None and (source["width"], source["height"]) != (1920, 1080):
+        reason = f"frames were {source['width']} x {source['height']}"
+    if reason is None and bench["schema"] < 2:
+        reason = "measured without the overlay"
+    if reason:
+        return None, reason
+    milliseconds = float(own["frame_to_mask_ms"]["p50"])
+    return milliseconds / _engine_ms(own), f"{milliseconds:.3f} ms, median"
+
+
+def _tail(bench: dict[str, Any]) -> Found:
+    own = bench["contenders"][0]
+    times = own["frame_to_mask_ms"]
+    reason = _own(own)
+    return (None, reason) if reason else (times["p99"] / times["p50"], f"{times['samples']} runs")
+
+
+def _kernels(bench: dict[str, Any]) -> Found:
+    own = bench["contenders"][0]
+    reason = _own(own)
+    return (None, reason) if reason else (own["device_times"]["kernels_to_engine"], "medians")
+
+
+def _against(other: str) -> Callable[[dict[str, Any]], Found]:
+    def take(compare: dict[str, Any]) -> Found:
+        reason = _own(compare["contenders"][0])
+        if reason:
+            return None, reason
+        for comparison in compare["comparisons"]:
+            if comparison["to"] == other and comparison["network_on_gpu"]:
+                whole = 1 / comparison["frame_to_mask"]["value"]
+                return 1 / comparison["network_on_gpu"], f"networks alone; frame to mask and overlay {whole:.3g} x"
+        name = "-".join(other.split()[:2])
+        return None, next((line for line in compare["left_out"] if line.startswith(f"{name}:")), f"no {other}")
+
+    return take
+
+
+def _copy_rate(kernels: dict[str, Any]) -> Found:
+    worst = min(kernels["rows"], key=lambda row: row["of_copy"])
+    return worst["of_copy"], f"the slowest of {len(kernels['rows'])}: {worst['name']}"
+
+
+def _video(video: dict[str, Any]) -> Found:
+    return video["of_slowest"], f"slowest alone: {video['slowest']}"
+
+
+def _sanitizer(tools: Sequence[Sanitized]) -> Found:
+    found = [tool for tool in tools if tool.found_something]
+    if found:
+        return len(found), found[0].note
+    open_ = next((tool for tool in tools if tool.verdict != "passed"), None)
+    if open_ is not None or len(tools) < 3:
+        return None, open_.note if open_ else "not all were run"
+    return 0, "memcheck, racecheck, initcheck"
