@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import atomic_directory, sha256_file
 from espmedsam_edge.modalities import choose
+from espmedsam_edge.onnx_file import check_self_contained
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -182,23 +183,24 @@ class Bundle:
             )
         return graphs[precision]
 
-    def graph_path(self, graph: Graph, *, verify: bool = True) -> Path:
-        """The graph's file, inside the bundle, its SHA-256 checked against the manifest.
+    def graph_path(self, graph: Graph) -> Path:
+        """The graph's file, inside the bundle, its SHA-256 checked against the manifest, and whole.
 
         Raises:
-            UserError: missing, outside the folder (a link), or changed.
+            UserError: missing, outside the folder (a link), changed, or with weights in another file.
         """
         file = self.path / graph.file
         if not file.is_file():
             raise UserError(f"{file} is missing.", "Copy the whole bundle again, or export it again.", exit_code=1)
         if file.resolve().parent != self.path.resolve():
             raise UserError(f"{file} leads out of the bundle.", "A bundle holds its own files; export it again.")
-        if verify and sha256_file(file) != graph.sha256:
+        if sha256_file(file) != graph.sha256:
             raise UserError(
                 f"{file} is not the file that export wrote (SHA-256 differs).",
                 "Copy or export the bundle again.",
                 exit_code=1,
             )
+        check_self_contained(file)
         return file
 
 
