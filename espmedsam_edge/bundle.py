@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import atomic_directory, sha256_file
+from espmedsam_edge.files import atomic_directory, directory_lock, sha256_file
 from espmedsam_edge.modalities import choose
 from espmedsam_edge.onnx_file import check_self_contained
 
@@ -238,21 +238,25 @@ def graph_file_name(modality: str, precision: Precision, modalities: int) -> str
 def write_bundle(path: str | Path, *, extend: bool = False) -> Iterator[BundleDraft]:
     """Write a new bundle, or with ``extend`` change one; set ``draft.manifest`` before the block ends.
 
-    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was.
+    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was. Of several
+    processes that extend one bundle, each waits for those before it and adds to what they wrote.
 
     Raises:
-        UserError: ``path`` exists and is not a bundle, or cannot be written.
+        UserError: ``path`` exists and is not a bundle, cannot be written, or was replaced while it was extended.
     """
     path = Path(path)
     if extend:
-        manifest: Manifest | None = Bundle.open(path).manifest
-    else:
-        manifest = None
-        if path.exists() and not (path / MANIFEST).is_file():
-            raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
-    with atomic_directory(path, keep=extend) as folder:
+        Bundle.open(path)  # says what is wrong where there is none
+    elif path.exists() and not (path / MANIFEST).is_file():
+        raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
+    with ExitStack() as stack:
+        unreplaced = stack.enter_context(directory_lock(path)) if extend else None
+        manifest = Bundle.open(path).manifest if extend else None  # again: it may have had to wait
+        folder = stack.enter_context(atomic_directory(path, keep=extend))
         draft = BundleDraft(folder, manifest)
         yield draft
+        if unreplaced is not None and not unreplaced():
+            raise UserError(f"another command replaced {path} meanwhile.", "Run this one again.", exit_code=1)
         if draft.manifest is None:
             raise ValueError("write_bundle: the draft's manifest was never set")
         text = json.dumps(draft.manifest.model_dump(mode="json"), indent=2) + "\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from espmedsam_edge.bundle import MANIFEST, Bundle, Manifest, Normalization, Weights, graph_file_name, write_bundle
+from espmedsam_edge.bundle import (
+    MANIFEST,
+    Bundle,
+    Manifest,
+    Normalization,
+    Precision,
+    Weights,
+    graph_file_name,
+    write_bundle,
+)
 from espmedsam_edge.errors import UserError
 
 PLAIN = b"\x12\x10not a real graph"  # the shortest ONNX file that says something: the name of its producer
@@ -89,6 +101,55 @@ def test_replacing_a_file_of_an_extended_bundle_leaves_the_old_content_to_its_re
     with pytest.raises(RuntimeError):
         failing()
     assert bundle.graph_path(bundle.graph()).read_bytes() == PLAIN
+
+
+def add_graph(path: Path, precision: Precision, inside: Callable[[], object] = lambda: None) -> None:
+    """Extend a bundle as calibrate does; ``inside`` runs while it is being extended."""
+    with write_bundle(path, extend=True) as draft:
+        inside()
+        name = f"{precision}.onnx"
+        draft.new_file(name).write_bytes(PLAIN)
+        graph = draft.graph(name, modality="fundus", precision=precision, image_size=64)
+        assert draft.manifest is not None
+        draft.manifest = draft.manifest.model_copy(update={"graphs": [*draft.manifest.graphs, graph]})
+
+
+def test_two_that_extend_a_bundle_at_once_both_add_to_it(bundle: Bundle) -> None:
+    inside, second_inside, go = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert go.wait(30)
+
+    # Locks belong to open files, so threads show what processes do.
+    first = threading.Thread(target=add_graph, args=(bundle.path, "fp16", hold))
+    second = threading.Thread(target=add_graph, args=(bundle.path, "int8", second_inside.set))
+    first.start()
+    assert inside.wait(30)
+    second.start()
+    assert not second_inside.wait(0.3)
+    go.set()
+    first.join(30)
+    second.join(30)
+    opened = Bundle.open(bundle.path)
+    assert [graph.precision for graph in opened.manifest.graphs] == ["fp32", "fp16", "int8"]
+    assert all(opened.graph_path(graph).is_file() for graph in opened.manifest.graphs)
+
+
+def test_a_bundle_replaced_while_it_is_extended_is_not_lost(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"another command replaced .*fundus\.bundle meanwhile. Run this one again"):
+        add_graph(bundle.path, "fp16", lambda: write_plain_bundle(bundle.path, threshold=0.4))
+    manifest = Bundle.open(bundle.path).manifest
+    assert (manifest.threshold, len(manifest.graphs)) == (0.4, 1)
+
+
+def test_a_file_system_without_locks_still_extends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    add_graph(bundle.path, "fp16")
+    assert len(Bundle.open(bundle.path).manifest.graphs) == 2
 
 
 def test_file_names_by_modality() -> None:
