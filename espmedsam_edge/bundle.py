@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import atomic_directory, sha256_file
+from espmedsam_edge.files import atomic_directory, directory_lock, sha256_file
 from espmedsam_edge.modalities import choose
+from espmedsam_edge.onnx_file import check_self_contained
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -182,23 +183,24 @@ class Bundle:
             )
         return graphs[precision]
 
-    def graph_path(self, graph: Graph, *, verify: bool = True) -> Path:
-        """The graph's file, inside the bundle, its SHA-256 checked against the manifest.
+    def graph_path(self, graph: Graph) -> Path:
+        """The graph's file, inside the bundle, its SHA-256 checked against the manifest, and whole.
 
         Raises:
-            UserError: missing, outside the folder (a link), or changed.
+            UserError: missing, outside the folder (a link), changed, or with weights in another file.
         """
         file = self.path / graph.file
         if not file.is_file():
             raise UserError(f"{file} is missing.", "Copy the whole bundle again, or export it again.", exit_code=1)
         if file.resolve().parent != self.path.resolve():
             raise UserError(f"{file} leads out of the bundle.", "A bundle holds its own files; export it again.")
-        if verify and sha256_file(file) != graph.sha256:
+        if sha256_file(file) != graph.sha256:
             raise UserError(
                 f"{file} is not the file that export wrote (SHA-256 differs).",
                 "Copy or export the bundle again.",
                 exit_code=1,
             )
+        check_self_contained(file)
         return file
 
 
@@ -236,21 +238,25 @@ def graph_file_name(modality: str, precision: Precision, modalities: int) -> str
 def write_bundle(path: str | Path, *, extend: bool = False) -> Iterator[BundleDraft]:
     """Write a new bundle, or with ``extend`` change one; set ``draft.manifest`` before the block ends.
 
-    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was.
+    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was. Of several
+    processes that extend one bundle, each waits for those before it and adds to what they wrote.
 
     Raises:
-        UserError: ``path`` exists and is not a bundle, or cannot be written.
+        UserError: ``path`` exists and is not a bundle, cannot be written, or was replaced while it was extended.
     """
     path = Path(path)
     if extend:
-        manifest: Manifest | None = Bundle.open(path).manifest
-    else:
-        manifest = None
-        if path.exists() and not (path / MANIFEST).is_file():
-            raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
-    with atomic_directory(path, keep=extend) as folder:
+        Bundle.open(path)  # says what is wrong where there is none
+    elif path.exists() and not (path / MANIFEST).is_file():
+        raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
+    with ExitStack() as stack:
+        unreplaced = stack.enter_context(directory_lock(path)) if extend else None
+        manifest = Bundle.open(path).manifest if extend else None  # again: it may have had to wait
+        folder = stack.enter_context(atomic_directory(path, keep=extend))
         draft = BundleDraft(folder, manifest)
         yield draft
+        if unreplaced is not None and not unreplaced():
+            raise UserError(f"another command replaced {path} meanwhile.", "Run this one again.", exit_code=1)
         if draft.manifest is None:
             raise ValueError("write_bundle: the draft's manifest was never set")
         text = json.dumps(draft.manifest.model_dump(mode="json"), indent=2) + "\n"

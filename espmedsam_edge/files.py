@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
@@ -122,6 +124,34 @@ def atomic_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
                 temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def directory_lock(path: Path) -> Iterator[Callable[[], bool]]:
+    """Hold the right to replace an existing directory; waits while another process holds it.
+
+    Yields a function that tells whether the directory at ``path`` is still the one that is held: nothing stops writers
+    that do not ask. The lock goes with its process, however that ends; file systems without locks have none.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_open_file(descriptor, path):
+                yield partial(is_open_file, descriptor, path)
+                return
+            # The process that held it has put another in its place.
+        finally:
+            os.close(descriptor)
+
+
+def is_open_file(descriptor: int, path: Path) -> bool:
+    """Whether ``path`` still names the file or directory that is open under ``descriptor``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def _link_or_copy(source: str, target: str) -> str:

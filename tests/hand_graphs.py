@@ -81,6 +81,11 @@ def hand_graph(precision: Precision, *, opset: int = 20, foreign: str | None = N
     return bytes(model.SerializeToString())
 
 
+def empty_graph(name: bytes) -> bytes:
+    """The shortest ONNX file that says something, its producer's name: for what happens before a backend loads it."""
+    return b"\x12" + bytes([len(name)]) + name
+
+
 def hand_bundle(path: Path, graphs: dict[Precision, bytes], image_size: int = SIZE) -> Bundle:
     """A bundle of one modality, fundus, with these graph files, each listed under its key's precision."""
     with write_bundle(path) as draft:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from espmedsam_edge.bundle import MANIFEST, Bundle, Manifest, Normalization, Weights, graph_file_name, write_bundle
+from espmedsam_edge.bundle import (
+    MANIFEST,
+    Bundle,
+    Manifest,
+    Normalization,
+    Precision,
+    Weights,
+    graph_file_name,
+    write_bundle,
+)
 from espmedsam_edge.errors import UserError
 
+PLAIN = b"\x12\x10not a real graph"  # the shortest ONNX file that says something: the name of its producer
 
-def write_plain_bundle(path: Path, content: bytes = b"not a real graph", **fields: Any) -> Bundle:
-    """A bundle whose graph is any bytes: enough for everything that happens before a backend loads it."""
+
+def write_plain_bundle(path: Path, content: bytes = PLAIN, **fields: Any) -> Bundle:
+    """A bundle whose graph computes nothing: enough for everything that happens before a backend loads it."""
     with write_bundle(path) as draft:
         draft.new_file("fp32.onnx").write_bytes(content)
         graph = draft.graph("fp32.onnx", modality="fundus", precision="fp32", image_size=64)
@@ -55,7 +69,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert manifest.modalities == ["fundus"]
     assert manifest.graphs[0].input_shape == (1, 3, 64, 64)
     assert manifest.graphs[0].output_shape == (1, 1, 16, 16)
-    assert written.graph_path(written.graph()).read_bytes() == b"not a real graph"
+    assert written.graph_path(written.graph()).read_bytes() == PLAIN
 
 
 def test_a_bundle_moves(bundle: Bundle, tmp_path: Path) -> None:
@@ -67,13 +81,13 @@ def test_a_bundle_moves(bundle: Bundle, tmp_path: Path) -> None:
 def test_extending_keeps_what_there_is(bundle: Bundle) -> None:
     with write_bundle(bundle.path, extend=True) as draft:
         assert draft.manifest is not None
-        draft.new_file("fp16.onnx").write_bytes(b"half")
+        draft.new_file("fp16.onnx").write_bytes(b"\x12\x04half")
         graph = draft.graph("fp16.onnx", modality="fundus", precision="fp16", image_size=64)
         draft.manifest = draft.manifest.model_copy(update={"graphs": [*draft.manifest.graphs, graph]})
     opened = Bundle.open(bundle.path)
     assert [graph.precision for graph in opened.manifest.graphs] == ["fp32", "fp16"]
     assert opened.graph().precision == "fp32"
-    assert opened.graph_path(opened.graph("fundus", "fp16")).read_bytes() == b"half"
+    assert opened.graph_path(opened.graph("fundus", "fp16")).read_bytes() == b"\x12\x04half"
 
 
 def test_replacing_a_file_of_an_extended_bundle_leaves_the_old_content_to_its_readers(bundle: Bundle) -> None:
@@ -86,7 +100,56 @@ def test_replacing_a_file_of_an_extended_bundle_leaves_the_old_content_to_its_re
 
     with pytest.raises(RuntimeError):
         failing()
-    assert bundle.graph_path(bundle.graph()).read_bytes() == b"not a real graph"
+    assert bundle.graph_path(bundle.graph()).read_bytes() == PLAIN
+
+
+def add_graph(path: Path, precision: Precision, inside: Callable[[], object] = lambda: None) -> None:
+    """Extend a bundle as calibrate does; ``inside`` runs while it is being extended."""
+    with write_bundle(path, extend=True) as draft:
+        inside()
+        name = f"{precision}.onnx"
+        draft.new_file(name).write_bytes(PLAIN)
+        graph = draft.graph(name, modality="fundus", precision=precision, image_size=64)
+        assert draft.manifest is not None
+        draft.manifest = draft.manifest.model_copy(update={"graphs": [*draft.manifest.graphs, graph]})
+
+
+def test_two_that_extend_a_bundle_at_once_both_add_to_it(bundle: Bundle) -> None:
+    inside, second_inside, go = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert go.wait(30)
+
+    # Locks belong to open files, so threads show what processes do.
+    first = threading.Thread(target=add_graph, args=(bundle.path, "fp16", hold))
+    second = threading.Thread(target=add_graph, args=(bundle.path, "int8", second_inside.set))
+    first.start()
+    assert inside.wait(30)
+    second.start()
+    assert not second_inside.wait(0.3)
+    go.set()
+    first.join(30)
+    second.join(30)
+    opened = Bundle.open(bundle.path)
+    assert [graph.precision for graph in opened.manifest.graphs] == ["fp32", "fp16", "int8"]
+    assert all(opened.graph_path(graph).is_file() for graph in opened.manifest.graphs)
+
+
+def test_a_bundle_replaced_while_it_is_extended_is_not_lost(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"another command replaced .*fundus\.bundle meanwhile. Run this one again"):
+        add_graph(bundle.path, "fp16", lambda: write_plain_bundle(bundle.path, threshold=0.4))
+    manifest = Bundle.open(bundle.path).manifest
+    assert (manifest.threshold, len(manifest.graphs)) == (0.4, 1)
+
+
+def test_a_file_system_without_locks_still_extends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    add_graph(bundle.path, "fp16")
+    assert len(Bundle.open(bundle.path).manifest.graphs) == 2
 
 
 def test_file_names_by_modality() -> None:
@@ -272,13 +335,13 @@ with write_bundle({str(bundle.path)!r}, extend={extend}) as draft:
     process.stdout.close()
     opened = Bundle.open(bundle.path)
     assert opened.manifest == bundle.manifest
-    assert opened.graph_path(opened.graph()).read_bytes() == b"not a real graph"
+    assert opened.graph_path(opened.graph()).read_bytes() == PLAIN
 
 
 def test_a_command_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) -> None:
     """Rewrites a bundle over and over; whenever the kill comes, one of the versions is there in full."""
     path = tmp_path / "b"
-    write_plain_bundle(path, b"0" * 1000)
+    write_plain_bundle(path, b"\x12\xe8\x07" + b"0" * 1000)
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -286,7 +349,7 @@ from pathlib import Path
 from test_bundle import write_plain_bundle
 print("writing", flush=True)
 for number in range(1, 100_000):
-    write_plain_bundle(Path({str(path)!r}), str(number % 10).encode() * 1000)
+    write_plain_bundle(Path({str(path)!r}), bytes([0x12, 0xE8, 0x07]) + str(number % 10).encode() * 1000)
 """
     for delay in (0.01, 0.04, 0.09):
         process = subprocess.Popen(
@@ -302,8 +365,8 @@ for number in range(1, 100_000):
         process.stdout.close()
         opened = Bundle.open(path)
         content = opened.graph_path(opened.graph()).read_bytes()
-        assert len(content) == 1000
-        assert len(set(content)) == 1
+        assert len(content) == 1003
+        assert len(set(content[3:])) == 1
 
 
 def test_normalization_is_imagenets_unless_said() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, atomic_write, sha256_file, write_errors
+from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256_file, write_errors
 from espmedsam_edge.runtime import engine_build
 from espmedsam_edge.runtime.cache_place import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime.cuda_driver import find_gpu
@@ -210,7 +210,7 @@ def building_lock(folder: Path, stem: str, say: Say = _silent) -> Iterator[bool]
         descriptor = _open_lock(folder, file)
         try:
             waited = _acquire(descriptor, stem, say) or waited
-            if not _is(descriptor, file):
+            if not is_open_file(descriptor, file):
                 continue  # removed by a clean-up between opening and locking: another process may hold a new one
             yield waited
             return
@@ -250,13 +250,6 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
         else:
             return waited
-
-
-def _is(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except OSError:
-        return False
 
 
 def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_build.OnProgress) -> EnginePlan:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
+from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
 from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
 from espmedsam_edge.runtime.engine_timing import median_milliseconds
@@ -32,7 +33,6 @@ from espmedsam_edge.runtime.network_precision import (
     read_arithmetic,
     read_engine,
 )
-from espmedsam_edge.runtime.onnx_header import read_header
 from espmedsam_edge.runtime.tensorrt_api import (
     Flavour,
     Log,

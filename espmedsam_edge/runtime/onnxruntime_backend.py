@@ -41,7 +41,6 @@ def load_file(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxR
         UserError: the file is not a graph ONNX Runtime can run, or not the one the manifest describes.
     """
     threads = usable_cores() if threads is None else threads
-    check_self_contained(file)
     cuda = name != "onnxruntime-cpu" and "CUDAExecutionProvider" in _providers()
     session = open_session(file, threads, cuda=cuda)
     on_cuda = "CUDAExecutionProvider" in session.get_providers()
@@ -91,17 +90,6 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """See ``Backend.close``."""
         self._session = self._binding = None
-
-
-def check_self_contained(file: Path) -> None:
-    """Refuse a graph that keeps weights in another file, at a path of its choice: its hash says nothing about those.
-
-    Raises:
-        UserError: it does.
-    """
-    # In ONNX's protobuf such a tensor has an entry with the key "location": field 1, 8 bytes long.
-    if b"\x0a\x08location\x12" in file.read_bytes():
-        raise UserError(f"{file} keeps weights outside the file.", "A bundle's graphs are whole; export it again.")
 
 
 def check_signature(session: Any, graph: Graph, file: Path) -> None:

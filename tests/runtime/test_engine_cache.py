@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_graphs import hand_bundle
+from hand_graphs import empty_graph, hand_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
@@ -85,7 +85,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return hand_bundle(tmp_path / "fundus.bundle", {"fp16": b"graph of fp16", "int8": b"graph of int8"})
+    graphs = {"fp16": empty_graph(b"graph of fp16"), "int8": empty_graph(b"graph of int8")}
+    return hand_bundle(tmp_path / "fundus.bundle", graphs)  # type: ignore[arg-type]
 
 
 class TestUse:
@@ -149,7 +150,7 @@ class TestStaleAndForeign:
         return line.removeprefix("fundus fp16: the engine in the cache is not used, ").removesuffix("; building anew.")
 
     def test_an_older_graph(self, machine: Machine, bundle: Bundle, tmp_path: Path) -> None:
-        newer = hand_bundle(bundle.path, {"fp16": b"a newer graph of fp16"})
+        newer = hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph of fp16")})
         assert self.reason(machine, newer) == "it was built from an older fp16.onnx"
         assert not self.old.path.exists(), "nothing will want it again"
 
@@ -439,7 +440,7 @@ class TestInventory:
     ) -> None:
         kept = machine.engine(bundle, "int8")
         machine.engine(bundle, "fp16").path.write_bytes(b"damaged")
-        other = hand_bundle(bundle.path.with_name("other.bundle"), {"fp16": b"another"})
+        other = hand_bundle(bundle.path.with_name("other.bundle"), {"fp16": empty_graph(b"another")})
         machine.engine(other)
         for file in other.path.iterdir():
             file.unlink()
@@ -467,7 +468,7 @@ class TestInventory:
 
     def test_a_changed_graph_makes_its_engine_outdated(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         machine.engine(bundle)
-        hand_bundle(bundle.path, {"fp16": b"a newer graph"})
+        hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph")})
         (entry,) = engine_inventory.entries(folder)
         assert entry.outdated == f"{bundle.path} has another fp16 graph of fundus now"
 
