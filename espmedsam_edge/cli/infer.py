@@ -77,7 +77,9 @@ def command(
     ),
     decoder: Decoder = typer.Option("auto", help="Of streams: hardware is the Jetson's, by GStreamer."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
-    overwrite: bool = typer.Option(True, help="Replace results that exist."),
+    overwrite: bool = typer.Option(
+        True, help="Replace results that exist; those of cameras and streams stay, and new ones are numbered."
+    ),
     serve: str | None = typer.Option(
         None,
         metavar="[HOST:]PORT",
@@ -106,7 +108,7 @@ def command(
     from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
-    from espmedsam_edge.runtime.outputs import plan_places
+    from espmedsam_edge.runtime.outputs import numbered, plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -137,6 +139,9 @@ def command(
         tables=[path for path in (csv, plot) if path is not None],
         elsewhere=stream is not None or serve is not None,
     )
+    if places.kept is not None:
+        _notice(f"{places.kept} exists and is kept; this run writes {numbered(places.kept, places.number)}.")
+    measured = measured.numbered(places.number)
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
-from espmedsam_edge.runtime.outputs import Places
+from espmedsam_edge.runtime.outputs import Places, numbered
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced, Sink
 from espmedsam_edge.runtime.sources import Source
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
@@ -41,6 +41,12 @@ class Measurements:
     uids: str | None = None
     table: Path | None = None
     plot: Path | None = None
+
+    def numbered(self, number: int) -> Measurements:
+        """With the number of the run's other results in the names of the files."""
+        jsonl = self.jsonl if self.jsonl in (None, "-") else str(numbered(Path(self.jsonl), number))
+        table, plot = (None if path is None else numbered(path, number) for path in (self.table, self.plot))
+        return replace(self, jsonl=jsonl, table=table, plot=plot)
 
 
 def plan_jobs(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
@@ -28,6 +28,8 @@ class Places:
         mask_videos: the recording of the masks of each video, or None for none.
         segmentations: the DICOM-SEG of each input file, or None for none.
         mask_video_folder, segmentation_folder: for the report.
+        number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
+        kept: the first result of an earlier run that is kept for that; None where there is none.
     """
 
     overlays: dict[Path, Path] | None
@@ -38,6 +40,8 @@ class Places:
     segmentations: dict[Path, Path] | None = None
     mask_video_folder: Path | None = None
     segmentation_folder: Path | None = None
+    number: int = 1
+    kept: Path | None = None
 
     def files(self) -> list[Path]:
         """Every file (for the masks of a video: folder) that is written."""
@@ -60,14 +64,15 @@ def plan_places(
     """Decide on every output's path before anything is read.
 
     With nothing else wanted, overlays go to ``NAME-overlay.png`` or ``.mp4`` in the current folder for one file, else
-    to the folder ``overlays``.
+    to the folder ``overlays``. What a live source gives cannot be made again, so it replaces nothing: where results of
+    an earlier run stand, all that this run has of live sources is numbered (``rec-2.mkv``).
 
     Args:
         sources: what is segmented.
         out: of the overlays: a file for one input file, else a folder.
         masks: the folder of the mask PNGs.
-        jsonl: the file of measurements.
-        overwrite: whether files that exist may be replaced.
+        jsonl: the file of measurements; the caller numbers it and ``tables`` where there is a live source.
+        overwrite: whether files that exist may be replaced, or live sources' be numbered.
         mask_video: of the recordings of the masks: a file for one video, else a folder.
         dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
         tables: further files that are written, one a run.
@@ -111,8 +116,49 @@ def plan_places(
         mask_video,
         dicom_seg,
     )
-    _check_conflicts(inputs, places, [*([jsonl] if jsonl else []), *tables], overwrite=overwrite)
+    others = [*([jsonl] if jsonl else []), *tables]
+    live = {file for source in sources if source.live for file in source.files}
+    if live and overwrite:
+        places = _beside_earlier_ones(places, live, others)
+        others = [numbered(path, places.number) for path in others]
+    _check_conflicts(inputs, places, others, overwrite=overwrite)
     return places
+
+
+def numbered(path: Path, number: int) -> Path:
+    """``rec.mkv`` as ``rec-2.mkv``; 1 leaves it as it is."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path]) -> Places:
+    """The places, those of live sources with the first number under which nothing stands."""
+    kinds = (places.overlays, places.masks, places.mask_videos)
+    wanted = [path for paths in kinds for file, path in (paths or {}).items() if file in live] + [*others]
+    number, kept = 1, next((path for path in wanted if _stands(path)), None)
+    while any(_stands(numbered(path, number)) for path in wanted):
+        number += 1
+
+    def moved(paths: dict[Path, Path] | None) -> dict[Path, Path] | None:
+        return paths and {file: numbered(path, number) if file in live else path for file, path in paths.items()}
+
+    def named(place: Path | None) -> Path | None:  # a folder for several stays
+        return numbered(place, number) if place in wanted else place
+
+    return replace(
+        places,
+        overlays=moved(places.overlays),
+        masks=moved(places.masks),
+        mask_videos=moved(places.mask_videos),
+        overlay_folder=named(places.overlay_folder),
+        mask_video_folder=named(places.mask_video_folder),
+        number=number,
+        kept=kept,
+    )
+
+
+def _stands(output: Path) -> bool:
+    """Whether a file, or a folder with something in it, is there."""
+    return output.is_file() or (output.is_dir() and any(output.iterdir()))
 
 
 def _file_or_folder(
@@ -201,7 +247,7 @@ def _check_conflicts(inputs: Sequence[Path], places: Places, others: Sequence[Pa
                 f"two results would be written to {output}.", "Give each kind of result a place of its own."
             )
         written.add(real)
-    standing = [output for output in outputs if output.is_file() or (output.is_dir() and any(output.iterdir()))]
+    standing = [output for output in outputs if _stands(output)]
     if standing and not overwrite:
         raise UserError(
             f"{standing[0]} exists{f', and {len(standing) - 1} more' if len(standing) > 1 else ''}.",

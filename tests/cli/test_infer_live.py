@@ -61,6 +61,22 @@ def test_a_live_source_ends_after_its_frames(infer: Callable[..., Outcome]) -> N
     assert "latency p50 " in out
 
 
+def test_a_restarted_recorder_keeps_what_it_has(infer: Callable[..., Outcome]) -> None:
+    arguments = [f"test://fundus?{SMALL}", "--frames", "3", "--out", "rec.mkv", "--jsonl", "r.jsonl", "--csv", "r.csv"]
+    assert infer(*arguments)[0] == 0
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    code, out, err = infer(*arguments)
+    assert (code, err) == (0, "rec.mkv exists and is kept; this run writes rec-2.mkv.\n")
+    assert "overlays: rec-2.mkv\n" in out
+    assert {name: Path(name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in Path().iterdir()) == sorted(
+        [*("rec.mkv", "r.jsonl", "r.csv"), *("rec-2.mkv", "r-2.jsonl", "r-2.csv")]
+    )
+    code, _, err = infer(*arguments, "--no-overwrite")
+    assert code == 2
+    assert "exists" in err
+
+
 def test_several_live_sources_beside_a_file(infer: Callable[..., Outcome]) -> None:
     save_clip(Path("c.avi"), 6)
     sources = [f"test://fundus?{SMALL}", "c.avi", f"test://fundus?{SMALL}&seed=3"]

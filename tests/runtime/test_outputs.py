@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.outputs import Places, output_names, plan_places
@@ -32,6 +33,55 @@ def plan(
     sources += [VideoFile(file) for file in files if file.suffix == ".avi"]
     paths = [Path(text) if text else None for text in (out, masks, jsonl)]
     return plan_places(sources, *paths, overwrite=overwrite)
+
+
+def make(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x")
+
+
+def test_what_live_sources_gave_is_never_replaced() -> None:
+    """A restarted recorder writes beside what it has; all of one run has one number."""
+    cameras: list[Source] = [source_of(Path(name), live=True) for name in ("cam", "cam-2")]
+
+    def planned(overwrite: bool = True) -> Places:
+        return plan_places(
+            [*cameras, VideoFile(CLIP)],
+            Path("o"),
+            Path("m"),
+            Path("r.jsonl"),
+            overwrite=overwrite,
+            mask_video=Path("v"),
+            tables=[Path("r.csv")],
+        )
+
+    assert (planned().number, planned().kept) == (1, None)
+    make("o/c.mp4", "m/c/000000.png")  # a file's results can be made again
+    assert planned().number == 1
+    make("m/cam-2/000000.png")
+    places = planned()
+    assert (places.number, places.kept) == (3, Path("m/cam-2"))  # cam with a 2 would be the other camera's
+    assert [str(path) for path in places.files()] == [
+        *("o/cam-3.mp4", "o/cam-2-3.mp4", "o/c.mp4"),
+        *("m/cam-3", "m/cam-2-3", "m/c"),
+        *("v/cam-3.mp4", "v/cam-2-3.mp4", "v/c.mp4"),
+    ]
+    assert (places.overlay_folder, places.mask_folder) == (Path("o"), Path("m"))
+    make("r-3.csv")
+    assert planned().number == 4
+    with pytest.raises(UserError, match="exist"):
+        planned(overwrite=False)
+
+
+def test_one_recording_is_numbered_by_its_own_name() -> None:
+    camera: list[Source] = [source_of(Path("cam"), live=True)]
+    make("rec.mkv", "rec-2.mkv", "cam-overlay.mp4")
+    places = plan_places(camera, Path("rec.mkv"), None, None, overwrite=True)
+    assert places.files() == [Path("rec-3.mkv")]
+    assert (places.overlay_folder, places.number, places.kept) == (Path("rec-3.mkv"), 3, Path("rec.mkv"))
+    assert plan_places(camera, None, None, None, overwrite=True).files() == [Path("cam-overlay-2.mp4")]
+    assert plan_places(camera, Path("/dev/null.mp4"), None, None, overwrite=True).number == 1
 
 
 def test_names() -> None:
