@@ -67,6 +67,14 @@ def test_a_live_source_ends_after_its_frames(infer: Callable[..., Outcome]) -> N
     assert "latency p50 " in out
 
 
+@pytest.mark.parametrize("source", ["test://", "test://?size=64x48&frames=3"])
+def test_the_test_source_shows_what_the_bundle_segments(infer: Callable[..., Outcome], source: str) -> None:
+    code, out, err = infer(source, "--frames", "3", "--jsonl", "r.jsonl")
+    assert (code, err) == (0, "")
+    assert "test://fundus: " in out
+    assert {line["source"] for line in lines_of(Path("r.jsonl"))} == {"test://fundus"}
+
+
 def test_a_restarted_recorder_keeps_what_it_has(infer: Callable[..., Outcome]) -> None:
     arguments = [f"test://fundus?{SMALL}", "--frames", "3", "--out", "rec.mkv", "--jsonl", "r.jsonl", "--csv", "r.csv"]
     assert infer(*arguments)[0] == 0
