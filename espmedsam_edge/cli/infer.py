@@ -32,7 +32,7 @@ _LISTED_FAILURES = 20
 _ARGUMENTS = (
     "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
     "SOURCE: images, videos, DICOM files, folders, globs; 0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson), "
-    "rtsp://..., http://... (streams), test://fundus (a moving phantom)."
+    "rtsp://..., http://... (streams), test:// or test://fundus (a moving phantom)."
 )
 
 
@@ -109,6 +109,7 @@ def command(
     from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.outputs import numbered, plan_places
+    from espmedsam_edge.runtime.phantom_source import scene_named
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -124,6 +125,7 @@ def command(
         _serve_alone(opened, options, modality, precision, backend, threshold, threads)
         return
     graph = opened.graph(modality, precision)
+    sources = [scene_named(source, graph.modality) for source in sources]
     found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
     measured = Measurements(jsonl, contours, uids, csv, plot)
     if not found:
@@ -188,6 +190,7 @@ def command(
                     threads=threads,
                     opacity=opacity,
                     writes=written,
+                    live=any(source.live for source in found),
                     say=_notice,
                 )
             )

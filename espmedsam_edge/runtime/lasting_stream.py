@@ -40,16 +40,17 @@ def broken_off(address: str, error: OSError | UserError) -> UserError:
 
 
 class LastingStream:
-    """A ``StreamWriter`` for live sources: frames that come while the receiver is gone are not sent, and counted.
+    """A ``StreamWriter`` for live sources: it never waits for the receiver to answer.
+
+    Frames that come before the stream is open are not sent; those that come while the receiver is gone are not either,
+    and are counted.
 
     Args:
-        open_writer: opens the stream; an error of its first call, or of the first second, is this stream's own.
+        open_writer: opens the stream, called in a thread; an error of its first call, or of the first second, is this
+            stream's own.
         address: what lines call it.
         say: gets a line when it breaks off, when it is back, and at the end how often that was.
         back_off: how it is opened again; it is never given up.
-
-    Raises:
-        OSError, UserError: as ``open_writer``.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class LastingStream:
         self._pause = self._back_off.first
         self._proven = False
         self._lost: tuple[float, UserError] | None = None  # since when, and why
-        self._attempts: _Attempts | None = None
+        self._writer: StreamWriter | None = None
+        self._opened_at: float | None = None
+        self._attempts: _Attempts | None = _Attempts(open_writer)
         self.reconnects = 0
         self.unsent = 0
-        self._writer: StreamWriter | None = open_writer()
-        self._opened_at = time.monotonic()
 
     def write(self, frame: Frame, time: float) -> None:
         """See ``StreamWriter.write``; no error once the stream has lasted a second."""
         writer = self._there()
         if writer is None:
-            self.unsent += 1
+            self.unsent += self._opened_at is not None
             return
         try:
             writer.write(frame, time)
@@ -97,19 +98,20 @@ class LastingStream:
         self._attempts = _Attempts(self._open, writer, self._pause, self._back_off.longest)
 
     def _prove(self) -> None:
-        if time.monotonic() - self._opened_at < _PROOF_SECONDS:
+        opened_at = self._opened_at or 0.0
+        if time.monotonic() - opened_at < _PROOF_SECONDS:
             return
         self._proven = True
         if self._lost is not None:
             self.reconnects += 1
-            self._say(f"the stream to {self._address} is back after {self._opened_at - self._lost[0]:.1f} s.")
+            self._say(f"the stream to {self._address} is back after {opened_at - self._lost[0]:.1f} s.")
             self._lost = None
 
     def close(self) -> None:
         """See ``StreamWriter.close``.
 
         Raises:
-            UserError: it had broken off, and was not back.
+            UserError: it was not open yet, or had broken off and was not back.
         """
         if self._attempts is not None:
             self._attempts.end()
@@ -122,26 +124,44 @@ class LastingStream:
             )
         if self._lost is not None:
             raise self._lost[1]
+        if self._opened_at is None:
+            raise UserError(
+                f"the stream to {self._address} was not open before the end.", "Let it run longer.", exit_code=1
+            )
 
 
 class _Attempts:
-    """Attempts to open a stream again, in a thread: a receiver that does not answer takes seconds to say so."""
+    """Attempts to open a stream, in a thread: a receiver that does not answer takes seconds to say so.
+
+    Args:
+        open_writer: called until it works; without ``broken`` once.
+        broken: the writer that failed, to be closed first.
+        pause: seconds before the first attempt; then twice as long each time, up to ``longest``.
+    """
 
     def __init__(
-        self, open_writer: Callable[[], StreamWriter], broken: StreamWriter, pause: float, longest: float
+        self,
+        open_writer: Callable[[], StreamWriter],
+        broken: StreamWriter | None = None,
+        pause: float = 0.0,
+        longest: float = 0.0,
     ) -> None:
         self._open, self._broken, self._pause, self._longest = open_writer, broken, pause, longest
         self._leaving = threading.Event()
         self._lock = threading.Lock()
         self._writer: StreamWriter | None = None
-        self._bug: BaseException | None = None
+        self._error: BaseException | None = None
         threading.Thread(target=self._run, name="espmedsam-stream", daemon=True).start()
 
     def writer(self) -> StreamWriter | None:
-        """What was opened; None: nothing yet."""
+        """What was opened; None: nothing yet.
+
+        Raises:
+            OSError, UserError: of the only attempt.
+        """
         with self._lock:
-            if self._bug is not None:
-                raise self._bug
+            if self._error is not None:
+                raise self._error
             return self._writer
 
     def end(self) -> None:
@@ -153,6 +173,9 @@ class _Attempts:
 
     def _run(self) -> None:
         try:
+            if self._broken is None:
+                self._keep(self._open())
+                return
             with suppress(OSError, UserError):
                 self._broken.close()
             while not self._leaving.wait(self._pause):
@@ -161,7 +184,7 @@ class _Attempts:
                     self._keep(self._open())
                     return
         except BaseException as error:  # noqa: BLE001 (nothing is swallowed: writer() raises it again)
-            self._bug = error
+            self._error = error
 
     def _keep(self, writer: StreamWriter) -> None:
         with self._lock:

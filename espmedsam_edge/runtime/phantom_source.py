@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +120,16 @@ class PhantomClip:
         for index in range(self.length or 0):
             time = float(index / (self.fps or 1))
             yield SourceFrame(drawn.image(index).copy(), self.files[0], index, time, address=self.name)
+
+
+def scene_named(specification: str, modality: str) -> str:
+    """A source as the user wrote it; ``test://`` and ``test://?fps=60``, which name no scene, get the modality's.
+
+    Example:
+        >>> scene_named("test://?fps=60", "xray")
+        'test://xray?fps=60'
+    """
+    return re.sub(r"^test://(?=\?|$)", f"test://{modality}", specification, flags=re.IGNORECASE)
 
 
 def open_phantom(uri: Uri) -> Source:

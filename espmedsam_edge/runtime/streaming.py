@@ -137,9 +137,13 @@ class OverlayStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except UserError:
+            if kind is None:  # else the error that there is says more
+                raise
 
 
 def open_stream(destination: Destination, size: tuple[int, int], fps: Fraction) -> StreamWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -487,9 +488,12 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(["infer", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    options = "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg stream"
-    for option in (f"--{name}" for name in options.split()):
-        assert option in text
+    options = (
+        "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg stream threshold "
+        "opacity frames duration max-latency give-up decoder threads overwrite no-overwrite serve token allow-host"
+    )
+    named = set(re.findall(r"--[a-z-]+", text))
+    assert {f"--{name}" for name in options.split()} <= named
 
 
 def test_development_clips_and_images(infer: Callable[..., Outcome], data_root: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +23,9 @@ from video_files import clip_frame, save_clip
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
+from espmedsam_edge.runtime.measurements import JsonLines
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sources import SourceFrame
 from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
@@ -59,6 +65,14 @@ def test_a_live_source_ends_after_its_frames(infer: Callable[..., Outcome]) -> N
     assert numbers == sorted(numbers)  # type: ignore[type-var]
     assert "test://fundus: 5 frames, " in out
     assert "latency p50 " in out
+
+
+@pytest.mark.parametrize("source", ["test://", "test://?size=64x48&frames=3"])
+def test_the_test_source_shows_what_the_bundle_segments(infer: Callable[..., Outcome], source: str) -> None:
+    code, out, err = infer(source, "--frames", "3", "--jsonl", "r.jsonl")
+    assert (code, err) == (0, "")
+    assert "test://fundus: " in out
+    assert {line["source"] for line in lines_of(Path("r.jsonl"))} == {"test://fundus"}
 
 
 def test_a_restarted_recorder_keeps_what_it_has(infer: Callable[..., Outcome]) -> None:
@@ -108,6 +122,108 @@ def test_what_cannot_be_opened_is_one_line(infer: Callable[..., Outcome], source
     assert words in err
     assert err.count("\n") == 1
     assert not [path for path in Path().iterdir() if path.stat().st_size == 0]
+
+
+def test_old_frames_are_refused_and_counted(infer: Callable[..., Outcome]) -> None:
+    source, limits = f"test://fundus?{SMALL}", ("--duration", "0.3", "--jsonl", "r.jsonl")
+    code, out, err = infer(source, *limits, "--max-latency", "0")  # every frame is older than that
+    assert (code, err) == (0, "")
+    assert re.search(r"test://fundus: 0 frames, \d+ skipped, [1-9]\d* refused as too old\n", out)
+    assert lines_of(Path("r.jsonl")) == []
+    code, out, _ = infer(source, *limits, "--max-latency", "100")
+    assert code == 0
+    assert "refused as too old" not in out
+    assert lines_of(Path("r-2.jsonl")) != []
+
+
+def test_a_result_that_waits_for_a_slow_disk_too_long_is_refused(
+    infer: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four frames come within 0.1 s, and the disk takes half a second for the first."""
+    write = JsonLines.write
+
+    def slow(lines: JsonLines, frame: SourceFrame, result: Segmentation) -> None:
+        write(lines, frame, result)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(JsonLines, "write", slow)
+    source = "test://fundus?size=64x48&fps=50"
+    _, out, _ = infer(source, "--frames", "4", "--jsonl", "r.jsonl", "--csv", "r.csv", "--max-latency", "0.25")
+    assert re.search(r", [1-3] refused as too old", out)
+    assert len(lines_of(Path("r.jsonl"))) < 4
+    slowest = re.search(r"to the mask, p50 (\d+) ms, p99 \d+ ms to r\.jsonl", out)
+    assert slowest is not None
+    assert int(slowest[1]) >= 500
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+def test_a_source_that_stays_away_is_given_up(infer: Callable[..., Outcome]) -> None:
+    with MjpegServer(lambda number: clip_frame(number, (96, 128)), fps=100) as server:
+
+        def shown(number: int) -> np.ndarray:
+            if number == 20:
+                server.refusing.set()
+                server.drop()
+            return clip_frame(number, (96, 128))
+
+        server._picture = shown
+        code, _, err = infer(server.url, "--out", "o.mkv", "--give-up", "0.2")
+    assert code == 1
+    dropped, failed = err.splitlines()
+    assert "dropped out" in dropped
+    assert f"failed: {server.url} did not come back in 0.2 s" in failed
+    assert len(list(open_video(Path("o.mkv")))) >= 1
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+def test_the_decoder_is_chosen(infer: Callable[..., Outcome]) -> None:
+    with MjpegServer(lambda number: clip_frame(number, (96, 128)), fps=100) as server:
+        assert infer(server.url, "--decoder", "software", "--frames", "3", "--jsonl", "r.jsonl")[0] == 0
+        code, _, err = infer(server.url, "--decoder", "hardware", "--frames", "3")
+    assert (code, err) == (
+        2,
+        f"error: {server.url} cannot be decoded in hardware. Only rtsp:// streams can: --decoder auto\n",
+    )
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+def test_the_overlay_is_sent_on(infer: Callable[..., Outcome]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        receiver.bind(("127.0.0.1", 0))
+        receiver.setblocking(False)
+        port = receiver.getsockname()[1]
+        source = "test://fundus?size=160x120&fps=20"
+        code, out, err = infer(source, "--duration", "2", "--stream", f"udp://127.0.0.1:{port}")
+        assert (code, err) == (0, "")
+        with Path("got.ts").open("wb") as file, contextlib.suppress(BlockingIOError):
+            while True:
+                file.write(receiver.recv(65536))
+    assert f"ms to udp://127.0.0.1:{port}\n" in out
+    frames = [frame for frame, _ in open_video(Path("got.ts"))]
+    assert len(frames) >= 1
+    assert frames[0].shape == (120, 160, 3)
+    assert os.listdir() == ["got.ts"]  # nothing else is written
+
+
+@pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sigkill_leaves_a_recording_that_plays(toy_bundle: Bundle, tmp_path: Path, suffix: str) -> None:
+    arguments = ["test://fundus?size=160x120&fps=50", "--out", f"o{suffix}", "--jsonl", "r.jsonl"]
+    command = [sys.executable, "-m", "espmedsam_edge", "infer", str(toy_bundle.path), *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        recording = tmp_path / f"o.partial{suffix}"
+        while not recording.exists() or recording.stat().st_size < 20_000:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [recording.name, "r.partial.jsonl", toy_bundle.path.name]
+    reader = open_video(recording)
+    assert sum(1 for _ in reader) >= 5
+    reader.close()
+    numbers = [line["frame"] for line in lines_of(tmp_path / "r.partial.jsonl")]
+    assert numbers == sorted(numbers)  # type: ignore[type-var]
+    assert len(numbers) >= 5
 
 
 @pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")

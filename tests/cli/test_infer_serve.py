@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,20 @@ def test_a_camera_that_is_missing_ends_the_run(toy_bundle: Bundle, tmp_path: Pat
         _, rest = process.communicate(timeout=60)  # nothing was shown, so no view stays: systemd may try again
     assert process.returncode == 1
     assert rest.splitlines()[-1].startswith("failed: no camera /dev/video99")
+
+
+def test_further_names_are_allowed(toy_bundle: Bundle, tmp_path: Path) -> None:
+    with started(tmp_path, toy_bundle.path, "--serve", 0, "--allow-host", "tower.example") as process:
+        url = line_with(process, "service: ").removeprefix("service: ")
+
+        def status(host: str) -> int:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(f"{url}healthz", headers={"Host": host})) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        assert [status(host) for host in ("tower.example", "Tower.Example:443", "other.example")] == [200, 200, 421]
 
 
 def test_a_live_source_ends_with_ctrl_c(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -60,80 +60,114 @@ def _proven_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lasting_stream, "_PROOF_SECONDS", 0.0)
 
 
+def begun(receiver: Receiver, stream: LastingStream) -> int:
+    """Send until the first frame arrives; how many did not."""
+    early = 0
+    while True:
+        stream.write(PICTURE, 0)
+        if receiver.streams and receiver.streams[0]:
+            return early
+        early += 1
+        time.sleep(0.001)
+
+
 @pytest.mark.usefixtures("_proven_at_once")
 def test_a_receiver_that_restarts_gets_the_stream_again() -> None:
-    receiver, lines, number = Receiver(), list[str](), 0
+    receiver, lines = Receiver(), list[str]()
     stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, QUICK)
+    begun(receiver, stream)
+    sent = 1
 
     def send_until(condition: Callable[[], bool]) -> None:
-        nonlocal number
+        nonlocal sent
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            stream.write(PICTURE, sent)
+            sent += 1
+            time.sleep(0.001)
 
-        def sent() -> bool:
-            nonlocal number
-            stream.write(PICTURE, number)
-            number += 1
-            return condition()
-
-        until(sent)
-
-    for outage in range(3):
-        send_until(lambda: stream.reconnects == outage)  # noqa: B023 (called before it changes)
+    for outage in range(1, 4):
         receiver.up.clear()
-        send_until(lambda: receiver.refused > 2 * outage)  # noqa: B023
+        refused = receiver.refused
+        send_until(lambda: receiver.refused > refused + 1)  # noqa: B023 (called before it changes)
         receiver.up.set()
-    send_until(lambda: stream.reconnects == 3)
+        send_until(lambda: stream.reconnects == outage)  # noqa: B023
     stream.close()
     assert len(receiver.streams) == 4
     assert receiver.closed == 4
-    assert sum(map(len, receiver.streams)) + stream.unsent == number
-    said = [line.partition(" after")[0] for line in lines]
-    assert said == [
+    assert sum(map(len, receiver.streams)) + stream.unsent == sent
+    assert [line.partition(" after")[0] for line in lines] == [
         *["the stream to rtsp://r/live broke off: Broken pipe; trying again.", "the stream to rtsp://r/live is back"]
         * 3,
         f"the stream to rtsp://r/live broke off 3 times; {stream.unsent} frames were not sent.",
     ]
 
 
+def test_a_receiver_that_is_slow_to_answer_holds_nothing_up() -> None:
+    receiver, let = Receiver(), threading.Event()
+
+    def opened() -> Receiver.Writer:
+        assert let.wait(60)
+        return receiver.open()
+
+    stream = LastingStream(opened, "rtsp://r/live", back_off=QUICK)
+    for number in range(5):
+        stream.write(PICTURE, number)
+    let.set()
+    begun(receiver, stream)
+    stream.close()
+    assert stream.unsent == 0  # those before it was open are not missed
+    let.clear()
+    with pytest.raises(UserError, match="was not open before the end"):
+        LastingStream(opened, "rtsp://r/live").close()
+    let.set()
+    until(lambda: receiver.closed == 2)  # what opened too late is closed
+
+
 def test_what_does_not_last_at_the_start_is_an_error() -> None:
     receiver = Receiver()
     stream = LastingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
-    stream.write(PICTURE, 0)
+    begun(receiver, stream)
     receiver.up.clear()
     with pytest.raises(BrokenPipeError):
         stream.write(PICTURE, 1)
+    stream = LastingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
     with pytest.raises(ConnectionRefusedError):
-        LastingStream(receiver.open, "rtsp://r/live")
+        begun(receiver, stream)
 
 
 def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As GStreamer does, which opens at once and tells some frames later that nobody is there."""
-    now = [100.0]
-    monkeypatch.setattr(lasting_stream.time, "monotonic", lambda: now[0])
+    now, wait = [100.0], threading.Event().wait
     receiver, lines = Receiver(), list[str]()
+    monkeypatch.setattr(lasting_stream.time, "monotonic", lambda: now[0])
     stream = LastingStream(receiver.open, "udp://r:1", lines.append, QUICK)
-    for number in range(3):
-        now[0] += 0.6
-        stream.write(PICTURE, number)
+    begun(receiver, stream)
+    now[0] += 1.5
+    stream.write(PICTURE, 0)
     for opened in range(2, 5):
         receiver.up.clear()
         stream.write(PICTURE, 0)  # fails
         receiver.up.set()
-        until_opened = threading.Event()
         while len(receiver.streams) < opened:
-            until_opened.wait(0.001)
-        stream.write(PICTURE, 0)  # goes out, but too short ago
+            wait(0.001)
+        while not receiver.streams[-1]:
+            stream.write(PICTURE, 0)  # goes out, but the stream is too young
+            wait(0.001)
     assert len(lines) == 1
     now[0] += 1.5
     stream.write(PICTURE, 0)
     assert len(lines) == 2
     assert stream.reconnects == 1
+    stream.close()
 
 
 @pytest.mark.usefixtures("_proven_at_once")
 def test_a_stream_that_is_not_back_at_the_end_is_a_failure() -> None:
     receiver, lines = Receiver(), list[str]()
     stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, BackOff(0.001, 600.0))
-    stream.write(PICTURE, 0)
+    begun(receiver, stream)
     receiver.up.clear()
     stream.write(PICTURE, 1)
     with pytest.raises(UserError, match=r"the stream to rtsp://r/live broke off: Broken pipe\. Check the receiver"):
@@ -151,7 +185,7 @@ def test_a_bug_while_opening_again_is_not_hidden() -> None:
         return receiver.open()
 
     stream = LastingStream(opened, "rtsp://r/live", back_off=QUICK)
-    stream.write(PICTURE, 0)
+    begun(receiver, stream)
     receiver.up.clear()
     broken.set()
 

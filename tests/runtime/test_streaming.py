@@ -185,9 +185,15 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     destination = parse_destination(f"rtsp://user:secret@127.0.0.1:{port}/live")
-    sink = OverlayStream(destination, source_of(live=True), INVISIBLE)
-    with pytest.raises(UserError, match=rf"the stream to rtsp://127\.0\.0\.1:{port}/live broke off") as caught, sink:
-        send(sink, 0)
+
+    def send_on() -> None:
+        with OverlayStream(destination, source_of(live=True), INVISIBLE) as sink:
+            for number in range(3000):
+                send(sink, number)
+                time.sleep(0.02)
+
+    with pytest.raises(UserError, match=rf"the stream to rtsp://127\.0\.0\.1:{port}/live broke off") as caught:
+        send_on()
     assert "secret" not in str(caught.value)
     assert caught.value.exit_code == 1
 

@@ -127,7 +127,10 @@ class _Routes:
         return response
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        seconds = self._panel.view.stalled
+        if seconds is None:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "stalled", "seconds_without_frame": round(seconds, 1)}, status_code=503)
 
     async def metrics(self, request: Request) -> Response:
         text = await anyio.to_thread.run_sync(metrics_text, self._panel, self.counters, self._access)

@@ -21,6 +21,9 @@ from espmedsam_edge.runtime.serve.statistics import Statistics
 from espmedsam_edge.runtime.sources import SourceFrame
 
 DEFAULT_OPACITY = 0.35
+STALLED_SECONDS = 30.0
+"""How long a run with live sources may be without a frame before it counts as stalled."""
+
 _KEPT_PICTURES = 8
 
 
@@ -70,13 +73,21 @@ class LiveView:
         opacity: of the tint, 0 to 1, unless the controls say otherwise.
         notice: a text to burn into the overlay, or "".
         holds: whether a pause holds the picture alone: the run goes on, see ``WithoutPause``.
+        live: whether cameras or streams are among the sources, so that frames are to come all the time.
     """
 
     def __init__(
-        self, controls: Controls, *, opacity: float = DEFAULT_OPACITY, notice: str = "", holds: bool = False
+        self,
+        controls: Controls,
+        *,
+        opacity: float = DEFAULT_OPACITY,
+        notice: str = "",
+        holds: bool = False,
+        live: bool = False,
     ) -> None:
         self.statistics = Statistics()
         self._controls, self._opacity, self._notice, self._holds = controls, opacity, notice, holds
+        self._live = live
         self._lock = threading.Lock()  # of what is shown
         self._drawing = threading.Lock()  # one picture at a time: they share the cache, and the CPU is the run's
         self._number = 0
@@ -138,6 +149,13 @@ class LiveView:
     def ended(self) -> bool:
         """Whether no frame will follow."""
         return self._ended.is_set()
+
+    @property
+    def stalled(self) -> float | None:
+        """Seconds for which no frame of a live run came, if they are many and no pause is the reason; else None."""
+        paused = self._controls.current().paused and not self._holds
+        waited = self.statistics.waited
+        return waited if self._live and not paused and waited > STALLED_SECONDS else None
 
     @property
     def number(self) -> int:

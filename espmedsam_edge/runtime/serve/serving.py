@@ -29,6 +29,7 @@ def serve_run(
     threads: int | None = None,
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
+    live: bool = False,
     say: Say = silent,
 ) -> Iterator[tuple[LiveView, Server]]:
     """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
@@ -41,6 +42,7 @@ def serve_run(
         opacity: of the overlay's tint to begin with, 0 to 1.
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
+        live: whether there are live sources.
         say: gets the address, and a token that was made here.
 
     Raises:
@@ -48,7 +50,7 @@ def serve_run(
     """
     bundle = segmenter.bundle
     load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
-    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes)
+    view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes, live=live)
     with SegmenterPool(bundle, load, [segmenter.modality] if writes else None) as pool:
         pool.add(segmenter)
         with Server(

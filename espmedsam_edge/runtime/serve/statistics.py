@@ -105,7 +105,8 @@ class Statistics:
         latency = result.timings.total if frame.captured is None else max(0.0, time.monotonic() - frame.captured)
         with self._lock:
             self._frames += 1
-            self._skipped[frame.source] = frame.skipped
+            if frame.skipped:  # files never skip: they would only make this grow
+                self._skipped[frame.source] = frame.skipped
             self._times.append(now)
             self._latencies.append(latency)
             self._latency_of = "segment" if frame.captured is None else "capture"
@@ -114,6 +115,12 @@ class Statistics:
             self._totals.latency.add(latency)
             for stage in self._totals.stage_seconds:
                 self._totals.stage_seconds[stage] += getattr(result.timings, stage)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the last frame; before the first, since the start."""
+        with self._lock:
+            return self._clock() - (self._times[-1] if self._times else self._start)
 
     def summary(self) -> Summary:
         """How the run does now."""

@@ -70,12 +70,13 @@ def staged(
     token: str | None = None,
     service: bool = False,
     holds: bool = False,
+    live: bool = False,
     loopback: bool = True,
     clock: Any = time.monotonic,
 ) -> Iterator[Stage]:
-    """A server on the bundle; with ``service`` one without a run; ``holds``: of a run that writes."""
+    """A server on the bundle: of a run (``holds``: that writes, ``live``: of cameras), with ``service`` of none."""
     controls = Adjustable()
-    view = LiveView(controls, holds=holds)
+    view = LiveView(controls, holds=holds, live=live)
     with SegmenterPool(bundle, loader(bundle, None, "auto", threads=1)) as pool:
         first: Segmenter | None = None
         if not service or len(pool.modalities) == 1:

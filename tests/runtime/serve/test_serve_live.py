@@ -18,7 +18,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
-from espmedsam_edge.runtime.serve import viewer
+from espmedsam_edge.runtime.serve import live_view, viewer
 from espmedsam_edge.runtime.serve.adaptation import LEVELS, Adaptation
 from espmedsam_edge.runtime.serve.panel import Change
 from espmedsam_edge.runtime.serve.statistics import Statistics
@@ -73,8 +73,11 @@ def test_skipped_frames_of_several_sources_add_up() -> None:
     for name, skipped in (("a", 1), ("b", 5), ("a", 3)):
         frame = SourceFrame(np.zeros((10, 20, 3), np.uint8), Path(name), 0, captured=time.monotonic(), skipped=skipped)
         statistics.add(frame, some_result())
-    assert statistics.summary().skipped == 8
     assert statistics.summary().latency_of == "capture"
+    for number in range(20):  # files, which skip nothing
+        statistics.add(SourceFrame(np.zeros((10, 20, 3), np.uint8), Path(f"{number}.png")), some_result())
+    assert statistics.summary().skipped == 8
+    assert len(statistics._skipped) == 2
 
 
 def test_a_picture_is_the_overlay(stage: Stage) -> None:
@@ -123,6 +126,29 @@ def test_a_pause_holds_the_picture_of_a_run_that_writes(toy_bundle: Bundle) -> N
         picture = stage.view.picture(640, 90)
         assert picture is not None
         assert picture.frame == 3
+
+
+def test_health_tells_of_a_live_run_without_frames(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def health(stage: Stage) -> tuple[int, str]:
+        answer = stage.client.get("/healthz")
+        return answer.status_code, answer.json()["status"]
+
+    monkeypatch.setattr(live_view, "STALLED_SECONDS", 3600.0)
+    for live, service in ((True, False), (False, False), (False, True)):
+        with staged(toy_bundle, live=live, service=service) as stage:
+            if not service:
+                stage.show(0)
+            assert health(stage) == (200, "ok")
+            with monkeypatch.context() as patched:
+                patched.setattr(live_view, "STALLED_SECONDS", -1.0)  # as if that long had passed
+                assert health(stage) == ((503, "stalled") if live else (200, "ok"))
+                if live:
+                    assert stage.client.get("/healthz").json()["seconds_without_frame"] >= 0
+                    stage.panel.apply(Change(paused=True))
+                    assert health(stage) == (200, "ok")  # nothing is to come
+                    stage.panel.apply(Change(paused=False))
+                    stage.view.end()  # as of a source that was given up
+                    assert health(stage) == (503, "stalled")
 
 
 def test_of_several_live_sources_one_is_shown(stage: Stage) -> None:
