@@ -134,6 +134,7 @@ class FrameBackend(Backend, Protocol):
         """Segment at most a batch of frames of any sizes.
 
         Raises:
+            DoesNotFit: the device has no room for them; others may still come.
             UserError: a frame it cannot take, or the machine failed.
         """
 
@@ -147,6 +148,7 @@ class FrameBackend(Backend, Protocol):
         The frames stay as they are until the results were asked for.
 
         Raises:
+            DoesNotFit: as for ``segment_frames``.
             UserError: a frame it cannot take, or the machine failed.
         """
 

@@ -98,17 +98,18 @@ class FrameGraph:
         """Allocate, warm up and capture.
 
         Raises:
-            UserError: no memory for frames of these sizes, or a size the kernels cannot take.
+            CudaError: no memory for frames of these sizes, for example.
+            DoesNotFit: a size the kernels cannot take.
         """
         self._machine, self._key = machine, key
         self._graph: Graph | None = None
-        self._lane: _Lane | None = None
         self._started: _Started | None = None
         self._opened = ExitStack()
         with ExitStack() as opened:
             self._logits = opened.enter_context(
                 PinnedBuffer(machine.stream.device, FP32_BYTES * math.prod(machine.graph.output_shape))
             )
+            self._lane = self._make_lane(opened)
             self._inputs: list[FrameInput | None] = []
             self._outputs: list[FrameOutputs] = []
             for (width, height), on_gpu in zip(key.sizes, key.on_gpu, strict=True):
@@ -144,23 +145,19 @@ class FrameGraph:
         Raises:
             UserError: the GPU failed; nothing was started.
         """
-        if self._lane is None:
-            self._lane = self._make_lane()
-        machine, lane = self._machine, self._lane
         views, started = self._begin(frames)
         try:
-            self._enqueue_overlapping(machine, lane, views, started)
+            self._enqueue_overlapping(views, started)
         except UserError:
             # What was enqueued may still read the frames and write the results: it must be over before they go.
             with contextlib.suppress(UserError):
-                for stream in (machine.upload, machine.stream, machine.download):
+                for stream in (self._machine.upload, self._machine.stream, self._machine.download):
                     stream.synchronize()
             raise
         self._started = started
 
-    def _enqueue_overlapping(
-        self, machine: FrameMachine, lane: _Lane, views: Sequence[FrameView], started: _Started
-    ) -> None:
+    def _enqueue_overlapping(self, views: Sequence[FrameView], started: _Started) -> None:
+        machine, lane = self._machine, self._lane
         self._upload(started.frames, machine.upload)
         lane.uploaded.record(machine.upload)
         machine.stream.wait(lane.uploaded)
@@ -182,11 +179,10 @@ class FrameGraph:
         Raises:
             UserError: the GPU failed.
         """
-        started, lane = self._started, self._lane
+        started = self._started
         assert started is not None
-        assert lane is not None
         self._started = None
-        lane.downloaded.synchronize()
+        self._lane.downloaded.synchronize()
         return self._results(started, time.perf_counter() - max(started.since, busy_until))
 
     def stage_seconds(self, frames: Sequence[FrameView | Frame]) -> dict[str, float]:
@@ -220,13 +216,10 @@ class FrameGraph:
         """Free the graph and the buffers, when nothing is under way; a second call does nothing."""
         self._opened.close()
 
-    def _make_lane(self) -> _Lane:
+    def _make_lane(self, opened: ExitStack) -> _Lane:
         device = self._machine.stream.device
-        with ExitStack() as opened:
-            logits = opened.enter_context(DeviceBuffer(device, self._logits.size))
-            lane = _Lane(logits, *(opened.enter_context(Event(device)) for _ in range(3)))
-            self._opened.push(opened.pop_all())
-        return lane
+        logits = opened.enter_context(DeviceBuffer(device, self._logits.size))
+        return _Lane(logits, *(opened.enter_context(Event(device)) for _ in range(3)))
 
     def _begin(self, frames: Sequence[FrameView | Frame]) -> tuple[list[FrameView], _Started]:
         """Bring frames to pinned memory, and find memory for their results."""

@@ -11,7 +11,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.cuda_api import CudaError, megabytes
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
-from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
 KEPT_SIZES = 4
@@ -94,7 +94,8 @@ class FrameGraphs:
         """The graph of a key, made where there is none, once all that was started is done.
 
         Raises:
-            UserError: no memory, even with all others freed; says what fits.
+            DoesNotFit: no memory, even with all others freed; says what fits.
+            UserError: the GPU failed.
         """
         self.settle()
         return self._of(key).graphs[0]
@@ -182,16 +183,17 @@ class FrameGraphs:
                 raise _OutOfMemory from error
             raise
 
-    def _does_not_fit(self, key: FrameKey) -> UserError:
+    def _does_not_fit(self, key: FrameKey) -> DoesNotFit:
         device = self._machine.stream.device
         free = device.memory().free
         each = 3 + 1 + (3 if key.options.overlay is not None else 0)  # bytes a pixel: the frame, its mask, its overlay
         needed = sum(each * width * height for width, height in key.sizes)
         width, height = max(key.sizes, key=math.prod)
-        ratio = math.sqrt(min(1.0, free / needed)) if needed else 0.0
-        fits = f"Frames up to about {int(width * ratio)}x{int(height * ratio)} fit. " if free > needed // 100 else ""
+        ratio = math.sqrt(free / needed)
+        # With enough of it free, it is memory that can be pinned that ran out: nobody knows how much of that there is.
+        fits = f"Frames up to about {int(width * ratio)}x{int(height * ratio)} fit. " if 0.1 < ratio < 1 else ""
         what = f"a group of {len(key.sizes)} frames up to" if len(key.sizes) > 1 else "a frame of"
-        return UserError(
+        return DoesNotFit(
             f"{what} {width}x{height} pixels needs {megabytes(needed)} on the GPU and in pinned memory; "
             f"{megabytes(free)} are free on {device.gpu.name}.",
             f"{fits}Stop other programs (nvidia-smi, or tegrastats on a Jetson, shows them), use fewer modalities at a "

@@ -10,6 +10,10 @@ from espmedsam_edge.runtime.kernels.parameters import MAX_SIDE
 from espmedsam_edge.runtime.kernels.parameters import Frame as FrameParameters
 
 
+class DoesNotFit(UserError):
+    """Frames too large for the GPU or for its memory; the CPU may still take them, and the GPU others."""
+
+
 class PixelFormat(IntEnum):
     """How a frame's pixels are stored; the numbers are those of frames.cuh."""
 
@@ -172,10 +176,17 @@ def check_size(pixels: PixelFormat, width: int, height: int) -> None:
     """Refuse a size that frames of a format cannot have.
 
     Raises:
-        UserError: empty, too large, or odd in NV12.
+        DoesNotFit: too large.
+        UserError: empty, or odd in NV12.
     """
-    if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
-        raise UserError(f"a frame of {width}x{height} pixels.", f"Sides are 1 to {MAX_SIDE} pixels.")
+    if width < 1 or height < 1:
+        raise UserError(f"a frame of {width}x{height} pixels is empty.", "Give a frame of at least one pixel.")
+    if max(width, height) > MAX_SIDE:
+        raise DoesNotFit(
+            f"a frame of {width}x{height} pixels is too large for the GPU.",
+            f"There sides are 1 to {MAX_SIDE} pixels; --backend onnxruntime takes larger ones.",
+            exit_code=1,
+        )
     if pixels is PixelFormat.NV12 and (width % 2 or height % 2):
         raise UserError(
             f"an NV12 frame of {width}x{height} pixels: it has one colour for two columns and two rows.",

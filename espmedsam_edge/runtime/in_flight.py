@@ -9,10 +9,13 @@ from typing import Generic, TypeVar
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backend import Started
 from espmedsam_edge.runtime.controls import Settings
+from espmedsam_edge.runtime.frame_view import DoesNotFit
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 Item = TypeVar("Item")
+Outcome = Segmentation | DoesNotFit
+"""What came of a frame: it may be too large for the GPU that was asked for, while others are not."""
 
 
 class InFlight(Generic[Item]):
@@ -22,10 +25,10 @@ class InFlight(Generic[Item]):
 
     Args:
         segmenter: the run's own; the controls may name another one.
-        hand_on: gets a group, and one result for each of its frames.
+        hand_on: gets a group, and what came of each of its frames.
     """
 
-    def __init__(self, segmenter: Segmenter, hand_on: Callable[[Sequence[Item], Sequence[Segmentation]], None]) -> None:
+    def __init__(self, segmenter: Segmenter, hand_on: Callable[[Sequence[Item], Sequence[Outcome]], None]) -> None:
         self._segmenter, self._hand_on = segmenter, hand_on
         self._started: deque[tuple[Sequence[Item], Started]] = deque()
 
@@ -53,7 +56,14 @@ class InFlight(Generic[Item]):
             return
         while len(self._started) >= chosen.in_flight:
             self.collect()
-        self._started.append((group, chosen.start(frames, settings.threshold)))
+        try:
+            started = chosen.start(frames, settings.threshold)
+        except DoesNotFit as error:
+            self.collect_all()
+            alone = [error] if len(frames) == 1 else [_outcome(chosen, frame, settings) for frame in frames]
+            self._hand_on(group, alone)
+        else:
+            self._started.append((group, started))
 
     def collect(self) -> None:
         """Wait for the oldest group and hand it on.
@@ -72,3 +82,10 @@ class InFlight(Generic[Item]):
         """
         while self._started:
             self.collect()
+
+
+def _outcome(segmenter: Segmenter, frame: Frame, settings: Settings) -> Outcome:
+    try:
+        return segmenter.segment_batch([frame], settings.threshold)[0]
+    except DoesNotFit as error:
+        return error

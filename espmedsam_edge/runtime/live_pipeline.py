@@ -20,10 +20,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.in_flight import InFlight
+from espmedsam_edge.runtime.frame_view import DoesNotFit
+from espmedsam_edge.runtime.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, LiveFrames, SourceFrame
@@ -40,7 +40,7 @@ class _Lane:
     number: int
     job: Job
     pending: deque[SourceFrame] = field(default_factory=deque)  # of a file; a live source keeps its own
-    results: deque[tuple[SourceFrame, Segmentation]] = field(default_factory=deque)
+    results: deque[tuple[SourceFrame, Outcome]] = field(default_factory=deque)
     open: bool = False
     read_out: bool = False  # no frame will come any more
     cut: bool = False  # what was written is not to be kept
@@ -301,11 +301,12 @@ class LiveRun:
         limit = self.limits.max_latency
         return limit is not None and frame.captured is not None and time.monotonic() - frame.captured > limit
 
-    def _hand_on(self, group: Sequence[tuple[_Lane, SourceFrame]], results: Sequence[Segmentation]) -> None:
+    def _hand_on(self, group: Sequence[tuple[_Lane, SourceFrame]], results: Sequence[Outcome]) -> None:
         with self.changed:
             for (lane, frame), result in zip(group, results, strict=True):
-                for stage in ("preprocess", "inference", "postprocess"):
-                    self.seconds[stage] += getattr(result.timings, stage)
+                if not isinstance(result, DoesNotFit):
+                    for stage in ("preprocess", "inference", "postprocess"):
+                        self.seconds[stage] += getattr(result.timings, stage)
                 lane.segmenting -= 1
                 lane.results.append((frame, result))
             self.changed.notify_all()
@@ -331,7 +332,7 @@ class LiveRun:
             while self._next_result(lane) is not None:
                 pass
 
-    def _next_result(self, lane: _Lane) -> tuple[SourceFrame, Segmentation] | None:
+    def _next_result(self, lane: _Lane) -> tuple[SourceFrame, Outcome] | None:
         with self.changed:
             self._wait(
                 lambda: bool(lane.results) or lane.cut or (lane.read_out and not lane.pending and not lane.segmenting)
@@ -342,12 +343,14 @@ class LiveRun:
             self.changed.notify_all()
             return item
 
-    def _write_frame(self, lane: _Lane, frame: SourceFrame, result: Segmentation) -> None:
+    def _write_frame(self, lane: _Lane, frame: SourceFrame, result: Outcome) -> None:
         if self._too_old(frame):
             lane.refused += 1
             return
         begin = time.perf_counter()
         try:
+            if isinstance(result, DoesNotFit):
+                raise result
             for sink in lane.job.sinks:
                 sink.write(frame, result)
         except UserError as error:

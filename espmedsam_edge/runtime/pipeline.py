@@ -15,10 +15,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.in_flight import InFlight
+from espmedsam_edge.runtime.frame_view import DoesNotFit
+from espmedsam_edge.runtime.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
 from espmedsam_edge.runtime.live_pipeline import LiveRun
-from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
 from espmedsam_edge.runtime.sources import Failure, Source, SourceFrame
@@ -44,7 +44,8 @@ def run_pipeline(
     beside the files, and each gives its newest frame. With a live source, Ctrl-C (a first time) ends the reading, and
     sinks finish what the live sources gave.
 
-    A source or a sink that fails becomes a failure in the report, and the rest is done. The calling thread only waits:
+    A source or a sink that fails, or a frame too large for the GPU that was asked for, becomes a failure in the report,
+    and the rest is done. The calling thread only waits:
     Ctrl-C there, or an error in any stage, stops all stages, and sinks then remove what is not finished.
 
     Args:
@@ -79,7 +80,7 @@ class _Frame:
 class _Result:
     job: Job
     frame: SourceFrame
-    result: Segmentation
+    result: Outcome
 
 
 @dataclass
@@ -207,11 +208,14 @@ class _Run:
         settings = self._settings()
         self.in_flight.segment(group, [item.frame.image for item in group], settings)
 
-    def _hand_on(self, group: Sequence[_Frame], results: Sequence[Segmentation]) -> None:
+    def _hand_on(self, group: Sequence[_Frame], results: Sequence[Outcome]) -> None:
         for item, result in zip(group, results, strict=True):
-            for stage in ("preprocess", "inference", "postprocess"):
-                self.seconds[stage] += getattr(result.timings, stage)
-            self.segmented.put(_Result(item.job, item.frame, result), item.frame.image.nbytes + result.mask.nbytes)
+            size = item.frame.image.nbytes
+            if not isinstance(result, DoesNotFit):
+                size += result.mask.nbytes
+                for stage in ("preprocess", "inference", "postprocess"):
+                    self.seconds[stage] += getattr(result.timings, stage)
+            self.segmented.put(_Result(item.job, item.frame, result), size)
 
     def _settings(self) -> Settings:
         """What the controls say, once they do not say to wait."""
@@ -249,6 +253,8 @@ class _Run:
     def _write_frame(self, job: Job, item: _Result) -> None:
         begin = time.perf_counter()
         try:
+            if isinstance(item.result, DoesNotFit):
+                raise item.result
             for sink in job.sinks:
                 sink.write(item.frame, item.result)
         except UserError as error:

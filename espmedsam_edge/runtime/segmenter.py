@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -14,10 +15,11 @@ import numpy as np
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import Frame, mask_from_logits, preprocess
+from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backend import (
     AnyFrame,
+    Backend,
     Choice,
     FrameBackend,
     FrameOptions,
@@ -27,7 +29,7 @@ from espmedsam_edge.runtime.backend import (
     silent,
 )
 from espmedsam_edge.runtime.cuda_api import CudaError
-from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 
 
@@ -46,7 +48,8 @@ class Segmenter:
         choice: Choice,
         threshold: float,
         overlay: OverlayStyle | None = None,
-        fall_back: Callable[[CudaError], Choice] | None = None,
+        fall_back: Callable[[], Choice] | None = None,
+        say: Say = silent,
     ) -> None:
         """Take a loaded backend; ``load`` is the usual way.
 
@@ -55,13 +58,16 @@ class Segmenter:
             choice: its backend.
             threshold: see ``load``.
             overlay: see ``load``.
-            fall_back: loads the backend to go on with when a GPU is lost; None: what runs there fails from then on.
+            fall_back: loads the backend on the CPU that takes what a GPU cannot: all once it is lost, before that what
+                does not fit there. None: such frames fail.
+            say: told when that happens.
         """
         self.bundle = bundle
         self.graph = choice.backend.graph
         self.threshold = threshold
         self._lock = threading.RLock()
-        self._fall_back = fall_back
+        self._fall_back, self._say = fall_back, say
+        self._on_cpu: Choice | None = None  # what ``fall_back`` gave
         if overlay is not None:
             overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
         self.frame_options = FrameOptions(bundle.manifest.input.normalization, threshold, overlay)
@@ -72,8 +78,6 @@ class Segmenter:
         self.choice = choice
         # A backend that takes whole frames, or None for one that has only the network.
         self.frame_backend = cast(FrameBackend, choice.backend) if hasattr(choice.backend, "segment_frames") else None
-        # Reused from frame to frame; the rows of a batch that no frame fills stay what they were, which is harmless.
-        self._image = np.zeros(self.graph.input_shape if self.frame_backend is None else 0, np.float32)
 
     @classmethod
     def load(
@@ -94,7 +98,7 @@ class Segmenter:
             modality: may be left out where the bundle has one.
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
             backend: a name of ``runtime.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was taken. With
-                "auto", what a GPU that is lost on the way leaves undone is done on the CPU, and ``say`` told.
+                "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU, and ``say`` is told.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
@@ -110,13 +114,11 @@ class Segmenter:
             raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
         graph = opened.graph(modality, precision)
 
-        def on_the_cpu(error: CudaError) -> Choice:
-            found = load_backend(opened, graph, "onnxruntime-cpu", threads, say)
-            say(f"The GPU is lost: {error.message} Going on with {found.taken}, more slowly. {error.hint}")
-            return found
+        def on_the_cpu() -> Choice:
+            return load_backend(opened, graph, "onnxruntime-cpu", threads, say)
 
         choice = load_backend(opened, graph, backend, threads, say)
-        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None)
+        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None, say)
 
     @property
     def modality(self) -> str:
@@ -145,6 +147,7 @@ class Segmenter:
         ``__cuda_array_interface__``.
 
         Raises:
+            DoesNotFit: too large for the GPU, where the backend was asked for by name.
             UserError: not such an array, or the backend failed.
         """
         return self.segment_batch([frame])[0]
@@ -157,6 +160,7 @@ class Segmenter:
             threshold: for these frames, between 0 and 1; None: the segmenter's own.
 
         Raises:
+            DoesNotFit: as for ``segment``.
             UserError: an array that is not (H, W, 3) uint8, or the backend failed.
         """
         options = self._checked(frames, threshold)
@@ -197,27 +201,38 @@ class Segmenter:
             if self.frame_backend is not None:
                 try:
                     return _UnderWay(self, frames, options, self.frame_backend.start_frames(frames, options))
-                except CudaError as error:
-                    self._lose_gpu(error, frames)
+                except UserError as error:
+                    return _Finished(self._beside_the_gpu(error, frames, options))
         return _Finished(self._segment_group(frames, options))
 
     def _finish(self, frames: Sequence[AnyFrame], options: FrameOptions, started: Started) -> list[Segmentation]:
         with self._lock:
             try:
                 return started.results()
-            except CudaError as error:
-                self._lose_gpu(error, frames)
-            return self._segment_group(frames, options)
+            except UserError as error:
+                return self._beside_the_gpu(error, frames, options)
 
-    def _lose_gpu(self, error: CudaError, frames: Sequence[AnyFrame]) -> None:
-        """Go over to another backend, where the GPU is lost, there is one, and the frames are not lost with it."""
-        if not error.lost or self._fall_back is None or any(not isinstance(frame, np.ndarray) for frame in frames):
+    def _beside_the_gpu(
+        self, error: UserError, frames: Sequence[AnyFrame], options: FrameOptions
+    ) -> list[Segmentation]:
+        """Segment frames on the CPU that the GPU could not take, where that may be; else raise its error."""
+        lost = isinstance(error, CudaError) and error.lost
+        on_gpu = any(not isinstance(frame, np.ndarray) for frame in frames)
+        if self._fall_back is None or on_gpu or not (lost or isinstance(error, DoesNotFit)):
             raise error
-        if self.frame_backend is not None:
-            lost = self.choice
-            found = self._fall_back(error)
-            self._take(Choice(found.backend, (*lost.passed_over, f"not {lost.backend.name}: {error}")))
-            lost.backend.close()
+        self._check_open()
+        if len(frames) > 1 and not lost:  # each of them may fit
+            return [self._segment_group([frame], options)[0] for frame in frames]
+        first = self._on_cpu is None
+        found = self._on_cpu = self._on_cpu or self._fall_back()
+        if lost and self.frame_backend is not None:
+            self._say(f"The GPU is lost: {error.message} Going on with {found.taken}, more slowly. {error.hint}")
+            gone = self.choice
+            self._take(Choice(found.backend, (*gone.passed_over, f"not {gone.backend.name}: {error}")))
+            gone.backend.close()
+        elif first:
+            self._say(f"{error.message} Such frames go to {found.taken}, more slowly. {error.hint}")
+        return self._segment_tensors(found.backend, cast(Sequence[Frame], frames), options)
 
     def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:
         """The options for frames that are arrays such as the backend takes."""
@@ -231,21 +246,31 @@ class Segmenter:
             raise RuntimeError("the segmenter is closed")
 
     def _segment_group(self, group: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
-        preprocess_seconds = []
         with self._lock:
             self._check_open()
             if self.frame_backend is not None:
                 try:
                     return self.frame_backend.segment_frames(group, options)
-                except CudaError as error:
-                    self._lose_gpu(error, group)
-            frames = cast(Sequence[Frame], group)  # checked
+                except UserError as error:
+                    return self._beside_the_gpu(error, group, options)
+        return self._segment_tensors(self.choice.backend, cast(Sequence[Frame], group), options)
+
+    @cached_property
+    def _image(self) -> Tensor:
+        """Reused from frame to frame; rows of a batch that no frame fills stay what they were, which is harmless."""
+        return np.zeros(self.graph.input_shape, np.float32)
+
+    def _segment_tensors(self, backend: Backend, frames: Sequence[Frame], options: FrameOptions) -> list[Segmentation]:
+        """Segment checked frames on a backend that has only the network."""
+        preprocess_seconds = []
+        with self._lock:
+            self._check_open()
             for row, frame in enumerate(frames):
                 begin = time.perf_counter()
                 preprocess(frame, self.image_size, options.normalization, out=self._image[row : row + 1])
                 preprocess_seconds.append(time.perf_counter() - begin)
             begin = time.perf_counter()
-            logits = self.choice.backend.run(self._image)
+            logits = backend.run(self._image)
             inference_seconds = (time.perf_counter() - begin) / len(frames)
         results = []
         for row, frame in enumerate(frames):
@@ -287,6 +312,8 @@ class Segmenter:
             if not self._closed:
                 self._closed = True
                 self.choice.backend.close()
+                if self._on_cpu is not None:
+                    self._on_cpu.backend.close()
 
     def __enter__(self) -> Segmenter:
         return self

@@ -26,7 +26,7 @@ from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.environment import jetson
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
-from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
 from espmedsam_edge.runtime.lent_memory import Lender
@@ -187,7 +187,11 @@ class TensorRtBackend:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The GPU's context current in this thread; a GPU that is lost stays lost, with the same words."""
+        """The GPU's context current in this thread; a GPU that is lost stays lost, with the same words.
+
+        Raises:
+            DoesNotFit: the work needs more memory than there is.
+        """
         if self._lost is not None:
             raise CudaError(self._lost.message, self._lost.hint, code=self._lost.code)
         try:
@@ -196,6 +200,8 @@ class TensorRtBackend:
         except CudaError as error:
             if error.lost:
                 self._lost = error
+            if error.out_of_memory:
+                raise DoesNotFit(error.message, error.hint, exit_code=1) from error
             raise
 
 
