@@ -106,6 +106,16 @@ def compile_kernels(source: KernelSource, target: CompileTarget, options: tuple[
         nvrtc.nvrtcDestroyProgram(program)
 
 
+def nvrtc_version() -> str:
+    """Of the NVRTC that cuda-python loads here: ``13.0``.
+
+    Raises:
+        UserError: no NVRTC here.
+    """
+    major, minor = _nvrtc_call(_nvrtc(), "nvrtcVersion")
+    return f"{major}.{minor}"
+
+
 def supported_targets() -> list[int]:
     """The SMs that this NVRTC compiles for: 75, 80, …
 

@@ -162,14 +162,29 @@ def _backends(root: Path, answers: Mapping[str, Answer], has_gpu: bool) -> Itera
     if not on_jetson:  # TensorRT-RTX covers desktop GPUs, not Orin
         possible = platform.machine() in ("x86_64", "AMD64")
         yield _native(area, "tensorrt-rtx", answers["tensorrt-rtx"], install_command("rtx") if possible else None)
-    cuda = answers["cuda-python"]
-    fix = install_command("trt")
+    yield from _cuda_python(area, answers, has_gpu, on_jetson)
+
+
+def _cuda_python(area: str, answers: Mapping[str, Answer], has_gpu: bool, on_jetson: bool) -> Iterator[Finding]:
+    """cuda-python, and NVRTC, which compiles the kernels around an engine."""
+    cuda, nvrtc = answers["cuda-python"], answers["nvrtc"]
+    major = str(answers["cuda-driver"].values.get("version", "12")).partition(".")[0]
+    # The extra would put PyPI's TensorRT in front of JetPack's.
+    fix = f"{sys.executable} -m pip install 'cuda-python=={major}.*'" if on_jetson else install_command("trt")
     if cuda.installed and cuda.error and not has_gpu and not on_jetson:
         yield Finding(
             area, "cuda-python", "ok", f"{cuda.values.get('version', 'installed')}, no CUDA driver to talk to"
         )
     else:
         yield _native(area, "cuda-python", cuda, fix)
+    if nvrtc.works:
+        yield Finding(area, "NVRTC", "ok", str(nvrtc.values["version"]))
+    elif cuda.installed:
+        of_cuda_12 = str(cuda.values.get("version", "")).startswith("12.")
+        package = "nvidia-cuda-nvrtc-cu12" if of_cuda_12 else "nvidia-cuda-nvrtc"
+        fix = "sudo apt-get install nvidia-jetpack" if on_jetson else f"{sys.executable} -m pip install {package}"
+        status: Status = "problem" if has_gpu or on_jetson else "absent"
+        yield Finding(area, "NVRTC", status, nvrtc.error or "not installed", fix)
 
 
 def _native(area: str, name: str, answer: Answer, fix: str | None) -> Finding:
@@ -320,13 +335,18 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
     flavours = [name for name in ("tensorrt", "tensorrt-rtx") if status.get(name) == "ok"]
     cuda = gpu and status.get("CUDA driver") == "ok"
     on_cpu = status["onnxruntime"] == "ok" and status["OpenCV"] == "ok"
-    ways = [name for name in flavours if name in BACKENDS]
+    lacking = [name for name in ("cuda-python", "NVRTC") if status.get(name) != "ok"]
+    ways = [] if lacking else [name for name in flavours if name in BACKENDS]
     if "CUDAExecutionProvider" in answers["onnxruntime"].values.get("providers", []):
         ways.append("onnxruntime-cuda")
     if cuda and ways:
         on_gpu = (True, f"with {' and '.join(ways)}")
+    elif not cuda:
+        on_gpu = (False, "no GPU with a CUDA driver")
+    elif flavours:
+        on_gpu = (False, f"{' and '.join(flavours)} cannot, without {' and '.join(lacking)}")
     else:
-        on_gpu = (False, "no GPU with a CUDA driver" if not cuda else "no backend installed that uses it")
+        on_gpu = (False, "no backend installed that uses it")
     recording = "OpenCV" if "avc1" in answers["opencv"].values.get("encoders", []) else None
     if status["PyAV (H.264)"] == "ok":
         recording = "PyAV"

@@ -61,6 +61,17 @@ error, = driver.cuInit(0)
 say(init=str(error).rpartition(".")[2].partition(":")[0])
 """,
     ),
+    "nvrtc": (
+        ("cuda.bindings",),
+        """
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.cuda_module import nvrtc_version
+try:
+    say(version=nvrtc_version())
+except UserError as error:
+    sys.exit(error.message)
+""",
+    ),
     "cuda-driver": (
         ("ctypes",),
         """

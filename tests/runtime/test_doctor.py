@@ -96,10 +96,49 @@ def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path, monkeypatch: p
         "tensorrt": Answer(True, {"version": "10.3.0"}),
         "cuda-driver": Answer(True, {"version": "12.6", "init": 0}),
         "cuda-python": Answer(True, {"version": "12.6.2", "init": "CUDA_SUCCESS"}),
+        "nvrtc": Answer(True, {"version": "12.6"}),
     }
     diagnosis = diagnose(bare, works)
+    assert by_name(diagnosis)["NVRTC"].detail == "12.6"
     assert diagnosis.abilities["segment on a GPU"] == (True, "with tensorrt")
     assert diagnosis.abilities["build TensorRT engines"] == (True, "with tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason", "fix"),
+    [
+        (("cuda-python", "nvrtc"), "cuda-python and NVRTC", None),
+        (("nvrtc",), "NVRTC", " -m pip install nvidia-cuda-nvrtc"),
+    ],
+)
+def test_tensorrt_needs_cuda_python_and_nvrtc_to_segment(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, lacking: tuple[str, ...], reason: str, fix: str | None
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda root: [environment.Gpu("NVIDIA L4", "580.1", 23034, "8.9")])
+    there = {
+        **BASE,
+        "tensorrt": Answer(True, {"version": "10.16.1.11"}),
+        "cuda-driver": Answer(True, {"version": "13.0", "init": 0}),
+        "cuda-python": Answer(True, {"version": "13.0.1", "init": "CUDA_SUCCESS"}),
+        "nvrtc": Answer(True, {"version": "13.0"}),
+    }
+    assert diagnose(bare, there).abilities["segment on a GPU"] == (True, "with tensorrt")
+    missing = Answer(True, {}, "NVRTC, which compiles the kernels, is not installed.")
+    without = diagnose(bare, {**there, **{name: missing if len(lacking) == 1 else Answer(False) for name in lacking}})
+    assert without.abilities["segment on a GPU"] == (False, f"tensorrt cannot, without {reason}")
+    assert without.abilities["build TensorRT engines"] == (True, "with tensorrt")
+    if fix is not None:
+        found = by_name(without)["NVRTC"]
+        assert (found.status, found.detail) == ("problem", missing.error)
+        assert str(found.fix).endswith(fix)
+
+
+def test_on_a_jetson_no_remedy_puts_another_tensorrt_over_jetpacks(bare: Path) -> None:
+    fake_jetson(bare, tensorrt_in_system=True)
+    driver = {**BASE, "cuda-driver": Answer(True, {"version": "12.6", "init": 0})}
+    assert str(by_name(diagnose(bare, driver))["cuda-python"].fix).endswith(" -m pip install 'cuda-python==12.*'")
+    installed = {**driver, "cuda-python": Answer(True, {"version": "12.6.2", "init": "CUDA_SUCCESS"})}
+    assert by_name(diagnose(bare, installed))["NVRTC"].fix == "sudo apt-get install nvidia-jetpack"
 
 
 def test_onnxruntimes_cuda_provider_counts_only_with_a_driver(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

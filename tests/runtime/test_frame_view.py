@@ -65,7 +65,12 @@ def test_rows_may_be_any_distance_apart() -> None:
         ((48, 64, 3), (192, -3, 1), "uint8", "not neighbours. Give rows from left to right"),
         ((48, 64, 3), (-192, 3, 1), "uint8", "not neighbours"),
         ((48, 64), (1, 48), "uint8", "not neighbours"),
-        ((40000, 2), None, "uint8", "a frame of 2x40000 pixels is too large for the GPU. There sides are 1 to 32000 pixels"),
+        (
+            (40000, 2),
+            None,
+            "uint8",
+            "a frame of 2x40000 pixels is too large for the GPU. There sides are 1 to 32000 pixels",
+        ),
         ((0, 64, 3), None, "uint8", "a frame of 64x0 pixels"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from espmedsam_edge.runtime import probe
@@ -58,3 +60,23 @@ def test_the_base_packages_answer(name: str) -> None:
     answer = probe.ask(name)
     assert answer.works, answer.error
     assert answer.values["version"]
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["there", "missing"])
+def test_nvrtc_answers_or_says_that_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    pytest.importorskip("cuda.bindings", reason="needs cuda-python (cuda-bindings)")
+    if hidden:  # cuda-python says so when it finds no libnvrtc
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "sitecustomize.py").write_text(
+            "from cuda.bindings import nvrtc\n"
+            "def nvrtcVersion():\n    raise RuntimeError('Failed to dlopen libnvrtc')\n"
+            "nvrtc.nvrtcVersion = nvrtcVersion\n"
+        )
+    answer = probe.ask("nvrtc")
+    if hidden:
+        assert answer.error == "NVRTC, which compiles the kernels, is not installed."
+    else:
+        assert answer.works, answer.error
+        assert answer.values["version"].partition(".")[0] in ("12", "13")
