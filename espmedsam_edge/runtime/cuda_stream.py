@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from espmedsam_edge.runtime.cuda_api import CudaError
 from espmedsam_edge.runtime.cuda_device import CudaDevice, Resource
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the legacy default stream
@@ -35,6 +36,18 @@ class Stream(Resource):
             CudaError: something that was enqueued failed.
         """
         self.device.driver.call("cuStreamSynchronize", self.handle)
+
+    def check(self) -> None:
+        """Say whether what was enqueued has failed so far, without waiting for it.
+
+        Raises:
+            CudaError: something that was enqueued failed, or the GPU is lost.
+        """
+        try:
+            self.device.driver.call("cuStreamQuery", self.handle)
+        except CudaError as error:
+            if error.code != _NOT_READY:
+                raise
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on wait for an event of any stream."""

@@ -89,10 +89,17 @@ class Engine:
         """Enqueue one run on the stream; safe inside a capture.
 
         Raises:
+            CudaError: the GPU is lost.
             UserError: TensorRT refused it; carries its reason.
         """
-        if not self._context.execute_async_v3(cast(Any, int(self._stream))):
-            raise self._refused(f"did not run {self._plan.name}")
+        if self._context.execute_async_v3(cast(Any, int(self._stream))):
+            return
+        try:
+            self._stream.check()
+        except CudaError as error:
+            if error.lost:
+                raise
+        raise self._refused(f"did not run {self._plan.name}")
 
     def launch(self) -> None:
         """Enqueue one run with a single call, where it could be captured.

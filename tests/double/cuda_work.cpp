@@ -67,6 +67,17 @@ int cuStreamSynchronize(void* handle) {
     return SUCCESS;
 }
 
+int cuStreamQuery(void* handle) {
+    BEGIN("cuStreamQuery");
+    Stream* stream = stream_of(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (stream->capture) {
+        stream->capture_broken = true;
+        return CAPTURE_UNSUPPORTED;
+    }
+    return stream->done < stream->enqueued ? NOT_READY : SUCCESS;
+}
+
 int cuStreamWaitEvent(void* handle, void* event, unsigned) {
     BEGIN("cuStreamWaitEvent");
     Stream* stream = stream_of(handle);

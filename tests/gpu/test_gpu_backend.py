@@ -37,6 +37,7 @@ from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
 pytestmark = pytest.mark.gpu
 
 STYLE = OverlayStyle((255, 200, 0), notice="untrained")
+LOST = [214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999]  # CUresult: nothing works after these
 LEVEL = 1.001 / (255 * 0.224)  # the kernel may round a pixel the other way: see kernel_checks
 Load = Callable[..., Segmenter]
 
@@ -352,7 +353,7 @@ def test_other_sizes_make_room(load: Load, monkeypatch: pytest.MonkeyPatch) -> N
     check(segmenter.segment(frame), frame)
 
 
-@pytest.mark.parametrize("code", [719, 999])
+@pytest.mark.parametrize("code", LOST)
 def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     segmenter = load()
     segmenter.segment(frame_of(50, 60))
@@ -376,6 +377,27 @@ def test_tensorrt_that_does_not_run_says_why(load: Load, monkeypatch: pytest.Mon
     monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
     with pytest.raises(UserError, match=r"TensorRT 10\.16\.1\.11 did not run .*\.plan: it gave no reason"):
         segmenter.segment(frame_of(50, 60))
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_a_gpu_that_tensorrt_finds_lost_is_lost(
+    load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    from espmedsam_edge.runtime import tensorrt_api
+
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
+    segmenter = load()
+    segmenter.segment(frame_of(50, 60))
+    context = tensorrt_api.load("tensorrt").module.IExecutionContext
+    monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamQuery={code}")
+    with pytest.raises(CudaError, match=r"cuStreamQuery failed: .* Start it again") as caught:
+        segmenter.segment(frame_of(50, 60))
+    assert caught.value.code == code
+    machine.forget()
+    with pytest.raises(CudaError, match="Start it again"):
+        segmenter.segment(frame_of(50, 60))
+    assert machine.calls() == []
 
 
 def test_without_capture_it_runs_all_the_same(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from gpu_memory import GpuMemory
 from numpy.typing import NDArray
 from scripted_feeds import EndlessFeed
 from test_gpu_arrays import InterfaceArray
-from test_gpu_backend import STYLE, Load, bundle, check, frame_of, load, pins
+from test_gpu_backend import LOST, STYLE, Load, bundle, check, frame_of, load, pins
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.errors import UserError
@@ -213,7 +213,7 @@ def test_without_memory_for_more_they_take_turns(load: Load, machine: Any, monke
     assert len(sized.graphs) == 1
 
 
-@pytest.mark.parametrize("code", [719, 999])
+@pytest.mark.parametrize("code", LOST)
 def test_a_gpu_that_is_lost_under_way(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     segmenter = warmed_up(load(), (50, 60))
     kept = segmenter.start([frame_of(50, 60)])
@@ -399,6 +399,22 @@ def test_a_gpu_lost_under_way_is_replaced_by_the_cpu_where_the_choice_was_ours(
         assert "Going on with onnxruntime-cpu (CPU" in notice
         agree(segmenter.segment(frames[0]), frames[0], cpu)
         segmenter.close()
+
+
+def test_the_cpu_goes_on_too_where_tensorrt_notices_first(
+    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
+    segmenter = load_auto(which=bundle, say=said.append)
+    segmenter.segment(frame_of(50, 60))
+    context = tensorrt_api.load("tensorrt").module.IExecutionContext
+    monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamQuery=719")
+    with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
+        agree(segmenter.start([frame_of(50, 60)]).results()[0], frame_of(50, 60), cpu)
+    assert sum("The GPU is lost" in line for line in said) == 1
+    segmenter.close()
 
 
 def test_frames_that_lay_on_the_lost_gpu_are_lost_with_it(
