@@ -96,6 +96,11 @@ class FrameInput:
         """Whether a C-ordered frame in other pinned memory can be copied to the GPU as it is."""
         return self._device is not None and self._rows.flags.c_contiguous
 
+    @property
+    def size(self) -> int:
+        """Bytes of the frame with its rows padded."""
+        return self._host.size
+
     def close(self) -> None:
         """Free the memory."""
         self._host.close()

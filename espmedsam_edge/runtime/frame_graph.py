@@ -122,6 +122,12 @@ class FrameGraph:
                 self._capture(opened)
             self._opened = opened.pop_all()
 
+    @property
+    def size(self) -> int:
+        """Bytes of its frames and results: on the GPU, or where both share the memory, in that."""
+        sources = sum(source.size for source in self._inputs if source is not None)
+        return sources + sum(outputs.size for outputs in self._outputs)
+
     def run(self, frames: Sequence[FrameView | Frame]) -> list[Segmentation]:
         """Segment frames of the key's sizes; waits for the result. Nothing started here may be under way.
 

@@ -17,6 +17,9 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 KEPT_SIZES = 4
 """How many sets of frame sizes stay captured; with a batch at least twice as many as it holds frames, since groups of
 fewer frames are sets of their own."""
+KEPT_SHARE = 4
+"""Of the memory that was free when the engine was loaded, they take one part in so many; the size in use may take more.
+"""
 IN_FLIGHT = 3
 """Groups of frames under way at most: one that is copied in, one that is computed, one that is copied out."""
 
@@ -67,6 +70,11 @@ class _Sized:
         self.graphs.append(graph)
         self.groups.append(None)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(graph.size for graph in self.graphs)
+
     def idle(self) -> int | None:
         """The first one that is free."""
         for index, group in enumerate(self.groups):
@@ -83,10 +91,11 @@ class _Sized:
 
 
 class FrameGraphs:
-    """Frame graphs by what they have fixed, the least recently used of them given up for a new one."""
+    """Frame graphs by what they have fixed. Few are kept, within a share of the memory, by their last use."""
 
     def __init__(self, machine: FrameMachine) -> None:
         self._machine, self._kept = machine, max(KEPT_SIZES, 2 * machine.graph.batch if machine.graph.batch > 1 else 0)
+        self._budget = machine.stream.device.memory().free // KEPT_SHARE
         self._sized: OrderedDict[FrameKey, _Sized] = OrderedDict()
         self._started: deque[StartedGroup] = deque()
 
@@ -152,7 +161,13 @@ class FrameGraphs:
             found.add(self._make(key))
             self._sized[key] = found
         self._sized.move_to_end(key)
+        self._keep_within_budget()
         return found
+
+    def _keep_within_budget(self) -> None:
+        """Give up sizes for those used later; the last one stays, whatever it takes."""
+        while len(self._sized) > 1 and sum(sized.size for sized in self._sized.values()) > self._budget:
+            self._drop_oldest()
 
     def _one_more(self, key: FrameKey, sized: _Sized) -> int:
         """The number of a further graph of a key; where there is no memory for it, of its oldest one, waited for."""
@@ -162,6 +177,7 @@ class FrameGraphs:
             except _OutOfMemory:
                 sized.full = True
             else:
+                self._keep_within_budget()
                 return len(sized.graphs) - 1
         self.settle()
         return 0

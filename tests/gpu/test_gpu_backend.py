@@ -19,6 +19,7 @@ from toy_bundles import save_toy_bundle
 from trt_fixtures import DOUBLE
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
@@ -27,7 +28,7 @@ from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError
 from espmedsam_edge.runtime.cuda_device import CudaDevice
 from espmedsam_edge.runtime.frame_graph import STAGES
-from espmedsam_edge.runtime.frame_graphs import KEPT_SIZES
+from espmedsam_edge.runtime.frame_graphs import KEPT_SHARE, KEPT_SIZES
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -285,6 +286,48 @@ def test_sizes_are_kept_by_their_last_use(load: Load, machine: Any) -> None:
     assert machine.open() == opened  # what one size takes was freed for the other
     assert captures(sizes[0]) == 0
     assert captures(sizes[1]) == 1
+
+
+def test_sizes_are_kept_within_a_share_of_the_memory(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    probing = load(overlay=STYLE)
+    graphs = probing.choice.backend._graphs  # type: ignore[attr-defined]
+    probing.segment(frame_of(200, 320))
+    each = next(iter(graphs._sized.values())).size
+    assert each >= 7 * 200 * 320
+    use = probing.choice.backend.device_use()  # type: ignore[attr-defined]
+    probing.close()
+    monkeypatch.setenv("CUDA_MACHINE_MEMORY", str(use.total - use.free + int(2.5 * KEPT_SHARE * each)))
+    segmenter = load(overlay=STYLE)
+    kept = segmenter.choice.backend._graphs._sized  # type: ignore[attr-defined]
+    heights = []
+    for height in (200, 198, 196, 198, 200, 400):  # the last alone takes nearly all
+        frame = frame_of(height, 320)
+        check(segmenter.segment(frame), frame)
+        heights.append([key.sizes[0][1] for key in kept])
+    assert heights == [[200], [200, 198], [198, 196], [196, 198], [198, 200], [400]]
+    large = frame_of(700, 320)  # more than the share: kept while it is used
+    for group in [segmenter.start([large]) for _ in range(2)]:
+        check(group.results()[0], large)
+    assert [key.sizes[0][1] for key in kept] == [700]
+    assert sum(sized.size for sized in kept.values()) > 2.5 * each
+
+
+def test_infer_ends_with_what_the_gpus_memory_was_used_for(
+    load: Load, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    load().close()  # the double is in TensorRT's place
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), frame_of(50, 60))
+    arguments = [bundle.path, picture, "--modality", "fundus", "--backend", "tensorrt", "--masks", tmp_path / "masks"]
+    with pytest.raises(SystemExit) as ended:
+        main(["infer", *(str(argument) for argument in arguments)])
+    written = capsys.readouterr()
+    assert ended.value.code in (0, None), written.err
+    assert re.search(
+        r"^GPU memory: \d+ MB for the engine, \d+ MB for frames; 4\.\d of 4\.3 GB free$", written.out, re.M
+    )
 
 
 def test_stages_are_measured_by_events(load: Load) -> None:
