@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,8 @@ from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour, how_to_install,
 from espmedsam_edge.runtime.tensorrt_api import load as load_tensorrt
 from espmedsam_edge.runtime.tensorrt_engine import Engine
 
+_MEMORY_VARIABLE = "ESPMEDSAM_FRAME_MEMORY"
+
 
 def unavailable(name: str) -> str | None:
     """Why ``name`` cannot run on this machine, or None; loads no library but the driver's."""
@@ -53,10 +56,14 @@ def unavailable(name: str) -> str | None:
 def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> TensorRtBackend:
     """Load a graph's engine from the cache, or build it; ``threads`` is for other backends.
 
+    Where the GPU shares the host's memory, its kernels read and write frames and results there in place (mapped);
+    elsewhere they are copied. The environment variable ``ESPMEDSAM_FRAME_MEMORY``, mapped or copied, decides otherwise.
+
     Raises:
+        UserError: another word in that variable.
         BackendUnavailable: TensorRT, its engine or the kernels do not load here; says why and what to do.
     """
-    flavour = cast(Flavour, name)
+    flavour, chosen = cast(Flavour, name), _chosen_memory()
     try:
         api = load_tensorrt(flavour)
         plan = find_or_build(bundle, graph, flavour=flavour, say=say, on_progress=_announced(graph, flavour, say))
@@ -67,10 +74,11 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
             engine = Engine(api, plan.path, graph, stream, say)
             opened.callback(engine.close)
             kernels = FrameKernels.load(device, say=say)
-            lender, mapped = Lender(device), device.gpu.integrated
+            lender, mapped = Lender(device), device.gpu.integrated if chosen is None else chosen == "mapped"
             machine = FrameMachine(stream, engine, kernels, graph, lender, upload, download, mapped=mapped)
             taken = max(0, free - device.memory().free)
-            return TensorRtBackend(name, f"{device.gpu.name}, {api.title}", machine, plan, taken, opened.pop_all())
+            where = ", ".join([device.gpu.name, api.title, *(["mapped frames"] if mapped else [])])
+            return TensorRtBackend(name, where, machine, plan, taken, opened.pop_all())
     except BackendUnavailable:
         raise
     except UserError as error:
@@ -203,6 +211,14 @@ class TensorRtBackend:
             if error.out_of_memory:
                 raise DoesNotFit(error.message, error.hint, exit_code=1) from error
             raise
+
+
+def _chosen_memory() -> str | None:
+    """``mapped`` or ``copied`` where the environment says so."""
+    chosen = os.environ.get(_MEMORY_VARIABLE) or None
+    if chosen not in (None, "mapped", "copied"):
+        raise UserError(f"{_MEMORY_VARIABLE} is '{chosen}'.", "Set it to mapped or copied, or leave it out.")
+    return chosen
 
 
 def _size(frame: FrameView | Frame) -> tuple[int, int]:

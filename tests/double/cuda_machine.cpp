@@ -76,7 +76,8 @@ int cuDeviceTotalMem_v2(std::size_t* total, int) {
 
 int cuDeviceGetAttribute(int* value, int which, int) {
     const int sm = int(setting("CUDA_MACHINE_SM", 90));
-    *value = which == 75 ? sm / 10 : which == 76 ? sm % 10 : which == 16 ? 1 : 0;
+    *value = which == 75 ? sm / 10 : which == 76 ? sm % 10 : which == 16 ? 1
+           : which == 18 ? int(setting("CUDA_MACHINE_INTEGRATED", 0)) : 0;
     return SUCCESS;
 }
 

@@ -6,8 +6,8 @@
 // Linked with the host builds of the kernels; with -fsanitize=address the heap around every buffer is guarded, which
 // makes the address sanitizer a memcheck for kernels.
 //
-// Environment: CUDA_MACHINE_SM "90"; CUDA_MACHINE_MEMORY in bytes; CUDA_MACHINE_FAIL "cuMemAlloc=2" lets that call
-// answer an error. machine_calls() gives the names of the calls so far, machine_forget() empties them.
+// Environment: CUDA_MACHINE_SM "90"; CUDA_MACHINE_MEMORY in bytes; CUDA_MACHINE_INTEGRATED "1" for a GPU that shares
+// the host's memory; CUDA_MACHINE_FAIL "cuMemAlloc=2" lets that call answer an error. machine_calls() gives the names of the calls so far, machine_forget() empties them.
 #pragma once
 
 #include <cstdint>

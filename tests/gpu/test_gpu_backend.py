@@ -157,6 +157,36 @@ def test_tensors_run_as_on_other_backends(load: Load) -> None:
         backend.run(image.astype(np.float64))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("integrated", "chosen", "mapped"),
+    [("0", "", False), ("1", "", True), ("1", "copied", False), ("0", "mapped", True)],
+)
+def test_a_gpu_that_shares_the_memory_works_there_in_place(
+    load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, integrated: str, chosen: str, mapped: bool
+) -> None:
+    monkeypatch.setenv("CUDA_MACHINE_INTEGRATED", integrated)
+    monkeypatch.setenv("ESPMEDSAM_FRAME_MEMORY", chosen)
+    segmenter = load(overlay=STYLE)
+    assert segmenter.choice.backend.device.endswith("mapped frames") == mapped
+    frames = [frame_of(90, 160, seed) for seed in range(5)]
+    kept = segmenter.segment(frames[0])
+    machine.forget()
+    results = [kept, *(group.results()[0] for group in [segmenter.start([frame]) for frame in frames[1:]])]
+    assert ("cuMemcpyHtoDAsync" not in machine.calls()) == mapped
+    for frame, result in zip(frames, results, strict=True):  # each in memory of its own
+        check(result, frame)
+        assert np.abs(result.overlay(frame, STYLE).astype(int) - draw_overlay(frame, result.mask, STYLE)).max() <= 1
+    assert segmenter.frame_backend is not None
+    assert segmenter.frame_backend.stage_seconds([frames[0]], segmenter.frame_options)
+
+
+def test_a_word_that_is_no_way_to_hold_frames(load: Load, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    load().close()
+    monkeypatch.setenv("ESPMEDSAM_FRAME_MEMORY", "shared")
+    with pytest.raises(UserError, match=r"ESPMEDSAM_FRAME_MEMORY is 'shared'\. Set it to mapped or copied"):
+        Segmenter.load(bundle, "fundus")
+
+
 def test_a_frame_that_another_library_holds_is_read_in_place(load: Load, memory: GpuMemory, machine: Any) -> None:
     segmenter = load(overlay=STYLE)
     for seed in range(3):
