@@ -21,7 +21,11 @@ _OUT_OF_MEMORY = 2
 
 @dataclass(frozen=True)
 class GpuDevice:
-    """One GPU. ``sm`` is its generation as TensorRT names it (``sm86`` for compute capability 8.6)."""
+    """One GPU.
+
+    ``sm`` is its generation as TensorRT names it (``sm86`` for compute capability 8.6); ``pci`` its place on the bus,
+    which nvidia-smi knows it by whatever CUDA_VISIBLE_DEVICES says (``0000:41:00.0``), or "".
+    """
 
     name: str
     sm: str
@@ -29,6 +33,7 @@ class GpuDevice:
     total_bytes: int
     integrated: bool
     cuda: str
+    pci: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (SM {self.sm[2:-1]}.{self.sm[-1]}, {self.sm_count} SMs)"
@@ -60,6 +65,9 @@ def find_gpu(ordinal: int = 0) -> GpuDevice | None:
         value = c_int()
         return value.value if cuda.cuDeviceGetAttribute(byref(value), which, device) == 0 else 0
 
+    pci = ctypes.create_string_buffer(32)
+    if cuda.cuDeviceGetPCIBusId(pci, 32, device) != 0:
+        pci.value = b""
     version = c_int()
     cuda.cuDriverGetVersion(byref(version))
     return GpuDevice(
@@ -69,6 +77,7 @@ def find_gpu(ordinal: int = 0) -> GpuDevice | None:
         total_bytes=total.value,
         integrated=bool(attribute(_INTEGRATED)),
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+        pci=_text(pci),
     )
 
 

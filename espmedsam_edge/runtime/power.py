@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any
 
+from espmedsam_edge.runtime.cuda_driver import find_gpu
 from espmedsam_edge.runtime.environment import jetson
 
 _INTERVAL_MS = 100
@@ -21,7 +22,7 @@ _RAIL = re.compile(r"\b(V[A-Z0-9_]+|POM_[A-Z0-9_]+) (\d+)(?:mW)?/(\d+)(?:mW)?")
 
 
 def watts_of_nvidia_smi(text: str) -> list[float]:
-    """Readings from ``nvidia-smi --query-gpu=power.draw --format=csv,noheader,nounits``; a line each, the first GPU's.
+    """Readings from ``nvidia-smi --query-gpu=power.draw --format=csv,noheader,nounits``, a line each.
 
     Lines such as ``[N/A]`` and ``[Not Supported]`` are left out.
     """
@@ -59,12 +60,14 @@ class Sensor:
 
 
 def find_sensor() -> Sensor | None:
-    """The sensor of this machine, or None."""
+    """The sensor of the GPU that CUDA numbers 0 here (CUDA_VISIBLE_DEVICES counts), or of a Jetson; or None."""
     if jetson() is not None and shutil.which("tegrastats"):
         return Sensor(("tegrastats", "--interval", str(_INTERVAL_MS)), watts_of_tegrastats, "the whole module")
     if shutil.which("nvidia-smi"):
-        query = ("--query-gpu=power.draw", "--format=csv,noheader,nounits", f"--loop-ms={_INTERVAL_MS}", "--id=0")
-        return Sensor(("nvidia-smi", *query), watts_of_nvidia_smi, "the GPU alone")
+        gpu = find_gpu()
+        which = gpu.pci if gpu is not None and gpu.pci else "0"
+        query = ("--query-gpu=power.draw", "--format=csv,noheader,nounits", f"--loop-ms={_INTERVAL_MS}")
+        return Sensor(("nvidia-smi", *query, f"--id={which}"), watts_of_nvidia_smi, "the GPU alone")
     return None
 
 

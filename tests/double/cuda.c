@@ -1,4 +1,4 @@
-/* A stand-in for NVIDIA's driver with one GPU, described by FAKE_GPU="name|major|minor|SMs|total|free|integrated|ms".
+/* A stand-in for NVIDIA's driver with one GPU, described by FAKE_GPU="name|major|minor|SMs|total|free|integrated|ms|pci".
    An event measures "ms"; memory is the host's. Without FAKE_GPU the driver finds no GPU. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -28,6 +28,7 @@ int cuInit(unsigned flags) { return getenv("FAKE_GPU") ? 0 : 100; }
 int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal ? 101 : 0; }
 int cuDeviceGetName(char *name, int size, int device) { return field(0, name, size) ? 0 : 100; }
+int cuDeviceGetPCIBusId(char *bus, int size, int device) { return field(8, bus, size) ? 0 : 1; }
 int cuDeviceTotalMem_v2(size_t *total, int device) { *total = (size_t)number(4); return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) {
     *value = which == 75 ? number(1) : which == 76 ? number(2) : which == 16 ? number(3) : which == 18 ? number(6) : 0;

@@ -19,6 +19,14 @@ def test_describes_the_gpu(gpu: GpuFixture) -> None:
     assert str(found) == "NVIDIA GeForce RTX 4090 (SM 8.9, 128 SMs)"
     assert (found.sm, found.total_bytes, found.integrated, found.cuda) == ("sm89", 25_300_000_000, False, "12.6")
     assert free_bytes(found) == 24_000_000_000
+    assert found.pci == ""
+
+
+def test_knows_its_place_on_the_bus(gpu: GpuFixture) -> None:
+    gpu("NVIDIA H200|9|0|132|150000000000|140000000000|0|1|0000:C1:00.0")
+    found = find_gpu()
+    assert found is not None
+    assert found.pci == "0000:C1:00.0"
 
 
 def test_two_digit_generations(gpu: GpuFixture) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime.power import PowerMeter, Sensor, watts_of_nvidia_smi, watts_of_tegrastats
+from espmedsam_edge.runtime import power
+from espmedsam_edge.runtime.power import PowerMeter, Sensor, find_sensor, watts_of_nvidia_smi, watts_of_tegrastats
 
 ORIN_NANO = """\
 03-14-2024 10:22:31 RAM 3141/7620MB (lfb 22x4MB) SWAP 0/3810MB (cached 0MB) CPU [12%@1510,4%@1510,3%@1510,2%@1510,\
@@ -36,6 +40,48 @@ def test_a_module_without_one_adds_up_its_rails() -> None:
 def test_nvidia_smi() -> None:
     assert watts_of_nvidia_smi("312.54\n309.10\n") == [312.54, 309.10]
     assert watts_of_nvidia_smi("[N/A]\n[Not Supported]\nN/A\n\n0.00\n") == []
+
+
+# nvidia-smi of a server with two GPUs, by the argument after --id: the first works, the second idles.
+NVIDIA_SMI = """\
+#!/bin/sh
+for word; do
+    case $word in
+    --id=0 | --id=0000:18:00.0) printf '691.12\\n688.40\\n695.31\\n' ;;
+    --id=0000:C1:00.0) printf '75.80\\n75.91\\n76.02\\n' ;;
+    --id=*) echo "No devices were found" ;;
+    esac
+done
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(power, "jetson", lambda: None)
+
+
+def measured(sensor: Sensor | None) -> float | None:
+    meter = PowerMeter(sensor)
+    with meter:
+        assert meter._process is not None
+        meter._process.wait(20)
+    return meter.watts
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_the_gpu_that_cuda_sees_is_measured_and_not_the_machines_first(gpu: Callable[[str], None]) -> None:
+    gpu("NVIDIA H200|9|0|132|150000000000|140000000000|0|1|0000:C1:00.0")
+    assert measured(find_sensor()) == 75.91
+    gpu("NVIDIA H200|9|0|132|150000000000|140000000000|0|1|0000:18:00.0")
+    assert measured(find_sensor()) == 691.12
+
+
+@pytest.mark.usefixtures("nvidia_smi", "no_gpu")
+def test_without_cuda_the_machines_first_is_measured() -> None:
+    assert measured(find_sensor()) == 691.12
 
 
 @pytest.mark.parametrize("read", [watts_of_nvidia_smi, watts_of_tegrastats])
