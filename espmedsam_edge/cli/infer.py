@@ -300,6 +300,8 @@ def _say(
         line(_live_line(live, beside))
     if not report.frames:
         return
+    if segmenter.frame_backend is not None:
+        line(f"GPU memory: {segmenter.frame_backend.device_use()}")
     stages = ", ".join(
         f"{stage} {1000 * seconds / report.frames:.1f}" for stage, seconds in report.stage_seconds.items()
     )

@@ -224,9 +224,7 @@ class Segmenter:
         if len(frames) > 1 and not lost:  # each of them may fit
             return [self._segment_group([frame], options)[0] for frame in frames]
         first = self._on_cpu is None
-        if self._on_cpu is None:
-            self._on_cpu = self._fall_back()
-        found = self._on_cpu
+        found = self._on_cpu = self._on_cpu or self._fall_back()
         if lost and self.frame_backend is not None:
             self._say(f"The GPU is lost: {error.message} Going on with {found.taken}, more slowly. {error.hint}")
             gone = self.choice

@@ -76,6 +76,17 @@ def test_one_image_goes_beside_where_you_are(infer: Callable[..., Outcome], toy_
     assert "never trained" not in out
 
 
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_gpu_asked_for_without_a_driver_is_one_line(infer: Callable[..., Outcome], backend: str) -> None:
+    save_photo(Path("a.png"))
+    code, out, err = infer("a.png", "--backend", backend)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: backend {backend} cannot run here: there is no NVIDIA driver here.")
+    assert tree() == ["a.png"]
+
+
 def test_a_video_becomes_a_video(infer: Callable[..., Outcome]) -> None:
     save_clip(Path("c.avi"))
     code, out, err = infer("c.avi", "--out", "new/o.mp4")
