@@ -143,7 +143,16 @@ def find_or_build(
                 return plan
         if reason:
             say(f"{graph.modality} {graph.precision}: the engine in the cache is not used, {reason}; building anew.")
-        return _build(folder, wanted, graph_path, on_progress)
+        request = Request(
+            command="build",
+            graph=graph,
+            graph_path=graph_path.resolve(),
+            macs=bundle.manifest.macs(graph),
+            flavour=wanted.flavour,
+            targets=wanted.targets,
+            tf32=tf32,
+        )
+        return _build(folder, wanted, request, on_progress)
 
 
 def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
@@ -252,23 +261,14 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
 
 
-def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_build.OnProgress) -> EnginePlan:
+def _build(folder: Path, wanted: Wanted, request: Request, on_progress: engine_build.OnProgress) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
     timing = folder / f"timing-{wanted.version}-{gpu.sm}-{gpu.sm_count}.cache" if gpu and not wanted.targets else None
     with atomic_path(plan_path) as temporary:
-        request = Request(
-            command="build",
-            graph=wanted.graph,
-            graph_path=graph_path.resolve(),
-            flavour=wanted.flavour,
-            targets=wanted.targets,
-            tf32=wanted.tf32,
-            plan_path=temporary,
-            timing_cache=timing,
-            log_path=plan_path.with_suffix(".log"),
-        )
+        places = {"plan_path": temporary, "timing_cache": timing, "log_path": plan_path.with_suffix(".log")}
+        request = request.model_copy(update=places)
         result = engine_build.run(request, on_progress)
         assert result.arithmetic is not None
         sidecar = Sidecar(
