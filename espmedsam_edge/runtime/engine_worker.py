@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -229,7 +229,8 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         loaded, layers = (False, {}) if gpu is None else inspect(parsed, request, gpu, arithmetic, plan)
     finally:
         if request.log_path is not None:
-            request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
+            with suppress(OSError):  # of a disk that is full, say: it is no reason to fail, nor to hide one
+                request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
     return Result(
         version=api.version,
         arithmetic=arithmetic,
