@@ -83,7 +83,7 @@ def command(
         except UserError as error:
             failed += 1
             typer.echo(f"error: {graph.modality} {graph.precision}: {error}", err=True)
-    for line in engine_cache.int8_not_faster(plans):
+    for line in engine_cache.int8_not_faster(opened, plans):
         typer.echo(line)
     if failed:
         raise typer.Exit(1)

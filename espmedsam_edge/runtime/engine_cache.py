@@ -308,21 +308,34 @@ def _time(request: Request) -> float | None:
         return None
 
 
-def int8_not_faster(plans: Sequence[EnginePlan]) -> list[str]:
-    """A line for each modality whose INT8 engine was timed no faster than its FP16 one on the same GPU."""
-    times = {
-        (plan.sidecar.graph.modality, plan.sidecar.graph.precision): (plan.sidecar.median_ms, plan.sidecar.gpu)
-        for plan in plans
-    }
+def int8_not_faster(bundle: Bundle, plans: Sequence[EnginePlan]) -> list[str]:
+    """A line for each INT8 engine of a bundle that was timed no faster than the FP16 one, of now or in the cache."""
     lines = []
-    for (modality, precision), (int8_ms, gpu) in times.items():
-        fp16_ms, other = times.get((modality, "fp16"), (None, None))
-        if precision == "int8" and int8_ms and fp16_ms and gpu == other and int8_ms >= fp16_ms:
+    for plan in plans:
+        if plan.sidecar.graph.precision != "int8":
+            continue
+        int8_ms, fp16_ms = plan.sidecar.median_ms, _fp16_milliseconds(bundle, plan)
+        if int8_ms and fp16_ms and int8_ms >= fp16_ms:
             lines.append(
-                f"{modality}: int8 takes {int8_ms:.2f} ms and fp16 {fp16_ms:.2f} ms on {gpu}: "
-                "int8 gains nothing here, use fp16."
+                f"{plan.sidecar.graph.modality}: int8 takes {int8_ms:.2f} ms and fp16 {fp16_ms:.2f} ms on "
+                f"{plan.sidecar.gpu}: int8 gains nothing here, use fp16."
             )
     return lines
+
+
+def _fp16_milliseconds(bundle: Bundle, int8: EnginePlan) -> float | None:
+    """The newest time of the FP16 engine beside an INT8 one, by the same TensorRT on the same GPU."""
+
+    def place(sidecar: Sidecar) -> tuple[object, ...]:
+        return sidecar.flavour, sidecar.version, sidecar.gpu, sidecar.tf32
+
+    modality = int8.sidecar.graph.modality
+    hashes = [g.sha256 for g in bundle.manifest.graphs if (g.modality, g.precision) == (modality, "fp16")]
+    for file in sorted(int8.path.parent.glob(f"{modality}-fp16-*.json"), key=_age, reverse=True):
+        fp16 = read_sidecar(file)
+        if fp16 and fp16.median_ms and fp16.graph.sha256 in hashes and place(fp16) == place(int8.sidecar):
+            return fp16.median_ms
+    return None
 
 
 def _remove_superseded(folder: Path, wanted: Wanted) -> None:
