@@ -121,6 +121,12 @@ class Manifest(_Strict):
         """The modalities that have a graph, in the order of the graphs."""
         return list(dict.fromkeys(graph.modality for graph in self.graphs))
 
+    def macs(self, graph: Graph) -> dict[str, float]:
+        """Parts (0..1) of a graph's multiply-accumulates by type, as calibrate counted them; empty without a count."""
+        counted = self.accuracy.get(f"{graph.modality}/{graph.precision}", {}).get("macs")
+        parts = counted.items() if isinstance(counted, dict) else ()
+        return {name: part for name, part in parts if isinstance(part, int | float) and 0 <= part <= 1}
+
 
 class Bundle:
     """A bundle on disk, its manifest validated."""

@@ -262,6 +262,18 @@ def test_modalities_and_precisions_are_suggested(bundle: Bundle) -> None:
         bundle.graph("fundus", "int8")
 
 
+def test_what_calibrate_counted_is_read_as_far_as_it_makes_sense(bundle: Bundle) -> None:
+    def counted(macs: object) -> dict[str, float]:
+        edit(bundle, accuracy={"fundus/fp32": {"macs": macs}, "fundus/fp16": {"macs": {"fp16": 0.5}}})
+        manifest = Bundle.open(bundle.path).manifest
+        return manifest.macs(manifest.graphs[0])
+
+    assert counted({"fp16": 0.9, "fp32": 0.1}) == {"fp16": 0.9, "fp32": 0.1}
+    assert counted({"fp16": "most", "fp32": float("nan"), "int8": 10**400, "fp8": -1}) == {}
+    assert counted([1, 2]) == counted(None) == {}
+    assert bundle.manifest.macs(bundle.graph()) == {}
+
+
 WILD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

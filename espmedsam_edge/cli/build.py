@@ -64,7 +64,7 @@ def command(
         try:
             if check:
                 result = engine_build.check(graph, opened.graph_path(graph), api.flavour)
-                failed += _report_check(graph, api.title, result)
+                failed += _report_check(graph, api.title, result, opened.manifest.macs(graph))
                 continue
             with _bar(f"{graph.modality} {graph.precision}") as on_progress:
                 plan = engine_cache.find_or_build(
@@ -83,7 +83,7 @@ def command(
         except UserError as error:
             failed += 1
             typer.echo(f"error: {graph.modality} {graph.precision}: {error}", err=True)
-    for line in engine_cache.int8_not_faster(plans):
+    for line in engine_cache.int8_not_faster(opened, plans):
         typer.echo(line)
     if failed:
         raise typer.Exit(1)
@@ -140,7 +140,7 @@ def _engine_words(plan: EnginePlan) -> str:
     return f" (the engine's layers: {counted})"
 
 
-def _report_check(graph: Graph, title: str, result: Result) -> int:
+def _report_check(graph: Graph, title: str, result: Result, macs: dict[str, float]) -> int:
     """Print what the parser makes of a graph; 1 if it refuses it or it is not what the manifest says, else 0."""
     from espmedsam_edge.runtime.network_precision import check_arithmetic
 
@@ -153,7 +153,7 @@ def _report_check(graph: Graph, title: str, result: Result) -> int:
             typer.echo("  The graph is newer than this parser: update TensorRT, or export it again for an older one.")
         return 1
     assert result.arithmetic is not None
-    check_arithmetic(result.arithmetic, graph)
+    check_arithmetic(result.arithmetic, graph, macs)
     typer.echo(f"{name}: {title} takes every node of {graph.file} (opset {result.opset})")
     typer.echo(f"  {result.arithmetic.summary()}")
     if result.dla is not None:

@@ -15,6 +15,7 @@ from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_
 from espmedsam_edge.export.verify import Agreement, verify_graph
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.model.checkpoint import load_checkpoint
+from espmedsam_edge.model.config import check_image_size
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
@@ -59,8 +60,8 @@ def export_bundle(
     names = list(dict.fromkeys(modalities or info.modalities))
     for name in names:
         model.bag(name)  # refuses an unknown modality before any work
-    if image_size is not None and (image_size % 64 or not 64 <= image_size <= 8192):
-        raise UserError(f"an image size of {image_size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
+    if image_size is not None:
+        check_image_size(image_size)
     if not 1 <= batch <= 256:
         raise UserError(f"a batch of {batch} cannot be used.", "Choose 1 to 256.")
     exported, graphs, accuracy = [], [], {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
 
@@ -30,6 +30,13 @@ class EncoderConfig(BaseModel):
     windows: Four = (7, 7, 14, 7)
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> EncoderConfig:
+        for dim, heads in zip(self.dims[1:], self.heads[1:], strict=True):  # the first stage has no attention
+            if dim % heads:
+                raise ValueError(f"{heads} heads do not divide {dim} channels")
+        return self
 
 
 class ModelConfig(BaseModel):
@@ -70,6 +77,12 @@ class ModelConfig(BaseModel):
     shared_hypernetwork: bool = False
     prompt_gradient: Literal["straight-through", "none"] = "straight-through"
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelConfig:
+        if self.embed_dim // 2 % self.decoder_heads:  # attention to and from the image has half the channels
+            raise ValueError(f"{self.decoder_heads} heads do not divide {self.embed_dim // 2} channels")
+        return self
+
     def size_of(self, modality: str) -> int:
         """The side of a modality's square input in pixels."""
         return self.image_sizes.get(modality, self.image_size)
@@ -103,6 +116,16 @@ def espmedsam_tiny() -> ModelConfig:
         decoder_heads=4,
         decoder_mlp=128,
     )
+
+
+def check_image_size(size: int) -> None:
+    """Refuse a side of the square input, in pixels, that no network takes.
+
+    Raises:
+        UserError: it is not a multiple of 64 from 64 to 8192.
+    """
+    if size % 64 or not 64 <= size <= 8192:
+        raise UserError(f"an image size of {size} cannot be used.", "Choose a multiple of 64 from 64 to 8192.")
 
 
 _PRESETS: dict[str, Callable[[], ModelConfig]] = {"espmedsam-s": espmedsam_s, "espmedsam-tiny": espmedsam_tiny}

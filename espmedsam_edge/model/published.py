@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.modalities import published_query
-from espmedsam_edge.model.config import PUBLISHED_QUERY_ROWS, EncoderConfig, ModelConfig
+from espmedsam_edge.model.config import PUBLISHED_QUERY_ROWS, EncoderConfig, ModelConfig, check_image_size
 from espmedsam_edge.model.decoder import SHARED
 from espmedsam_edge.model.encoder import rename_tinyvit
 
@@ -121,13 +122,22 @@ def infer_config(state: Mapping[str, Tensor], preset: str | None = None, image_s
     """Sizes of a published network read off a renamed state's shapes.
 
     Raises:
-        UserError: a key is missing or its shape fits no network of this family.
+        UserError: a key is missing, its shape fits no network of this family, or the image size fits none.
     """
+    if image_size is not None:
+        check_image_size(image_size)
     try:
         return _infer_config(state, preset, image_size)
     except (KeyError, StopIteration, ZeroDivisionError, IndexError) as error:
         raise UserError(
             f"the checkpoint is incomplete or of another architecture (missing: {error}).",
+            "Give a whole checkpoint of the published code.",
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "sizes"
+        raise UserError(
+            f"the checkpoint's shapes fit no network of this family ({where}: {first['msg']}).",
             "Give a whole checkpoint of the published code.",
         ) from error
 
@@ -168,7 +178,8 @@ def _infer_config(state: Mapping[str, Tensor], preset: str | None, image_size: i
         raise UserError("the checkpoint's mask_query does not have 7 rows.", "Give a checkpoint of the published code.")
     standard = ModelConfig(preset="espmedsam-s").as_published()
     name = preset or ("espmedsam-s" if config == standard else "custom")
-    return config.model_copy(update={"preset": name, "image_size": image_size or config.image_size})
+    size = config.image_size if image_size is None else image_size
+    return config.model_copy(update={"preset": name, "image_size": size})
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

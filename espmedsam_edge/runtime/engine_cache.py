@@ -143,7 +143,16 @@ def find_or_build(
                 return plan
         if reason:
             say(f"{graph.modality} {graph.precision}: the engine in the cache is not used, {reason}; building anew.")
-        return _build(folder, wanted, graph_path, on_progress)
+        request = Request(
+            command="build",
+            graph=graph,
+            graph_path=graph_path.resolve(),
+            macs=bundle.manifest.macs(graph),
+            flavour=wanted.flavour,
+            targets=wanted.targets,
+            tf32=tf32,
+        )
+        return _build(folder, wanted, request, on_progress)
 
 
 def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
@@ -252,23 +261,14 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
 
 
-def _build(folder: Path, wanted: Wanted, graph_path: Path, on_progress: engine_build.OnProgress) -> EnginePlan:
+def _build(folder: Path, wanted: Wanted, request: Request, on_progress: engine_build.OnProgress) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
     timing = folder / f"timing-{wanted.version}-{gpu.sm}-{gpu.sm_count}.cache" if gpu and not wanted.targets else None
     with atomic_path(plan_path) as temporary:
-        request = Request(
-            command="build",
-            graph=wanted.graph,
-            graph_path=graph_path.resolve(),
-            flavour=wanted.flavour,
-            targets=wanted.targets,
-            tf32=wanted.tf32,
-            plan_path=temporary,
-            timing_cache=timing,
-            log_path=plan_path.with_suffix(".log"),
-        )
+        places = {"plan_path": temporary, "timing_cache": timing, "log_path": plan_path.with_suffix(".log")}
+        request = request.model_copy(update=places)
         result = engine_build.run(request, on_progress)
         assert result.arithmetic is not None
         sidecar = Sidecar(
@@ -308,21 +308,34 @@ def _time(request: Request) -> float | None:
         return None
 
 
-def int8_not_faster(plans: Sequence[EnginePlan]) -> list[str]:
-    """A line for each modality whose INT8 engine was timed no faster than its FP16 one on the same GPU."""
-    times = {
-        (plan.sidecar.graph.modality, plan.sidecar.graph.precision): (plan.sidecar.median_ms, plan.sidecar.gpu)
-        for plan in plans
-    }
+def int8_not_faster(bundle: Bundle, plans: Sequence[EnginePlan]) -> list[str]:
+    """A line for each INT8 engine of a bundle that was timed no faster than the FP16 one, of now or in the cache."""
     lines = []
-    for (modality, precision), (int8_ms, gpu) in times.items():
-        fp16_ms, other = times.get((modality, "fp16"), (None, None))
-        if precision == "int8" and int8_ms and fp16_ms and gpu == other and int8_ms >= fp16_ms:
+    for plan in plans:
+        if plan.sidecar.graph.precision != "int8":
+            continue
+        int8_ms, fp16_ms = plan.sidecar.median_ms, _fp16_milliseconds(bundle, plan)
+        if int8_ms and fp16_ms and int8_ms >= fp16_ms:
             lines.append(
-                f"{modality}: int8 takes {int8_ms:.2f} ms and fp16 {fp16_ms:.2f} ms on {gpu}: "
-                "int8 gains nothing here, use fp16."
+                f"{plan.sidecar.graph.modality}: int8 takes {int8_ms:.2f} ms and fp16 {fp16_ms:.2f} ms on "
+                f"{plan.sidecar.gpu}: int8 gains nothing here, use fp16."
             )
     return lines
+
+
+def _fp16_milliseconds(bundle: Bundle, int8: EnginePlan) -> float | None:
+    """The newest time of the FP16 engine beside an INT8 one, by the same TensorRT on the same GPU."""
+
+    def place(sidecar: Sidecar) -> tuple[object, ...]:
+        return sidecar.flavour, sidecar.version, sidecar.gpu, sidecar.tf32
+
+    modality = int8.sidecar.graph.modality
+    hashes = [g.sha256 for g in bundle.manifest.graphs if (g.modality, g.precision) == (modality, "fp16")]
+    for file in sorted(int8.path.parent.glob(f"{modality}-fp16-*.json"), key=_age, reverse=True):
+        fp16 = read_sidecar(file)
+        if fp16 and fp16.median_ms and fp16.graph.sha256 in hashes and place(fp16) == place(int8.sidecar):
+            return fp16.median_ms
+    return None
 
 
 def _remove_superseded(folder: Path, wanted: Wanted) -> None:

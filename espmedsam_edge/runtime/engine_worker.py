@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -61,13 +61,14 @@ WORKSPACE_WITHOUT_GPU = 2048 * MIB
 
 
 class Request(BaseModel):
-    """What the child is asked to do. ``targets`` empty means the GPU of this machine."""
+    """What the child is asked to do. ``targets`` empty means the GPU of this machine; ``macs`` is ``Manifest.macs``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     command: Literal["check", "build", "time"]
     graph: Graph
     graph_path: Path
+    macs: dict[str, float] = {}
     flavour: Flavour
     targets: tuple[str, ...] = ()
     tf32: bool = False
@@ -211,7 +212,7 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         if parsed.refusals:
             raise refusal_error(request.graph_path, api, parsed.refusals)
         arithmetic = read_arithmetic(api, parsed.network)
-        check_arithmetic(arithmetic, request.graph)
+        check_arithmetic(arithmetic, request.graph, request.macs)
         config, limit = configure(parsed, request, gpu)
         timed = attach_timing_cache(parsed, config, request)
         progress = Progress(report)
@@ -228,7 +229,8 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         loaded, layers = (False, {}) if gpu is None else inspect(parsed, request, gpu, arithmetic, plan)
     finally:
         if request.log_path is not None:
-            request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
+            with suppress(OSError):  # of a disk that is full, say: it is no reason to fail, nor to hide one
+                request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
     return Result(
         version=api.version,
         arithmetic=arithmetic,

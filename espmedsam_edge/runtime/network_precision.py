@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,8 @@ _TYPE_NAMES = {
 _PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 # Layers that move values without computing: INT8 data dequantised before one is INT8 data after it.
 _MOVERS = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY")
+# The manifest's count is of the ONNX graph, the network's of what the parser made of it: a small product may be folded.
+_TOLERATED_SHARE = 0.02
 
 
 class TensorType(BaseModel):
@@ -149,11 +151,17 @@ def _macs(api: TensorRT, layer: trt.ILayer) -> int:
     return math.prod(out) * kernel * left[1] // int(typed.num_groups)
 
 
-def check_arithmetic(arithmetic: Arithmetic, graph: Graph) -> None:
+def check_arithmetic(arithmetic: Arithmetic, graph: Graph, macs: Mapping[str, float] | None = None) -> None:
     """Refuse a network that is not what the manifest says of its graph.
 
+    Args:
+        arithmetic: of the network.
+        graph: the manifest's entry.
+        macs: ``Manifest.macs`` of it; without, one product in the precision is enough.
+
     Raises:
-        UserError: other inputs or outputs, no product at all in the precision, or a lower one in an FP32 graph.
+        UserError: other inputs or outputs, no product at all in the precision, a lower one in an FP32 graph, or
+            another part of the work in some type than calibrate counted.
     """
     _check_tensor(graph, "image", arithmetic.inputs, graph.input_shape)
     _check_tensor(graph, "logits", arithmetic.outputs, graph.output_shape)
@@ -166,6 +174,17 @@ def check_arithmetic(arithmetic: Arithmetic, graph: Graph) -> None:
             "It is not the graph its manifest says; export or calibrate it again.",
             exit_code=1,
         )
+    if not macs:
+        return
+    for dtype in sorted({*macs, *arithmetic.macs}):
+        counted = macs.get(dtype, 0.0)
+        if abs(arithmetic.share(dtype) - counted) > _TOLERATED_SHARE:
+            raise UserError(
+                f"{graph.file} has {100 * arithmetic.share(dtype):.1f} % of its multiply-accumulates in {dtype}, and "
+                f"its manifest says {100 * counted:.1f} %.",
+                "It is not the graph its manifest says, or this TensorRT reads it in another way: calibrate it again.",
+                exit_code=1,
+            )
 
 
 def _check_tensor(graph: Graph, name: str, tensors: Iterable[TensorType], shape: tuple[int, ...]) -> None:

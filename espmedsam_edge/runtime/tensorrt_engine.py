@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _INPUT, _OUTPUT = "image", "logits"
 _FP32_BYTES = 4
+_DIGEST_BYTES = 32
 
 
 class Engine:
@@ -63,7 +65,7 @@ class Engine:
             raise self._refused(f"cannot load {plan.name}")
         self._check_signature(engine)
         self.activation_bytes = _activation_bytes(engine)
-        self._runtime_cache = RuntimeCache.of(engine, plan)
+        self._runtime_cache = RuntimeCache.of(engine, plan, say)
         context = self._runtime_cache.context(engine) if self._runtime_cache else engine.create_execution_context()
         if context is None:
             raise self._refused(f"cannot prepare {plan.name}, which needs {megabytes(self.activation_bytes)} to run,")
@@ -188,20 +190,26 @@ class Engine:
 
 
 class RuntimeCache:
-    """The kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept beside the plan."""
+    """The kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept beside the plan.
 
-    def __init__(self, config: Any, cache: Any, file: Path) -> None:
+    The file is their SHA-256 and then what TensorRT-RTX made of them: it takes bytes on trust.
+    """
+
+    def __init__(self, config: Any, cache: Any, file: Path, say: Say = silent) -> None:
         self._config, self._cache, self._file = config, cache, file
         self._kept = b""
         try:
-            kept = file.read_bytes()
+            content = file.read_bytes()
         except OSError:
             return
-        if cache.deserialize(kept):  # False: of another GPU, driver or version
+        digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(kept).digest() != digest:
+            say(f"{file.name} is damaged and not used: TensorRT-RTX compiles its kernels for this GPU again.")
+        elif cache.deserialize(kept):  # False: of another GPU, driver or version
             self._kept = kept
 
     @classmethod
-    def of(cls, engine: Any, plan: Path) -> RuntimeCache | None:
+    def of(cls, engine: Any, plan: Path, say: Say = silent) -> RuntimeCache | None:
         """The engine's cache, or None where this TensorRT has none."""
         if not hasattr(engine, "create_runtime_config"):
             return None
@@ -209,7 +217,7 @@ class RuntimeCache:
         if not hasattr(config, "create_runtime_cache"):
             return None
         cache = config.create_runtime_cache()
-        return None if cache is None else cls(config, cache, plan.with_suffix(".runtime"))
+        return None if cache is None else cls(config, cache, plan.with_suffix(".runtime"), say)
 
     def context(self, engine: Any) -> Any:
         """An execution context that uses the cache; None where TensorRT gives none."""
@@ -221,7 +229,7 @@ class RuntimeCache:
         content = bytes(self._cache.serialize() or b"")
         if content and content != self._kept:
             try:
-                atomic_write(self._file, content)
+                atomic_write(self._file, hashlib.sha256(content).digest() + content)
             except UserError:
                 return
             self._kept = content

@@ -17,7 +17,7 @@ import pytest
 from hand_graphs import hand_bundle, hand_graph
 from trt_fixtures import ORIN
 
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.tensorrt_api import TensorRT
 
@@ -143,6 +143,21 @@ class TestRtx:
         assert said.count("built for sm86, sm89, sm120 in") == 3
         assert "98.5 % of multiply-accumulates in int8, 1.5 % in fp16" in said
         assert said.count("no GPU here has loaded the engine") == 3
+
+    def test_a_graph_is_held_to_the_work_that_calibrate_counted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        made = hand_bundle(tmp_path / "b", {"int8": hand_graph("int8")})
+        manifest = json.loads((made.path / MANIFEST).read_text())
+        arguments = ("build", made.path, "--backend", "tensorrt-rtx", "--target", "sm86")
+        for counted, code in (({"int8": 0.985, "fp16": 0.015}, 0), ({"int8": 1.0}, 0), ({"int8": 0.5, "fp16": 0.5}, 1)):
+            manifest["accuracy"] = {"fundus/int8": {"macs": counted}}
+            (made.path / MANIFEST).write_text(json.dumps(manifest))
+            assert run(*arguments, "--check") == code
+            error = capsys.readouterr().err
+        assert "int8.onnx has 1.5 % of its multiply-accumulates in fp16, and its manifest says 50.0 %" in error
+        assert run(*arguments) == 1
+        assert "its manifest says 50.0 %" in capsys.readouterr().err
 
     def test_an_exported_graph(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A real network, within the limits that a small board and a CI machine set."""

@@ -198,6 +198,44 @@ def test_incomplete_published_checkpoint_says_what_is_missing(
     assert "incomplete" in line
 
 
+@pytest.mark.parametrize("size", ["1000", "0", "-64", "16384"])
+def test_an_image_size_that_no_network_takes_is_refused(
+    size: str, published_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.safetensors"
+    arguments = [str(published_file), "--modality", "fundus", "--image-size", size, "--out", str(out)]
+    line = main_fails(["import", "reference", *arguments], capsys)
+    assert f"an image size of {size} cannot be used. Choose a multiple of 64 from 64 to 8192." in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "rows", "says"),
+    [
+        ("SemiTViT.neck.0.weight", 12, "embed_dim: Input should be a multiple of 8"),
+        ("SemiTViT.neck.0.weight", 8, "8 heads do not divide 4 channels"),
+        ("SemiTViT.layers.1.downsample.conv3.c.weight", 0, "dims.2: Input should be greater than or equal to 1"),
+        ("SemiTViT.layers.1.downsample.conv3.c.weight", 1, "heads do not divide 1 channels"),
+        ("patch_decoder.0.weight", 0, "patch_width: Input should be greater than or equal to 1"),
+    ],
+)
+def test_shapes_that_fit_no_network_are_one_line(
+    key: str,
+    rows: int,
+    says: str,
+    reference: tuple[dict[str, Tensor], dict[str, Tensor]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save({**reference[0], key: reference[0][key][:rows]}, tmp_path / "w.pth")
+    out = tmp_path / "o.safetensors"
+    arguments = [str(tmp_path / "w.pth"), "--modality", "fundus", "--out", str(out)]
+    line = main_fails(["import", "reference", *arguments], capsys)
+    assert "the checkpoint's shapes fit no network of this family" in line
+    assert says in line
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

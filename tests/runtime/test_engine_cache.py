@@ -495,18 +495,40 @@ class TestInventory:
 
 
 class TestInt8EarnsItsPlace:
+    """FP16 engines come from the cache: often they were built by an earlier command."""
+
+    def lines(self, machine: Machine, bundle: Bundle, int8_ms: float | None) -> list[str]:
+        int8 = machine.engine(bundle, "int8")
+        timed = EnginePlan(int8.path, int8.sidecar.model_copy(update={"median_ms": int8_ms}))
+        return engine_cache.int8_not_faster(bundle, [timed])
+
     @pytest.mark.parametrize(("int8_ms", "said"), [(6.0, True), (5.0, True), (4.9, False), (None, False)])
     def test_said_when_it_is_not_faster(
         self, int8_ms: float | None, said: bool, machine: Machine, bundle: Bundle
     ) -> None:
-        fp16 = machine.engine(bundle, "fp16")
-        int8 = machine.engine(bundle, "int8")
-        slower = EnginePlan(int8.path, int8.sidecar.model_copy(update={"median_ms": int8_ms}))
-        lines = engine_cache.int8_not_faster([fp16, slower])
+        machine.engine(bundle, "fp16")
+        lines = self.lines(machine, bundle, int8_ms)
         assert bool(lines) == said
         if said:
             assert lines[0].startswith(f"fundus: int8 takes {int8_ms:.2f} ms and fp16 5.00 ms on Orin")
-        assert engine_cache.int8_not_faster([slower]) == []
+
+    def test_nothing_to_compare_with(self, machine: Machine, bundle: Bundle) -> None:
+        assert self.lines(machine, bundle, 6.0) == []
+
+    def test_an_engine_of_an_older_graph_another_gpu_or_another_tensorrt_does_not_count(
+        self, machine: Machine, bundle: Bundle
+    ) -> None:
+        machine.gpu = RTX_4090
+        machine.engine(bundle, "fp16")
+        machine.gpu, machine.api = ORIN, TensorRT("tensorrt", "10.16.1.11", object())
+        machine.engine(bundle, "fp16")
+        machine.api = TensorRT("tensorrt", "10.3.0", object())
+        assert self.lines(machine, bundle, 6.0) == []
+        machine.engine(bundle, "fp16")
+        assert len(self.lines(machine, bundle, 6.0)) == 1
+        int8 = (bundle.path / "int8.onnx").read_bytes()
+        newer = hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph"), "int8": int8})
+        assert self.lines(machine, newer, 6.0) == []
 
 
 @pytest.mark.rtx

@@ -149,6 +149,17 @@ class TestCallsOfEachRelease:
         assert "ran out of memory" in caught.value.hint
         assert all(line in log.read_text() for line in lines)
 
+    def test_a_log_that_cannot_be_written_neither_fails_a_build_nor_hides_why_it_failed(
+        self, release: str, tmp_path: Path, double: Double
+    ) -> None:
+        log = tmp_path / "build.log"
+        log.mkdir()
+        double(release=release)
+        assert engine_worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True).engine_loaded
+        double(release=release, build_log=["Error Code 10: no implementation"])
+        with pytest.raises(UserError, match=r"could not build fp16\.onnx: Error Code 10"):
+            engine_worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True)
+
     def test_dla_is_reported_and_nothing_is_placed_there(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release, dla=2)
         result = engine_worker.build(request(tmp_path), lambda phase, fraction: True)

@@ -125,6 +125,23 @@ class TestManifestIsHeldTo:
         with pytest.raises(UserError, match=words):
             check_arithmetic(arithmetic(layers=layers), graph(precision))
 
+    def test_the_counted_parts_of_the_work_pass(self) -> None:
+        check_arithmetic(arithmetic(macs={"fp16": 985, "fp32": 15}), graph("fp16"), {"fp16": 0.97, "fp32": 0.03})
+        check_arithmetic(arithmetic(macs={"fp16": 1, "fp32": 999}), graph("fp16"), {})  # nobody counted
+
+    @pytest.mark.parametrize(
+        ("macs", "words"),
+        [
+            ({"fp16": 1, "fp32": 999}, "g.onnx has 0.1 % of its multiply-accumulates in fp16, and .* says 97.0 %"),
+            ({"fp16": 1000}, "has 100.0 % of its multiply-accumulates in fp16, and .* says 97.0 %"),
+            ({"fp16": 970, "int8": 30}, "has 0.0 % of its multiply-accumulates in fp32, and .* says 3.0 %"),
+        ],
+    )
+    def test_other_parts_of_the_work_than_counted(self, macs: dict[str, int], words: str) -> None:
+        """One product in the precision is not enough where calibrate counted them all."""
+        with pytest.raises(UserError, match=words):
+            check_arithmetic(arithmetic(macs=macs), graph("fp16"), {"fp16": 0.97, "fp32": 0.03})
+
     @pytest.mark.parametrize(
         ("change", "words"),
         [

@@ -233,7 +233,7 @@ def test_what_rtx_compiles_is_kept_beside_the_plan(tmp_path: Path) -> None:
     assert engine.config.given is engine.config.cache
     assert engine.config.cache.loaded == []
     cache.save()
-    assert kept.read_bytes() == b"compiled"
+    assert kept.read_bytes().endswith(b"compiled")
 
     second = _Engine()
     again = RuntimeCache.of(second, plan)
@@ -244,11 +244,13 @@ def test_what_rtx_compiles_is_kept_beside_the_plan(tmp_path: Path) -> None:
     assert kept.stat().st_ino == before  # nothing new: not written again
     second.config.cache.content = b"compiled more"
     again.save()
-    assert kept.read_bytes() == b"compiled more"
+    assert kept.read_bytes().endswith(b"compiled more")
 
 
 def test_a_runtime_cache_of_another_gpu_is_replaced_and_a_folder_may_be_read_only(tmp_path: Path) -> None:
-    (tmp_path / "fundus.runtime").write_bytes(b"compiled")
+    first = RuntimeCache.of(_Engine(), tmp_path / "fundus.plan")
+    assert first is not None
+    first.save()
     engine = _Engine()
     engine.config.cache.fits = False
     cache = RuntimeCache.of(engine, tmp_path / "fundus.plan")
@@ -260,6 +262,26 @@ def test_a_runtime_cache_of_another_gpu_is_replaced_and_a_folder_may_be_read_onl
     nowhere = RuntimeCache.of(engine, tmp_path / "file" / "fundus.plan")
     assert nowhere is not None
     nowhere.save()
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "empty", "no checksum"])
+def test_a_damaged_runtime_cache_is_not_used_and_replaced(tmp_path: Path, damage: str) -> None:
+    plan, file = tmp_path / "fundus.plan", tmp_path / "fundus.runtime"
+    first = RuntimeCache.of(_Engine(), plan)
+    assert first is not None
+    first.save()
+    whole = file.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    damaged = {"a flipped bit": flipped, "cut short": whole[:-1], "empty": b"", "no checksum": b"compiled"}[damage]
+    file.write_bytes(damaged)
+    engine = _Engine()
+    said: list[str] = []
+    again = RuntimeCache.of(engine, plan, said.append)
+    assert again is not None
+    assert engine.config.cache.loaded == []
+    assert said == ["fundus.runtime is damaged and not used: TensorRT-RTX compiles its kernels for this GPU again."]
+    again.save()
+    assert file.read_bytes() == whole
 
 
 def test_tensorrt_has_no_runtime_cache(double: Callable[..., Any], tmp_path: Path) -> None:
