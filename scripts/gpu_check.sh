@@ -64,4 +64,4 @@ if [[ -z "$dry" ]]; then
     fi
     command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
-"$python" scripts/gpu_check.py "${options[@]}"
+"$python" scripts/gpu_check.py --spent "$SECONDS" "${options[@]}"

@@ -11,7 +11,9 @@ import pytest
 from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge import modalities
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.runtime import onnxruntime_backend
+from espmedsam_edge.runtime.backend import Backend, Say
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
 
@@ -42,6 +44,19 @@ def toy_bundle(tmp_path: Path) -> Bundle:
 def toy_bundle_of_two(tmp_path: Path) -> Bundle:
     """A bundle of two modalities, fundus and colonoscopy, whose logits are each other's negatives."""
     return save_toy_bundle(tmp_path / "two.bundle", ("fundus", "colonoscopy"))
+
+
+@pytest.fixture
+def announced_load(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ONNX Runtime, the backend where there is no GPU, says when it loads, as if it had to build an engine."""
+    line, load = "Building an engine, once; this takes minutes.", onnxruntime_backend.load
+
+    def announced(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say) -> Backend:
+        say(line)
+        return load(name, bundle, graph, threads, say)
+
+    monkeypatch.setattr(onnxruntime_backend, "load", announced)
+    return line
 
 
 @pytest.fixture

@@ -160,16 +160,31 @@ def test_an_endless_step_is_stopped(check: ModuleType, tmp_path: Path) -> None:
     assert (outcome.verdict, outcome.note) == ("FAILED", "stopped after 5 s")
 
 
-def test_a_step_has_what_those_before_left_and_leaves_those_after_their_own(
-    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    allowed: dict[str, float] = {}
+@pytest.fixture
+def allowed(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The seconds that each step is given; none is run."""
+    given: dict[str, float] = {}
 
     def run(step: Any, limit: float, out: Path) -> Any:
-        allowed[step.name] = limit
+        given[step.name] = limit
         return check.Outcome(step.name, "passed", 0.0)
 
     monkeypatch.setattr(check, "run", run)
+    return given
+
+
+def test_where_time_is_short_the_last_steps_go_without(
+    check: ModuleType, tmp_path: Path, allowed: dict[str, float]
+) -> None:
+    steps = [step(check, "a", "", limit=60), step(check, "b", "", limit=60)]
+    ticks = iter([0.0, 0.0, 60.0])
+    check.run_all(steps, lambda backend: [], tmp_path, budget=100, clock=lambda: next(ticks))
+    assert allowed == {"a": 60, "b": 40}
+
+
+def test_a_step_has_what_those_before_left_and_leaves_those_after_their_own(
+    check: ModuleType, tmp_path: Path, allowed: dict[str, float]
+) -> None:
     first = [step(check, "engine", "", "engines", limit=100)]
     then = [step(check, "gone", "", limit=50, reason="not here"), step(check, "a", "", limit=60), step(check, "b", "")]
     ticks = iter([0.0, 0.0, 20.0, 20.0, 80.0])
@@ -270,14 +285,15 @@ def test_the_summary_judges_this_run_alone(
 ) -> None:
     (tmp_path / "kernels.json").write_text("of an earlier run")
 
-    def run_all(first: Any, then: Any, out: Path) -> list[Any]:
+    def run_all(first: Any, then: Any, out: Path, budget: float) -> list[Any]:
+        assert budget == check.BUDGET - 30
         assert not (out / "kernels.json").exists()
         (out / "kernels.json").write_text(json.dumps({"rows": [{"name": "postprocess", "of_copy": 0.7}]}))
         tools = [check.Outcome(f"compute-sanitizer {tool}", "passed", 1.0) for tool in check.SANITIZERS]
         return [*tools, check.Outcome("tests on the GPU", "FAILED", 2.0, "1 failed | 3 passed")]
 
     monkeypatch.setattr(check, "run_all", run_all)
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), "--spent", "30"])
     assert check.main() == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     verdicts = {target["name"]: target["verdict"] for target in summary["targets"]}

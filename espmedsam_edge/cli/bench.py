@@ -55,8 +55,8 @@ def command(
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
-    with _bar("measuring") as progress:
-        result = run_benchmark(request, Settings(duration=duration), progress)
+    with _bar("measuring") as (progress, say):
+        result = run_benchmark(request, Settings(duration=duration), progress, say)
     typer.echo(as_text(result))
     if json_file:
         atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
@@ -73,9 +73,10 @@ def command(
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr that goes when it is done; nothing where stderr is no terminal."""
+def _bar(name: str) -> Iterator[tuple[Callable[[float], None], Callable[[str], None]]]:
+    """A bar on stderr that goes when it is done (nothing where stderr is no terminal), and lines that stay above it."""
     import time
+    from functools import partial
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -91,4 +92,4 @@ def _bar(name: str) -> Iterator[Callable[[float], None]]:
             bar.update(task, completed=fraction, refresh=due)
             drawn = time.monotonic() if due else drawn
 
-        yield update
+        yield update, partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)

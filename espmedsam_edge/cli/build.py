@@ -44,6 +44,7 @@ def command(
     """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime import engine_build, engine_cache
+    from espmedsam_edge.runtime.backend import once
     from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
 
     opened = Bundle.open(bundle)
@@ -53,13 +54,7 @@ def command(
     typer.echo(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
     failed = 0
     plans: list[EnginePlan] = []
-    said: set[str] = set()
-
-    def say(line: str) -> None:
-        if line not in said:  # what holds for every graph is said once
-            said.add(line)
-            typer.echo(line)
-
+    say = once(typer.echo)
     for graph in graphs:
         try:
             if check:

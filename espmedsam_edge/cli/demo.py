@@ -17,8 +17,10 @@ def command(
 ) -> None:
     """Segment pictures and a clip, to see it work; needs no torch and no GPU."""
     import time
+    from functools import partial
 
     from espmedsam_edge.imaging.encode import write_image
+    from espmedsam_edge.runtime.backend import once
     from espmedsam_edge.runtime.demo import demo_bundles, run_demo
     from espmedsam_edge.runtime.demo_sheet import contact_sheet
     from espmedsam_edge.runtime.environment import near
@@ -27,7 +29,8 @@ def command(
     bundles = demo_bundles(bundle, typer.echo)
     typer.echo(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     typer.echo(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
-    demo = run_demo(bundles, out, _say_row, shipped=bundle is None)
+    notice = once(partial(typer.echo, err=True))
+    demo = run_demo(bundles, out, _say_row, shipped=bundle is None, notice=notice)
     sheet = out / "contact-sheet.png"
     write_image(sheet, contact_sheet(demo))
     _say_end(demo, sheet, time.perf_counter() - start)

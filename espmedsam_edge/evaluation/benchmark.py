@@ -12,7 +12,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.evaluation.rates import roofline
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backend import BackendUnavailable, Say, silent
 from espmedsam_edge.runtime.bench import Progress, Result, Settings, bench
 from espmedsam_edge.runtime.bench_material import read_material, time_encoding
 from espmedsam_edge.runtime.cores import usable_cores
@@ -43,24 +43,25 @@ class Request:
     roofline: bool = True
 
 
-def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None) -> Result:
+def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None, say: Say = silent) -> Result:
     """Measure a bundle, alone or in turn with competitors; all are loaded before anything is measured.
 
-    A competitor that this machine cannot run is left out; the result says why.
+    A competitor that this machine cannot run is left out; the result says why. ``say`` gets a line for what takes long,
+    and before anything is measured what the bundle runs on.
 
     Raises:
         UserError: a bundle, source or competitor that is not what it should be, or a backend that cannot run here.
     """
     environment = collect_environment()  # first: what it says of the load must not be our own
     bundle = Bundle.open(request.bundle)
-    contenders = [load_first(bundle, request.modality, request.precision, request.backend, request.threads)]
+    contenders = [load_first(bundle, request.modality, request.precision, request.backend, request.threads, say)]
     try:
         first = contenders[0].segmenter
         material = read_material(request.source, first.modality)
         left_out = []
         for what in request.compare:
             try:
-                competitor = load_competitor(what, first, request.checkpoint, request.threads)
+                competitor = load_competitor(what, first, request.checkpoint, request.threads, say)
             except BackendUnavailable as error:
                 left_out.append(f"{what}: {error}")
                 continue
@@ -71,12 +72,13 @@ def run_benchmark(request: Request, settings: Settings, progress: Progress | Non
             except BackendUnavailable as error:
                 left_out.append(f"{what}: {error}")
                 contenders.pop().segmenter.close()
+        first.choice.tell(say)
         result = bench(contenders, material, settings, environment, progress)
         result = replace(result, material=time_encoding(material, first))
         if request.roofline:
             try:
                 threads = request.threads or usable_cores()
-                result = replace(result, roofline=roofline(first, threads, _graph_seconds(result)))
+                result = replace(result, roofline=roofline(first, threads, _graph_seconds(result), say))
             except UserError as error:  # a bench that is done is worth more than what it could be compared with
                 left_out.append(f"roofline: {error}")
         return replace(result, left_out=tuple(left_out))

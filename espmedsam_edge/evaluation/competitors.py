@@ -14,7 +14,7 @@ from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
-from espmedsam_edge.runtime.backend import BACKENDS, Backend, Choice
+from espmedsam_edge.runtime.backend import BACKENDS, Backend, Choice, Say, silent
 from espmedsam_edge.runtime.bench import Contender
 from espmedsam_edge.runtime.cores import usable_cores
 from espmedsam_edge.runtime.onnxruntime_backend import open_session
@@ -68,21 +68,30 @@ def _fits(shape: list[Any], expected: list[int]) -> bool:
 
 
 def load_first(
-    bundle: Bundle, modality: str | None, precision: str | None, backend: str, threads: int | None
+    bundle: Bundle,
+    modality: str | None,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    say: Say = silent,
 ) -> Contender:
     """The bundle's own graph, drawing overlays as ``infer`` does: the one that the others are compared with."""
     graph = bundle.graph(modality, precision)
     style = OverlayStyle(color_of(graph.modality))
     contender = Contender.load(
         "",
-        lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style),
+        lambda: Segmenter.load(
+            bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style, say=say
+        ),
         graph.sha256,
     )
     contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
     return contender
 
 
-def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, threads: int | None) -> Contender:
+def load_competitor(
+    what: str, first: Segmenter, checkpoint: Path | None, threads: int | None, say: Say = silent
+) -> Contender:
     """A competitor by name.
 
     Args:
@@ -91,6 +100,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         first: what it is compared with; gives modality, shapes, threshold, normalisation and the overlay to draw.
         checkpoint: the safetensors file the bundle was exported from.
         threads: CPU threads; None: as ``Segmenter.load``.
+        say: gets a line for what takes long, such as an engine that is built once.
 
     Raises:
         BackendUnavailable: this machine cannot run it.
@@ -101,7 +111,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
     if what in BACKENDS:
         return Contender.load(
             f"{what} {graph.precision}",
-            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style),
+            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style, say),
             graph.sha256,
         )
     if what in PRECISIONS:
@@ -109,7 +119,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         name = first.choice.backend.name
         return Contender.load(
             f"{name} {what}",
-            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style),
+            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style, say),
             other.sha256,
         )
     if what in TORCH:
@@ -124,7 +134,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         name = first.choice.backend.name
         return Contender.load(
             path.name,
-            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style),
+            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style, say),
             other.sha256,
         )
     known = [*BACKENDS, *PRECISIONS, *TORCH]

@@ -12,6 +12,10 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.environment import install_command
+
+_NEEDED = ("torch", "torchvision", "timm", "segment_anything", "safetensors")
+"""Modules that the network is made of and read with."""
 
 
 class TorchBackend:
@@ -36,11 +40,12 @@ class TorchBackend:
             on_gpu: on CUDA's current device.
 
         Raises:
-            BackendUnavailable: no torch, or one without this GPU.
+            BackendUnavailable: torch or what the network is made of is missing, or torch lacks this GPU.
             UserError: the checkpoint lacks the modality.
         """
-        if find_spec("torch") is None:
-            raise BackendUnavailable("torch is not installed.", "pip install torch", exit_code=1)
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        if missing:
+            raise BackendUnavailable(f"not installed: {', '.join(missing)}.", install_command("export"), exit_code=1)
         import torch
 
         from espmedsam_edge.model.checkpoint import load_checkpoint

@@ -22,6 +22,18 @@ def silent(line: str) -> None:
     """Lines that nobody reads."""
 
 
+def once(say: Say) -> Say:
+    """Passes on each line the first time: what holds for every graph is said once."""
+    said: set[str] = set()
+
+    def told(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return told
+
+
 class DlpackFrame(Protocol):
     """A frame that another library holds, offered through DLPack (torch, CuPy)."""
 
@@ -205,6 +217,11 @@ class Choice:
     def taken(self) -> str:
         """For people: ``onnxruntime (CPU, 4 threads)``."""
         return f"{self.backend.name} ({self.backend.device})"
+
+    def tell(self, say: Say) -> None:
+        """Say what was taken, and why nothing better, a line each."""
+        for line in (f"Running on {self.taken}.", *self.passed_over):
+            say(line)
 
     def __str__(self) -> str:
         return "; ".join((self.taken, *self.passed_over))

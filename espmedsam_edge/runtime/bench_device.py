@@ -19,10 +19,6 @@ _STAGE_SECONDS = 1.0
 _STAGE_RUNS = 20
 _POWER_SECONDS = 2.0
 _TRANSFERS = ("upload", "download")
-# trtexec warns of the same: transfers as long as a quarter of the computing are worth hiding.
-_MUCH_TRANSFER = 0.25
-# trtexec warns where enqueuing takes longer than the GPU's work: then a faster GPU would not help.
-_IDLE = 0.25
 
 
 @runtime_checkable
@@ -78,7 +74,7 @@ class DeviceTimes:
         return copies / (sum(latency.p50 for latency in self.stages.values()) - copies)
 
     def idle(self, frame_to_mask: float) -> float:
-        """The part of a frame's whole time in which the GPU has nothing to do, 0..1."""
+        """The part of a frame's whole time in which the GPU has nothing to do, 0..1; of whole frames only."""
         return max(0.0, 1 - sum(latency.p50 for latency in self.stages.values()) / frame_to_mask)
 
     def as_json(self) -> dict[str, Any]:
@@ -107,13 +103,6 @@ class DeviceTimes:
             lines.append(f"the kernels before and after it take {self.kernels:.1%} of the engine's time")
         if self.use is not None:
             lines.append(f"GPU memory: {self.use}")
-        if self.transfers > _MUCH_TRANSFER:
-            lines.append(f"transfer-bound: copies take {self.transfers:.0%} of the time computed between them")
-        if self.use is not None and self.idle(frame_to_mask) > _IDLE:
-            lines.append(
-                f"launch-bound: the GPU has nothing to do for {self.idle(frame_to_mask):.0%} of a frame's time, while "
-                "the CPU copies frames and enqueues; several frames under way (infer) hide that"
-            )
         if self.watts is not None and self.joules is not None:
             lines.append(f"power of {self.power_of}: {self.watts:.1f} W, {self.joules:.3f} J a frame")
         return lines

@@ -12,13 +12,17 @@ from espmedsam_edge.runtime.latency import drift
 
 Kind = Literal[
     "noisy", "few-samples", "drifting", "busy-machine", "oversubscribed", "short-of-memory", "growing-memory",
-    "bound-around-model", "bound-by-codec", "unlike-masks", "random-weights",
+    "bound-around-model", "bound-by-codec", "transfer-bound", "launch-bound", "unlike-masks", "random-weights",
 ]  # fmt: skip
 
 NOISY_COV = 0.05  # trtexec warns from 5 % on
 DRIFT = 0.05
 BUSY = 0.25  # of the cores, by other programs
 AROUND_MODEL = 0.10
+# trtexec warns of the same: transfers as long as a quarter of the computing are worth hiding.
+MUCH_TRANSFER = 0.25
+# trtexec warns where enqueuing takes longer than the GPU's work: then a faster GPU would not help.
+IDLE = 0.25
 AGREEMENT = 0.999
 P99_SAMPLES = 100  # below, the 99th percentile is interpolated next to the maximum
 _MIB = 1 << 20
@@ -35,7 +39,7 @@ class Hint:
 
 def interpret(result: Result) -> list[Hint]:
     """The hints that a result gives rise to, those that cast doubt on its numbers first."""
-    hints = [*_machine(result), *_spread(result), *_work(result), *_memory(result), *_codec(result)]
+    hints = [*_machine(result), *_spread(result), *_work(result), *_device(result), *_memory(result), *_codec(result)]
     if result.bundle["weights_origin"] == "random":
         hints.append(Hint("random-weights", "The weights are untrained: times are real, masks mean nothing."))
     return hints
@@ -101,6 +105,26 @@ def _work(result: Result) -> list[Hint]:
     if unlike:
         text = f"Mask pixels differ from {first.contender.name}'s, {_each(unlike)}: this is not the same work."
         hints.append(Hint("unlike-masks", text))
+    return hints
+
+
+def _device(result: Result) -> list[Hint]:
+    """What keeps the GPU from computing; of contenders that bring whole frames there."""
+    hints = []
+    for series in result.series:
+        name, device = series.contender.name, series.device
+        if device is None or device.use is None:
+            continue
+        if device.transfers > MUCH_TRANSFER:
+            text = f"Copies take {device.transfers:.0%} of the time computed between them ({name})."
+            hints.append(Hint("transfer-bound", text))
+        idle = device.idle(series.latency.p50)
+        if idle > IDLE:
+            text = (
+                f"The GPU has nothing to do for {idle:.0%} of a frame's time ({name}), while the CPU copies frames and "
+                "enqueues; several frames under way (infer) hide that."
+            )
+            hints.append(Hint("launch-bound", text))
     return hints
 
 

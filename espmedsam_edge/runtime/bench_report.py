@@ -54,6 +54,7 @@ def _series_json(series: Series) -> dict[str, Any]:
         "name": contender.name,
         "backend": segmenter.choice.backend.name,
         "device": segmenter.choice.backend.device,
+        "passed_over": list(segmenter.choice.passed_over),
         "modality": segmenter.modality,
         "precision": segmenter.precision,
         "image_size": segmenter.image_size,
@@ -149,9 +150,15 @@ def _roofline_line(result: Result) -> str | None:
     return result.roofline.line if result.roofline else None
 
 
+def _backend_line(result: Result) -> str | None:
+    choice = result.series[0].contender.segmenter.choice
+    return f"Backend: {choice}" if choice.passed_over else None
+
+
 def _closing(result: Result) -> list[str]:
-    lines = [line for line in (_memory_line(result), _codec_line(result), _roofline_line(result)) if line]
-    return [*lines, *_network_lines(result), *(f"Left out: {line}" for line in result.left_out)]
+    lines = (_backend_line(result), _memory_line(result), _codec_line(result), _roofline_line(result))
+    left_out = [f"Left out: {line}" for line in result.left_out]
+    return [*(line for line in lines if line), *_network_lines(result), *left_out]
 
 
 def _network_lines(result: Result) -> list[str]:

@@ -27,6 +27,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
+from espmedsam_edge.runtime.backend import Say, silent
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline
@@ -120,7 +121,12 @@ def demo_bundles(path: Path | None = None, say: Callable[[str], None] = lambda l
 
 
 def run_demo(
-    bundles: dict[str, Bundle], out: Path, say: Callable[[Row], None] = lambda row: None, *, shipped: bool = False
+    bundles: dict[str, Bundle],
+    out: Path,
+    say: Callable[[Row], None] = lambda row: None,
+    *,
+    shipped: bool = False,
+    notice: Say = silent,
 ) -> Demo:
     """Draw pictures, segment them as ``infer`` would, and write everything under ``out``.
 
@@ -133,6 +139,7 @@ def run_demo(
             scikit-image is installed.
         out: a folder, made if need be; files of an earlier demo are replaced.
         say: called with each line of the table as soon as it is known.
+        notice: gets a line for what takes long, and what the bundles run on.
 
     Raises:
         UserError: the bundle cannot be run, or a file cannot be written.
@@ -146,7 +153,8 @@ def run_demo(
     with ExitStack() as stack:
         lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": demo.manifest.weights.origin}))
         for modality, bundle in bundles.items():
-            with Segmenter.load(bundle, modality) as segmenter:
+            with Segmenter.load(bundle, modality, say=notice) as segmenter:
+                segmenter.choice.tell(notice)
                 demo.backend = segmenter.choice.taken
                 if modality in generated:
                     _pictures(demo, segmenter, lines, say)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from espmedsam_edge import cli
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.evaluation import benchmark
 from espmedsam_edge.imaging.encode import write_image
 
 
@@ -118,3 +120,33 @@ def test_a_competitor_that_cannot_run_is_left_out_and_the_rest_is_done(
     assert len(data["contenders"]) == 2
     assert data["roofline"] is None
     assert "Install onnxruntime-gpu" in data["left_out"][0]
+
+
+def test_what_takes_long_and_why_it_is_the_cpu_is_said_before_anything_is_measured(
+    toy_bundle: Bundle,
+    picture: Path,
+    tmp_path: Path,
+    announced_load: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured, said_before = benchmark.bench, list[str]()
+
+    def bench(*arguments: Any) -> Any:
+        said_before.extend(capsys.readouterr().err.splitlines())
+        return measured(*arguments)
+
+    monkeypatch.setattr(benchmark, "bench", bench)
+    file, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    code = run(
+        "bench", toy_bundle.path, picture, "--duration", "0.05", "--no-roofline", "--json", file, "--markdown", page
+    )
+    assert code == 0
+    assert said_before[0] == announced_load
+    assert said_before[1].startswith("Running on onnxruntime (CPU")
+    assert said_before[2].startswith("not tensorrt or tensorrt-rtx: there is no NVIDIA driver here")
+    for report in (capsys.readouterr().out, page.read_text()):
+        assert "Backend: onnxruntime (CPU" in report
+        assert "not tensorrt or tensorrt-rtx: " in report
+    (reason,) = json.loads(file.read_text())["contenders"][0]["passed_over"]
+    assert reason == said_before[2]

@@ -68,3 +68,14 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_adds_it(
     err = capsys.readouterr().err
     assert err.startswith("error: 'demo' needs the package torch. Install it: ")
     assert err.strip().endswith("[export]'")
+
+
+def test_what_takes_long_and_what_runs_it_is_said(
+    toy_bundle_of_two: Bundle, tmp_path: Path, announced_load: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("demo", "--bundle", toy_bundle_of_two.path, "--out", tmp_path / "demo") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == announced_load
+    assert said[1].startswith("Running on onnxruntime (CPU")
+    assert said[2].startswith("not tensorrt or tensorrt-rtx: ")
+    assert len(said) == 3

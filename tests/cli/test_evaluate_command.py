@@ -98,3 +98,16 @@ def test_a_bundle_is_evaluated_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_takes_long_and_what_runs_it_is_said_once(
+    tmp_path: Path, announced_load: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = save_toy_bundle(tmp_path / "b.bundle", ("fundus", "colonoscopy"))
+    data = [_dataset(tmp_path / name / "set", count=1) for name in ("fundus", "colonoscopy")]
+    assert _run(bundle.path, *data) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == announced_load
+    assert said[1].startswith("Running on onnxruntime (CPU")
+    assert said[2].startswith("not tensorrt or tensorrt-rtx: ")
+    assert len(said) == 3

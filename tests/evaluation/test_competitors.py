@@ -10,6 +10,7 @@ from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.evaluation import torch_competitor
 from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.evaluation.torch_competitor import TorchBackend
@@ -141,6 +142,14 @@ def test_eager_torch_computes_what_its_checkpoint_says(tiny_checkpoint: Path, tm
         "onnxruntime fp32 (2)",
     ]
     assert result.comparisons[0].inference.value > 0
+
+
+def test_what_pytorch_needs_besides_itself_is_named_where_it_is_missing(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_competitor, "find_spec", lambda name: None if name in ("timm", "safetensors") else name)
+    with pytest.raises(BackendUnavailable, match=r"not installed: timm, safetensors\. .*\[export\]"):
+        TorchBackend(tmp_path / "w.safetensors", toy_bundle.manifest.graphs[0], 1)
 
 
 def exported_from(checkpoint: Path, path: Path) -> Bundle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.runtime import bench_device, cuda_rates, segmentation
 from espmedsam_edge.runtime.backend import Choice, DeviceUse
-from espmedsam_edge.runtime.bench import Contender, Material, Settings, bench
+from espmedsam_edge.runtime.bench import Contender, Material, Sample, Settings, bench
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.bench_material import time_encoding
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
@@ -141,16 +142,28 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
     assert "Networks alone on the GPU: gpu takes " in as_text(result)
 
 
-def test_what_bounds_a_frame_is_said() -> None:
+def test_what_bounds_a_frame_is_said(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_device, "find_sensor", lambda: None)
+    material = Material("noise", [frame_of(50, 60)])
+    result = bench([Contender("gpu", load(), 0.1)], material, Settings(0.05, 0.0), collect_environment(Path("/")))
+
+    def hints(device: DeviceTimes, seconds: float) -> dict[str, str]:
+        """By kind, of a frame that takes so many seconds."""
+        series = replace(result.series[0], device=device, samples=[Sample(seconds, (0.0, seconds, 0.0, 0.0))])
+        shown = as_json(replace(result, series=[series]))
+        return {hint["kind"]: hint["text"] for hint in shown["hints"]}
+
     def times(*milliseconds: float) -> DeviceTimes:
         stages = {name: Latency.of([value / 1000]) for name, value in zip(STAGES, milliseconds, strict=True)}
         return DeviceTimes(stages, DeviceUse(1, 1, 1, 1, 1))
 
     assert times(0.4, 0.1, 1.6, 0.06, 0.4).as_json()["kernels_to_engine"] == 0.1
-    copying = "\n".join(times(0.4, 0.1, 1.0, 0.1, 0.4).lines(0.0022))
-    assert "take 20.0% of the engine's time" in copying
-    assert "transfer-bound: copies take 67% of the time computed between them" in copying
+    assert "take 20.0% of the engine's time" in "\n".join(times(0.4, 0.1, 1.0, 0.1, 0.4).lines(0.0022))
+    copying = hints(times(0.4, 0.1, 1.0, 0.1, 0.4), 0.0022)
+    assert "Copies take 67% of the time computed between them (gpu)." in copying["transfer-bound"]
     assert "launch-bound" not in copying
-    waiting = "\n".join(times(0.1, 0.1, 1.0, 0.1, 0.1).lines(0.0028))
-    assert "launch-bound: the GPU has nothing to do for 50% of a frame's time" in waiting
+    waiting = hints(times(0.1, 0.1, 1.0, 0.1, 0.1), 0.0028)
+    assert "The GPU has nothing to do for 50% of a frame's time (gpu)" in waiting["launch-bound"]
     assert "transfer-bound" not in waiting
+    alone = DeviceTimes({"engine": Latency.of([0.001])}, None)
+    assert not {"launch-bound", "transfer-bound"} & set(hints(alone, 0.01))
