@@ -20,6 +20,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom_codestreams import FrameSize, bare_codestream, check_rle, size_of
 from espmedsam_edge.runtime.dicom_display import displayed
 from espmedsam_edge.runtime.environment import install_command
 from espmedsam_edge.runtime.probe import installed
@@ -101,8 +102,7 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
         from pydicom.pixels import iter_pixels
 
         count = 0
-        options = {"decoding_plugin": plugin} if plugin else {}
-        for pixels in iter_pixels(path, **options):
+        for pixels in _decoded(path, dataset, header, plugin) if plugin else iter_pixels(path):
             if pixels.shape[:2] != (header.height, header.width):
                 raise ValueError("a frame is not of the size that the header names")
             yield displayed(np.asarray(pixels), dataset)
@@ -110,6 +110,52 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
             if count == header.frames:
                 return
         raise ValueError(f"it holds {count} of {header.frames} frames")
+
+
+def _decoded(path: Path, dataset: Any, header: DicomHeader, plugin: str) -> Iterator[Any]:
+    """Compressed frames, each decoded once its own header was found to fit the file's."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import as_pixel_options, get_decoder
+
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    options = as_pixel_options(dataset, number_of_frames=1)
+    options.pop("extended_offsets", None)
+    for data in _compressed(path, dataset, header.frames):
+        codestream = _fitting(path, data, dataset, header)
+        pixels, _ = next(decoder.iter_array(encapsulate([codestream]), decoding_plugin=plugin, **options))
+        yield pixels
+
+
+def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
+    from pydicom import dcmread
+    from pydicom.encaps import generate_frames
+
+    tables = None
+    if "ExtendedOffsetTable" in dataset:
+        tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    with path.open("rb") as stream:
+        dcmread(stream, stop_before_pixels=True, specific_tags=[])
+        stream.seek(12, 1)  # tag, VR and length: compressed files have explicit VRs
+        yield from generate_frames(stream, number_of_frames=frames, extended_offsets=tables)
+
+
+def _fitting(path: Path, data: bytes, dataset: Any, header: DicomHeader) -> bytes:
+    """A frame's codestream, if it unpacks to what the file's header says and to no more."""
+    from pydicom.uid import RLELossless
+
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        check_rle(data, header.height * header.width)
+        return data
+    codestream = bare_codestream(data)
+    expected = FrameSize(header.width, header.height, int(dataset.get("SamplesPerPixel") or 1))
+    found = size_of(codestream)
+    if found != expected:
+        raise UserError(
+            f"cannot read {path}: by its header a frame is {expected}, by its compressed data {found}.",
+            "Export it anew from the archive.",
+            exit_code=1,
+        )
+    return codestream
 
 
 @contextmanager
