@@ -21,6 +21,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom_codestreams import FrameSize, bare_codestream, check_rle, size_of
+from espmedsam_edge.runtime.dicom_decoder import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom_display import displayed
 from espmedsam_edge.runtime.environment import install_command
 from espmedsam_edge.runtime.probe import installed
@@ -33,7 +34,9 @@ _MOST_FRAMES = 1_000_000
 _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
 # The order in which decoders are tried: first those that are tested most against damaged data.
-_DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
+_DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
+_NOT_GDCM = (6, 7)  # bits of JPEG-LS that pydicom does not let it decode
+_decoder_process = DecoderProcess()
 # What pydicom and its decoders raise on files that are damaged or wrong; it documents no common class.
 _DAMAGE = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, NotImplementedError, RuntimeError,
@@ -114,16 +117,14 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
 
 def _decoded(path: Path, dataset: Any, header: DicomHeader, plugin: str) -> Iterator[Any]:
     """Compressed frames, each decoded once its own header was found to fit the file's."""
-    from pydicom.encaps import encapsulate
-    from pydicom.pixels import as_pixel_options, get_decoder
+    from pydicom.pixels import as_pixel_options
 
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     options = as_pixel_options(dataset, number_of_frames=1)
     options.pop("extended_offsets", None)
+    decode_frame = _decoder_process.decode if plugin in APART else decode
     for data in _compressed(path, dataset, header.frames):
         codestream = _fitting(path, data, dataset, header)
-        pixels, _ = next(decoder.iter_array(encapsulate([codestream]), decoding_plugin=plugin, **options))
-        yield pixels
+        yield decode_frame(codestream, dataset.file_meta.TransferSyntaxUID, plugin, options)
 
 
 def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
@@ -302,6 +303,8 @@ def _decoder(path: Path, dataset: Any) -> str:
         remedy = f"Install them: {install_command('dicom')}"
     except NotImplementedError:
         available, remedy = (), "Convert it to an uncompressed transfer syntax."
+    if "pyjpegls" in available and dataset.get("BitsStored") in _NOT_GDCM:
+        return "pyjpegls"
     for name in _DECODERS:
         if name in available:
             return name
