@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,61 @@ def save_dicom(path: Path, pixels: np.ndarray, interpretation: str = "MONOCHROME
         setattr(dataset, name, value)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def save_compressed(
+    path: Path, codestreams: list[bytes], syntax: str, pixels: np.ndarray, interpretation: str = "MONOCHROME2"
+) -> Path:
+    """Write a file whose header describes ``pixels`` and whose frames are these codestreams, whatever they hold."""
+    save_dicom(path, pixels, interpretation)
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+
+    dataset = dcmread(path)
+    dataset.PixelData = encapsulate(codestreams)
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path)
+    return path
+
+
+def jpeg2000(
+    width: int,
+    height: int,
+    *,
+    tile: tuple[int, int] | None = None,
+    samples: int = 1,
+    layers: int = 1,
+    levels: int = 0,
+    precincts: int | None = None,
+    in_tile: bool = False,
+) -> bytes:
+    """A JPEG 2000 codestream (ISO/IEC 15444-1, A) without data: what a decoder allocates for it is in its headers.
+
+    ``precincts`` is the exponent of both sides, the same for all resolutions; ``in_tile`` gives the coding once more,
+    in the tile's header, and in the main header without ``layers`` and ``precincts``.
+    """
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    def coding(layers: int, precincts: int | None) -> bytes:
+        own = b"" if precincts is None else bytes([precincts * 17]) * (levels + 1)
+        return segment(0x52, struct.pack(">BBHB", bool(own), 0, layers, 0) + bytes([levels, 4, 4, 0, 1]) + own)
+
+    sides = (width, height, 0, 0, *(tile or (width, height)), 0, 0)
+    size = struct.pack(">H8IH", 0, *sides, samples) + bytes([7, 1, 1]) * samples
+    asked = coding(layers, precincts)
+    inner = asked if in_tile else b""
+    return (
+        b"\xff\x4f"
+        + segment(0x51, size)
+        + (coding(1, None) if in_tile else asked)
+        + segment(0x5C, b"\x40" + b"\x40" * (3 * levels + 1))
+        + segment(0x90, struct.pack(">HIBB", 0, 14 + len(inner), 0, 1))
+        + inner
+        + b"\xff\x93\xff\xd9"
+    )
 
 
 def ramp(height: int = 40, width: int = 60, low: int = 0, high: int = 255, dtype: type = np.uint8) -> np.ndarray:

@@ -20,6 +20,8 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom_codestreams import FrameSize, bare_codestream, check_rle, size_of
+from espmedsam_edge.runtime.dicom_decoder import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom_display import displayed
 from espmedsam_edge.runtime.environment import install_command
 from espmedsam_edge.runtime.probe import installed
@@ -32,7 +34,9 @@ _MOST_FRAMES = 1_000_000
 _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
 # The order in which decoders are tried: first those that are tested most against damaged data.
-_DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
+_DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
+_NOT_GDCM = (6, 7)  # bits of JPEG-LS that pydicom does not let it decode
+_decoder_process = DecoderProcess()
 # What pydicom and its decoders raise on files that are damaged or wrong; it documents no common class.
 _DAMAGE = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, NotImplementedError, RuntimeError,
@@ -101,8 +105,7 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
         from pydicom.pixels import iter_pixels
 
         count = 0
-        options = {"decoding_plugin": plugin} if plugin else {}
-        for pixels in iter_pixels(path, **options):
+        for pixels in _decoded(path, dataset, header, plugin) if plugin else iter_pixels(path):
             if pixels.shape[:2] != (header.height, header.width):
                 raise ValueError("a frame is not of the size that the header names")
             yield displayed(np.asarray(pixels), dataset)
@@ -110,6 +113,50 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
             if count == header.frames:
                 return
         raise ValueError(f"it holds {count} of {header.frames} frames")
+
+
+def _decoded(path: Path, dataset: Any, header: DicomHeader, plugin: str) -> Iterator[Any]:
+    """Compressed frames, each decoded once its own header was found to fit the file's."""
+    from pydicom.pixels import as_pixel_options
+
+    options = as_pixel_options(dataset, number_of_frames=1)
+    options.pop("extended_offsets", None)
+    decode_frame = _decoder_process.decode if plugin in APART else decode
+    for data in _compressed(path, dataset, header.frames):
+        codestream = _fitting(path, data, dataset, header)
+        yield decode_frame(codestream, dataset.file_meta.TransferSyntaxUID, plugin, options)
+
+
+def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
+    from pydicom import dcmread
+    from pydicom.encaps import generate_frames
+
+    tables = None
+    if "ExtendedOffsetTable" in dataset:
+        tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    with path.open("rb") as stream:
+        dcmread(stream, stop_before_pixels=True, specific_tags=[])
+        stream.seek(12, 1)  # tag, VR and length: compressed files have explicit VRs
+        yield from generate_frames(stream, number_of_frames=frames, extended_offsets=tables)
+
+
+def _fitting(path: Path, data: bytes, dataset: Any, header: DicomHeader) -> bytes:
+    """A frame's codestream, if it unpacks to what the file's header says and to no more."""
+    from pydicom.uid import RLELossless
+
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        check_rle(data, header.height * header.width)
+        return data
+    codestream = bare_codestream(data)
+    expected = FrameSize(header.width, header.height, int(dataset.get("SamplesPerPixel") or 1))
+    found = size_of(codestream)
+    if found != expected:
+        raise UserError(
+            f"cannot read {path}: by its header a frame is {expected}, by its compressed data {found}.",
+            "Export it anew from the archive.",
+            exit_code=1,
+        )
+    return codestream
 
 
 @contextmanager
@@ -256,6 +303,8 @@ def _decoder(path: Path, dataset: Any) -> str:
         remedy = f"Install them: {install_command('dicom')}"
     except NotImplementedError:
         available, remedy = (), "Convert it to an uncompressed transfer syntax."
+    if "pyjpegls" in available and dataset.get("BitsStored") in _NOT_GDCM:
+        return "pyjpegls"
     for name in _DECODERS:
         if name in available:
             return name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, ramp, save_dicom
+from dicom_files import BIRTH_DATE, PATIENT, PATIENT_ID, jpeg2000, ramp, save_compressed, save_dicom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -230,6 +232,42 @@ def test_compressed_pixels_are_the_uncompressed_ones(tmp_path: Path, syntax: str
     np.testing.assert_array_equal(only(path)[..., ::-1] if colour else grey(path), pixels)
 
 
+@pytest.mark.parametrize("bits", [5, 6, 7, 8, 12, 16])  # GDCM does not take 6 and 7
+def test_jpeg_ls_of_any_depth(tmp_path: Path, bits: int) -> None:
+    jpeg_ls = pytest.importorskip("jpeg_ls", reason="needs pyjpegls (extra dicom)")
+    pixels = ramp(high=(1 << bits) - 1, dtype=np.uint8 if bits <= 8 else np.uint16)
+    codestream = bytes(jpeg_ls.encode_array(pixels))
+    path = save_compressed(tmp_path / "a.dcm", [codestream], "1.2.840.10008.1.2.4.80", pixels)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.save_as(path)
+    np.testing.assert_array_equal(grey(path), pixels if bits <= 8 else np.rint(pixels / ((1 << bits) - 1) * 255))
+
+
+@pytest.mark.parametrize("table", ["none", "basic", "extended"])
+def test_frames_of_several_fragments_and_any_table_of_offsets(tmp_path: Path, table: str) -> None:
+    path = jpeg_dicom(tmp_path / "a.dcm")
+    expected = list(read_dicom_frames(path))
+    dataset = pydicom.dcmread(path)
+    from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    if table == "extended":
+        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(
+            frames
+        )
+    else:
+        dataset.PixelData = encapsulate(frames, fragments_per_frame=2, has_bot=table == "basic")
+    dataset.save_as(path)
+    np.testing.assert_array_equal(list(read_dicom_frames(path)), expected)
+
+
+def test_jpeg_2000_in_its_boxes(tmp_path: Path) -> None:
+    boxed = cv2.imencode(".jp2", ramp(), [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])[1].tobytes()
+    path = save_compressed(tmp_path / "a.dcm", [boxed], "1.2.840.10008.1.2.4.90", ramp())
+    np.testing.assert_array_equal(grey(path), ramp())
+
+
 def jpeg_dicom(path: Path, syntax: str = "1.2.840.10008.1.2.4.50") -> Path:
     """A cine loop of three JPEG pictures, encapsulated by pydicom."""
     from pydicom.encaps import encapsulate
@@ -320,6 +358,62 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
     path = save_dicom(tmp_path / "a.dcm", ramp())
     monkeypatch.setenv("ESPMEDSAM_MAX_PIXELS", "1000")
     assert "over the limit of 1000" in failure(path)
+
+
+def jpeg_of(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def jpeg_ls_of(image: np.ndarray) -> bytes:
+    jpeg_ls = pytest.importorskip("jpeg_ls", reason="needs pyjpegls (extra dicom)")
+    return bytes(jpeg_ls.encode_array(image))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codestream"),
+    [
+        ("1.2.840.10008.1.2.4.50", lambda: jpeg_of(np.zeros((5000, 5000), np.uint8))),
+        ("1.2.840.10008.1.2.4.80", lambda: jpeg_ls_of(np.zeros((5000, 5000), np.uint8))),
+        ("1.2.840.10008.1.2.4.70", lambda: bytes.fromhex("ffd8 ffc3000b08 1388 1388 01 011100")),
+        ("1.2.840.10008.1.2.4.90", lambda: jpeg2000(5000, 5000)),
+    ],
+)
+def test_compressed_data_of_another_size_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, codestream: Callable[[], bytes]
+) -> None:
+    """A decoder allocates what the codestream says: a gigapixel of zeros fits into 9 kB."""
+    path = save_compressed(tmp_path / "a.dcm", [codestream()], syntax, ramp(64, 96))
+    monkeypatch.setattr(dicom_reading, "decode", None)  # calling either would be a TypeError, and "damaged"
+    monkeypatch.setattr(dicom_reading, "_decoder_process", type("NoDecoder", (), {"decode": None}))
+    assert (
+        "by its header a frame is 96x64 pixels of 1 sample, by its compressed data 5000x5000 pixels of 1 sample. "
+        "Export it anew"
+    ) in failure(path)
+
+
+def test_compressed_data_of_another_number_of_samples_are_refused(tmp_path: Path) -> None:
+    colour = np.repeat(ramp(64, 96)[..., None], 3, axis=2)
+    path = save_compressed(tmp_path / "a.dcm", [jpeg_of(colour)], "1.2.840.10008.1.2.4.50", ramp(64, 96))
+    assert "96x64 pixels of 1 sample, by its compressed data 96x64 pixels of 3 samples" in failure(path)
+
+
+def test_data_that_crash_the_decoder_are_one_line(tmp_path: Path) -> None:
+    """GDCM 3.2.6 throws past Python over a table that is missing, which ends its process."""
+    pytest.importorskip("gdcm", reason="needs GDCM (extra dicom)")
+    codestream = bytes.fromhex("ffd8 ffc3000b08 0040 0060 01 011100 ff0000 ffda0008010100010000 f2f52c8661c7fa1d0e8f45")
+    path = save_compressed(tmp_path / "a.dcm", [codestream], "1.2.840.10008.1.2.4.70", ramp(64, 96))
+    assert "damaged" in failure(path)
+
+
+def test_rle_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    segment = b"\x81\0" * 100_000  # 12.8 MB
+    data = struct.pack("<16I", 1, 64, *[0] * 14) + segment
+    assert "damaged" in failure(save_compressed(tmp_path / "a.dcm", [data], "1.2.840.10008.1.2.5", ramp(64, 96)))
+
+
+def test_boxes_that_lead_nowhere_do_not_hang(tmp_path: Path) -> None:
+    boxes = b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64)
+    assert "damaged" in failure(save_compressed(tmp_path / "a.dcm", [boxes], "1.2.840.10008.1.2.4.90", ramp(64, 96)))
 
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
