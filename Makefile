@@ -8,18 +8,21 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean clean-all
+.PHONY: help demo test test-packages check clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base ## Segment pictures and a clip into demo-output/ (light: no torch)
 	@$(PY) -m espmedsam_edge demo --out demo-output
 
 test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(TESTS)
+
+test-packages: | $(PY) ## Install what tests of the browser and of GStreamer need (Debian, Ubuntu; as root)
+	@sh scripts/test_packages.sh $(VENV)
 
 check: $(VENV)/.dev ## Check lint, format, types and the import rules
 	$(VENV)/bin/ruff check

@@ -1,4 +1,4 @@
-"""The commands that a newcomer and continuous integration type: make, tools/venv.sh, .ci/run, and those in the docs."""
+"""What a newcomer and continuous integration type: make and the scripts behind it, .ci/run, and the docs' commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def targets() -> set[str]:
 @NEEDS_MAKE
 def test_make_without_a_target_lists_the_jobs() -> None:
     listing = make()
-    for job in ("demo", "test", "check", "clean", "help"):
+    for job in ("demo", "test", "test-packages", "check", "clean", "help"):
         assert re.search(rf"^  make {job}\b.+\w", listing, re.M)
 
 
@@ -161,6 +161,70 @@ def test_a_python_named_by_the_user_is_taken_or_refused(path: Path) -> None:
     assert "PYTHON=/no/such/python" in refused.stderr
 
 
+SYSTEM_GI = Path("/usr/lib/python3/dist-packages/gi")
+
+
+@pytest.fixture
+def packages(path: Path) -> Path:
+    """``path``, made ready for scripts/test_packages.sh: no package is installed, apt-get logs what it is asked."""
+    for name in ("grep", "ln"):
+        (path / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+    program(path / "dpkg-query", "exit 1")
+    program(path / "apt-get", f'echo "$*" >> {path.parent}/apt.log')
+    venv = path.parent / "venv" / "bin"
+    venv.mkdir(parents=True)
+    program(venv / "python", "exit 0")  # sees gi already
+    return path
+
+
+def run_packages(path: Path) -> tuple[list[str], str]:
+    """The lines that the script printed, and the calls of apt-get; it never fails."""
+    command = ["/bin/sh", str(ROOT / "scripts" / "test_packages.sh"), str(path.parent / "venv")]
+    done = subprocess.run(command, env={"PATH": str(path)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    log = path.parent / "apt.log"
+    return done.stdout.splitlines(), log.read_text() if log.exists() else ""
+
+
+def test_packages_for_tests_are_installed_for_root(packages: Path) -> None:
+    program(packages / "id", "echo 0")
+    lines, log = run_packages(packages)
+    assert [line.split(":")[0] for line in lines] == ["Installing with apt-get, for tests"] * 2
+    assert re.search(r"install --yes --no-install-recommends python3-gi .* gstreamer1\.0-rtsp$", log, re.M)
+    assert re.search(r"install --yes --no-install-recommends chromium$", log, re.M)
+
+
+def test_packages_that_cannot_be_had_cost_a_line(packages: Path) -> None:
+    lines, log = run_packages(packages)
+    assert all(" sudo apt-get install --no-install-recommends " in line for line in lines)
+    assert (len(lines), log) == (2, "")
+    program(packages / "id", "echo 0")
+    program(packages / "apt-get", "echo offline >&2; exit 100")
+    assert sum(line.startswith("That failed") for line in run_packages(packages)[0]) == 2
+    (packages / "apt-get").unlink()
+    assert all(line.startswith("No apt-get here") for line in run_packages(packages)[0])
+
+
+def test_packages_that_are_there_are_left_alone(packages: Path) -> None:
+    program(packages / "dpkg-query", 'for name; do case "$name" in --*) ;; *) echo installed ;; esac; done')
+    program(packages / "google-chrome", "")
+    assert run_packages(packages) == ([], "")
+
+
+@pytest.mark.skipif(not any(SYSTEM_GI.glob("_gi.*.so")), reason="needs python3-gi")
+def test_the_environment_sees_pygobject_if_its_python_is_the_systems(packages: Path) -> None:
+    suffix = next(SYSTEM_GI.glob("_gi.*.so")).name.removeprefix("_gi")
+    python, site = packages.parent / "venv" / "bin" / "python", packages.parent / "venv"
+    answers = 'case "$*" in *"import gi"*) exit 1 ;; *EXT_SUFFIX*) echo {} ;; *purelib*) echo {} ;; esac'
+    program(python, answers.format(".another.so", site))
+    assert run_packages(packages)[0][-1].startswith("PyGObject is of the system's Python")
+    assert not (site / "gi").exists()
+    program(python, answers.format(suffix, site))
+    for _ in range(2):
+        assert len(run_packages(packages)[0]) == 2
+        assert (site / "gi").resolve() == SYSTEM_GI
+
+
 @NEEDS_MAKE
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
@@ -173,10 +237,11 @@ def test_ci_prints_pytests_closing_line_last_and_leaves_with_its_verdict(
 ) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
-    (tmp_path / "Makefile").write_text(f"check:\n\t@echo checked\ntest:\n\t@echo '{closing}'; exit {code}\n")
+    jobs = {"test-packages": "echo installed", "check": "echo checked", "test": f"echo '{closing}'; exit {code}"}
+    (tmp_path / "Makefile").write_text("".join(f"{job}:\n\t@{does}\n" for job, does in jobs.items()))
     command = ["bash", str(tmp_path / ".ci" / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=OUTSIDE_MAKE)
-    assert done.stdout.splitlines()[0] == "checked"
+    assert done.stdout.splitlines()[:2] == ["installed", "checked"]
     assert done.stdout.splitlines()[-1] == closing
     assert (done.returncode != 0) == (code != 0)
 
