@@ -185,7 +185,7 @@ def command(
                 typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
                 raise typer.Exit(130) from None
         _say(segmenter, report, _results(places, measured), untrained=untrained, to_stderr=jsonl == "-")
-        if server is not None and not report.interrupted:
+        if server is not None and report.frames and not report.interrupted:
             _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)

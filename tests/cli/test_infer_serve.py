@@ -105,6 +105,13 @@ def test_without_a_source_it_is_the_service(toy_bundle: Bundle, tmp_path: Path) 
         assert process.wait(60) == 0
 
 
+def test_a_camera_that_is_missing_ends_the_run(toy_bundle: Bundle, tmp_path: Path) -> None:
+    with started(tmp_path, toy_bundle.path, "v4l2:///dev/video99", "--serve", 0) as process:
+        _, rest = process.communicate(timeout=60)  # nothing was shown, so no view stays: systemd may try again
+    assert process.returncode == 1
+    assert rest.splitlines()[-1].startswith("failed: no camera /dev/video99")
+
+
 def test_a_live_source_ends_with_ctrl_c(toy_bundle: Bundle, tmp_path: Path) -> None:
     with started(tmp_path, toy_bundle.path, "test://fundus?fps=20&size=160x120", "--serve", 0) as process:
         url = line_with(process, "view: ").removeprefix("view: ")
