@@ -24,9 +24,10 @@ if [ -n "${PYTHON:-}" ]; then
     usable "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.10 or newer that runs. Name another one."
     candidates=$PYTHON
 elif [ -e /etc/nv_tegra_release ] && usable /usr/bin/python3; then
-    # JetPack's TensorRT module exists for the system's own Python only.
+    # JetPack's TensorRT module exists for the system's own Python only. Ubuntu 22.04's pip would build with the
+    # system's old setuptools in such an environment.
     candidates=/usr/bin/python3
-    options=--system-site-packages
+    options="--system-site-packages --upgrade-deps"
 else
     candidates="python3.14 python3.13 python3.12 python3.11 python3.10 python3"
 fi
