@@ -8,11 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from markdown_it import MarkdownIt  # rich's
 
 from espmedsam_edge.cli import COMMANDS, build_app
 
@@ -246,16 +248,60 @@ def test_ci_prints_pytests_closing_line_last_and_leaves_with_its_verdict(
     assert (done.returncode != 0) == (code != 0)
 
 
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+# The program with or without a prompt, sudo or its folder, in a comment or a unit; within text also its command alone.
+COMMAND = re.compile(r"(?:\$ )?make( .*)?|(?:[$#] |sudo |ExecStart=)?(?:\S*/)?espmedsam-edge( .*)?")
+SHORT = re.compile(rf"(?:{'|'.join(COMMANDS)}) .*--.*")
+
+
+def code(text: str) -> Iterator[str]:
+    """The code of a page, line by line, continued ones joined: blocks, fenced or indented, and code within text."""
+    for token in MARKDOWN.parse(text):
+        if token.type in ("fence", "code_block"):
+            yield from (line.strip() for line in token.content.replace("\\\n", " ").splitlines())
+        for child in token.children or ():
+            if child.type == "code_inline":
+                yield f"espmedsam-edge {child.content}" if SHORT.fullmatch(child.content) else child.content
+
+
 def documented() -> list[tuple[str, str]]:
-    """Every command line in a code block of a page: (page, line), continued lines joined."""
-    found = []
+    """Every command line in the code of a page: (page, line from the program's name on), each once a page."""
+    found = {}
     for page in PAGES:
-        for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), re.M | re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                command = line.strip().removeprefix("$ ")
-                if re.match(r"(make|espmedsam-edge)\b", command):
-                    found.append((str(page.relative_to(ROOT)), command))
-    return found
+        for line in code(page.read_text()):
+            if COMMAND.fullmatch(line):
+                command = re.sub(r"^.*?(make|espmedsam-edge)(?= |$)", r"\1", line)
+                found[str(page.relative_to(ROOT)), command] = None
+    return list(found)
+
+
+def test_code_of_every_kind_is_looked_into() -> None:
+    page = """
+`bench X --json a.json`, and in a | table:
+
+| x | y |
+|---|---|
+| `make test` | `$ espmedsam-edge weights` |
+
+1. A list:
+
+       .venv/bin/espmedsam-edge infer a \\
+           --out b
+
+```ini
+ExecStart=/opt/espmedsam-edge doctor
+```
+
+    sudo espmedsam-edge engines list
+"""
+    assert [line for line in code(page) if COMMAND.fullmatch(line)] == [
+        "espmedsam-edge bench X --json a.json",
+        "make test",
+        "$ espmedsam-edge weights",
+        ".venv/bin/espmedsam-edge infer a      --out b",
+        "ExecStart=/opt/espmedsam-edge doctor",
+        "sudo espmedsam-edge engines list",
+    ]
 
 
 @pytest.mark.parametrize(("page", "line"), documented())
