@@ -1,0 +1,19 @@
+"""Importing the package and listing the commands load nothing heavy (how fast they are: benchmarks/startup.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "scipy", "numpy", "pydantic", "matplotlib", "av", "tensorrt"}
+HELP = "from espmedsam_edge.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize("code", ["import espmedsam_edge", HELP], ids=["import", "help"])
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    code += f"\nimport sys; print(sorted({HEAVY} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert shown.splitlines()[-1] == "[]"
+    assert ("infer" in shown) == ("--help" in code)
