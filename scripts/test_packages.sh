@@ -20,7 +20,7 @@ apt() {
 install() {
     command="apt-get install --no-install-recommends $*"
     if ! command -v apt-get >/dev/null 2>&1; then
-        echo "No apt-get here: tests that need more than the system has are skipped ($*)."
+        echo "No apt-get here; tests are skipped that need what Debian calls: $*"
     elif [ "$(id -u)" != 0 ]; then
         echo "Some tests will be skipped. They need: sudo $command"
     else
