@@ -108,7 +108,7 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
         for pixels in _decoded(path, dataset, header, plugin) if plugin else iter_pixels(path):
             if pixels.shape[:2] != (header.height, header.width):
                 raise ValueError("a frame is not of the size that the header names")
-            yield displayed(np.asarray(pixels), dataset)
+            yield displayed(np.asarray(pixels), dataset, count)
             count += 1
             if count == header.frames:
                 return

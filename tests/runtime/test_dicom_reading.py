@@ -127,6 +127,61 @@ def test_a_palette_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(only(path), entries[::-1, ramp()].transpose(1, 2, 0))
 
 
+def item(**elements: Any) -> Any:
+    made = pydicom.Dataset()
+    for name, value in elements.items():
+        setattr(made, name, value)
+    return made
+
+
+def group(window: tuple[float, float] | None = None, rescale: tuple[float, float] | None = None) -> Any:
+    """A functional group of an enhanced multi-frame image."""
+    macros = {}
+    if window:
+        macros["FrameVOILUTSequence"] = [item(WindowCenter=window[0], WindowWidth=window[1])]
+    if rescale:
+        values = item(RescaleSlope=rescale[0], RescaleIntercept=rescale[1], RescaleType="US")
+        macros["PixelValueTransformationSequence"] = [values]
+    return item(**macros)
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])  # more than is read of a header at once
+def test_windows_and_rescale_of_functional_groups(tmp_path: Path, padding: int) -> None:
+    """Per frame before shared before the header's own."""
+    stored = np.stack([ramp(low=0, high=4000, dtype=np.uint16)] * 3)
+    own = [group((100, 200)), group(rescale=(2, 500)), group((100, 200), (2, -500))]
+    own[0].add_new(0x00091010, "OB", bytes(padding))
+    path = save_dicom(
+        tmp_path / "a.dcm",
+        stored,
+        SharedFunctionalGroupsSequence=[group((1000, 2000), (1, -1000))],
+        PerFrameFunctionalGroupsSequence=own,
+        WindowCenter=5,
+        WindowWidth=6,
+        RescaleSlope=7,
+        RescaleIntercept=8,
+    )
+    expected = [((100, 200), (1, -1000)), ((1000, 2000), (2, 500)), ((100, 200), (2, -500))]
+    frames = list(read_dicom_frames(path))
+    for frame, (window, (slope, intercept)) in zip(frames, expected, strict=True):
+        shown = through_window(stored[0].astype(float) * slope + intercept, *window)
+        assert 0 < (shown == 255).mean() < 1
+        np.testing.assert_array_equal(frame[..., 0], shown)
+
+
+def test_functional_groups_without_windows_leave_the_headers(tmp_path: Path) -> None:
+    path = save_dicom(
+        tmp_path / "a.dcm",
+        np.stack([ramp()] * 2),
+        SharedFunctionalGroupsSequence=[group()],
+        PerFrameFunctionalGroupsSequence=[group()],  # one less than there are frames
+        WindowCenter=100,
+        WindowWidth=50,
+    )
+    for frame in read_dicom_frames(path):
+        np.testing.assert_array_equal(frame[..., 0], through_window(ramp(), 100, 50))
+
+
 def moving(frames: int = 5) -> np.ndarray:
     return np.stack([np.full((16, 20), 40 * index, np.uint8) for index in range(frames)])
 
