@@ -483,6 +483,17 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pyt
     assert "dicom]" in failure(path)
 
 
+def test_lossy_jpeg_of_12_bits_is_not_called_damaged(tmp_path: Path) -> None:
+    if "pylibjpeg" in pydicom.pixels.get_decoder("1.2.840.10008.1.2.4.51").available_plugins:
+        pytest.skip("pylibjpeg-libjpeg is installed, which decodes it")
+    path = jpeg_dicom(tmp_path / "a.dcm", "1.2.840.10008.1.2.4.51")
+    assert len(list(read_dicom_frames(path))) == 3  # of 8 bits
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated, dataset.BitsStored = 16, 12
+    dataset.save_as(path)
+    assert "no decoder here for JPEG Extended (Process 2 and 4) of 12 bits. Convert it" in failure(path)
+
+
 def test_a_cut_loop_gives_what_there_is(tmp_path: Path) -> None:
     path = jpeg_dicom(tmp_path / "a.dcm")
     path.write_bytes(path.read_bytes()[:-300])
