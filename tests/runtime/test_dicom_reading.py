@@ -264,6 +264,58 @@ def test_a_folder_is_sorted_by_series_and_number(tmp_path: Path) -> None:
     ]
 
 
+def export(folder: Path) -> None:
+    """Files as a medium holds them: by patient, study and series, without suffixes, beside a viewer's own."""
+    for series, number, place in (
+        ("1.1", 2, "PAT1/ST1/SE1/IM2"),
+        ("1.1", 1, "PAT1/ST1/SE1/IM10"),
+        ("1.2", 1, "PAT1/IM1"),
+    ):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        save_dicom(folder / place, ramp(), InstanceNumber=number, SeriesInstanceUID=series)
+    save_dicom(folder / "PAT1" / "ST1" / "LOOP", moving())
+    (folder / "PAT1" / ".trash").mkdir()
+    save_dicom(folder / "PAT1" / ".trash" / "IM9", ramp())
+    (folder / "PAT1" / "readme").write_text("no DICOM")
+    assert cv2.imwrite(str(folder / "PAT1" / "thumbnail.png"), ramp())
+
+
+EXPORTED = [["PAT1/IM1", "PAT1/ST1/SE1/IM10", "PAT1/ST1/SE1/IM2"], ["PAT1/ST1/LOOP"]]
+
+
+def places(folder: Path) -> list[list[str]]:
+    sources, failures = open_sources([str(folder)])
+    assert failures == []
+    return [[file.relative_to(folder).as_posix() for file in source.files] for source in sources]
+
+
+def test_an_export_is_read_from_its_subfolders(tmp_path: Path) -> None:
+    export(tmp_path)
+    assert places(tmp_path) == EXPORTED
+
+
+@pytest.mark.parametrize("index", ["DICOMDIR", "dicomdir"])
+def test_a_medium_is_read_from_its_subfolders_whatever_lies_beside_its_index(tmp_path: Path, index: str) -> None:
+    export(tmp_path)
+    (tmp_path / index).write_bytes(bytes(128) + b"DICM")
+    save_dicom(tmp_path / "loop.dcm", moving())
+    assert places(tmp_path) == [EXPORTED[0], ["loop.dcm"], ["PAT1/ST1/LOOP"]]
+
+
+def test_other_folders_are_not_read_from_their_subfolders(tmp_path: Path) -> None:
+    export(tmp_path)
+    save_dicom(tmp_path / "a.dcm", ramp())
+    assert places(tmp_path) == [["a.dcm"]]
+
+
+def test_a_folder_without_dicom_in_its_subfolders_says_so(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    assert cv2.imwrite(str(tmp_path / "deeper" / "a.png"), ramp())
+    sources, (problem,) = open_sources([str(tmp_path)])
+    assert sources == []
+    assert "and no DICOM files in its subfolders. Name a glob for more" in problem.message
+
+
 def test_spacing_of_single_pictures_reaches_the_frame(tmp_path: Path) -> None:
     with ImageFiles([save_dicom(tmp_path / "a.dcm", ramp(), PixelSpacing=[0.2, 0.1])]) as source:
         (frame,) = source
