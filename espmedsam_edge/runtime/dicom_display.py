@@ -12,12 +12,13 @@ from espmedsam_edge.imaging.geometry import Frame
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
-def displayed(pixels: NDArray[Any], dataset: Any) -> Frame:
+def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Frame:
     """(H, W) or (H, W, 3) stored values, RGB where coloured, to (H, W, 3) uint8 BGR.
 
     Args:
         pixels: one frame as ``pydicom.pixels.iter_pixels`` gives it.
         dataset: the file's header.
+        frame: its number in the file, from 0.
 
     Raises:
         ValueError: samples that are neither grey nor RGB.
@@ -31,30 +32,44 @@ def displayed(pixels: NDArray[Any], dataset: Any) -> Frame:
         return np.ascontiguousarray(_eight_bits(pixels)[..., ::-1])
     if pixels.ndim != 2:
         raise ValueError(f"samples of shape {pixels.shape}")
-    grey = _windowed(pixels, dataset)
+    grey = _windowed(
+        pixels,
+        transform=_holder(dataset, frame, "PixelValueTransformationSequence"),
+        window=_holder(dataset, frame, "FrameVOILUTSequence"),
+    )
     inverted = interpretation == "MONOCHROME1"
     if inverted or str(dataset.get("PresentationLUTShape", "")) == "INVERSE":
         grey = np.asarray(255 - grey, np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _windowed(stored: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
+def _holder(dataset: Any, frame: int, macro: str) -> Any:
+    """What holds a frame's values: its own functional group, that of all frames, or the header (PS3.3 C.7.6.16)."""
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    own = (frames[frame],) if frame < len(frames) else ()
+    for group in (*own, *(dataset.get("SharedFunctionalGroupsSequence") or ())):
+        for item in group.get(macro) or ():
+            return item
+    return dataset
+
+
+def _windowed(stored: NDArray[Any], transform: Any, window: Any) -> NDArray[np.uint8]:
     """Modality transform, then the first table or window (PS3.3 C.11.2), to 0..255."""
     values = stored
-    if dataset.get("ModalityLUTSequence") or "RescaleSlope" in dataset:
+    if transform.get("ModalityLUTSequence") or "RescaleSlope" in transform:
         from pydicom.pixels import apply_modality_lut
 
-        values = apply_modality_lut(stored, dataset)
-    tables = dataset.get("VOILUTSequence")
+        values = apply_modality_lut(stored, transform)
+    tables = window.get("VOILUTSequence")
     if tables:
         from pydicom.pixels import apply_voi
 
         bits = int(tables[0].LUTDescriptor[2])
-        shown = np.asarray(apply_voi(_whole(values), dataset), np.float64)
+        shown = np.asarray(apply_voi(_whole(values), window), np.float64)
         return _scaled(shown, 0.0, float((1 << bits) - 1))
-    window = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if window[0] is not None and window[1] is not None and window[1] > 0:
-        return through_window(values, window[0], window[1], str(dataset.get("VOILUTFunction", "LINEAR")))
+    center, width = _first(window.get("WindowCenter")), _first(window.get("WindowWidth"))
+    if center is not None and width is not None and width > 0:
+        return through_window(values, center, width, str(window.get("VOILUTFunction", "LINEAR")))
     return _eight_bits(values)
 
 

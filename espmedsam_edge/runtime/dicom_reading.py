@@ -35,7 +35,6 @@ _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no 
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
 # The order in which decoders are tried: first those that are tested most against damaged data.
 _DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
-_NOT_GDCM = (6, 7)  # bits of JPEG-LS that pydicom does not let it decode
 _decoder_process = DecoderProcess()
 # What pydicom and its decoders raise on files that are damaged or wrong; it documents no common class.
 _DAMAGE = (
@@ -108,7 +107,7 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
         for pixels in _decoded(path, dataset, header, plugin) if plugin else iter_pixels(path):
             if pixels.shape[:2] != (header.height, header.width):
                 raise ValueError("a frame is not of the size that the header names")
-            yield displayed(np.asarray(pixels), dataset)
+            yield displayed(np.asarray(pixels), dataset, count)
             count += 1
             if count == header.frames:
                 return
@@ -298,17 +297,27 @@ def _decoder(path: Path, dataset: Any) -> str:
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return ""
+    bits, remedy = dataset.get("BitsStored"), "Convert it to an uncompressed transfer syntax."
     try:
         available = get_decoder(syntax).available_plugins
-        remedy = f"Install them: {install_command('dicom')}"
+        remedy = remedy if available else f"Install them: {install_command('dicom')}"
     except NotImplementedError:
-        available, remedy = (), "Convert it to an uncompressed transfer syntax."
-    if "pyjpegls" in available and dataset.get("BitsStored") in _NOT_GDCM:
-        return "pyjpegls"
+        available = ()
     for name in _DECODERS:
-        if name in available:
+        if name in available and not _refused(name, syntax, bits):
             return name
-    raise UserError(f"cannot read {path}: there is no decoder here for {syntax.name}.", remedy, exit_code=1)
+    raise UserError(
+        f"cannot read {path}: there is no decoder here for {syntax.name} of {bits} bits.", remedy, exit_code=1
+    )
+
+
+def _refused(plugin: str, syntax: str, bits: int | None) -> bool:
+    """What a decoder has no part for: libjpeg more than 8 bits, and GDCM in pydicom JPEG-LS of 6 and 7."""
+    from pydicom.uid import JPEGExtended12Bit, JPEGLSTransferSyntaxes
+
+    if syntax == JPEGExtended12Bit:
+        return plugin in ("pillow", "gdcm") and bits != 8
+    return plugin == "gdcm" and syntax in JPEGLSTransferSyntaxes and bits in (6, 7)
 
 
 def decoders() -> dict[str, bool]:

@@ -37,10 +37,10 @@ from espmedsam_edge.runtime.video_reading import has_pyav
 def open_sources(specifications: Iterable[str], live: LiveOptions | None = None) -> tuple[list[Source], list[Failure]]:
     """What to read for a list of files, folders, globs (``**`` for any depth) and URIs, each file once, in order.
 
-    A folder stands for the images, videos and DICOM files in it by their suffix (without one, by content), not in its
-    subfolders, in natural order (2 before 10), DICOM pictures by series and number; hidden files are passed over. Files
-    named one by one are told apart by content. A file of the name goes before
-    a URI.
+    A folder stands for the images, videos and DICOM files in it by their suffix (without one, by content), in natural
+    order (2 before 10), DICOM pictures by series and number; hidden files are passed over. With a DICOMDIR, or nothing
+    else in it, it stands for the DICOM files in its subfolders, too, as exports nest them. Files named one by one are
+    told apart by content. A file of the name goes before a URI.
 
     Args:
         specifications: as the user wrote them.
@@ -141,10 +141,13 @@ def _feed(uri: Uri, live: LiveOptions) -> Feed:
 def _expand(specification: str) -> list[Path]:
     path = Path(specification)
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if _is_known(entry)]
+        entries = list(path.iterdir())
+        found = [entry for entry in entries if _is_known(entry)]
+        if not found or any(_is_dicomdir(entry) for entry in entries):
+            found += _dicom_below(path)
         if not found:
             raise UserError(
-                f"no images, videos or DICOM files in {path} (subfolders are not searched).",
+                f"no images, videos or DICOM files in {path}, and no DICOM files in its subfolders.",
                 f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
                 exit_code=1,
             )
@@ -158,8 +161,23 @@ def _expand(specification: str) -> list[Path]:
     return [path]
 
 
+def _dicom_below(folder: Path) -> list[Path]:
+    """The DICOM files in the subfolders, at any depth; links to folders and hidden ones are not followed."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if Path(place) != folder:
+            found += [path for path in map(Path(place).joinpath, names) if _is_known(path) and is_dicom(path)]
+    return found
+
+
+def _is_dicomdir(path: Path) -> bool:
+    """The index of a medium, whose files lie in subfolders; some systems show its name in small letters."""
+    return path.name.upper() == "DICOMDIR"
+
+
 def _is_known(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+    if path.name.startswith(".") or _is_dicomdir(path) or not path.is_file():
         return False
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES:

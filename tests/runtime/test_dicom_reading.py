@@ -127,6 +127,61 @@ def test_a_palette_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(only(path), entries[::-1, ramp()].transpose(1, 2, 0))
 
 
+def item(**elements: Any) -> Any:
+    made = pydicom.Dataset()
+    for name, value in elements.items():
+        setattr(made, name, value)
+    return made
+
+
+def group(window: tuple[float, float] | None = None, rescale: tuple[float, float] | None = None) -> Any:
+    """A functional group of an enhanced multi-frame image."""
+    macros = {}
+    if window:
+        macros["FrameVOILUTSequence"] = [item(WindowCenter=window[0], WindowWidth=window[1])]
+    if rescale:
+        values = item(RescaleSlope=rescale[0], RescaleIntercept=rescale[1], RescaleType="US")
+        macros["PixelValueTransformationSequence"] = [values]
+    return item(**macros)
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])  # more than is read of a header at once
+def test_windows_and_rescale_of_functional_groups(tmp_path: Path, padding: int) -> None:
+    """Per frame before shared before the header's own."""
+    stored = np.stack([ramp(low=0, high=4000, dtype=np.uint16)] * 3)
+    own = [group((100, 200)), group(rescale=(2, 500)), group((100, 200), (2, -500))]
+    own[0].add_new(0x00091010, "OB", bytes(padding))
+    path = save_dicom(
+        tmp_path / "a.dcm",
+        stored,
+        SharedFunctionalGroupsSequence=[group((1000, 2000), (1, -1000))],
+        PerFrameFunctionalGroupsSequence=own,
+        WindowCenter=5,
+        WindowWidth=6,
+        RescaleSlope=7,
+        RescaleIntercept=8,
+    )
+    expected = [((100, 200), (1, -1000)), ((1000, 2000), (2, 500)), ((100, 200), (2, -500))]
+    frames = list(read_dicom_frames(path))
+    for frame, (window, (slope, intercept)) in zip(frames, expected, strict=True):
+        shown = through_window(stored[0].astype(float) * slope + intercept, *window)
+        assert 0 < (shown == 255).mean() < 1
+        np.testing.assert_array_equal(frame[..., 0], shown)
+
+
+def test_functional_groups_without_windows_leave_the_headers(tmp_path: Path) -> None:
+    path = save_dicom(
+        tmp_path / "a.dcm",
+        np.stack([ramp()] * 2),
+        SharedFunctionalGroupsSequence=[group()],
+        PerFrameFunctionalGroupsSequence=[group()],  # one less than there are frames
+        WindowCenter=100,
+        WindowWidth=50,
+    )
+    for frame in read_dicom_frames(path):
+        np.testing.assert_array_equal(frame[..., 0], through_window(ramp(), 100, 50))
+
+
 def moving(frames: int = 5) -> np.ndarray:
     return np.stack([np.full((16, 20), 40 * index, np.uint8) for index in range(frames)])
 
@@ -207,6 +262,58 @@ def test_a_folder_is_sorted_by_series_and_number(tmp_path: Path) -> None:
         ["d", "c", "a", "1.2.826.0.17", "b"],
         ["loop.DCM"],
     ]
+
+
+def export(folder: Path) -> None:
+    """Files as a medium holds them: by patient, study and series, without suffixes, beside a viewer's own."""
+    for series, number, place in (
+        ("1.1", 2, "PAT1/ST1/SE1/IM2"),
+        ("1.1", 1, "PAT1/ST1/SE1/IM10"),
+        ("1.2", 1, "PAT1/IM1"),
+    ):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        save_dicom(folder / place, ramp(), InstanceNumber=number, SeriesInstanceUID=series)
+    save_dicom(folder / "PAT1" / "ST1" / "LOOP", moving())
+    (folder / "PAT1" / ".trash").mkdir()
+    save_dicom(folder / "PAT1" / ".trash" / "IM9", ramp())
+    (folder / "PAT1" / "readme").write_text("no DICOM")
+    assert cv2.imwrite(str(folder / "PAT1" / "thumbnail.png"), ramp())
+
+
+EXPORTED = [["PAT1/IM1", "PAT1/ST1/SE1/IM10", "PAT1/ST1/SE1/IM2"], ["PAT1/ST1/LOOP"]]
+
+
+def places(folder: Path) -> list[list[str]]:
+    sources, failures = open_sources([str(folder)])
+    assert failures == []
+    return [[file.relative_to(folder).as_posix() for file in source.files] for source in sources]
+
+
+def test_an_export_is_read_from_its_subfolders(tmp_path: Path) -> None:
+    export(tmp_path)
+    assert places(tmp_path) == EXPORTED
+
+
+@pytest.mark.parametrize("index", ["DICOMDIR", "dicomdir"])
+def test_a_medium_is_read_from_its_subfolders_whatever_lies_beside_its_index(tmp_path: Path, index: str) -> None:
+    export(tmp_path)
+    (tmp_path / index).write_bytes(bytes(128) + b"DICM")
+    save_dicom(tmp_path / "loop.dcm", moving())
+    assert places(tmp_path) == [EXPORTED[0], ["loop.dcm"], ["PAT1/ST1/LOOP"]]
+
+
+def test_other_folders_are_not_read_from_their_subfolders(tmp_path: Path) -> None:
+    export(tmp_path)
+    save_dicom(tmp_path / "a.dcm", ramp())
+    assert places(tmp_path) == [["a.dcm"]]
+
+
+def test_a_folder_without_dicom_in_its_subfolders_says_so(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    assert cv2.imwrite(str(tmp_path / "deeper" / "a.png"), ramp())
+    sources, (problem,) = open_sources([str(tmp_path)])
+    assert sources == []
+    assert "and no DICOM files in its subfolders. Name a glob for more" in problem.message
 
 
 def test_spacing_of_single_pictures_reaches_the_frame(tmp_path: Path) -> None:
@@ -426,6 +533,17 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(dicom_reading, "installed", lambda name: False)
     assert "needs pydicom" in failure(path)
     assert "dicom]" in failure(path)
+
+
+def test_lossy_jpeg_of_12_bits_is_not_called_damaged(tmp_path: Path) -> None:
+    if "pylibjpeg" in pydicom.pixels.get_decoder("1.2.840.10008.1.2.4.51").available_plugins:
+        pytest.skip("pylibjpeg-libjpeg is installed, which decodes it")
+    path = jpeg_dicom(tmp_path / "a.dcm", "1.2.840.10008.1.2.4.51")
+    assert len(list(read_dicom_frames(path))) == 3  # of 8 bits
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated, dataset.BitsStored = 16, 12
+    dataset.save_as(path)
+    assert "no decoder here for JPEG Extended (Process 2 and 4) of 12 bits. Convert it" in failure(path)
 
 
 def test_a_cut_loop_gives_what_there_is(tmp_path: Path) -> None:
