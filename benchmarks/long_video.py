@@ -49,8 +49,8 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def frames_done(path: Path) -> int:
-    """Lines that the run has written so far, under the final or a temporary name."""
-    files = [*path.parent.glob(f".{path.stem}*{path.suffix}"), path]
+    """Lines that the run has written so far, under the final name or the one that the file grows under."""
+    files = [*path.parent.glob(f"{path.stem}.partial*{path.suffix}"), path]
     return max((file.read_bytes().count(b"\n") for file in files if file.is_file()), default=0)
 
 
@@ -90,6 +90,8 @@ def main() -> None:
     assert written == frames, (written, frames)
     # the last two seconds are the process taking itself down
     warm = np.array([size for at, size in samples if warm_at is not None and warm_at <= at <= seconds - 2])
+    if not len(warm):
+        raise SystemExit("The run ended within two seconds of its first 100 frames: give more --minutes.")
     first, tenth = warm[0], max(1, len(warm) // 10)
     result = {
         "schema": 1,

@@ -119,6 +119,8 @@ def _report(graph: Graph, plan: EnginePlan) -> None:
     else:
         typer.echo(f"{name}: in the cache, built for {sidecar.place} on {sidecar.built[:10]}")
     typer.echo(f"  {sidecar.arithmetic.summary()}{_engine_words(plan)}")
+    if sidecar.agreement is not None:
+        typer.echo(f"  {sidecar.agreement}")
     if sidecar.dla is not None:
         typer.echo(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
     speed = f"{sidecar.median_ms:.2f} ms a run on {sidecar.gpu}, " if sidecar.median_ms else ""

@@ -86,5 +86,6 @@ def _line(entry: Entry) -> str:
         f"{sidecar.graph.modality} {sidecar.graph.precision} {sidecar.graph.image_size}x{sidecar.graph.image_size} "
         f"batch {sidecar.graph.batch}, {TITLES[sidecar.flavour]} {sidecar.version} for {sidecar.place}, "
         f"{sidecar.plan_bytes / (1 << 20):.1f} MiB, {sidecar.built[:10]}, of {sidecar.bundle}"
+        + (f", {sidecar.agreement}" if sidecar.agreement else "")
         + (f" ({note})" if note else "")
     )

@@ -24,6 +24,7 @@ from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256
 from espmedsam_edge.runtime import engine_build
 from espmedsam_edge.runtime.cache_place import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime.cuda_driver import find_gpu
+from espmedsam_edge.runtime.engine_agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engine_worker import Request
 from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
@@ -148,11 +149,13 @@ def find_or_build(
             graph=graph,
             graph_path=graph_path.resolve(),
             macs=bundle.manifest.macs(graph),
+            normalization=bundle.manifest.input.normalization,
+            threshold=bundle.manifest.threshold,
             flavour=wanted.flavour,
             targets=wanted.targets,
             tf32=tf32,
         )
-        return _build(folder, wanted, request, on_progress)
+        return _build(folder, wanted, request, say, on_progress)
 
 
 def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
@@ -261,7 +264,9 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
 
 
-def _build(folder: Path, wanted: Wanted, request: Request, on_progress: engine_build.OnProgress) -> EnginePlan:
+def _build(
+    folder: Path, wanted: Wanted, request: Request, say: Say, on_progress: engine_build.OnProgress
+) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
@@ -290,6 +295,7 @@ def _build(folder: Path, wanted: Wanted, request: Request, on_progress: engine_b
             workspace_bytes=result.workspace_bytes,
             build_seconds=result.build_seconds,
             median_ms=_time(request) if result.engine_loaded else None,
+            agreement=_compare(request, say) if result.engine_loaded else None,
             peak_memory_bytes=result.peak_memory_bytes,
             built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             built_by=f"espmedsam-edge {__version__}",
@@ -306,6 +312,30 @@ def _time(request: Request) -> float | None:
         return engine_build.run(request.model_copy(update={"command": "time", "log_path": None})).median_ms
     except UserError:
         return None
+
+
+def _compare(request: Request, say: Say) -> Agreement | None:
+    """How the new engine agrees with ONNX Runtime; None where it cannot be found out, which is said.
+
+    Raises:
+        UserError: it computes what no engine may.
+    """
+    graph = request.graph
+    try:
+        agreement = engine_build.run(request.model_copy(update={"command": "compare", "log_path": None})).agreement
+    except UserError as error:
+        say(f"{graph.modality} {graph.precision}: the engine was not compared with ONNX Runtime: {error.message}")
+        return None
+    assert agreement is not None
+    if agreement.fault is not None:
+        raise UserError(
+            f"the engine of {graph.file} is wrong: {agreement.fault}.",
+            "It is not kept. Use another precision on this GPU, or update TensorRT and the driver.",
+            exit_code=1,
+        )
+    if agreement.dice < DOUBTFUL_DICE:
+        say(f"{graph.modality} {graph.precision}: {agreement}, which is little: see espmedsam-edge evaluate.")
+    return agreement
 
 
 def int8_not_faster(bundle: Bundle, plans: Sequence[EnginePlan]) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from espmedsam_edge.bundle import Graph, Sha256
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda_driver import GpuDevice
+from espmedsam_edge.runtime.engine_agreement import Agreement
 from espmedsam_edge.runtime.engine_worker import Dla
 from espmedsam_edge.runtime.network_precision import Arithmetic
 from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour
@@ -42,7 +43,7 @@ class Sidecar(BaseModel):
     """The JSON file beside a plan. ``targets`` are GPU generations (``sm86``); with none the engine fits ``gpu`` alone.
 
     ``engine_loaded``: a GPU has loaded the plan and its inputs, outputs and types were compared with the network's.
-    ``median_ms``: GPU time of one run on ``gpu``, right after the build.
+    ``median_ms``: GPU time of one run on ``gpu``, right after the build; ``agreement``: what was compared there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class Sidecar(BaseModel):
     workspace_bytes: int | None
     build_seconds: float
     median_ms: float | None
+    agreement: Agreement | None = None
     peak_memory_bytes: int | None
     built: str
     built_by: str

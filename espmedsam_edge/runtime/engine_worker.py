@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from espmedsam_edge.bundle import Graph
+from espmedsam_edge.bundle import Graph, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
+from espmedsam_edge.runtime.engine_agreement import Agreement, agree
 from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
-from espmedsam_edge.runtime.engine_timing import median_milliseconds
+from espmedsam_edge.runtime.engine_trial import median_milliseconds, outputs
 from espmedsam_edge.runtime.environment import process_memory
 from espmedsam_edge.runtime.network_precision import (
     Arithmetic,
@@ -61,14 +62,19 @@ WORKSPACE_WITHOUT_GPU = 2048 * MIB
 
 
 class Request(BaseModel):
-    """What the child is asked to do. ``targets`` empty means the GPU of this machine; ``macs`` is ``Manifest.macs``."""
+    """What the child is asked to do. ``targets`` empty means the GPU of this machine.
+
+    ``macs`` (``Manifest.macs``), ``normalization`` and ``threshold`` are what the graph's manifest says.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    command: Literal["check", "build", "time"]
+    command: Literal["check", "build", "time", "compare"]
     graph: Graph
     graph_path: Path
     macs: dict[str, float] = {}
+    normalization: Normalization = Normalization()
+    threshold: float = 0.5
     flavour: Flavour
     targets: tuple[str, ...] = ()
     tf32: bool = False
@@ -102,6 +108,7 @@ class Result(BaseModel):
     workspace_bytes: int | None = None
     build_seconds: float = 0.0
     median_ms: float | None = None
+    agreement: Agreement | None = None
     peak_memory_bytes: int | None = None
     warnings: list[str] = []
 
@@ -282,13 +289,35 @@ def time_engine(request: Request) -> Result:
     Raises:
         UserError: there is no GPU, or it does not load or run the plan.
     """
+    api, gpu, _runtime, engine = _loaded(request)
+    return Result(version=api.version, median_ms=round(median_milliseconds(gpu, engine), 4))
+
+
+def compare_engine(request: Request) -> Result:
+    """How the plan's masks agree with ONNX Runtime's of the same graph.
+
+    Raises:
+        UserError: there is no GPU, it does not load or run the plan, or ONNX Runtime does not run the graph.
+    """
+    api, gpu, _runtime, engine = _loaded(request)
+    agreement = agree(
+        request.graph,
+        request.graph_path,
+        lambda image: outputs(gpu, engine, {"image": image})["logits"],
+        normalization=request.normalization,
+        threshold=request.threshold,
+    )
+    return Result(version=api.version, agreement=agreement)
+
+
+def _loaded(request: Request) -> tuple[TensorRT, GpuDevice, trt.Runtime, trt.ICudaEngine]:
+    """The plan that an earlier child built, on this GPU."""
     assert request.plan_path is not None
     api = load(request.flavour)
     gpu = find_gpu()
     if gpu is None:
-        raise UserError("there is no GPU to time the engine on.", exit_code=1)
-    _runtime, engine = load_engine(api, request.plan_path.read_bytes(), Log())
-    return Result(version=api.version, median_ms=round(median_milliseconds(gpu, engine), 4))
+        raise UserError("there is no GPU to run the engine on.", exit_code=1)
+    return api, gpu, *load_engine(api, request.plan_path.read_bytes(), Log())
 
 
 def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:
@@ -337,6 +366,8 @@ def main() -> int:
                 result = check(request)
             elif request.command == "time":
                 result = time_engine(request)
+            elif request.command == "compare":
+                result = compare_engine(request)
             else:
                 result = build(request, lambda phase, fraction: emit("progress", phase=phase, fraction=fraction))
         except UserError as error:

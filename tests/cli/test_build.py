@@ -57,9 +57,22 @@ class TestBuild:
         assert re.search(r"fundus fp16: built for Orin \(SM 8\.7, 8 SMs\) in [\d.]+ s, \d+ MiB of memory", said)
         assert "100.0 % of multiply-accumulates in fp16 (read from the network; the engine loads" in said
         assert "DLA: 1 of 3 layers could run on it; none is placed there" in said
+        assert said.count("  mask of a phantom 100.00 % Dice to ONNX Runtime's\n") == 2
         assert "5.50 ms a run on Orin" in said
         assert run("build", bundle.path) == 0
         assert capsys.readouterr().out.count("in the cache, built for Orin") == 2
+        assert run("engines", "list") == 0
+        assert capsys.readouterr().out.count("mask of a phantom 100.00 % Dice to ONNX Runtime's") == 2
+
+    def test_an_engine_whose_logits_are_no_numbers_fails(
+        self, bundle: Bundle, double: Double, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        double(release="10.3.0", logits=float("nan"))
+        assert run("build", bundle.path, "--precision", "fp16") == 1
+        error = capsys.readouterr().err
+        assert "fundus fp16: the engine of fp16.onnx is wrong: it gives logits that are not numbers." in error
+        assert error.count("\n") == 1
+        assert not list(tmp_path.glob("cache/engines/*.plan"))
 
     def test_one_bad_graph_does_not_stop_the_others(
         self, bundle: Bundle, double: Double, capsys: pytest.CaptureFixture[str]
@@ -249,4 +262,5 @@ def test_on_the_gpu_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixtur
     sidecars = json.loads(capsys.readouterr().out)
     assert all(sidecar["engine_loaded"] for sidecar in sidecars)
     assert all(sidecar["median_ms"] > 0 for sidecar in sidecars)
+    assert all(sidecar["agreement"]["finite"] for sidecar in sidecars)
     assert all(sidecar["gpu"]["name"] == found.name for sidecar in sidecars)

@@ -43,8 +43,20 @@ int cuMemGetInfo_v2(size_t *available, size_t *total) {
     return 0;
 }
 int cuMemAlloc_v2(uint64_t *pointer, size_t size) { *pointer = (uint64_t)malloc(size); return *pointer ? 0 : 2; }
-int cuMemsetD8_v2(uint64_t pointer, unsigned char value, size_t size) { memset((void *)pointer, value, size); return 0; }
+int cuMemsetD8Async(uint64_t pointer, unsigned char value, size_t size, void *stream) {
+    memset((void *)pointer, value, size);
+    return 0;
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
+    memcpy((void *)to, from, size);
+    return 0;
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) {
+    memcpy(to, (void *)from, size);
+    return 0;
+}
 int cuMemFree_v2(uint64_t pointer) { free((void *)pointer); return 0; }
+int cuStreamSynchronize(void *stream) { return 0; }
 int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)7; return 0; }
 int cuEventCreate(void **event, unsigned flags) { *event = (void *)9; return 0; }
 int cuEventRecord(void *event, void *stream) { return 0; }

@@ -20,6 +20,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import cuda_driver, engine_build, engine_cache, engine_inventory, tensorrt_api
 from espmedsam_edge.runtime.cuda_driver import GpuDevice
+from espmedsam_edge.runtime.engine_agreement import Agreement
 from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.engine_worker import Request, Result
 from espmedsam_edge.runtime.network_precision import Arithmetic, TensorType
@@ -27,6 +28,9 @@ from espmedsam_edge.runtime.tensorrt_api import TensorRT
 
 ORIN = GpuDevice("Orin", "sm87", 8, 8 << 30, True, "12.6")
 RTX_4090 = GpuDevice("NVIDIA GeForce RTX 4090", "sm89", 128, 24 << 30, False, "13.0")
+
+
+AGREES = Agreement(finite=True, dice=0.9996, foreground=0.3, expected_foreground=0.3001)
 
 
 class ComputeCapability:
@@ -52,6 +56,7 @@ class Machine:
     said: list[str] = field(default_factory=list)
     before: Callable[[], None] = lambda: None
     content: bytes = b"plan " * 1000
+    agreement: Agreement | UserError = AGREES
 
     def run(self, request: Request, on_progress: Any = None) -> Result:
         self.before()
@@ -66,6 +71,10 @@ class Machine:
             self.built.append(request)
             assert request.plan_path is not None
             request.plan_path.write_bytes(self.content)
+        if request.command == "compare":
+            if isinstance(self.agreement, UserError):
+                raise self.agreement
+            return Result(version=self.api.version, agreement=self.agreement)
         loaded = self.gpu is not None
         return Result(version=self.api.version, arithmetic=arithmetic, engine_loaded=loaded, median_ms=5.0)
 
@@ -106,6 +115,7 @@ class TestUse:
         assert written["gpu"] == {"name": "Orin", "sm": "sm87", "sm_count": 8}
         assert written["arithmetic"]["macs"] == {"fp16": 100}
         assert written["median_ms"] == 5.0
+        assert written["agreement"] == AGREES.model_dump()
         assert written["bundle"] == str(bundle.path.resolve())
 
     def test_graphs_do_not_share_engines(self, machine: Machine, bundle: Bundle) -> None:
@@ -210,6 +220,55 @@ class TestStaleAndForeign:
         values["plan"] = "../../evil.plan"
         self.old.path.with_suffix(".json").write_text(json.dumps(values))
         assert self.reason(machine, bundle) == "its sidecar cannot be read"
+
+
+class TestAccuracy:
+    """What the engine computes is compared with ONNX Runtime before the engine is used."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"finite": False}, "fp16.onnx is wrong: it gives logits that are not numbers. It is not kept."),
+            ({"foreground": 0.0}, "is wrong: it gives an empty mask of a phantom, where ONNX Runtime finds 30.0 %"),
+            ({"foreground": 1.0}, "is wrong: it gives a full mask of a phantom, where ONNX Runtime finds 30.0 %"),
+        ],
+    )
+    def test_a_wrong_engine_fails_the_build_and_is_not_kept(
+        self, change: dict[str, Any], words: str, machine: Machine, bundle: Bundle
+    ) -> None:
+        machine.agreement = AGREES.model_copy(update=change)
+        with pytest.raises(UserError, match=words) as caught:
+            machine.engine(bundle)
+        assert caught.value.exit_code == 1
+        assert not list((machine.folder / "engines").glob("*.plan"))
+
+    def test_a_doubtful_engine_is_kept_and_told_of(self, machine: Machine, bundle: Bundle) -> None:
+        machine.agreement = AGREES.model_copy(update={"dice": 0.975})
+        assert machine.engine(bundle).built_now
+        (line,) = machine.said
+        assert line.startswith("fundus fp16: mask of a phantom 97.50 % Dice to ONNX Runtime's, which is little")
+        assert not machine.engine(bundle).built_now
+
+    def test_an_empty_mask_is_right_where_onnxruntime_s_is_empty(self, machine: Machine, bundle: Bundle) -> None:
+        machine.agreement = Agreement(finite=True, dice=1.0, foreground=0.0, expected_foreground=0.0)
+        assert str(machine.engine(bundle).sidecar.agreement) == "mask of a phantom empty, as ONNX Runtime's"
+        machine.agreement = Agreement(finite=True, dice=0.0, foreground=0.2, expected_foreground=0.0)
+        found = machine.engine(bundle, force=True).sidecar.agreement
+        assert str(found) == "mask of a phantom 0.00 % Dice to ONNX Runtime's"
+
+    def test_what_cannot_be_compared_is_told_and_used(self, machine: Machine, bundle: Bundle) -> None:
+        machine.agreement = UserError("onnxruntime 1.19 cannot load fp16.onnx.", exit_code=1)
+        assert machine.engine(bundle).sidecar.agreement is None
+        assert machine.said == [
+            "fundus fp16: the engine was not compared with ONNX Runtime: onnxruntime 1.19 cannot load fp16.onnx."
+        ]
+
+    def test_a_sidecar_written_before_engines_were_compared_is_read(self, machine: Machine, bundle: Bundle) -> None:
+        file = machine.engine(bundle).path.with_suffix(".json")
+        values = json.loads(file.read_text())
+        del values["agreement"]
+        file.write_text(json.dumps(values))
+        assert not machine.engine(bundle).built_now
 
 
 class TestTargets:

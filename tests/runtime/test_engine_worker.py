@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import tensorrt_surface
 from hand_graphs import hand_graph
+from toy_bundles import save_toy_graph
 from trt_fixtures import ORIN
 
-from espmedsam_edge.bundle import Graph
+from espmedsam_edge.bundle import Graph, Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import engine_timing, engine_worker
+from espmedsam_edge.runtime import engine_trial, engine_worker
+from espmedsam_edge.runtime.engine_agreement import Agreement
 from espmedsam_edge.runtime.engine_progress import Progress
 from espmedsam_edge.runtime.engine_worker import MIB, Request
 from espmedsam_edge.runtime.tensorrt_api import TensorRT
@@ -192,13 +195,61 @@ class TestCallsOfEachRelease:
     def test_the_engine_is_timed_by_events(
         self, release: str, tmp_path: Path, double: Double, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine_timing, "_WARM_UP_S", 0.0)
-        monkeypatch.setattr(engine_timing, "_MEASURE_S", 0.0)
+        monkeypatch.setattr(engine_trial, "_WARM_UP_S", 0.0)
+        monkeypatch.setattr(engine_trial, "_MEASURE_S", 0.0)
         double(release=release)
         wanted = request(tmp_path, command="time")
         assert wanted.plan_path is not None
         wanted.plan_path.write_bytes(b"plan")
         assert engine_worker.time_engine(wanted).median_ms == 5.5  # what every pair of events says
+
+    def test_the_engine_s_masks_are_those_of_onnxruntime(self, release: str, tmp_path: Path, double: Double) -> None:
+        found = compare(tmp_path, double, release=release)
+        assert (found.finite, found.dice, found.fault) == (True, 1.0, None)
+        assert found.foreground == found.expected_foreground
+        assert 0.01 < found.foreground < 0.99, "else the masks would say little"
+        assert str(found) == "mask of a phantom 100.00 % Dice to ONNX Runtime's"
+
+    @pytest.mark.parametrize(
+        ("logits", "fault"),
+        [
+            (float("nan"), "it gives logits that are not numbers"),
+            (float("inf"), "it gives logits that are not numbers"),
+            (-3.0, r"it gives an empty mask of a phantom, where ONNX Runtime finds [\d.]+ % foreground"),
+            (3.0, r"it gives a full mask of a phantom, where ONNX Runtime finds [\d.]+ % foreground"),
+        ],
+    )
+    def test_an_engine_that_computes_something_else_is_found(
+        self, release: str, logits: float, fault: str, tmp_path: Path, double: Double
+    ) -> None:
+        found = compare(tmp_path, double, release=release, logits=logits).fault
+        assert found is not None
+        assert re.fullmatch(fault, found)
+
+
+def compare(folder: Path, double: Double, **settings: Any) -> Agreement:
+    """Build the toy graph's engine and compare it, both in this process."""
+    wanted = request(folder, "fp32")
+    save_toy_graph(wanted.graph_path)
+    double(**settings)
+    engine_worker.build(wanted, lambda phase, fraction: True)
+    agreement = engine_worker.compare_engine(wanted).agreement
+    assert agreement is not None
+    return agreement
+
+
+def test_the_bundle_s_threshold_and_normalization_count(tmp_path: Path, double: Double, gpu: GpuFixture) -> None:
+    gpu(ORIN)
+    settings: dict[str, Any] = {"release": RELEASES[0]}
+    usual = compare(tmp_path, double, **settings).foreground
+    wanted = request(tmp_path, "fp32", threshold=0.9)
+    save_toy_graph(wanted.graph_path)
+    stricter = engine_worker.compare_engine(wanted).agreement
+    brighter = wanted.model_copy(update={"threshold": 0.5, "normalization": Normalization(mean=(0.0, 0.9, 0.0))})
+    lighter = engine_worker.compare_engine(brighter).agreement
+    assert stricter is not None
+    assert lighter is not None
+    assert stricter.foreground < usual < lighter.foreground
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -230,7 +281,7 @@ def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path) -> None:
 def _check_types(stubs: Path, cache: Path) -> None:
     pytest.importorskip("mypy", reason="needs mypy (extra dev)")
     root = Path(__file__).parents[2]
-    names = ("tensorrt_api", "network_precision", "engine_progress", "engine_timing", "engine_worker")
+    names = ("tensorrt_api", "network_precision", "engine_progress", "engine_trial", "engine_worker")
     files = [f"espmedsam_edge/runtime/{name}.py" for name in names]
     config = cache.parent / "mypy.ini"
     config.write_text(
