@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path
+from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.runtime.dicom_reading import is_dicom
 from espmedsam_edge.runtime.environment import install_command
+from espmedsam_edge.runtime.packed_masks import PackedMasks
 from espmedsam_edge.runtime.segment_codes import Code, codes_of
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NOTICE = "Made by software for research; it is not a medical device"
 _SERIES_NUMBER = 9100
+_MOST_FRAMES = 20_000  # pydicom's objects for what is said of each take 30 kB of memory
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,31 @@ class DicomSegmentations:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``; frames of a file come together and in order."""
-        if self._current is None or self._current.path != frame.path:
-            self._give_up_current()
-            header = _read_header(frame.path)
-            self._current = _Unfinished(frame.path, header, result.size, result.modality)
         current = self._current
-        if frame.index == len(current.masks) and result.size == current.size and result.modality == current.modality:
-            current.masks.append(np.packbits(result.mask != 0))
-        if len(current.masks) == _frames_of(current.header) and current.size == _size_of(current.header):
-            self._current = None
-            height, width = current.size
-            masks = [np.unpackbits(packed, count=height * width).reshape(height, width) for packed in current.masks]
-            segmentation = build_segmentation(current.header, np.stack(masks), current.modality, self._algorithm)
-            with atomic_path(self._paths[frame.path]) as temporary:
-                segmentation.save_as(temporary)
+        if current is None or current.path != frame.path:
+            self._give_up_current()
+            current = self._current = self._begun(frame, result)
+        masks, place = current.masks, self._paths[frame.path]
+        with write_errors(place):
+            if frame.index == masks.count and result.size == masks.size and result.modality == current.modality:
+                masks.append(result.mask)
+            if masks.count == _frames_of(current.header) and masks.size == _size_of(current.header):
+                self._current = None
+                with masks, atomic_path(place) as temporary:
+                    write_segmentation(temporary, current.header, masks, current.modality, self._algorithm)
+
+    def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
+        header = _read_header(frame.path)
+        if _frames_of(header) > _MOST_FRAMES:
+            raise UserError(
+                f"no DICOM-SEG of {frame.path}: its {_frames_of(header)} frames are over the limit of {_MOST_FRAMES}.",
+                "Export it in parts, or use --masks or --mask-video for it.",
+                exit_code=1,
+            )
+        folder = self._paths[frame.path].parent
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            return _Unfinished(frame.path, header, result.modality, PackedMasks(result.size, folder))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -107,6 +120,7 @@ class DicomSegmentations:
 
     def _give_up_current(self) -> None:
         if self._current is not None:
+            self._current.masks.close()
             self._incomplete.append(self._current.path)
             self._current = None
 
@@ -115,34 +129,31 @@ class DicomSegmentations:
 class _Unfinished:
     path: Path
     header: Any
-    size: tuple[int, int]
     modality: str
-    masks: list[NDArray[np.uint8]] = field(default_factory=list)  # packed, eight pixels a byte
+    masks: PackedMasks
 
 
-def build_segmentation(header: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm) -> Any:
-    """The segmentation of one DICOM image.
+def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality: str, algorithm: Algorithm) -> None:
+    """Write the segmentation of one DICOM image; memory holds none of the masks but one, and what is said of each.
 
     Args:
+        path: the file to write.
         header: the source's dataset; its pixels are not needed.
-        masks: (frames, Rows, Columns), 0 or 1; one for every frame of the source, in order.
+        masks: one for every frame of the source, in order.
         modality: names the segment's target.
         algorithm: what made the masks.
-
-    Returns:
-        A pydicom dataset that can be saved.
 
     Raises:
         UserError: the source lacks what a segmentation must repeat.
     """
     source = _completed(header)
-    # highdicom makes segmentations of several frames only where frames have places in space. Of a cine the first
-    # frame's is made by it, and the others follow here.
-    cine = len(masks) > 1 and "PerFrameFunctionalGroupsSequence" not in source
+    first = masks.frame(0)[None]
+    # highdicom makes segmentations of several frames only where frames have places in space, and packs them in memory.
+    # It gets the first frame for all of them, or of a cine for itself, and the others follow here.
+    cine = masks.count > 1 and "PerFrameFunctionalGroupsSequence" not in source
+    shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
     try:
-        segmentation = _made(
-            _of_one_frame(source) if cine else source, masks[:1] if cine else masks, modality, algorithm
-        )
+        segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm)
         _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -150,8 +161,19 @@ def build_segmentation(header: Dataset, masks: NDArray[np.uint8], modality: str,
             f"no DICOM-SEG can be made of this file: {reason}.", "Use --masks for it.", exit_code=1
         ) from error
     if cine:
-        _add_frames(segmentation, masks)
-    return segmentation
+        _add_frames(segmentation, masks.count)
+    with PackedMasks(masks.size, path.parent) as sorted_masks:
+        order = _sources_of(segmentation) if masks.count > 1 else [0]
+        for index in order if order != sorted(order) else ():  # highdicom sorts frames by their places
+            sorted_masks.append(masks.frame(index))
+        segmentation.PixelData = (sorted_masks if sorted_masks.count else masks).stored()
+        segmentation.save_as(path)
+
+
+def _sources_of(segmentation: Any) -> list[int]:
+    """Which of the source's frames, from 0, each frame of a segmentation is of."""
+    groups = segmentation.PerFrameFunctionalGroupsSequence
+    return [int(g.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber) - 1 for g in groups]
 
 
 def _drop_incomplete_measures(groups: Any) -> None:
@@ -217,29 +239,40 @@ def _concept(code: Code) -> Any:
     return CodedConcept(value, scheme, meaning)
 
 
-def _add_frames(segmentation: Any, masks: NDArray[np.uint8]) -> None:
-    """Give a segmentation of a first frame the others: one more place in time each, no place in space."""
-    from pydicom.pixels.utils import pack_bits
+def _add_frames(segmentation: Any, count: int) -> None:
+    """Give a segmentation of a first frame the others: one more place in time each, no place in space.
+
+    What is said of them differs in three numbers; the rest they share, as copies would take half as much memory again.
+    """
     from pydicom.sequence import Sequence as Items
 
     organization = segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID
     segmentation.DimensionIndexSequence.append(_time_dimension(organization))
     first = segmentation.PerFrameFunctionalGroupsSequence[0]
+    derivation, content = first.DerivationImageSequence[0], first.FrameContentSequence[0]
+    indices = content.get("DimensionIndexValues")
+    before = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
     groups = []
-    for number in range(1, len(masks) + 1):
-        group = copy.deepcopy(first)
-        for derivation in group.DerivationImageSequence:
-            for image in derivation.SourceImageSequence:
-                image.ReferencedFrameNumber = number
-        content = group.FrameContentSequence[0]
-        content.TemporalPositionIndex = number
-        indices = content.get("DimensionIndexValues")
-        before = [] if indices is None else [indices] if isinstance(indices, int) else list(indices)
-        content.DimensionIndexValues = [*before, number]
-        groups.append(group)
+    for number in range(1, count + 1):
+        image = _with(derivation.SourceImageSequence[0], ReferencedFrameNumber=number)
+        place = _with(content, TemporalPositionIndex=number, DimensionIndexValues=[*before, number])
+        made = _with(derivation, SourceImageSequence=[image])
+        groups.append(_with(first, DerivationImageSequence=[made], FrameContentSequence=[place]))
     segmentation.PerFrameFunctionalGroupsSequence = Items(groups)
-    segmentation.NumberOfFrames = len(masks)
-    segmentation.PixelData = pack_bits(masks.reshape(-1), pad=True)
+    segmentation.NumberOfFrames = count
+
+
+def _with(item: Dataset, **values: Any) -> Dataset:
+    """A dataset of the same elements but these."""
+    from pydicom import Dataset as New
+
+    changed = New()
+    for element in item:
+        if element.keyword not in values:
+            changed[element.tag] = element
+    for keyword, value in values.items():
+        setattr(changed, keyword, value)
+    return changed
 
 
 def _time_dimension(organization: str) -> Dataset:

@@ -14,6 +14,11 @@ SCHEMES = ("file", "v4l2", "csi", "test", *NETWORK_SCHEMES)
 
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
 _MAX_LABEL = 80
+# Some cameras take names and passwords in the path: /user=admin&password=x, /user=admin_password=x_channel=1.
+_SECRET = re.compile(
+    r"((?:user(?:name)?|usr|login|pass(?:word|wd)?|pwd|token|auth|api_?key)(?:=|%3d))[^/&;?#]*?(?=_[a-z]+=|[/&;?#]|$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Uri:
         place: what is opened: a device's path, a sensor's number, a phantom's name; for a network the whole URI, user
             name and password included, which is never shown.
         options: what stands behind ``?``, or for a network behind ``#``: there the query is the server's.
-        address: what messages and records call it: no user name, no password, no query.
+        address: what messages and records call it: no user name, no password, no query; see ``without_secrets``.
         label: ``address`` as a file name without a suffix.
     """
 
@@ -130,9 +135,14 @@ def _network(scheme: str, text: str, host: str, port: int | None, path: str, fra
     if not host and scheme != "udp":
         raise UserError(f"{scheme}:// names no host.", f"For example {scheme}://192.168.1.20/stream")
     shown_host = f"[{host}]" if ":" in host else host
-    place = f"{shown_host}{f':{port}' if port else ''}{path}"
+    place = f"{shown_host}{f':{port}' if port else ''}{without_secrets(path)}"
     address = f"{scheme}://{place}"
     return Uri(scheme, text.partition("#")[0], _options(fragment, address), address, _label(scheme, place))
+
+
+def without_secrets(path: str) -> str:
+    """An address's path with ``***`` for what follows ``user=``, ``password=``, ``token=`` and the like."""
+    return _SECRET.sub(r"\1***", path)
 
 
 def _options(query: str, address: str) -> dict[str, str]:

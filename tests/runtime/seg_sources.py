@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ PATIENT = {"PatientName": "Doe^Jane", "PatientID": "ID-4711", "PatientBirthDate"
 
 ULTRASOUND, ULTRASOUND_CINE = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
 CT, SECONDARY_CINE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 
 
 def save_dicom(
@@ -49,3 +51,35 @@ def save_dicom(
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
     return data
+
+
+def save_enhanced(path: Path, places: Sequence[int], size: tuple[int, int] = (48, 64)) -> Dataset:
+    """An enhanced CT of a frame at each of these places along the patient, in that order."""
+    measures = _item(PixelSpacing=[0.5, 0.5], SliceThickness=2)
+    orientation = _item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    frames = [
+        _item(
+            PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, place])],
+            FrameContentSequence=[_item(StackID="1", InStackPositionNumber=number, DimensionIndexValues=[1, number])],
+        )
+        for number, place in enumerate(places, 1)
+    ]
+    return save_dicom(
+        path,
+        size,
+        len(places),
+        ENHANCED_CT,
+        FrameOfReferenceUID="1.2.3",
+        SharedFunctionalGroupsSequence=[
+            _item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
+        ],
+        PerFrameFunctionalGroupsSequence=frames,
+        DimensionOrganizationSequence=[_item(DimensionOrganizationUID="1.2.3.4")],
+    )
+
+
+def _item(**values: object) -> Dataset:
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from sink_material import result_of
 from espmedsam_edge import modalities
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import dicom_seg
-from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations, build_segmentation
+from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.segment_codes import OWN_SCHEME, codes_of
 from espmedsam_edge.runtime.sources import SourceFrame
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 highdicom = pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
-from seg_sources import CT, PATIENT, SECONDARY_CINE, save_dicom  # noqa: E402 (needs pydicom)
+from seg_sources import CT, PATIENT, SECONDARY_CINE, save_dicom, save_enhanced  # noqa: E402 (needs pydicom)
 
 ALGORITHM = Algorithm("1.2.3", {"precision": "fp16", "checkpoint": "abc"})
 
@@ -134,6 +135,54 @@ def test_a_spacing_is_repeated_only_with_a_thickness(tmp_path: Path, thickness: 
     assert ("PixelMeasuresSequence" in found.SharedFunctionalGroupsSequence[0]) == bool(thickness)
 
 
+@pytest.mark.parametrize("places", [[0, 2, 4, 6, 8], [6, 0, 8, 2, 4]])
+@pytest.mark.parametrize("size", [(48, 64), (37, 51)])
+def test_an_enhanced_image_whatever_the_order_of_its_frames(
+    tmp_path: Path, places: list[int], size: tuple[int, int]
+) -> None:
+    source = save_enhanced(tmp_path / "a.dcm", places, size)
+    masks = random_masks(5, size)
+    write({tmp_path / "a.dcm": tmp_path / "s.dcm"}, {tmp_path / "a.dcm": masks})
+    segmentation = highdicom.seg.segread(tmp_path / "s.dcm")
+    found = segmentation.get_pixels_by_source_frame(source.SOPInstanceUID, [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(found[..., 0], masks)
+    frames = segmentation.PerFrameFunctionalGroupsSequence
+    assert sorted(float(frame.PlanePositionSequence[0].ImagePositionPatient[2]) for frame in frames) == sorted(places)
+    assert sorted(os.listdir(tmp_path)) == ["a.dcm", "s.dcm"]
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_memory_does_not_grow_with_the_masks(tmp_path: Path, enhanced: bool) -> None:
+    size, frames = (1024, 1024), 40  # 42 MB of masks, 5 MB packed
+    path = tmp_path / "a.dcm"
+    if enhanced:
+        save_enhanced(path, range(frames), (8, 8))
+    else:
+        save_dicom(path, (8, 8), frames)
+    dataset = pydicom.dcmread(path)
+    dataset.Rows, dataset.Columns = size  # the pixels are not read
+    dataset.save_as(path)
+    result = result_of(random_masks(1, size)[0])
+    save_dicom(tmp_path / "small.dcm")
+    write({tmp_path / "small.dcm": tmp_path / "s.dcm"}, {tmp_path / "small.dcm": random_masks(1)})  # imports
+    with DicomSegmentations({path: tmp_path / "s.dcm"}, ALGORITHM) as sink:
+        tracemalloc.start()
+        for index in range(frames):
+            sink.write(SourceFrame(np.zeros((8, 8, 3), np.uint8), path, index), result)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (tmp_path / "s.dcm").stat().st_size > 5_000_000
+    assert peak < 30_000_000
+
+
+def test_too_many_frames_are_refused_at_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_dicom(tmp_path / "a.dcm", frames=5)
+    monkeypatch.setattr(dicom_seg, "_MOST_FRAMES", 4)
+    sink = DicomSegmentations({tmp_path / "a.dcm": tmp_path / "s.dcm"}, ALGORITHM)
+    with pytest.raises(UserError, match=r"its 5 frames are over the limit of 4\. Export it in parts"):
+        sink.write(SourceFrame(np.zeros((48, 64, 3), np.uint8), tmp_path / "a.dcm"), result_of(random_masks(1)[0]))
+
+
 def test_several_files_have_one_each(tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.dcm" for name in "abc"]
     sources = [save_dicom(files[0]), save_dicom(files[1], frames=3), save_dicom(files[2], (20, 30))]
@@ -210,8 +259,10 @@ def test_no_patient_name_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 def test_random_weights_are_named(tmp_path: Path) -> None:
-    source = save_dicom(tmp_path / "a.dcm")
-    made = build_segmentation(source, random_masks(1).astype(np.uint8), "xray", Algorithm("1", {}, trained=False))
+    save_dicom(tmp_path / "a.dcm")
+    with DicomSegmentations({tmp_path / "a.dcm": tmp_path / "s.dcm"}, Algorithm("1", {}, trained=False)) as sink:
+        sink.write(SourceFrame(np.zeros((48, 64, 3), np.uint8), tmp_path / "a.dcm"), result_of(random_masks(1)[0]))
+    made = pydicom.dcmread(tmp_path / "s.dcm")
     assert "UNTRAINED" in made.SeriesDescription
     assert "UNTRAINED" in made.SegmentSequence[0].SegmentAlgorithmName
 

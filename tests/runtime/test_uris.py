@@ -60,6 +60,27 @@ def test_passwords_and_tokens_are_kept_for_the_library_and_shown_to_nobody() -> 
             assert secret not in shown
 
 
+@pytest.mark.parametrize(
+    ("path", "shown", "label"),
+    [
+        ("/user=admin&password=s3cret&channel=1", "/user=***&password=***&channel=1", "user-password-channel-1"),
+        ("/user=admin_password=s3cret_channel=1_stream=0.sdp", "/user=***_password=***_channel=1_stream=0.sdp",
+         "user-password-channel-1-stream-0-sdp"),
+        ("/live;PWD=s3cret/ch1", "/live;PWD=***/ch1", "live-PWD-ch1"),
+        ("/cam/passwd=s3cret", "/cam/passwd=***", "cam-passwd"),
+        ("/access_token=s3cret/auth=admin/apikey=s3cret", "/access_token=***/auth=***/apikey=***",
+         "access-token-auth-apikey"),
+        ("/username%3Dadmin&pass%3ds3cret", "/username%3D***&pass%3d***", "username-3D-pass-3d"),
+        ("/users/1/token", "/users/1/token", "users-1-token"),
+    ],
+)  # fmt: skip
+def test_secrets_in_a_path_are_shown_to_nobody(path: str, shown: str, label: str) -> None:
+    uri = parsed(f"rtsp://10.0.0.7{path}?pwd=s3cret")
+    assert uri.place == f"rtsp://10.0.0.7{path}?pwd=s3cret"
+    assert uri.address == f"rtsp://10.0.0.7{shown}"
+    assert uri.label == f"rtsp-10-0-0-7-{label}"
+
+
 @given(
     user=st.text("abcdefghijk0123456789", min_size=8, max_size=12),
     password=st.text("lmnopqrstuvw%:", min_size=8, max_size=12),
