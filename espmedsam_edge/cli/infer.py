@@ -139,7 +139,7 @@ def command(
         mask_video=mask_video,
         dicom_seg=dicom_seg,
         tables=[path for path in (csv, plot) if path is not None],
-        elsewhere=stream is not None or serve is not None,
+        elsewhere=stream is not None or serve is not None or jsonl == "-",
     )
     if places.kept is not None:
         _notice(f"{places.kept} exists and is kept; this run writes {numbered(places.kept, places.number)}.")
