@@ -17,11 +17,14 @@ import pytest
 from hand_graphs import hand_bundle, hand_graph
 from trt_fixtures import ORIN
 
-from espmedsam_edge.bundle import MANIFEST, Bundle
+from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Normalization, Precision
 from espmedsam_edge.cli import main
+from espmedsam_edge.imaging.geometry import preprocess
+from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.tensorrt_api import TensorRT
 
 Double = Callable[..., TensorRT]
+TINY_SIZE = 256
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 
 
@@ -145,6 +148,39 @@ def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def exported() -> bytes:
+    """The tiny preset's graph, with random weights."""
+    torch = pytest.importorskip("torch", reason="needs torch (extra export)")
+    from espmedsam_edge.export.fusion import FusedSegmenter
+    from espmedsam_edge.export.graph import build_graph
+    from espmedsam_edge.model.config import model_config
+    from espmedsam_edge.model.esp_medsam import EspMedSam
+
+    torch.manual_seed(0)
+    model = EspMedSam(model_config("espmedsam-tiny"), ["fundus"]).eval()
+    return bytes(build_graph(FusedSegmenter(model, "fundus", TINY_SIZE), TINY_SIZE).SerializeToString())
+
+
+def lowered(exported: bytes, precision: Precision) -> tuple[bytes, dict[str, float]]:
+    """The graph as calibrate lowers it, without its gate, and which part of the work is in which type."""
+    pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)")
+    onnx = pytest.importorskip("onnx")
+    from espmedsam_edge.calibration.lowering import lower
+    from espmedsam_edge.calibration.network import Network
+    from espmedsam_edge.calibration.plan import lowest_plan, quantised_tensors
+    from espmedsam_edge.calibration.ranges import measure_ranges
+
+    network = Network.of(onnx.load_from_string(exported))
+    size = (TINY_SIZE, TINY_SIZE)
+    images = [preprocess(phantom("fundus", seed, size)[0], TINY_SIZE, Normalization()) for seed in range(2)]
+    ranges = measure_ranges(network, images, quantised_tensors(network), threads=1)
+    thresholds = {name: values["percentile"] for name, values in ranges.thresholds.items()}
+    model = lower(network, lowest_plan(network, ranges, precision), thresholds, images[0])
+    macs = Network.of(model).macs_by_type()
+    return model.SerializeToString(), {name: count / sum(macs.values()) for name, count in macs.items()}
+
+
 @pytest.mark.rtx
 @pytest.mark.usefixtures("no_gpu", "rtx")
 class TestRtx:
@@ -172,25 +208,23 @@ class TestRtx:
         assert run(*arguments) == 1
         assert "its manifest says 50.0 %" in capsys.readouterr().err
 
-    def test_an_exported_graph(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    def test_an_exported_graph(
+        self, precision: Precision, exported: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """A real network, within the limits that a small board and a CI machine set."""
-        torch = pytest.importorskip("torch", reason="needs torch (extra export)")
-        from espmedsam_edge.export.fusion import FusedSegmenter
-        from espmedsam_edge.export.graph import build_graph, save_graph
-        from espmedsam_edge.model.config import model_config
-        from espmedsam_edge.model.esp_medsam import EspMedSam
-
-        torch.manual_seed(0)
-        model = EspMedSam(model_config("espmedsam-tiny"), ["fundus"]).eval()
-        file = tmp_path / "tiny.onnx"
-        save_graph(build_graph(FusedSegmenter(model, "fundus", 256), 256), file)
-        made = hand_bundle(tmp_path / "tiny.bundle", {"fp32": file.read_bytes()}, image_size=256)
+        content, macs = (exported, {"fp32": 1.0}) if precision == "fp32" else lowered(exported, precision)
+        made = hand_bundle(tmp_path / "tiny.bundle", {precision: content}, image_size=TINY_SIZE)
+        manifest = json.loads((made.path / MANIFEST).read_text())
+        manifest["accuracy"] = {f"fundus/{precision}": {"macs": macs}}
+        (made.path / MANIFEST).write_text(json.dumps(manifest))
         assert run("build", made.path, "--backend", "tensorrt-rtx") == 0
         capsys.readouterr()
         assert run("engines", "list", "--json") == 0
         (sidecar,) = json.loads(capsys.readouterr().out)
         assert sidecar["targets"] == ["sm86", "sm89", "sm120"]
-        assert set(sidecar["arithmetic"]["macs"]) == {"fp32"}
+        assert set(sidecar["arithmetic"]["macs"]) == set(macs)
+        assert macs[precision] > 0.2  # at this size much of the work is in attention, which stays in FP16
         assert sidecar["build_seconds"] < 60  # takes seconds, in a third of the memory, where nothing is wrong
         assert sidecar["peak_memory_bytes"] < 3e9
 
