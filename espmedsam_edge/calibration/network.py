@@ -85,7 +85,7 @@ class Network:
         bare = ModelProto()
         bare.CopyFrom(self.model)
         del bare.graph.value_info[:]
-        return bare.ByteSize()
+        return int(bare.ByteSize())
 
     @property
     def nodes(self) -> list[NodeProto]:
