@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantisable_nodes
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
+from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section
+from espmedsam_edge.calibration.search import Sensitivity
 from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app, main
 from espmedsam_edge.errors import UserError
@@ -244,6 +247,40 @@ def test_control_c_leaves_the_bundle_as_it_was(
     assert [file.name for file in bundle.parent.iterdir()] == [bundle.name]
 
 
+@pytest.mark.parametrize("moment", ["measuring", "writing"])
+def test_a_real_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, pictures: Path, tmp_path: Path, moment: str) -> None:
+    before = contents(bundle)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    script = (
+        "import os, signal, sys\n"
+        "from espmedsam_edge.calibration import calibrator\n"
+        "from espmedsam_edge.cli import main\n"
+        "if sys.argv.pop(1) == 'writing':\n"  # the draft of the new bundle is half written
+        "    calibrator.section = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["calibrate", bundle, pictures, "--precision", "fp16", "--budget", "5", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, moment, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert process.stdout is not None
+    if moment == "measuring":
+        while "Only 10 images calibrate" not in process.stdout.readline():  # said just before the first is measured
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in error
+    assert contents(bundle) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [bundle.name, temporary.name]
+    assert not list(temporary.glob("espmedsam-*"))
+
+
 def test_true_masks_are_what_counts_where_there_are_some(bundle: Path, pictures: Path) -> None:
     images = find_images([str(pictures)], held_out=3, masks=pictures.parent / "truth")
     summary = calibrate(bundle, Request(MODALITY, "fp16", budget=0.3, threads=1), images, Log())
@@ -409,6 +446,32 @@ def _but(name: str) -> Callable[[Path], Frame]:
 
 def image_result(disagreement: float = 0.0, drop: float | None = None, **changes: bool) -> ImageResult:
     return ImageResult(disagreement, drop, changes.get("finite", True), changes.get("vanished", False), 0.0)
+
+
+def test_the_report_says_where_its_plot_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = Summary(
+        modality=MODALITY,
+        precision="int8",
+        file="int8.onnx",
+        size=1,
+        reference_size=4,
+        macs={"int8": 1.0},
+        network=Network.of(trained_graph()),
+        result=GateResult(0.1, (image_result(),)),
+        images=1,
+        reused=False,
+        method="max",
+        kept={},
+        raised=("encoder.neck",),
+        ranking=[Sensitivity("encoder.neck", 0.2, 0.1, True, 0.3)],
+    )
+    assert "left out" not in section(summary, [])
+    monkeypatch.setattr("espmedsam_edge.calibration.report.find_spec", lambda name: None)
+    assert "plot was left out: no matplotlib (pip install 'espmedsam-edge[calibrate]')" in section(summary, [])
+    assert not plot_sensitivity(tmp_path / "plot.png", summary.ranking, summary.raised, "")
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    (extra,) = (line for line in extras.splitlines() if line.startswith("calibrate = "))
+    assert "matplotlib" in extra
 
 
 def test_the_gates_verdict() -> None:
