@@ -59,6 +59,11 @@ def command(
     dicom_seg: Path | None = typer.Option(
         None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
     ),
+    anonymous_names: bool = typer.Option(
+        False,
+        "--anonymous-names",
+        help="Call sources source-1, source-2-0001, ... in results, messages and the view: names may hold a patient's.",
+    ),
     stream: str | None = typer.Option(
         None, help="Send the overlay: udp://HOST:PORT or rtp://HOST:PORT (MPEG-TS), or rtsp://SERVER/PATH."
     ),
@@ -106,11 +111,15 @@ def command(
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
+    from espmedsam_edge.runtime.source_names import SourceNames
     from espmedsam_edge.runtime.source_opening import open_sources
 
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
-    opened, modality, sources = choose_bundle(arguments or (), modality, _notice)
+    names = SourceNames()
+    numbered = names if anonymous_names else None
+    with names.in_errors():
+        opened, modality, sources = choose_bundle(arguments or (), modality, _notice, numbered)
     if not sources:
         if serve is None:
             raise UserError("nothing to segment.", f"Name images, videos or a camera after {opened.path}.")
@@ -118,10 +127,10 @@ def command(
         _serve_alone(opened, options, modality, precision, backend, threshold, threads)
         return
     graph = opened.graph(modality, precision)
-    found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
+    found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder), numbered)
     measured = Measurements(jsonl, contours, uids, csv, plot)
     if not found:
-        _end(None, failures)
+        _end(None, names.hide_all(failures))
     places = plan_places(
         found,
         out,
@@ -132,14 +141,18 @@ def command(
         dicom_seg=dicom_seg,
         tables=[path for path in (csv, plot) if path is not None],
         elsewhere=stream is not None or serve is not None,
+        called=names.files,
     )
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
     style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
     outcome = Outcome(failures, _notice)
-    jobs = plan_jobs(found, places, style, _algorithm(opened, graph.precision, trained=not untrained), stream, outcome)
+    algorithm = _algorithm(opened, graph.precision, trained=not untrained)
+    with names.in_errors():
+        jobs = plan_jobs(found, places, style, algorithm, stream, outcome)
     sinks = shared_sinks(found, measured, {"weights": origin}, outcome)
     with ExitStack() as held:
+        held.enter_context(names.in_errors())
         held.enter_context(_terminated_like_interrupted())
         segmenter = held.enter_context(
             Segmenter.load(
@@ -190,7 +203,7 @@ def command(
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
-    _end(report, failures + report.failures)
+    _end(report, names.hide_all(failures + report.failures))
 
 
 def _serve_alone(
