@@ -62,6 +62,11 @@ def command(
     dicom_seg: Path | None = typer.Option(
         None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
     ),
+    anonymous_names: bool = typer.Option(
+        False,
+        "--anonymous-names",
+        help="Call sources source-1, source-2-0001, ... in results, messages and the view: names may hold a patient's.",
+    ),
     stream: str | None = typer.Option(
         None, help="Send the overlay: udp://HOST:PORT or rtp://HOST:PORT (MPEG-TS), or rtsp://SERVER/PATH."
     ),
@@ -113,11 +118,15 @@ def command(
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
+    from espmedsam_edge.runtime.source_names import SourceNames
     from espmedsam_edge.runtime.source_opening import open_sources
 
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
-    opened, modality, sources = choose_bundle(arguments or (), modality, _notice)
+    names = SourceNames()
+    anonymous = names if anonymous_names else None
+    with names.in_errors():
+        opened, modality, sources = choose_bundle(arguments or (), modality, _notice, anonymous)
     if not sources:
         if serve is None:
             raise UserError("nothing to segment.", f"Name images, videos or a camera after {opened.path}.")
@@ -126,10 +135,11 @@ def command(
         return
     graph = opened.graph(modality, precision)
     sources = [scene_named(source, graph.modality) for source in sources]
-    found, failures = open_sources(sources, LiveOptions(BackOff(give_up=give_up), _notice, decoder))
+    live_options = LiveOptions(BackOff(give_up=give_up), _notice, decoder)
+    found, failures = open_sources(sources, live_options, anonymous)
     measured = Measurements(jsonl, contours, uids, csv, plot)
     if not found:
-        _end(None, failures)
+        _end(None, names.hide_all(failures))
     places = plan_places(
         found,
         out,
@@ -140,6 +150,7 @@ def command(
         dicom_seg=dicom_seg,
         tables=[path for path in (csv, plot) if path is not None],
         elsewhere=stream is not None or serve is not None or jsonl == "-",
+        called=names.files,
     )
     if places.kept is not None:
         _notice(f"{places.kept} exists and is kept; this run writes {numbered(places.kept, places.number)}.")
@@ -158,9 +169,12 @@ def command(
     others = serve is not None or any(not source.live for source in found)
     beside = Beside(failures, _notice, max_latency, others)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
-    jobs = plan_jobs(found, places, current_style, algorithm, stream, beside, paced=serve is not None and not written)
+    paced = serve is not None and not written
+    with names.in_errors():
+        jobs = plan_jobs(found, places, current_style, algorithm, stream, beside, paced=paced)
     sinks = shared_sinks(found, measured, {"weights": origin}, beside)
     with ExitStack() as held:
+        held.enter_context(names.in_errors())
         held.enter_context(_terminated_like_interrupted())
         segmenter = held.enter_context(
             Segmenter.load(
@@ -212,7 +226,7 @@ def command(
     if report.interrupted and any(not source.live for source in found):
         typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
-    _end(report, failures + report.failures)
+    _end(report, names.hide_all(failures + report.failures))
 
 
 def _serve_alone(

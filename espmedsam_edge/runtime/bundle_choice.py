@@ -12,6 +12,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.runtime.shipped import shipped_bundle, shipped_scores
+from espmedsam_edge.runtime.source_names import SourceNames
 from espmedsam_edge.runtime.source_opening import open_sources
 from espmedsam_edge.runtime.uris import parse_uri
 
@@ -25,7 +26,10 @@ class Chosen(NamedTuple):
 
 
 def choose_bundle(
-    arguments: Sequence[str], modality: str | None, say: Callable[[str], None] = lambda line: None
+    arguments: Sequence[str],
+    modality: str | None,
+    say: Callable[[str], None] = lambda line: None,
+    names: SourceNames | None = None,
 ) -> Chosen:
     """Split a command's arguments into bundle and sources.
 
@@ -36,6 +40,7 @@ def choose_bundle(
         arguments: as the user named them; none where a service alone is wanted.
         modality: as the user named it.
         say: gets a line on what was recognised and on what takes a few seconds.
+        names: what lines call the picture by; None: its own name.
 
     Raises:
         UserError: no such bundle, no weights here, or the modality is not clear.
@@ -46,7 +51,7 @@ def choose_bundle(
     if arguments and means_a_bundle(first):
         return Chosen(Bundle.open(first), modality, list(arguments[1:]))
     if modality is None:
-        modality = _recognise(first, say)
+        modality = _recognise(first, say, names)
     bundle = shipped_bundle(modality, say=say)
     say(bundle.manifest.weights.note)
     return Chosen(bundle, modality, list(arguments))
@@ -63,25 +68,28 @@ def means_a_bundle(argument: str) -> bool:
     )
 
 
-def _recognise(source: str, say: Callable[[str], None]) -> str:
-    names = list(shipped_scores())
-    choices = f"Name it: --modality {'|'.join(names)}"
-    picture = _first_picture(source)
+def _recognise(source: str, say: Callable[[str], None], names: SourceNames | None) -> str:
+    known = list(shipped_scores())
+    choices = f"Name it: --modality {'|'.join(known)}"
+    picture = _first_picture(source, names)
+    uri = parse_uri(source)  # whose address leaves out what is secret in it
+    shown = source if uri is None else uri.address
+    if names is not None:
+        shown = "source-1"
     if picture is None:
-        uri = parse_uri(source)  # whose address leaves out what is secret in it
-        raise UserError(f"the modality of {source if uri is None else uri.address} cannot be told.", choices)
-    guess = recognise(picture, names)
+        raise UserError(f"the modality of {shown} cannot be told.", choices)
+    guess = recognise(picture, known)
     if guess is None or not guess.sure:
-        raise UserError(f"{source} looks like none of the modalities with certainty.", choices)
-    say(f"{source} looks like {guess.modality} ({guess.probability:.0%}). Another: --modality NAME")
+        raise UserError(f"{shown} looks like none of the modalities with certainty.", choices)
+    say(f"{shown} looks like {guess.modality} ({guess.probability:.0%}). Another: --modality NAME")
     return guess.modality
 
 
-def _first_picture(source: str) -> Frame | None:
+def _first_picture(source: str, names: SourceNames | None) -> Frame | None:
     """The first frame that can be read; None for live sources, which are read only once, and for what has none."""
     if parse_uri(source) is not None:
         return None
-    found, failures = open_sources([source])
+    found, failures = open_sources([source], names=names)
     if not found and failures:
         raise UserError(failures[0].message, exit_code=1)
     for candidate in found:

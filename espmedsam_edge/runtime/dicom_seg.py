@@ -72,7 +72,7 @@ class DicomSegmentations:
                 )
         self._paths, self._algorithm = paths, algorithm
         self._current: _Unfinished | None = None
-        self._incomplete: list[Path] = []
+        self._incomplete: list[str] = []
 
     def __enter__(self) -> DicomSegmentations:
         return self
@@ -93,17 +93,18 @@ class DicomSegmentations:
                     write_segmentation(temporary, current.header, masks, current.modality, self._algorithm)
 
     def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
-        header = _read_header(frame.path)
-        if _frames_of(header) > _MOST_FRAMES:
+        header = _read_header(frame)
+        count = _frames_of(header)
+        if count > _MOST_FRAMES:
             raise UserError(
-                f"no DICOM-SEG of {frame.path}: its {_frames_of(header)} frames are over the limit of {_MOST_FRAMES}.",
+                f"no DICOM-SEG of {frame.source}: its {count} frames are over the limit of {_MOST_FRAMES}.",
                 "Export it in parts, or use --masks or --mask-video for it.",
                 exit_code=1,
             )
         folder = self._paths[frame.path].parent
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            return _Unfinished(frame.path, header, result.modality, PackedMasks(result.size, folder))
+            return _Unfinished(frame.path, frame.source, header, result.modality, PackedMasks(result.size, folder))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -121,13 +122,14 @@ class DicomSegmentations:
     def _give_up_current(self) -> None:
         if self._current is not None:
             self._current.masks.close()
-            self._incomplete.append(self._current.path)
+            self._incomplete.append(self._current.name)
             self._current = None
 
 
 @dataclass
 class _Unfinished:
     path: Path
+    name: str
     header: Any
     modality: str
     masks: PackedMasks
@@ -315,15 +317,17 @@ def _completed(header: Dataset) -> Dataset:
     return source
 
 
-def _read_header(path: Path) -> Any:
+def _read_header(frame: SourceFrame) -> Any:
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        header = dcmread(frame.path, stop_before_pixels=True)
         _ = (header.Rows, header.Columns, header.SOPInstanceUID)
     except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(f"cannot read {path} again for its DICOM-SEG.", "Copy it again.", exit_code=1) from error
+        raise UserError(
+            f"cannot read {frame.source} again for its DICOM-SEG.", "Copy it again.", exit_code=1
+        ) from error
     return header
 
 

@@ -60,6 +60,7 @@ def plan_places(
     dicom_seg: Path | None = None,
     tables: Sequence[Path] = (),
     elsewhere: bool = False,
+    called: Mapping[Path, str] | None = None,
 ) -> Places:
     """Decide on every output's path before anything is read.
 
@@ -77,6 +78,7 @@ def plan_places(
         dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
         tables: further files that are written, one a run.
         elsewhere: whether results are wanted that are no files.
+        called: what results of an input file are named after; None: its own name.
 
     Raises:
         UserError: ``out`` does not fit the inputs, an output would replace an input or another output, or, without
@@ -84,7 +86,7 @@ def plan_places(
     """
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
-    names = dict(zip(inputs, output_names(inputs), strict=True))
+    names = dict(zip(inputs, output_names([Path((called or {}).get(file, file)) for file in inputs]), strict=True))
     suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
     overlays, folder = None, out
     wanted = (out, masks, jsonl, mask_video, dicom_seg)

@@ -21,6 +21,7 @@ from espmedsam_edge.runtime.gstreamer_source import JETSON_DECODER, csi_feed, ha
 from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource
 from espmedsam_edge.runtime.network_source import NetworkFeed
 from espmedsam_edge.runtime.phantom_source import open_phantom
+from espmedsam_edge.runtime.source_names import NumberedSource, SourceNames, hide
 from espmedsam_edge.runtime.sources import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -34,7 +35,9 @@ from espmedsam_edge.runtime.uris import Uri, parse_uri
 from espmedsam_edge.runtime.video_reading import has_pyav
 
 
-def open_sources(specifications: Iterable[str], live: LiveOptions | None = None) -> tuple[list[Source], list[Failure]]:
+def open_sources(
+    specifications: Iterable[str], live: LiveOptions | None = None, names: SourceNames | None = None
+) -> tuple[list[Source], list[Failure]]:
     """What to read for a list of files, folders, globs (``**`` for any depth) and URIs, each file once, in order.
 
     A folder stands for the images, videos and DICOM files in it by their suffix (without one, by content), in natural
@@ -45,6 +48,7 @@ def open_sources(specifications: Iterable[str], live: LiveOptions | None = None)
     Args:
         specifications: as the user wrote them.
         live: how cameras and streams are opened; None: they are refused.
+        names: takes in the sources and numbers them; None: they are called what they are.
 
     Returns:
         Sources not yet opened, and a failure for each specification that leads to nothing.
@@ -55,21 +59,30 @@ def open_sources(specifications: Iterable[str], live: LiveOptions | None = None)
     sources: list[Source] = []
     failures: list[Failure] = []
     seen: set[str] = set()
-    for specification in specifications:
+    for number, specification in enumerate(specifications, 1):
         uri = None if _exists(specification) else parse_uri(specification)
         if uri is not None and uri.scheme != "file":
-            sources.append(_open_uri(_named_apart(uri, seen), live))
+            uri = _named_apart(uri, seen)
+            if names is not None:
+                uri = replace(uri, address=names.add(number), label=names.add(number))
+            sources.append(_open_uri(uri, live))
             continue
         specification = specification if uri is None else uri.place
+        files, problem = [], ""
         try:
             files = [path for path in _expand(specification) if not _repeated(path, seen)]
         except UserError as error:
-            failures.append(Failure(specification, str(error)))
-            continue
+            problem = str(error)
         except OSError as error:
-            failures.append(Failure(specification, f"cannot read {specification}: {error.strerror}. Check the name."))
-            continue
-        sources += _sources_of(files, specification)
+            problem = f"cannot read {specification}: {error.strerror}. Check the name."
+        opened = _sources_of(files, specification)
+        if names is not None:
+            name = names.add(number, files)
+            problem = hide(problem, (specification, specification.rstrip("/"), str(Path(specification))), name)
+            opened = [NumberedSource(source, name, names) for source in opened]
+            specification = name
+        sources += opened
+        failures += [Failure(specification, problem)] if problem else []
     return sources, failures
 
 

@@ -41,7 +41,8 @@ class SourceFrame:
         captured: ``time.monotonic()`` when a live source delivered it; None for files.
         skipped: frames that a live source passed over so far, so as to show the newest.
         spacing: millimetres between rows and between columns where the file says so (DICOM); else None.
-        address: of a camera or a stream, without user names, passwords and queries; "" for files.
+        address: of a camera or a stream, without user names, passwords and queries; "" for files, unless they go by
+            numbers (``source_names``).
     """
 
     image: Frame

@@ -494,14 +494,68 @@ print(*memory)
     assert max(memory) <= 1.05 * memory[0]
 
 
+def test_anonymous_names_are_all_that_is_written_and_said(infer: Callable[..., Outcome]) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
+    folder = Path("DOE^JANE_1970")
+    folder.mkdir()
+    grey = np.zeros((40, 60), np.uint8)
+    save_dicom(folder / "DOE^JANE 2.dcm", grey, NumberOfFrames=1)
+    save_dicom(folder / "DOE^JANE 1.dcm", np.stack([grey] * 3), FrameTime=40)
+    save_dicom(Path("DOE^ROE.dcm"), grey)
+    (folder / "DOE^JANE 3.dcm").write_bytes(b"no DICOM")
+    save_clip(Path("DOE.avi"))
+    inputs = tree()
+    (Path("DOE^EMPTY")).mkdir()
+    options = [
+        "--out",
+        "o",
+        "--masks",
+        "m",
+        "--mask-video",
+        "v",
+        "--jsonl",
+        "r.jsonl",
+        "--csv",
+        "a.csv",
+        "--plot",
+        "p.png",
+    ]
+    sources = [folder, "DOE.avi", "DOE^EMPTY", "missing-DOE.png", "DOE^ROE.dcm"]
+    code, out, err = infer(*sources, "--anonymous-names", *options)
+    assert code == 1
+    written = [file for file in tree() if file not in inputs]
+    texts = Path("r.jsonl").read_text() + Path("a.csv").read_text()
+    for text in (out, err, texts, *written):
+        assert "DOE" not in text
+    assert err.splitlines() == [
+        "failed: no images, videos or DICOM files in source-3, and no DICOM files in its subfolders. "
+        "Name a glob for more: 'source-3/**/*.png'",
+        "failed: cannot read source-1-0003: it is not DICOM. Name an image file.",
+        "failed: no file source-4. Check the name.",
+    ]
+    called = [json.loads(line)["source"] for line in Path("r.jsonl").read_text().splitlines()]
+    assert called == ["source-1-0002", *["source-1-0001"] * 3, *["source-2"] * FRAMES, "source-5"]
+    assert tree(Path("o")) == ["source-1-0001.mp4", "source-1-0002.png", "source-2.mp4", "source-5.png"]
+    assert tree(Path("v")) == ["source-1-0001.mp4", "source-2.mp4"]
+
+    code, out, err = infer(folder, "--anonymous-names", "--dicom-seg", "s", "--frames", 2)
+    assert tree(Path("s")) == ["source-1-0002-seg.dcm"]
+    assert "no DICOM-SEG of source-1-0001: not all of it" in err
+    code, out, err = infer("DOE.avi", "--anonymous-names", "--dicom-seg", "s")
+    assert (code, err) == (
+        2,
+        "error: source-1 is not DICOM; --dicom-seg is for DICOM inputs. Leave it out, or use --masks.\n",
+    )
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["infer", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     options = (
-        "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg stream threshold "
-        "opacity frames duration max-latency give-up decoder threads overwrite no-overwrite serve token allow-host"
+        "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg anonymous-names stream "
+        "threshold opacity frames duration max-latency give-up decoder threads overwrite no-overwrite serve token allow-host"
     )
     named = set(re.findall(r"--[a-z-]+", text))
     assert {f"--{name}" for name in options.split()} <= named

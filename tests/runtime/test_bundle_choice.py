@@ -16,6 +16,7 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import bundle_choice
 from espmedsam_edge.runtime.bundle_choice import choose_bundle, means_a_bundle
 from espmedsam_edge.runtime.shipped import Score
+from espmedsam_edge.runtime.source_names import SourceNames
 from espmedsam_edge.runtime.video_writing import open_writer
 
 SCORE = Score(dice=70, images=14, dataset="drive", required=65)
@@ -52,6 +53,13 @@ def test_without_a_bundle_the_picture_tells_the_modality(tmp_path: Path, shipped
     chosen = choose_bundle([picture, "more.png"], None, said.append)
     assert (chosen.modality, chosen.sources, shipped) == ("fundus", [picture, "more.png"], ["fundus"])
     assert any("looks like fundus" in line for line in said)
+
+
+def test_a_picture_without_a_name_is_recognised_by_its_number(tmp_path: Path, shipped: list[str | None]) -> None:
+    picture, said = _picture(tmp_path / "DOE^JANE.png"), []
+    assert choose_bundle([picture], None, said.append, SourceNames()).modality == "fundus"
+    assert any(line.startswith("source-1 looks like fundus") for line in said)
+    assert "DOE" not in "".join(said)
 
 
 def test_a_folder_and_a_video_are_sources_too(tmp_path: Path, shipped: list[str | None]) -> None:
