@@ -26,6 +26,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sources import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
@@ -563,7 +564,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_development_clips_and_images(infer: Callable[..., Outcome], data_root: Path) -> None:
     """Every clip and a picture of every modality, as they come from cameras and scanners."""
-    clips = sorted((data_root / "video").glob("*.mp4"))[:2] + sorted((data_root / "video").glob("*.avi"))
+    clips = sorted(path for path in (data_root / "video").iterdir() if path.suffix in VIDEO_SUFFIXES)
+    assert len(clips) == 7
     pictures = [sorted(folder.iterdir())[0] for folder in sorted(data_root.glob("*/*/images"))]
     code, _, err = infer(*clips, *pictures, "--out", "o")
     assert (code, err) == (0, "")
