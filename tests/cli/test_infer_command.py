@@ -556,7 +556,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     options = (
         "modality precision backend out masks mask-video jsonl contours uids csv plot dicom-seg anonymous-names stream "
-        "threshold opacity frames duration max-latency give-up decoder threads overwrite no-overwrite serve token allow-host"
+        "threshold opacity frames duration max-latency give-up decoder threads overwrite no-overwrite serve token "
+        "allow-host"
     )
     named = set(re.findall(r"--[a-z-]+", text))
     assert {f"--{name}" for name in options.split()} <= named
