@@ -33,7 +33,7 @@ from espmedsam_edge.runtime.environment import collect_environment
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 10.0
 MEMORY = 2 << 30
-_PIXELS = b"\xe0\x7f\x10\x00"  # the tag of DICOM's pixels; what stands before the first frame takes 32 bytes
+_PIXELS = b"\xe0\x7f\x10\x00"  # the tag of pixels in DICOM; with it 32 bytes at most stand before the first frame
 
 _READER = """
 import resource, sys, traceback

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 _JPEG, _JPEG2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _JP2 = b"\0\0\0\x0cjP  "
-# As libjpeg looks for a marker: bytes between segments are passed over, 0xFF may be repeated.
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+# As libjpeg looks for a segment: bytes between two are passed over, 0xFF may be repeated, TEM, RST, SOI have no length.
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF0 to SOF15, and JPEG-LS's SOF55
 _MOST_SEGMENTS = 1000
 _START_OF_TILE, _START_OF_DATA = 0x90, 0x93  # JPEG 2000's SOT and SOD
@@ -93,7 +93,7 @@ def _jpeg_size(data: bytes) -> FrameSize:
     """Of the first frame header; segments before it are passed over by their lengths."""
     place = 2
     for _ in range(_MOST_SEGMENTS):
-        found = _JPEG_MARKER.search(data, place)
+        found = _JPEG_SEGMENT.search(data, place)
         if found is None:
             break
         marker, place = found[1][0], found.end()

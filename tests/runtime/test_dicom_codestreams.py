@@ -52,6 +52,13 @@ def test_a_jpeg_with_long_segments_and_fill_bytes_before_its_size() -> None:
     assert size_of(whole[:2] + comment + b"\xff\xff\xff" + whole[2:]) == FrameSize(60, 40, 1)
 
 
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd0", b"\xff\xd7"])
+def test_a_marker_without_a_length_hides_no_size_behind_it(marker: bytes) -> None:
+    """Taken for one with a length, it would lead past the size that the decoder sees."""
+    hidden, shown = bytes.fromhex("ffc0 000b08 1388 1388 01 011100"), bytes.fromhex("ffc0 000b08 0028 003c 01 011100")
+    assert size_of(b"\xff\xd8" + marker + hidden + bytes(0xFFC0 - len(hidden)) + shown) == FrameSize(5000, 5000, 1)
+
+
 def test_lossless_jpeg() -> None:
     assert size_of(bytes.fromhex("ffd8 ffc3000b10 0028 003c 01 011100")) == FrameSize(60, 40, 1)
 
