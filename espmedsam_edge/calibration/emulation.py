@@ -3,7 +3,7 @@
 ONNX Runtime's CPU provider has no FP16 arithmetic: it computes such nodes in FP32 and drops the roundings between
 them, so a graph that overflows on a GPU looks healthy. Here every tensor that is FP16 in the graph is rounded by
 a pair of Casts that ONNX Runtime keeps, infinities included. Products accumulate in FP32, as on tensor cores; INT8
-products are exact, as in INT32.
+products are those of the dequantised numbers, exact as in INT32.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ def emulate(model: ModelProto) -> ModelProto:
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[NodeProto] = []
     for node in graph.node:
-        nodes += _emulated(network, node)
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            graph.initializer.append(_dequantised(node, constants))
+        else:
+            nodes += _emulated(network, node)
     del graph.node[:]
     del graph.value_info[:]
     graph.node.extend(nodes)
@@ -53,6 +57,14 @@ def _emulated(network: Network, node: NodeProto) -> list[NodeProto]:
             emulated.output[index] = f"{name}/exact"
             roundings += _rounding(f"{name}/exact", name)
     return [emulated, *roundings]
+
+
+def _dequantised(node: NodeProto, constants: Mapping[str, TensorProto]) -> TensorProto:
+    """A weight as numbers. Left as INT8, ONNX Runtime would multiply in INT8, where CPUs without VNNI saturate."""
+    weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+    axis = {attribute.name: attribute.i for attribute in node.attribute}.get("axis", 1) % weight.ndim
+    shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
+    return numpy_helper.from_array(weight.astype(np.float32) * scale.reshape(shape), node.output[0])
 
 
 def _rounding(source: str, target: str) -> list[NodeProto]:

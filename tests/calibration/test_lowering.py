@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -139,6 +140,17 @@ def test_the_simulation_of_a_plan_is_the_emulation_of_its_graph(
         assert lost > 0
         # Equal but for ties in rounding that another order of float32 operations breaks the other way.
         assert np.abs(real - simulated).max() <= 0.1 * lost
+
+
+def test_the_emulation_multiplies_no_integers(int8: ModelProto, tmp_path: Path) -> None:
+    """Without VNNI, ONNX Runtime's INT8 products saturate on CPUs; a device's do not."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(emulate(int8).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = {node.op_type for node in onnx.load(str(tmp_path / "optimised.onnx")).graph.node}
+    assert "QuantizeLinear" in operators
+    assert not [name for name in operators if "Integer" in name or name.startswith("QLinear")]
 
 
 def test_a_hostile_network_is_nan_in_naive_fp16_and_right_in_ours(
