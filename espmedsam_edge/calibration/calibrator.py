@@ -167,7 +167,7 @@ class _Calibration:
         record, reason = read_record(self.bundle.path)
         earlier = record.modalities.get(self.request.modality)
         if earlier is not None:
-            reason = why_stale(earlier, self.graph.sha256, len(images.calibration), wanted)
+            reason = why_stale(earlier, self.network, self.graph.sha256, len(images.calibration), wanted)
             if reason is None:
                 listener.say(f"ranges: {CALIBRATION} reused, measured on {earlier.images} images")
                 return earlier, True

@@ -39,6 +39,12 @@ class Ranges:
         return max((self.magnitude(network, name) for name in producer.input if network.is_float(name)), default=0.0)
 
 
+def measured_tensors(network: Network) -> list[str]:
+    """The tensors whose largest magnitude is measured, in the order of the graph; see ``Ranges.largest``."""
+    computed = [name for node in network.nodes if node.op_type not in MOVERS for name in node.output]
+    return [network.model.graph.input[0].name, *(name for name in computed if network.is_float(name))]
+
+
 def measure_ranges(
     network: Network,
     images: Iterable[NDArray[np.float32]],
@@ -60,7 +66,7 @@ def measure_ranges(
         UserError: a tensor is not finite, so the FP32 graph itself is broken, or there was no image.
     """
     largest: dict[str, float] = {}
-    moved = {name for node in network.nodes if node.op_type in MOVERS for name in node.output}
+    measured = set(measured_tensors(network))
     histograms = {name: MagnitudeHistogram() for name in quantised}
     runner = SegmentedRunner(network, threads)
     count = 0
@@ -69,7 +75,7 @@ def measure_ranges(
         for name, values in runner.run(image):
             if name in histograms:
                 histograms[name].add(values)
-            if name in moved:
+            if name not in measured:
                 continue
             magnitude = max(float(values.max()), -float(values.min()))
             if not np.isfinite(magnitude):

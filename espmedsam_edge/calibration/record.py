@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import Name, Sha256
-from espmedsam_edge.calibration.histogram import Method
-from espmedsam_edge.calibration.ranges import Ranges
+from espmedsam_edge.calibration.histogram import METHODS, Method
+from espmedsam_edge.calibration.network import Network
+from espmedsam_edge.calibration.plan import quantised_tensors
+from espmedsam_edge.calibration.ranges import Ranges, measured_tensors
 
 CALIBRATION = "calibration.json"
 
@@ -75,10 +77,14 @@ def read_record(bundle: Path) -> tuple[CalibrationRecord, str | None]:
         return CalibrationRecord(), f"{CALIBRATION} cannot be read ({error.strerror})"
 
 
-def why_stale(measured: Measured, graph_sha256: str, images: int, images_sha256: str) -> str | None:
+def why_stale(measured: Measured, network: Network, graph_sha256: str, images: int, images_sha256: str) -> str | None:
     """Why a measurement must not be reused, or None."""
     if measured.graph_sha256 != graph_sha256:
         return "the graph has changed"
     if measured.images_sha256 != images_sha256:
         return f"the images have changed (measured on {measured.images}, now {images})"
+    lacking = [name for name in measured_tensors(network) if name not in measured.largest]
+    lacking += [name for name in quantised_tensors(network) if len(measured.thresholds.get(name, ())) < len(METHODS)]
+    if lacking:
+        return f"it lacks numbers of {len(lacking)} tensors, the first '{lacking[0]}'"
     return None

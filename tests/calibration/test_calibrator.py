@@ -1,8 +1,11 @@
 """calibrate as its users meet it: what is written, reused, refused, warned of, and left alone."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -122,6 +125,40 @@ def test_ranges_are_measured_anew_for_other_images_or_another_graph(
     log = Log()
     calibrate(other.path, request, find_images([str(pictures)], held_out=3), log)
     assert "not reused: the graph has changed" in log.text
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda measured: measured["largest"].clear(),
+        lambda measured: measured["largest"].popitem(),
+        lambda measured: measured["thresholds"].clear(),
+        lambda measured: measured["thresholds"].popitem(),
+        lambda measured: next(iter(measured["thresholds"].values())).popitem(),
+    ],
+    ids=["all magnitudes", "one magnitude", "all thresholds", "one tensor's thresholds", "one method's threshold"],
+)
+def test_an_incomplete_record_is_not_reused(
+    finished: tuple[Path, Log],
+    pictures: Path,
+    forget: Callable[[dict[str, Any]], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "copy.bundle"
+    shutil.copytree(finished[0], path)
+    record = json.loads((path / CALIBRATION).read_text())
+    forget(record["modalities"][MODALITY])
+    (path / CALIBRATION).write_text(json.dumps(record))
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(calibrator, "measure_ranges", stop)
+    log = Log()
+    with pytest.raises(InterruptedError):
+        calibrate(path, Request(MODALITY, "int8"), find_images([str(pictures)], held_out=3), log)
+    assert re.search(rf"{CALIBRATION} not reused: it lacks numbers of \d+ tensors, the first '", log.text)
 
 
 def test_a_hostile_network_passes(tmp_path: Path, pictures: Path) -> None:
