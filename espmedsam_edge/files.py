@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,24 @@ def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterat
                 f"cannot write {path}: {error.strerror}.", f"Check the disk; {remains}.", exit_code=1
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that are gone when the block ends; an error in writing them is one clear line."""
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # none takes even a few bytes
+        raise UserError(
+            "there is no folder that temporary files can be written to.",
+            "Free some space, or name a folder: TMPDIR=FOLDER",
+            exit_code=1,
+        ) from error
+    with (
+        write_errors(place, "TMPDIR=FOLDER names another one"),
+        tempfile.TemporaryDirectory(prefix="espmedsam-") as folder,
+    ):
+        yield Path(folder)
 
 
 def _sync(path: Path) -> None:

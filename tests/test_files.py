@@ -10,13 +10,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from espmedsam_edge import files
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_directory, atomic_path, atomic_write, sha256_file
+from espmedsam_edge.files import atomic_directory, atomic_path, atomic_write, sha256_file, temporary_folder
 
 
 def entries(folder: Path) -> list[str]:
@@ -118,6 +119,30 @@ except UserError as error:
     )
     assert done.stdout.startswith("cannot write")
     assert entries(tmp_path) == []
+
+
+def test_a_temporary_folder_goes_and_its_errors_say_how_to_choose_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def filling_up() -> None:
+        with temporary_folder() as folder:
+            (folder / "a").write_text("1")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=f"no space left to write {tmp_path}.*TMPDIR=FOLDER"):
+        filling_up()
+    assert entries(tmp_path) == []
+
+
+def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    with pytest.raises(UserError, match=r"no folder that temporary files.*TMPDIR=FOLDER"), temporary_folder():
+        pass
 
 
 def test_a_folder_appears_in_one_step_and_is_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from onnx import ModelProto
 from espmedsam_edge.bundle import Graph, Precision
 from espmedsam_edge.calibration.emulation import emulate
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.runtime.onnxruntime_backend import check_signature, open_session
@@ -215,8 +215,8 @@ class Gate:
         return self._logits(self._open(emulate(model)), self.images[index].tensor)
 
     def _open(self, model: ModelProto) -> Any:
-        with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-            file = Path(folder) / "emulated.onnx"
+        with temporary_folder() as folder:
+            file = folder / "emulated.onnx"
             file.write_bytes(model.SerializeToString())
             return open_session(file, self.threads, cuda=False)
 

@@ -11,7 +11,6 @@ import inspect
 import logging
 import re
 import struct
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_folder
 
 _AUTOCAST = (
     "modelopt.onnx.autocast",
@@ -186,8 +186,8 @@ def _changed(what: str) -> UserError:
 @contextmanager
 def _workplace(model: ModelProto) -> Iterator[Path]:
     """A folder with the model in it, for ModelOpt to litter; its failures become one line."""
-    with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-        file = Path(folder) / "fp32.onnx"
+    with temporary_folder() as folder:
+        file = folder / "fp32.onnx"
         file.write_bytes(model.SerializeToString())
         try:
             with _quiet():

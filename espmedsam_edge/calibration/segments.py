@@ -7,7 +7,6 @@ before the next segment runs, except those that later segments read.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from espmedsam_edge.calibration.network import Network
+from espmedsam_edge.files import temporary_folder
 
 _MOST_BYTES = 384 << 20  # of a segment's tensors together
 
@@ -42,8 +42,8 @@ class SegmentedRunner:
             later = set().union(*reads[index + 1 :])
             outputs = [name for name in made if network.is_float(name) or name in later]
             inputs = sorted(reads[index] - set(made))
-            with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-                file = Path(folder) / "segment.onnx"
+            with temporary_folder() as folder:
+                file = folder / "segment.onnx"
                 file.write_bytes(_extract(network, nodes, inputs, outputs).SerializeToString())
                 self._segments.append(_Segment(_open(file, threads), tuple(inputs), tuple(outputs)))
         # After its last reader a tensor is dropped.

@@ -1,8 +1,13 @@
 """calibrate as its users meet it: what is written, reused, refused, warned of, and left alone."""
 
 import json
+import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from trained_graphs import MODALITY, hostile, save_bundle, save_images, trained_graph
+from trained_graphs import MODALITY, hostile, save_bundle, save_images, tensor, trained_graph
 from typer.testing import CliRunner
 
 pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)")
@@ -19,12 +24,16 @@ pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)"
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.calibration import calibrator, modelopt_tools
 from espmedsam_edge.calibration.calibrator import Request, calibrate
-from espmedsam_edge.calibration.gate import GateResult, ImageResult
+from espmedsam_edge.calibration.gate import Gate, GateResult, ImageResult
 from espmedsam_edge.calibration.images import find_images
+from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
+from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backend import load_backend
+
+PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 
 
 class Log:
@@ -261,6 +270,45 @@ def test_without_modelopt_one_line_says_what_to_install(
     monkeypatch.setattr(modelopt_tools.metadata, "version", missing)
     with pytest.raises(UserError, match=r"not installed.*espmedsam-edge\[calibrate\]"):
         calibrate(bundle, Request(MODALITY, "fp16"), find_images([str(pictures)]), Log())
+
+
+def test_no_room_for_temporary_files_is_one_line(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    """A limit on file sizes is the full disk that any machine can set up."""
+    before = contents(bundle)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        [*PROGRAM, "calibrate", bundle, pictures, "--precision", "fp16", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write {temporary}: File too large.")
+    assert done.stderr.count("\n") == 1
+    assert contents(bundle) == before
+    assert not list(temporary.glob("espmedsam-*"))
+
+
+def test_every_temporary_file_has_its_errors_told(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle)
+    graph = opened.graph(MODALITY, "fp32")
+    network = Network.load(opened.graph_path(graph))
+    options = {"threshold": 0.5, "budget": 0.1, "threads": 1}
+    gate = Gate(opened.graph_path(graph), graph, [(tensor(0), (64, 64), None)], **options)  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    for write in (
+        lambda: SegmentedRunner(network, 1),
+        lambda: gate.judge_emulated(network.model),
+        lambda: modelopt_tools.to_fp16(network.model, lambda name: True),
+        lambda: modelopt_tools.quantise(network.model, [], {}, tensor(0)),
+    ):
+        with pytest.raises(UserError, match=r"cannot write .*/file: Not a directory"):
+            write()
 
 
 def test_the_command_reports_a_bad_file_and_finishes(bundle: Path, pictures: Path, tmp_path: Path) -> None:
