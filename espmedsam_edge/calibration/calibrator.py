@@ -30,7 +30,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.masks import read_mask
-from espmedsam_edge.runtime.cores import usable_cores
+from espmedsam_edge.runtime.cores import check_threads, usable_cores
 
 _REPORT = "report.md"
 _LOW_SHARE = 0.9
@@ -60,7 +60,7 @@ class Request:
         method: how INT8 activations are clipped; None: percentile, and the others where it misses the budget.
         budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
         pictures: whether ``report.md`` shows the worst image.
-        threads: for ONNX Runtime; None: the physical cores that the process may use.
+        threads: for ONNX Runtime, 1 to 1024; None: the physical cores that the process may use.
     """
 
     modality: str
@@ -83,6 +83,7 @@ def calibrate(path: Path, request: Request, images: CalibrationImages, listener:
     budget = DEFAULT_BUDGET[request.precision] if request.budget is None else request.budget
     if not 0 < budget <= 100:
         raise UserError(f"a budget of {budget:g} Dice points cannot be used.", "Use more than 0 and at most 100.")
+    check_threads(request.threads)
     bundle = Bundle.open(path)
     graph = _fp32_graph(bundle, request.modality)
     modelopt_tools.check_interface()

@@ -35,7 +35,7 @@ def command(
     count: Annotated[int, typer.Option("--images", help="Images to measure ranges on, sampled evenly.")] = 128,
     held_out: Annotated[int, typer.Option(help="Images kept aside for the accuracy gate.")] = 16,
     pictures: Annotated[bool, typer.Option(help="Show the worst held-out image in report.md.")] = True,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: the physical cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the physical cores.")] = None,
 ) -> None:
     """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
     from espmedsam_edge.bundle import Bundle

@@ -11,6 +11,7 @@ from espmedsam_edge.bundle import Bundle, Graph, Normalization
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.cores import check_threads
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
@@ -230,8 +231,7 @@ def load_backend(
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"unknown backend '{name}'.", nearest(name, ["auto", *BACKENDS]))
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UserError(f"{threads} threads asked for.", "Give a number from 1 to 1024, or leave it out.")
+    check_threads(threads)
     if name != "auto":
         reason = unavailable(name)
         if reason is not None:

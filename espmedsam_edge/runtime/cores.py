@@ -1,9 +1,13 @@
-"""How many CPU cores this process may use."""
+"""How many CPU cores this process may use, and how many threads it may be asked to start on them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from espmedsam_edge.errors import UserError
+
+_MOST_THREADS = 1024
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -18,6 +22,16 @@ def usable_cores(root: Path = Path("/")) -> int:
     cores = {_siblings(root, cpu) for cpu in affinity}
     quota = _cgroup_quota(root)
     return max(1, min(len(cores), int(quota) if quota is not None else len(cores)))
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads that cannot be meant; None stands for ``usable_cores``.
+
+    Raises:
+        UserError: fewer than 1 or more than 1024.
+    """
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UserError(f"{threads} threads asked for.", f"Give a number from 1 to {_MOST_THREADS}, or leave it out.")
 
 
 def _siblings(root: Path, cpu: int) -> str:

@@ -29,7 +29,7 @@ from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
 from espmedsam_edge.calibration.segments import SegmentedRunner
-from espmedsam_edge.cli import build_app
+from espmedsam_edge.cli import build_app, main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backend import load_backend
 
@@ -309,6 +309,20 @@ def test_every_temporary_file_has_its_errors_told(
     ):
         with pytest.raises(UserError, match=r"cannot write .*/file: Not a directory"):
             write()
+
+
+def test_numbers_of_threads_that_cannot_be_meant_are_refused(
+    toy_bundle: Bundle, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", str(toy_bundle.path), str(pictures), "--precision", "fp16", "--threads"]
+    for threads in (-1, 0, 1025):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, str(threads)])
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(("Error: Invalid value for '--threads'", f"error: {threads} threads asked for."))
+        with pytest.raises(UserError, match=f"{threads} threads asked for. Give a number from 1 to 1024"):
+            calibrate(toy_bundle.path, Request("fundus", "fp16", threads=threads), find_images([str(pictures)]), Log())
 
 
 def test_the_command_reports_a_bad_file_and_finishes(bundle: Path, pictures: Path, tmp_path: Path) -> None:
