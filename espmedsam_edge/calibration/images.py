@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.imaging.dataset import IMAGES, DatasetFolder, list_files
+from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, list_files
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.source_opening import open_sources
@@ -106,7 +106,8 @@ def find_images(
     """Find and divide the images of files, folders, globs, videos and dataset folders.
 
     Of a dataset folder with a split, the train list calibrates and the valid list is held out (its masks/ are the
-    ground truth); of everything else, evenly spaced pictures are held out and no picture is in both parts.
+    ground truth); its test list is never used. Of everything else, and of a train list without a valid list, evenly
+    spaced pictures are held out and no picture is in both parts.
 
     Args:
         specifications: what the user named.
@@ -172,13 +173,22 @@ def evenly(items: Sequence[_Item], count: int) -> list[_Item]:
 
 
 def _dataset_pictures(specification: str) -> tuple[list[Picture], list[Picture]]:
+    """The pictures that calibrate and those held out (none: the first are to be divided); never the test list's."""
     folder = DatasetFolder.open(specification)
 
     def pictures(split: str) -> list[Picture]:
         return [Picture(folder.image_files[id_], None, folder.mask_files.get(id_)) for id_ in folder.ids(split)]
 
-    if folder.split is not None and folder.split.train and folder.split.valid:
+    split = folder.split or Split()
+    if split.train and split.valid:
         return pictures("train"), pictures("valid")
+    if split.train or split.valid:
+        return pictures("train" if split.train else "valid"), []
+    if split.test:
+        raise UserError(
+            f"{folder.path / SPLIT} lists test images only.",
+            f"Give others; to calibrate on these, name {folder.path / IMAGES}.",
+        )
     return pictures("all"), []
 
 

@@ -1,5 +1,6 @@
 """Calibration images: what is found, how it is divided, when it counts as the same."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -38,6 +39,30 @@ def test_a_dataset_folder_calibrates_on_train_and_holds_out_valid(tmp_path: Path
     assert [p.path.stem for p in images.calibration] == [ids[0], ids[2], ids[3]]
     assert [p.path.stem for p in images.held_out] == [ids[1], ids[5]]
     assert all(p.mask is not None and p.mask.parent.name == "masks" for p in images.held_out)
+
+
+@pytest.mark.parametrize("listed", ["train", "valid"])
+def test_test_images_are_never_used(tmp_path: Path, listed: str) -> None:
+    save_images(tmp_path, 10)
+    (tmp_path / "pictures").rename(tmp_path / "images")
+    ids = [f"case {seed}" for seed in range(10)]
+    (tmp_path / "split.json").write_text(json.dumps({listed: ids[:6], "test": ids[6:]}))
+    images = find_images([str(tmp_path)])
+    calibration, held_out = ({p.path.stem for p in part} for part in (images.calibration, images.held_out))
+    assert calibration | held_out == set(ids[:6])
+    assert calibration
+    assert held_out
+    assert not calibration & held_out
+
+
+def test_a_dataset_of_test_images_alone_is_refused(tmp_path: Path) -> None:
+    save_images(tmp_path, 2)
+    (tmp_path / "pictures").rename(tmp_path / "images")
+    (tmp_path / "split.json").write_text('{"test": ["case 0", "case 1"]}')
+    with pytest.raises(UserError, match=r"lists test images only. Give others"):
+        find_images([str(tmp_path)])
+    (tmp_path / "split.json").write_text("{}")  # lists nothing
+    assert len(find_images([str(tmp_path)]).calibration) == 1
 
 
 def test_a_video_gives_its_frames(tmp_path: Path) -> None:
