@@ -12,11 +12,10 @@ from typing import TypeVar
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, list_files
-from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom_reading import is_dicom
 from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.sources import Failure
-from espmedsam_edge.runtime.video_reading import open_video
+from espmedsam_edge.runtime.sources import DicomCine, Failure, ImageFiles, Source, VideoFile
 
 DEFAULT_IMAGES = 128
 """Enough for ranges to settle; more cost time in proportion."""
@@ -31,11 +30,11 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Picture:
-    """One image file, or one frame of a video file.
+    """One image file, DICOM among them, or one frame of a video or a DICOM cine loop.
 
     Attributes:
         path: the file.
-        index: the frame's number in a video; None for an image file.
+        index: the frame's number in a video; None for a file of one picture.
         mask: the file of its ground-truth mask, where there is one.
     """
 
@@ -67,33 +66,37 @@ class CalibrationImages:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def read(self, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Frame]]:
-        """Decode pictures one at a time, (H, W, 3) uint8 BGR; one that cannot be read goes to ``failures``."""
+        """Decode pictures one at a time, as the runtime does; what cannot be read goes to ``failures``.
+
+        Args:
+            pictures: those of one video together and in its order.
+
+        Returns:
+            Each with its frame, (H, W, 3) uint8 BGR.
+        """
         for path, group in groupby(pictures, key=lambda picture: picture.path):
-            wanted = list(group)
+            wanted = {picture.index or 0: picture for picture in group}
+            source = _source(next(iter(wanted.values())))
             try:
-                if wanted[0].index is None:
-                    for picture in wanted:
-                        yield picture, read_image(path)
-                else:
-                    yield from _read_video(path, wanted)
+                with source:
+                    for frame in source:
+                        if frame.index in wanted:
+                            yield wanted.pop(frame.index), frame.image
+                        if not wanted:
+                            break
+                found = source.failures
             except UserError as error:
-                failure = Failure(str(path), str(error))
-                if failure not in self.failures:
-                    self.failures.append(failure)
+                found = [Failure(source.name, str(error))]
+            if wanted and not found:
+                found = [Failure(source.name, f"{path} ended before frame {next(iter(wanted)) + 1}. Copy it again.")]
+            self.failures += [failure for failure in found if failure not in self.failures]
 
 
-def _read_video(path: Path, wanted: Sequence[Picture]) -> Iterator[tuple[Picture, Frame]]:
-    by_index = {picture.index: picture for picture in wanted}
-    last = max(index for index in by_index if index is not None)
-    reader = open_video(path)
-    try:
-        for index, (frame, _) in enumerate(reader):
-            if index in by_index:
-                yield by_index[index], frame
-            if index >= last:
-                return
-    finally:
-        reader.close()
+def _source(picture: Picture) -> Source:
+    """What reads a picture: its file's own source, as ``infer`` would open it."""
+    if picture.index is None:
+        return ImageFiles([picture.path])
+    return DicomCine(picture.path) if is_dicom(picture.path) else VideoFile(picture.path)
 
 
 def find_images(
@@ -103,7 +106,7 @@ def find_images(
     held_out: int = DEFAULT_HELD_OUT,
     masks: Path | None = None,
 ) -> CalibrationImages:
-    """Find and divide the images of files, folders, globs, videos and dataset folders.
+    """Find and divide the images of files, DICOM among them, folders, globs, videos and dataset folders.
 
     Of a dataset folder with a split, the train list calibrates and the valid list is held out (its masks/ are the
     ground truth); its test list is never used. Of everything else, and of a train list without a valid list, evenly
@@ -134,9 +137,10 @@ def find_images(
     loose: list[Picture] = []
     for source in sources:
         try:
-            loose += _video_pictures(source.files[0]) if source.kind == "video" else _image_pictures(source.files)
+            loose += _frames(source) if source.kind == "video" else _files(source)
         except UserError as error:
             failures.append(Failure(source.name, str(error)))
+        failures += source.failures
     if not valid:  # nothing says which to hold out, so the pictures of all sources are divided
         train, loose = [], train + loose
     spare = min(held_out, max(1, len(loose) // 5)) if len(loose) > 1 else 0
@@ -192,20 +196,18 @@ def _dataset_pictures(specification: str) -> tuple[list[Picture], list[Picture]]
     return pictures("all"), []
 
 
-def _image_pictures(files: Sequence[Path]) -> list[Picture]:
-    for file in files:
+def _files(source: Source) -> list[Picture]:
+    for file in source.files:
         if not file.is_file():
             raise UserError(f"no file {file}.", "Check the name.", exit_code=1)
-    return [Picture(file) for file in files]
+    return [Picture(file) for file in source.files]
 
 
-def _video_pictures(path: Path) -> list[Picture]:
-    reader = open_video(path)
-    try:
-        length = reader.length or sum(1 for _ in reader)
-    finally:
-        reader.close()
-    return [Picture(path, index) for index in range(length)]
+def _frames(source: Source) -> list[Picture]:
+    """A video's frames, counted by decoding it: the length that a file announces is an estimate."""
+    with source:
+        count = sum(1 for _ in source)
+    return [Picture(source.files[0], index) for index in range(count)]
 
 
 def _attach_masks(images: CalibrationImages, folder: Path) -> None:

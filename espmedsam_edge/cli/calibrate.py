@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle that export wrote; the new graph is added to it.")],
     images: Annotated[
-        list[str], typer.Argument(help="Images of the modality: files, folders, globs, videos or dataset folders.")
+        list[str],
+        typer.Argument(help="Images of the modality: files, DICOM files, folders, globs, videos or dataset folders."),
     ],
     precision: Annotated[Literal["fp16", "int8"], typer.Option(help="What to lower the graph to.")],
     method: Annotated[
@@ -44,16 +45,20 @@ def command(
 
     opened = Bundle.open(bundle)
     name = _modality(opened, modality, images)
-    found = find_images(images, count=count, held_out=held_out, masks=masks)
+    with _listener() as listener:
+        listener.phase("finding the images", None)
+        found = find_images(images, count=count, held_out=held_out, masks=masks)
     typer.echo(
         f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate"
     )
     request = Request(name, precision, method, budget, pictures, threads)
-    with _listener() as listener:
-        summary = calibrate(bundle, request, found, listener)
-    _report(opened, summary)
-    for failure in found.failures:
-        typer.echo(f"error: {failure.message}", err=True)
+    try:
+        with _listener() as listener:
+            summary = calibrate(bundle, request, found, listener)
+        _report(opened, summary)
+    finally:
+        for failure in found.failures:
+            typer.echo(f"error: {failure.message}", err=True)
     if found.failures:
         raise typer.Exit(1)
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from dicom_files import save_dicom
 from trained_graphs import save_images
+from video_files import cut, save_clip
 
 from espmedsam_edge.calibration.images import evenly, find_images
 from espmedsam_edge.calibration.resemblance import Resemblance
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.source_opening import open_sources
 
 
 def test_evenly_spaces_and_keeps_the_order() -> None:
@@ -75,6 +78,39 @@ def test_a_video_gives_its_frames(tmp_path: Path) -> None:
     levels = [int(frame.mean()) for _, frame in images.read(images.calibration)]
     wanted = [10 * (p.index or 0) for p in images.calibration]
     assert levels == pytest.approx(wanted, abs=3)  # JPEG
+
+
+def test_dicom_is_read_as_infer_reads_it(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in (2, 10, 1):
+        pixels = random.integers(0, 4000, (40, 60)).astype(np.uint16)
+        save_dicom(tmp_path / f"s{number}.dcm", pixels, InstanceNumber=number, WindowCenter=1500, WindowWidth=900)
+    loop = random.integers(0, 256, (6, 40, 60, 3)).astype(np.uint8)
+    save_dicom(tmp_path / "loop.dcm", loop, "RGB", FrameTime=40)
+    wanted = []
+    for source in open_sources([str(tmp_path)])[0]:
+        with source:
+            wanted += [(frame.path, frame.index, frame.image) for frame in source]
+    images = find_images([str(tmp_path)], held_out=2)
+    assert len(images.calibration) + len(images.held_out) == len(wanted) == 9
+    found = {(p.path, p.index or 0): frame for p, frame in images.read([*images.calibration, *images.held_out])}
+    assert not images.failures
+    for path, index, frame in wanted:
+        assert (found[path, index] == frame).all()
+
+
+def test_a_video_that_ends_early_is_a_failure(tmp_path: Path) -> None:
+    whole = save_clip(tmp_path / "whole.avi", 20)
+    short = cut(save_clip(tmp_path / "short.avi", 20), 0.5)
+    loop = np.random.default_rng(0).integers(0, 256, (20, 40, 60)).astype(np.uint8)
+    cine = cut(save_dicom(tmp_path / "cine.dcm", loop, FrameTime=40), 0.5)
+    images = find_images([str(whole), str(short), str(cine)], held_out=1)
+    assert len(list(images.read(images.calibration))) == len(images.calibration) < 58
+    assert {Path(failure.name) for failure in images.failures} == {short, cine}
+    assert len(images.failures) == 2
+    save_clip(whole, 3)  # changed since it was counted
+    assert len(list(images.read(images.calibration))) < len(images.calibration)
+    assert f"{whole} ended before frame 4." in images.failures[-1].message
 
 
 def test_the_hash_follows_content_and_nothing_else(tmp_path: Path) -> None:
