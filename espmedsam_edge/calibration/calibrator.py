@@ -170,8 +170,12 @@ class _Calibration:
         if earlier is not None:
             reason = why_stale(earlier, self.network, self.graph.sha256, len(images.calibration), wanted)
             if reason is None:
-                listener.say(f"ranges: {CALIBRATION} reused, measured on {earlier.images} images")
-                return earlier, True
+                seen = self._look()
+                if seen.count == earlier.images:
+                    listener.say(f"ranges: {CALIBRATION} reused, measured on {earlier.images} images")
+                    self._check_resemblance(seen)
+                    return earlier, True
+                reason = f"{seen.count} of the images can be read, it was measured on {earlier.images}"
         if reason is not None:
             listener.say(f"ranges: {CALIBRATION} not reused: {reason}; measuring again")
         listener.phase("measuring ranges", len(images.calibration))
@@ -182,9 +186,7 @@ class _Calibration:
         ranges = measure_ranges(
             self.network, tensors, quantised_tensors(self.network), threads=self.threads, on_image=listener.step
         )
-        warning = seen.warning()
-        if warning:
-            self._warn(warning)
+        self._check_resemblance(seen)
         measured = Measured(
             graph_sha256=self.graph.sha256,
             images=seen.count,
@@ -193,6 +195,20 @@ class _Calibration:
             thresholds=ranges.thresholds,
         )
         return measured, False
+
+    def _look(self) -> Resemblance:
+        """Read the calibration images without running the graph: what cannot be read, and what they look like."""
+        self.listener.phase("reading the images", len(self.images.calibration))
+        seen = Resemblance.of(self.request.modality)
+        for _, frame in self.images.read(self.images.calibration):
+            seen.add(frame)
+            self.listener.step()
+        return seen
+
+    def _check_resemblance(self, seen: Resemblance) -> None:
+        warning = seen.warning()
+        if warning:
+            self._warn(warning)
 
     def _gate(self) -> Gate:
         listener = self.listener

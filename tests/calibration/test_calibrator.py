@@ -31,6 +31,9 @@ from espmedsam_edge.calibration.record import CALIBRATION, read_record
 from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app, main
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime import sources
 from espmedsam_edge.runtime.backend import load_backend
 
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
@@ -336,6 +339,45 @@ def test_the_command_reports_a_bad_file_and_finishes(bundle: Path, pictures: Pat
     assert "warning: Only 10 images calibrate" in result.output
     assert "gate passed" in result.output
     assert Bundle.open(bundle).graph(MODALITY, "fp16")
+
+
+def test_a_run_that_reuses_ranges_warns_of_the_images_all_the_same(bundle: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path, 6, "ultrasound")
+    (folder / "case 1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    arguments = ["calibrate", str(bundle), str(folder), "--precision", "fp16", "--budget", "50", "--threads", "1"]
+    for run in (1, 2):
+        result = CliRunner().invoke(build_app("calibrate"), arguments)
+        assert ("reused, measured on 4 images" in result.output) == (run == 2), result.output
+        assert "warning: These images do not look like dermoscopy" in result.output
+        assert "case 1.png" in result.output
+        assert result.exit_code == 1
+        assert "These images do not look like dermoscopy" in (bundle / "report.md").read_text()
+
+
+def test_images_that_can_be_read_by_now_are_measured(
+    bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As DICOM files, once their decoder is installed: their content is what it was."""
+    images = find_images([str(pictures)], held_out=3)
+    request = Request(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
+    with monkeypatch.context() as before:
+        before.setattr(sources, "read_image", _but("case 1.png"))
+        calibrate(bundle, request, images, Log())
+    assert len(images.failures) == 1
+    log = Log()
+    calibrate(bundle, request, find_images([str(pictures)], held_out=3), log)
+    assert "not reused: 10 of the images can be read, it was measured on 9" in log.text
+
+
+def _but(name: str) -> Callable[[Path], Frame]:
+    """What reads all images but one."""
+
+    def read(path: Path) -> Frame:
+        if path.name == name:
+            raise UserError(f"cannot read {path}.", exit_code=1)
+        return read_image(path)
+
+    return read
 
 
 def image_result(disagreement: float = 0.0, drop: float | None = None, **changes: bool) -> ImageResult:
