@@ -320,7 +320,7 @@ class _Calibration:
             precision=precision,
             file=file,
             size=len(content),
-            reference_size=self.file.stat().st_size,
+            reference_size=self.network.size,
             macs={name: count / total for name, count in macs.items()},
             network=network,
             result=found.result,

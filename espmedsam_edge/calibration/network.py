@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from espmedsam_edge.errors import UserError
 
@@ -59,13 +60,13 @@ class Network:
 
     @classmethod
     def load(cls, path: Path) -> Network:
-        """Read and type a graph.
+        """Read and type a graph; weights stored in float16 behind a Cast become the float32 constants they stand for.
 
         Raises:
             UserError: not an ONNX graph, or its shapes do not follow from its input.
         """
         try:
-            return cls.of(onnx.load(str(path)))
+            return cls.of(_widened(onnx.load(str(path))))
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"cannot read {path} as an ONNX graph: {first}", "Export the bundle again.") from error
@@ -77,6 +78,14 @@ class Network:
         bare.CopyFrom(model)
         del bare.graph.value_info[:]  # stale types would win over inferred ones
         return cls(onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True))
+
+    @property
+    def size(self) -> int:
+        """Bytes that the graph takes as a file."""
+        bare = ModelProto()
+        bare.CopyFrom(self.model)
+        del bare.graph.value_info[:]
+        return int(bare.ByteSize())
 
     @property
     def nodes(self) -> list[NodeProto]:
@@ -167,3 +176,22 @@ class Network:
         for node in self.nodes:
             table.setdefault(group_of(node.name), []).append(node)
         return table
+
+
+def _widened(model: ModelProto) -> ModelProto:
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        to = {attribute.name: attribute.i for attribute in node.attribute}.get("to")
+        stored = constants.get(node.input[0]) if node.op_type == "Cast" and to == TensorProto.FLOAT else None
+        if stored is None or stored.data_type != TensorProto.FLOAT16:
+            nodes.append(node)
+            continue
+        name = node.output[0]
+        constants[name] = numpy_helper.from_array(numpy_helper.to_array(stored).astype(np.float32), name)
+    used = {name for node in nodes for name in node.input}
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+    return model

@@ -32,7 +32,7 @@ class Summary:
     Attributes:
         modality, precision: which.
         file: its name in the bundle.
-        size, reference_size: bytes of it and of the FP32 graph.
+        size, reference_size: bytes of it and of the FP32 graph with its weights in float32, however they are stored.
         macs: share of the multiply-accumulates in each type, 0..1.
         network: the graph.
         result: the gate's verdict.
@@ -99,7 +99,8 @@ def section(summary: Summary, pictures: Sequence[str]) -> str:
     lines = [
         _heading(summary.modality, summary.precision),
         "",
-        f"{summary.file}: {summary.size / 1e6:.1f} MB, {summary.size / summary.reference_size:.3f} of the FP32 graph.",
+        f"{summary.file}: {summary.size / 1e6:.1f} MB, {summary.size / summary.reference_size:.3f} of the FP32 graph "
+        f"with float32 weights ({summary.reference_size / 1e6:.1f} MB).",
         f"Multiply-accumulates: {summary.macs_text()}.",
         f"Ranges from {summary.images} images"
         + (" (calibration.json, reused)" if summary.reused else "")

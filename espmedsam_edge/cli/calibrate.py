@@ -110,8 +110,8 @@ def _listener() -> Iterator[Listener]:
 
 
 def _report(bundle: Bundle, summary: Summary) -> None:
-    ratio = summary.size / summary.reference_size
-    typer.echo(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio:.3f} of FP32; {summary.macs_text()}")
+    ratio = f"{summary.size / summary.reference_size:.3f} of FP32's {summary.reference_size / 1e6:.1f} MB"
+    typer.echo(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio}; {summary.macs_text()}")
     typer.echo(f"gate passed: {summary.result}")
     if summary.raised:
         typer.echo(f"kept in higher precision: {', '.join(summary.raised)}")

@@ -27,10 +27,12 @@ from espmedsam_edge.calibration.calibrator import Request, calibrate
 from espmedsam_edge.calibration.gate import Gate, GateResult, ImageResult
 from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
+from espmedsam_edge.calibration.plan import quantisable_nodes
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
 from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app, main
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.export.graph import store_weights
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime import sources
@@ -171,6 +173,23 @@ def test_an_incomplete_record_is_not_reused(
     with pytest.raises(InterruptedError):
         calibrate(path, Request(MODALITY, "int8"), find_images([str(pictures)], held_out=3), log)
     assert re.search(rf"{CALIBRATION} not reused: it lacks numbers of \d+ tensors, the first '", log.text)
+
+
+def test_weights_stored_in_float16_are_quantised_as_others(
+    finished: tuple[Path, Log], pictures: Path, tmp_path: Path
+) -> None:
+    model = trained_graph()
+    store_weights(model, "float16")
+    stored = save_bundle(tmp_path / "b.bundle", model)
+    request = Request(MODALITY, "int8", budget=1.0, threads=1)
+    calibrate(stored.path, request, find_images([str(pictures)], held_out=3), Log())
+    accuracy, wanted = (Bundle.open(p).manifest.accuracy[f"{MODALITY}/int8"] for p in (stored.path, finished[0]))
+    assert accuracy["macs"] == wanted["macs"]
+    assert accuracy["size_of_fp32"] == pytest.approx(wanted["size_of_fp32"], rel=0.01)  # not of the smaller file
+    lowered = Network.load(stored.path / "int8.onnx")
+    products = [node for node in lowered.nodes if lowered.macs(node)]
+    quantised = [node.name for node in products if lowered.product_type(node) == "int8"]
+    assert quantised == [node.name for node in quantisable_nodes(Network.of(trained_graph()))]
 
 
 def test_a_hostile_network_passes(tmp_path: Path, pictures: Path) -> None:
