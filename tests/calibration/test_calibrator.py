@@ -249,7 +249,15 @@ def test_true_masks_are_what_counts_where_there_are_some(bundle: Path, pictures:
     summary = calibrate(bundle, Request(MODALITY, "fp16", budget=0.3, threads=1), images, Log())
     assert summary.result.mean_drop is not None
     assert summary.result.loss == summary.result.mean_drop
-    assert Bundle.open(bundle).manifest.accuracy[f"{MODALITY}/fp16"]["against_true_masks"] is True
+    accuracy = Bundle.open(bundle).manifest.accuracy[f"{MODALITY}/fp16"]
+    assert accuracy["against_true_masks"] is True
+    alike = 100 - summary.result.mean_disagreement  # which a mean of gains and losses says nothing of
+    assert accuracy["dice_loss_mean"] == pytest.approx(summary.result.mean_drop, abs=1e-4)
+    assert accuracy["dice_to_fp32_mean"] == pytest.approx(alike, abs=1e-4)
+    assert f"; {100 - alike:.3f} points between the two graphs' masks" in str(summary.result)
+    report = (bundle / "report.md").read_text()
+    assert f"| Dice to the FP32 mask | {alike:.3f} |" in report
+    assert f"| Dice points lost on the true mask | {summary.result.mean_drop:+.3f} |" in report
 
 
 def test_bundles_that_cannot_be_calibrated(
