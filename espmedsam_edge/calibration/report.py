@@ -136,9 +136,15 @@ def section(summary: Summary, pictures: Sequence[str]) -> str:
             f"| {s.group} | {s.loss:+.3f}{'' if s.finite else ' (not finite)'} | {s.logit_error:.4f} | {s.share:.1%} |"
             for s in sorted(summary.ranking, key=lambda s: s.harm, reverse=True)
         ]
+        if not _can_plot():
+            lines += ["", "The plot was left out: no matplotlib (pip install 'espmedsam-edge[calibrate]')."]
     for picture in pictures:
         lines += ["", f"![{picture}]({picture})"]
     return "\n".join(lines) + "\n"
+
+
+def _can_plot() -> bool:
+    return find_spec("matplotlib") is not None
 
 
 _TYPES = ("int8", "fp16", "fp32")
@@ -187,7 +193,7 @@ def worst_picture(
 
 def plot_sensitivity(path: Path, ranking: Sequence[Sensitivity], raised: Sequence[str], title: str) -> bool:
     """A bar a group, those kept higher marked; False where matplotlib is not installed."""
-    if not ranking or find_spec("matplotlib") is None:
+    if not ranking or not _can_plot():
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

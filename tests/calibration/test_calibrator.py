@@ -29,6 +29,8 @@ from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantisable_nodes
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
+from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section
+from espmedsam_edge.calibration.search import Sensitivity
 from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app, main
 from espmedsam_edge.errors import UserError
@@ -409,6 +411,32 @@ def _but(name: str) -> Callable[[Path], Frame]:
 
 def image_result(disagreement: float = 0.0, drop: float | None = None, **changes: bool) -> ImageResult:
     return ImageResult(disagreement, drop, changes.get("finite", True), changes.get("vanished", False), 0.0)
+
+
+def test_the_report_says_where_its_plot_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = Summary(
+        modality=MODALITY,
+        precision="int8",
+        file="int8.onnx",
+        size=1,
+        reference_size=4,
+        macs={"int8": 1.0},
+        network=Network.of(trained_graph()),
+        result=GateResult(0.1, (image_result(),)),
+        images=1,
+        reused=False,
+        method="max",
+        kept={},
+        raised=("encoder.neck",),
+        ranking=[Sensitivity("encoder.neck", 0.2, 0.1, True, 0.3)],
+    )
+    assert "left out" not in section(summary, [])
+    monkeypatch.setattr("espmedsam_edge.calibration.report.find_spec", lambda name: None)
+    assert "plot was left out: no matplotlib (pip install 'espmedsam-edge[calibrate]')" in section(summary, [])
+    assert not plot_sensitivity(tmp_path / "plot.png", summary.ranking, summary.raised, "")
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    (extra,) = (line for line in extras.splitlines() if line.startswith("calibrate = "))
+    assert "matplotlib" in extra
 
 
 def test_the_gates_verdict() -> None:
