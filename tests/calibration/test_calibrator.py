@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -244,6 +245,40 @@ def test_control_c_leaves_the_bundle_as_it_was(
         calibrate(bundle, request, find_images([str(pictures)], held_out=2), Log())
     assert contents(bundle) == before
     assert [file.name for file in bundle.parent.iterdir()] == [bundle.name]
+
+
+@pytest.mark.parametrize("moment", ["measuring", "writing"])
+def test_a_real_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, pictures: Path, tmp_path: Path, moment: str) -> None:
+    before = contents(bundle)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    script = (
+        "import os, signal, sys\n"
+        "from espmedsam_edge.calibration import calibrator\n"
+        "from espmedsam_edge.cli import main\n"
+        "if sys.argv.pop(1) == 'writing':\n"  # the draft of the new bundle is half written
+        "    calibrator.section = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["calibrate", bundle, pictures, "--precision", "fp16", "--budget", "5", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, moment, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert process.stdout is not None
+    if moment == "measuring":
+        while "Only 10 images calibrate" not in process.stdout.readline():  # said just before the first is measured
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in error
+    assert contents(bundle) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [bundle.name, temporary.name]
+    assert not list(temporary.glob("espmedsam-*"))
 
 
 def test_true_masks_are_what_counts_where_there_are_some(bundle: Path, pictures: Path) -> None:
