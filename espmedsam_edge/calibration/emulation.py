@@ -62,7 +62,7 @@ def _emulated(network: Network, node: NodeProto) -> list[NodeProto]:
 def _dequantised(node: NodeProto, constants: Mapping[str, TensorProto]) -> TensorProto:
     """A weight as numbers. Left as INT8, ONNX Runtime would multiply in INT8, where CPUs without VNNI saturate."""
     weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-    axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+    axis = {attribute.name: attribute.i for attribute in node.attribute}.get("axis", 1) % weight.ndim
     shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
     return numpy_helper.from_array(weight.astype(np.float32) * scale.reshape(shape), node.output[0])
 
