@@ -17,6 +17,7 @@ from espmedsam_edge.runtime.environment import install_command
 from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
+from espmedsam_edge.runtime.uris import without_secrets
 from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
 from espmedsam_edge.runtime.video_sinks import DEFAULT_FPS
 from espmedsam_edge.runtime.video_writing import PyAvEncoder, even_size
@@ -56,7 +57,7 @@ def parse_destination(text: str) -> Destination:
     scheme = text.partition("://")[0].lower()
     example = "Give udp://HOST:PORT, rtp://HOST:PORT or rtsp://HOST:PORT/PATH."
     if "://" not in text or scheme not in SCHEMES:
-        raise UserError(f"cannot stream to '{_without_secrets(text)}'.", f"{example} {nearest(scheme, SCHEMES)}")
+        raise UserError(f"cannot stream to '{_shown(text)}'.", f"{example} {nearest(scheme, SCHEMES)}")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
@@ -66,15 +67,15 @@ def parse_destination(text: str) -> Destination:
     wild = re.search(r"[\s\"'\\\\]", text) is not None
     plain = scheme != "rtsp" and (parts.path not in ("", "/") or parts.query or parts.username is not None)
     if wild or not host or not port or plain or not re.fullmatch(r"[\w.:%-]+", host):
-        raise UserError(f"cannot stream to '{_without_secrets(text)}'.", example)
+        raise UserError(f"cannot stream to '{_shown(text)}'.", example)
     shown = f"[{host}]" if ":" in host else host
-    path = parts.path.rstrip("/") if scheme == "rtsp" else ""
+    path = without_secrets(parts.path.rstrip("/")) if scheme == "rtsp" else ""
     address = f"{scheme}://{shown}:{port}{path}"
     return Destination(scheme, host, port, text if scheme == "rtsp" else address, address)
 
 
-def _without_secrets(text: str) -> str:
-    return re.sub(r"//[^/]*@", "//", text.partition("?")[0])
+def _shown(text: str) -> str:
+    return without_secrets(re.sub(r"//[^/]*@", "//", text.partition("?")[0]))
 
 
 class OverlayStream:

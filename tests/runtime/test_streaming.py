@@ -221,6 +221,7 @@ def test_a_file_goes_out_at_its_own_pace(monkeypatch: pytest.MonkeyPatch) -> Non
         ("RTP://host.local:5000/", "rtp://host.local:5000"),
         ("udp://[::1]:5000", "udp://[::1]:5000"),
         ("rtsp://u:p@server/cam/1?key=k", "rtsp://server:554/cam/1"),
+        ("rtsp://server/user=admin&password=p/1", "rtsp://server:554/user=***&password=***/1"),
     ],
 )
 def test_destinations(text: str, address: str) -> None:
