@@ -39,6 +39,7 @@ _READER = """
 import resource, sys, traceback
 from pathlib import Path
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.environment import process_memory
 from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.source_opening import open_sources
 
@@ -64,8 +65,9 @@ for line in sys.stdin:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:150]
         outcome = f"{type(error).__name__}: {text} ({Path(place.filename).name}, {place.name})"
-    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(kilobytes * 1024, outcome, flush=True)
+    own = process_memory()[1] or 0  # not getrusage's, which begins with what the parent held when it forked
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(max(own, children), outcome, flush=True)
 """
 
 
