@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -32,6 +36,23 @@ pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, t
 def _known_modalities(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers, or a checkpoint that it reads, is forgotten after it."""
     monkeypatch.setattr(modalities, "_REGISTRY", dict(modalities._REGISTRY))
+
+
+@pytest.fixture
+def load_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Load a script that is no part of the package, such as ``benchmarks/fuzz.py``, as a module for one test."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).parents[1] / path
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, file.stem, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

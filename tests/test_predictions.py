@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,14 +16,8 @@ RESULT = ROOT / "benchmarks" / "results" / "predicted-espmedsam-s.json"
 
 
 @pytest.fixture
-def predict(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict", ROOT / "benchmarks" / "predict.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "predict", module)
-    spec.loader.exec_module(module)
-    return module
+def predict(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("benchmarks/predict.py")
 
 
 def test_a_graph_counts_as_if_it_were_of_another_precision(predict: ModuleType) -> None:

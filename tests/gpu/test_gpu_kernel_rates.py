@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +24,8 @@ SMALL = {"frame": (64, 48), "image_size": 64}
 
 
 @pytest.fixture
-def rates(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kernels", ROOT / "benchmarks" / "kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "kernels", module)
-    spec.loader.exec_module(module)
+def rates(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
+    module = load_script("benchmarks/kernels.py")
     monkeypatch.setattr(module, "WORKING_SET", 1 << 18)
     monkeypatch.setattr(cuda_rates, "_SIZE", 1 << 20)
     return module

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hand_graphs import hand_bundle, hand_graph
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "build_cost.py"
-
 
 @pytest.mark.rtx
 @pytest.mark.usefixtures("no_gpu", "rtx")
-def test_every_graph_has_its_seconds_memory_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    specification = importlib.util.spec_from_file_location("build_cost", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
+def test_every_graph_has_its_seconds_memory_and_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]
+) -> None:
+    benchmark = load_script("benchmarks/build_cost.py")
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
     bundle = hand_bundle(tmp_path / "b", {"fp32": hand_graph("fp16"), "int8": hand_graph("int8")})
     monkeypatch.setattr("sys.argv", ["build_cost.py", "--name", "trial", "--target", "sm86", str(bundle.path)])

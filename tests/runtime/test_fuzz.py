@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,17 +12,10 @@ from video_files import save_clip
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-
 
 @pytest.fixture
-def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    specification = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "fuzz", module)
-    specification.loader.exec_module(module)
+def fuzz(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
+    module = load_script("benchmarks/fuzz.py")
     monkeypatch.setattr(module, "SECONDS", 60.0)  # a machine under tests is slow; what hangs, hangs longer
     return module
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.growing_file import GrowingFile
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "long_video.py"
 
-
-def test_lines_are_counted_before_and_after_the_file_takes_its_name(tmp_path: Path) -> None:
-    specification = importlib.util.spec_from_file_location("long_video", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
+def test_lines_are_counted_before_and_after_the_file_takes_its_name(
+    tmp_path: Path, load_script: Callable[[str], ModuleType]
+) -> None:
+    benchmark = load_script("benchmarks/long_video.py")
     path = tmp_path / "out.jsonl"
     assert benchmark.frames_done(path) == 0
     failed, file = GrowingFile(path), GrowingFile(path)

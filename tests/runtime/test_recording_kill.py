@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,18 +10,10 @@ import pytest
 
 from espmedsam_edge.runtime.video_reading import has_pyav, open_video
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "recording_kill.py"
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    specification = importlib.util.spec_from_file_location("recording_kill", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "recording_kill", module)
-    specification.loader.exec_module(module)
-    return module
+def benchmark(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("benchmarks/recording_kill.py")
 
 
 @pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")

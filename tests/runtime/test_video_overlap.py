@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,19 +18,12 @@ from espmedsam_edge.runtime.backend import Choice
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import VideoFile
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "video_overlap.py"
 STYLE = OverlayStyle((255, 200, 0))
 
 
 @pytest.fixture
-def overlap(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("video_overlap", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "video_overlap", module)
-    spec.loader.exec_module(module)
-    return module
+def overlap(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("benchmarks/video_overlap.py")
 
 
 class Resting:
