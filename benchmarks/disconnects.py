@@ -2,7 +2,7 @@
 
     python benchmarks/disconnects.py --name disconnects-MACHINE [--times 200] [--note TEXT]
 
-Servers on loopback (``tests/stream_servers.py``): Motion JPEG over HTTP whose connections are reset, read by PyAV; and
+Servers on loopback (``tests/support/stream_servers.py``): Motion JPEG over HTTP whose connections are reset, read by PyAV; and
 GStreamer's RTSP server whose clients are removed, read by PyAV and by GStreamer. Each disconnect waits until frames
 flow. Reported: how many were recovered, the time from the cut to the next frame, threads and memory before and after.
 """

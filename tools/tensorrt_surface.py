@@ -2,7 +2,7 @@
 """Writes down the Python API of published TensorRT releases, which the tests' double of TensorRT is cut to.
 
     tools/tensorrt_surface.py tensorrt_cu12_bindings-10.3.0-cp311-none-manylinux_2_17_x86_64.whl ... \
-        > tests/tensorrt_surfaces.json
+        > tests/support/tensorrt_surfaces.json
 
 Needs a C compiler, and the Python the wheels are for; no TensorRT library and no GPU: the bindings are imported against
 libraries whose functions do nothing, which is enough to list classes, members, signatures and enumerations.

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tensorrt_surface
 
 SETTINGS = json.loads(os.environ.get("TENSORRT_DOUBLE", "{}"))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-DOUBLE = Path(__file__).parent / "double"
-KERNELS = Path(__file__).parents[1] / "espmedsam_edge" / "runtime" / "kernels"
+DOUBLE = Path(__file__).parents[1] / "double"
+KERNELS = Path(__file__).parents[2] / "espmedsam_edge" / "runtime" / "kernels"
 _OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra")
 _SOURCES = ("host_preprocess.cpp", "host_postprocess.cpp", "host_entry.cpp")
 # No guards on stacks: the kernels' threads jump between them, which the sanitizer does not follow.

@@ -1,6 +1,6 @@
 """ONNX Runtime with TensorRT-RTX as a plugin, in a process of its own: a second way from a graph to its logits.
 
-    python tests/plugin_provider.py GRAPH.onnx IMAGE.npy LOGITS.npy [--library PROVIDER.so] [--provider NAME]
+    python tests/support/plugin_provider.py GRAPH.onnx IMAGE.npy LOGITS.npy [--library PROVIDER.so] [--provider NAME]
 
 Ends with 3 where the provider offers no device of this machine.
 """
@@ -54,7 +54,7 @@ def run_in_child(
         env={
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, known)),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         },
     )
     return ended, np.load(got) if got.exists() else None

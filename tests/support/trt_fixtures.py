@@ -17,7 +17,7 @@ import pytest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import tensorrt_api
 
-DOUBLE = Path(__file__).parent / "double"
+DOUBLE = Path(__file__).parents[1] / "double"
 ORIN = "Orin|8|7|8|7990000000|4000000000|0|5.5"
 """A GPU with 4 GB free; not marked as sharing its memory, so that the test's own machine does not matter."""
 
