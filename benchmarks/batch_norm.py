@@ -20,8 +20,8 @@ import torch
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.model.config import ModelConfig
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.training import stages
 from espmedsam_edge.training.collection import Collection, labelled_images
 from espmedsam_edge.training.recipe import Recipe, load_recipe

@@ -31,8 +31,8 @@ from espmedsam_edge.calibration.images import DEFAULT_HELD_OUT
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.environment import collect_environment
 
 RESULTS = Path(__file__).parent / "results"
 MODALITY = "fundus"

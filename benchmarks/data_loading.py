@@ -24,11 +24,11 @@ from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame, stretch
 from espmedsam_edge.imaging.masks import Mask, resize_mask
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.training.augmentation import augment, default_augmentation
 from espmedsam_edge.training.dataset import FolderSource, Pair, TrainingSet
 from espmedsam_edge.training.loader import BatchLoader

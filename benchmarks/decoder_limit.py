@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.masks import Mask, resize_mask
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.environment import collect_environment
 
 STEPS = 150
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
 from espmedsam_edge.export.exporter import export_bundle
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.model.checkpoint import CheckpointInfo, save_checkpoint
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.controller import BlockBag
@@ -39,7 +40,6 @@ from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.runtime.bench import Settings
 from espmedsam_edge.runtime.bench_plot import draw_plot
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown
-from espmedsam_edge.runtime.cores import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 MODALITY = "fundus"

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.machine.environment import collect_environment
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 10.0
@@ -39,7 +39,7 @@ _READER = """
 import resource, sys, traceback
 from pathlib import Path
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.environment import process_memory
+from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.source_opening import open_sources
 

@@ -31,9 +31,9 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.jobs import Job, Report
 from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.pipeline import run_pipeline

@@ -26,9 +26,9 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backend import Choice
 from espmedsam_edge.runtime.detached import Beside
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.live_source import LiveSource

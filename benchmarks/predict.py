@@ -26,7 +26,7 @@ from typing import Any
 
 from espmedsam_edge.evaluation.graph_cost import graph_cost
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.roofline import GraphCost, Kernel, Rates, bound
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.growing_file import SYNC_SECONDS
 from espmedsam_edge.runtime.video_reading import open_video
 

@@ -39,7 +39,7 @@ def main() -> None:
     import numpy as np
 
     from espmedsam_edge.files import atomic_write
-    from espmedsam_edge.runtime.environment import collect_environment
+    from espmedsam_edge.machine.environment import collect_environment
 
     rows: list[dict[str, Any]] = []
     estimates = {}

@@ -26,8 +26,8 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter

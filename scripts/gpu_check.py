@@ -372,7 +372,7 @@ def main() -> int:
             print(f"{step.name} (at least {step.limit:.0f} s): {step.reason or ' '.join(step.command)}")
         return 0
 
-    from espmedsam_edge.runtime.environment import collect_environment
+    from espmedsam_edge.machine.environment import collect_environment
 
     out.mkdir(parents=True, exist_ok=True)
     clear(out, groups)

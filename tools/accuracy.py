@@ -30,9 +30,9 @@ from espmedsam_edge.evaluation.paper import paper_score
 from espmedsam_edge.evaluation.report import summary, write_csv, write_sheets
 from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.packed import read_packed
-from espmedsam_edge.runtime.environment import collect_environment
 from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS, make_bundle
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.recognition import OTHER, SURE, Classifier, features
+from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
-from espmedsam_edge.runtime.environment import collect_environment
 
 PACKAGE = Path(__file__).resolve().parents[1] / "espmedsam_edge" / "imaging" / "recognition.json"
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 
 from espmedsam_edge.files import atomic_path, atomic_write
-from espmedsam_edge.runtime.environment import collect_environment
+from espmedsam_edge.machine.environment import collect_environment
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "training"
 TERMS = ("loss", "pixel", "dice", "patch")

@@ -30,7 +30,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.masks import read_mask
-from espmedsam_edge.runtime.cores import check_threads, usable_cores
+from espmedsam_edge.machine.cores import check_threads, usable_cores
 
 _REPORT = "report.md"
 _LOW_SHARE = 0.9

@@ -20,10 +20,10 @@ def command(
     from functools import partial
 
     from espmedsam_edge.imaging.encode import write_image
+    from espmedsam_edge.machine.environment import near
     from espmedsam_edge.runtime.backend import once
     from espmedsam_edge.runtime.demo import demo_bundles, run_demo
     from espmedsam_edge.runtime.demo_sheet import contact_sheet
-    from espmedsam_edge.runtime.environment import near
 
     start = time.perf_counter()
     bundles = demo_bundles(bundle, typer.echo)
@@ -42,7 +42,7 @@ def _say_row(row: Row) -> None:
 
 
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
-    from espmedsam_edge.runtime.environment import near, program_command
+    from espmedsam_edge.machine.environment import near, program_command
 
     out = demo.out
     typer.echo(f"\nDone in {seconds:.1f} s, on {demo.backend}.")

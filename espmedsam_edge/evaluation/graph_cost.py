@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.environment import install_command
+from espmedsam_edge.machine.environment import install_command
 from espmedsam_edge.runtime.roofline import GraphCost, Kernel
 
 if TYPE_CHECKING:

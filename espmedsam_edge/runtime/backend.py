@@ -11,7 +11,7 @@ from espmedsam_edge.bundle import Bundle, Graph, Normalization
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.cores import check_threads
+from espmedsam_edge.machine.cores import check_threads
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 

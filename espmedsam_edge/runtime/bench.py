@@ -14,8 +14,8 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.machine.environment import machine_cpu_seconds, process_memory
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
-from espmedsam_edge.runtime.environment import machine_cpu_seconds, process_memory
 from espmedsam_edge.runtime.latency import Latency, Ratio, ratio_of_medians
 from espmedsam_edge.runtime.roofline import Roofline
 from espmedsam_edge.runtime.segmenter import Segmenter

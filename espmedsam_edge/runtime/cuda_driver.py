@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.environment import memory
+from espmedsam_edge.machine.environment import memory
 
 _LIBRARY = "libcuda.so.1"
 # CUdevice_attribute

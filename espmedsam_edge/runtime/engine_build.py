@@ -15,8 +15,8 @@ from typing import Any
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.environment import memory
 from espmedsam_edge.runtime.engine_worker import Request, Result
-from espmedsam_edge.runtime.environment import memory
 from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour
 
 OnProgress = Callable[[str, float], None]

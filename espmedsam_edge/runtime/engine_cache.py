@@ -21,8 +21,8 @@ from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256_file, write_errors
+from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime import engine_build
-from espmedsam_edge.runtime.cache_place import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime.cuda_driver import find_gpu
 from espmedsam_edge.runtime.engine_agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar

@@ -21,12 +21,12 @@ from pydantic import BaseModel, ConfigDict
 from espmedsam_edge.bundle import Graph, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
+from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
 from espmedsam_edge.runtime.engine_agreement import Agreement, agree
 from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
 from espmedsam_edge.runtime.engine_trial import median_milliseconds, outputs
-from espmedsam_edge.runtime.environment import process_memory
 from espmedsam_edge.runtime.network_precision import (
     Arithmetic,
     check_arithmetic,

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.machine.environment import install_command
 from espmedsam_edge.runtime.dicom_reading import is_dicom
-from espmedsam_edge.runtime.environment import install_command
 
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
 FORMS = ("hashed", "plain")

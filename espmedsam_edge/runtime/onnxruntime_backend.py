@@ -11,8 +11,8 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backend import BackendUnavailable, Say, silent
-from espmedsam_edge.runtime.cores import usable_cores
 
 _INPUT, _OUTPUT = "image", "logits"
 

@@ -26,9 +26,9 @@ from espmedsam_edge.bundle import (
 )
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
+from espmedsam_edge.machine.cache import cache_place
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.packed import SUFFIX, read_packed, write_plain
-from espmedsam_edge.runtime.cache_place import cache_place
 from espmedsam_edge.runtime.network_assembly import assemble
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"

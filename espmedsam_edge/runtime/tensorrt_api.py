@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.runtime.environment import install_command, jetson
+from espmedsam_edge.machine.environment import install_command, jetson
 from espmedsam_edge.runtime.tensorrt_remedies import remedy
 
 if TYPE_CHECKING:

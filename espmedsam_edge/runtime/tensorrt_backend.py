@@ -16,6 +16,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import outline_width
+from espmedsam_edge.machine.environment import jetson
 from espmedsam_edge.runtime import cuda_api
 from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions, Say, silent
 from espmedsam_edge.runtime.cuda_api import CudaError
@@ -24,7 +25,6 @@ from espmedsam_edge.runtime.cuda_device import CudaDevice
 from espmedsam_edge.runtime.cuda_driver import driver_installed, find_gpu
 from espmedsam_edge.runtime.cuda_stream import Stream
 from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
-from espmedsam_edge.runtime.environment import jetson
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
 from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime import doctor, environment, probe
+from espmedsam_edge.machine import environment
+from espmedsam_edge.runtime import doctor, probe
 from espmedsam_edge.runtime.doctor import Diagnosis, Finding, diagnose
 from espmedsam_edge.runtime.doctor_report import render
 from espmedsam_edge.runtime.probe import Answer

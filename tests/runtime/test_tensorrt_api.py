@@ -29,7 +29,7 @@ class TestLoading:
         assert extra in caught.value.hint
 
     def test_missing_on_a_jetson_names_its_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from espmedsam_edge.runtime.environment import Jetson
+        from espmedsam_edge.machine.environment import Jetson
 
         monkeypatch.setattr(tensorrt_api, "_exists", lambda module: False)
         monkeypatch.setattr(tensorrt_api, "jetson", lambda: Jetson("NVIDIA Jetson Orin Nano", "36.4.0"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime.cores import usable_cores
+from espmedsam_edge.machine.cores import usable_cores
 
 
 def machine(root: Path, siblings: list[str], files: dict[str, str] | None = None) -> Path:

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from espmedsam_edge.runtime.cores import usable_cores
+from espmedsam_edge.machine.cores import usable_cores
 
 ROOT = Path("/")
 PACKAGES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime import environment
+from espmedsam_edge.machine import environment
 
 
 def put(root: Path, path: str, content: str) -> None:

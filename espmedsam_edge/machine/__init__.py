@@ -1,0 +1,1 @@
+"""What this computer is: its environment, cores, the cache's place, what an installation lacks."""
