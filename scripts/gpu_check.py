@@ -256,7 +256,7 @@ def check_engine(flavour: str, out: Path) -> int:
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.phantoms import phantom_clip
     from espmedsam_edge.runtime.backend import unavailable
-    from espmedsam_edge.runtime.cuda_driver import find_gpu
+    from espmedsam_edge.runtime.cuda.gpu import find_gpu
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.shipped import shipped_bundle
 

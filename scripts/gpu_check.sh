@@ -58,7 +58,7 @@ if [[ -n "$wheels" ]]; then
 fi
 
 if [[ -z "$dry" ]]; then
-    if ! "$python" -c 'import sys; from espmedsam_edge.runtime.cuda_api import unavailable; sys.exit(unavailable())'; then
+    if ! "$python" -c 'import sys; from espmedsam_edge.runtime.cuda.driver import unavailable; sys.exit(unavailable())'; then
         echo "gpu_check: nothing was checked: this machine has no usable GPU." >&2
         exit 2
     fi

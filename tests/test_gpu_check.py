@@ -18,7 +18,7 @@ import pytest
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.runtime.cuda_api import unavailable
+from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"

@@ -7,7 +7,7 @@ from ctypes import POINTER, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_voi
 from typing import Any
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, view_of_array
 
 _GPU = (2, 13)  # DLDeviceType: kDLCUDA, kDLCUDAManaged

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from espmedsam_edge.runtime.cuda_device import CudaDevice
-from espmedsam_edge.runtime.cuda_memory import DeviceBuffer
-from espmedsam_edge.runtime.cuda_stream import Event, Stream
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
+from espmedsam_edge.runtime.cuda.stream import Event, Stream
 
 _SIZE = 256 << 20  # bytes: more than any cache on a GPU
 _RUNS = 10

@@ -23,7 +23,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256_file, write_errors
 from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime import engine_build
-from espmedsam_edge.runtime.cuda_driver import find_gpu
+from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.runtime.engine_agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engine_worker import Request

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from espmedsam_edge.bundle import Graph, Sha256
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.runtime.cuda_driver import GpuDevice
+from espmedsam_edge.runtime.cuda.gpu import GpuDevice
 from espmedsam_edge.runtime.engine_agreement import Agreement
 from espmedsam_edge.runtime.engine_worker import Dla
 from espmedsam_edge.runtime.network_precision import Arithmetic

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda_driver import GpuDevice, checked, with_context
+from espmedsam_edge.runtime.cuda.gpu import GpuDevice, checked, with_context
 from espmedsam_edge.runtime.network_precision import shape_of
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
-from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu, free_bytes
+from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
 from espmedsam_edge.runtime.engine_agreement import Agreement, agree
 from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
 from espmedsam_edge.runtime.engine_trial import median_milliseconds, outputs

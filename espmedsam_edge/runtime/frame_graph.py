@@ -17,12 +17,12 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backend import FrameOptions
-from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda_stream import Event, Graph, Stream
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
+from espmedsam_edge.runtime.cuda.pinned_pool import Lender
+from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
-from espmedsam_edge.runtime.lent_memory import Lender
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
 from espmedsam_edge.runtime.tensorrt_engine import Engine
 

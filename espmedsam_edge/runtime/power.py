@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from espmedsam_edge.machine.environment import jetson
-from espmedsam_edge.runtime.cuda_driver import find_gpu
+from espmedsam_edge.runtime.cuda.gpu import find_gpu
 
 _INTERVAL_MS = 100
 # What measures the whole module. AGX Orin has no such rail: there the others are added up.

@@ -65,7 +65,7 @@ say(init=str(error).rpartition(".")[2].partition(":")[0])
         ("cuda.bindings",),
         """
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda_module import nvrtc_version
+from espmedsam_edge.runtime.cuda.module import nvrtc_version
 try:
     say(version=nvrtc_version())
 except UserError as error:

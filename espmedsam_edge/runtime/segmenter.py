@@ -28,7 +28,7 @@ from espmedsam_edge.runtime.backend import (
     load_backend,
     silent,
 )
-from espmedsam_edge.runtime.cuda_api import CudaError
+from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 

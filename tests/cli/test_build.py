@@ -282,7 +282,7 @@ def test_engines_of_an_empty_cache(capsys: pytest.CaptureFixture[str], tmp_path:
 @pytest.mark.gpu
 def test_on_the_gpu_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For real: the engine is built by the TensorRT that is installed, loaded, compared and timed."""
-    from espmedsam_edge.runtime.cuda_driver import find_gpu
+    from espmedsam_edge.runtime.cuda.gpu import find_gpu
     from espmedsam_edge.runtime.tensorrt_api import FLAVOURS, installed
 
     found = find_gpu()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from gpu_memory import GpuMemory
 
-from espmedsam_edge.runtime.cuda_api import unavailable
-from espmedsam_edge.runtime.cuda_device import CudaDevice
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.driver import unavailable
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 

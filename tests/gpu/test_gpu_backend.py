@@ -25,8 +25,8 @@ from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime import tensorrt_backend
 from espmedsam_edge.runtime.backend import BackendUnavailable
-from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError
-from espmedsam_edge.runtime.cuda_device import CudaDevice
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError
 from espmedsam_edge.runtime.frame_graph import STAGES
 from espmedsam_edge.runtime.frame_graphs import KEPT_SHARE, KEPT_SIZES
 from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat

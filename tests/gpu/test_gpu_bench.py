@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.bench import Contender, Material, Sample, Settings, 
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.bench_material import time_encoding
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.frame_graph import STAGES
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.power import Sensor, watts_of_nvidia_smi

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espmedsam_edge.runtime.cuda_api import CudaError, cuda_driver
-from espmedsam_edge.runtime.cuda_device import CudaDevice
-from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda_module import KernelModule, kernels_folder
-from espmedsam_edge.runtime.cuda_stream import Event, Graph, Stream
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.driver import CudaError, cuda_driver
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
+from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
+from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
@@ -100,17 +100,17 @@ def test_an_allocation_ends_a_capture(device: CudaDevice, stream: Stream) -> Non
 def test_kernels_made_for_another_driver_are_made_again(
     device: CudaDevice, kernels: FrameKernels, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    from espmedsam_edge.runtime import cuda_module
+    from espmedsam_edge.runtime.cuda import module
 
     compiled = []
-    original = cuda_module.compile_kernels
+    original = module.compile_kernels
 
     def compiling(*arguments: Any) -> bytes:
         monkeypatch.delenv("CUDA_MACHINE_FAIL")  # what this driver compiles it loads
         compiled.append(arguments[0].name)
         return original(*arguments)
 
-    monkeypatch.setattr(cuda_module, "compile_kernels", compiling)
+    monkeypatch.setattr(module, "compile_kernels", compiling)
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuModuleLoadData={code}")
     KernelModule.load(device, "preprocess", cache).close()
     assert compiled == ["preprocess"]

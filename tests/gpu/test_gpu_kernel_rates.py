@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from espmedsam_edge.runtime import cuda_rates
-from espmedsam_edge.runtime.cuda_module import KernelModule
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.module import KernelModule
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 

@@ -10,7 +10,7 @@ from hand_graphs import hand_bundle, hand_graph
 from plugin_provider import LIBRARY, NO_DEVICE, link_libraries, package_folder, run_in_child
 from toy_bundles import save_toy_bundle
 
-from espmedsam_edge.runtime.cuda_api import unavailable
+from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 pytest.importorskip("onnxruntime", minversion="1.23", reason="needs an ONNX Runtime that takes plugins")

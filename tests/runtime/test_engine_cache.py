@@ -18,8 +18,9 @@ from hand_graphs import empty_graph, hand_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import cuda_driver, engine_build, engine_cache, engine_inventory, tensorrt_api
-from espmedsam_edge.runtime.cuda_driver import GpuDevice
+from espmedsam_edge.runtime import engine_build, engine_cache, engine_inventory, tensorrt_api
+from espmedsam_edge.runtime.cuda import gpu as cuda_driver
+from espmedsam_edge.runtime.cuda.gpu import GpuDevice
 from espmedsam_edge.runtime.engine_agreement import Agreement
 from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.engine_worker import Request, Result

@@ -312,7 +312,7 @@ class TestMemory:
         self, gpu: GpuFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from espmedsam_edge.machine.environment import Memory
-        from espmedsam_edge.runtime import cuda_driver
+        from espmedsam_edge.runtime.cuda import gpu as cuda_driver
 
         gpu("Orin|8|7|8|7990000000|1000000|1|1")  # the driver's figure leaves out what the kernel can reclaim
         monkeypatch.setattr(cuda_driver, "memory", lambda: Memory(8 << 30, 5 << 30))

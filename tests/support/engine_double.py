@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.imaging.geometry import preprocess
-from espmedsam_edge.runtime.cuda_api import cuda_driver
+from espmedsam_edge.runtime.cuda.driver import cuda_driver
 
 SIZE = 64  # of the double's engine
 

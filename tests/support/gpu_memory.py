@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.runtime.cuda_memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
+from espmedsam_edge.runtime.cuda.stream import Stream
 
 
 class GpuMemory:

@@ -36,7 +36,7 @@ def driver_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpu(driver_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Call it with a description (see ``ORIN``) and this process and its children see that GPU."""
-    from espmedsam_edge.runtime import cuda_driver
+    from espmedsam_edge.runtime.cuda import gpu as cuda_driver
 
     def describe(description: str) -> None:
         monkeypatch.setenv("FAKE_GPU", description)
@@ -49,7 +49,7 @@ def gpu(driver_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process and its children see no GPU, whatever the machine has."""
-    monkeypatch.setattr("espmedsam_edge.runtime.cuda_driver._LIBRARY", "libcuda-that-is-not-there.so")
+    monkeypatch.setattr("espmedsam_edge.runtime.cuda.gpu._LIBRARY", "libcuda-that-is-not-there.so")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
 
 

@@ -15,9 +15,9 @@ from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import logit
 from espmedsam_edge.imaging.overlay import OverlayStyle, outline_width
-from espmedsam_edge.runtime.cuda_device import CudaDevice
-from espmedsam_edge.runtime.cuda_module import KernelModule, Say, silent
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.module import KernelModule, Say, silent
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels import parameters
 

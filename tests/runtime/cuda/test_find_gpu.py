@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda_driver import find_gpu, free_bytes
+from espmedsam_edge.runtime.cuda.gpu import find_gpu, free_bytes
 
 GpuFixture = Callable[[str], None]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import cuda_api
-from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaError, CudaUnavailable, cuda_driver, unavailable
+from espmedsam_edge.runtime.cuda import driver as cuda_api
+from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError, CudaUnavailable, cuda_driver, unavailable
 
 
 class Bindings:

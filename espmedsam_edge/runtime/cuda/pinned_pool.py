@@ -8,8 +8,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.runtime.cuda_api import CudaError, megabytes
-from espmedsam_edge.runtime.cuda_device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
 
 _LIMIT = 256 << 20
 """Bytes of it that a backend keeps at most; results beyond are copied."""

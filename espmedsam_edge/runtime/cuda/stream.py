@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from espmedsam_edge.runtime.cuda_api import CudaError
-from espmedsam_edge.runtime.cuda_device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.driver import CudaError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the legacy default stream
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from espmedsam_edge.runtime.cuda_api import CudaDriver, CudaUnavailable, cuda_driver
-from espmedsam_edge.runtime.cuda_driver import GpuDevice, find_gpu
+from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaUnavailable, cuda_driver
+from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from espmedsam_edge.runtime.cuda_api import megabytes
-from espmedsam_edge.runtime.cuda_device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.driver import megabytes
 
 _MAPPED = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.runtime.cuda_api import CudaError
-from espmedsam_edge.runtime.cuda_device import CudaDevice, Resource
-from espmedsam_edge.runtime.cuda_stream import Stream
+from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
+from espmedsam_edge.runtime.cuda.driver import CudaError
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.engine_cache import cache_folder
 from espmedsam_edge.runtime.kernels import KernelSource, kernel_source
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import cuda_module
-from espmedsam_edge.runtime.cuda_module import (
+from espmedsam_edge.runtime.cuda import module as cuda_module
+from espmedsam_edge.runtime.cuda.module import (
     CompileTarget,
     compile_kernels,
     compile_target,

@@ -1,0 +1,1 @@
+"""The CUDA driver behind Python objects: device, memory, streams, modules, NVRTC."""
