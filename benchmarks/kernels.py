@@ -33,7 +33,7 @@ from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.cuda_rates import copy_rate
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
-from espmedsam_edge.runtime.frame_view import PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP16_BYTES, FP32_BYTES, FrameKernels
 
 TARGET = 0.6

@@ -12,7 +12,7 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.cores import check_threads
-from espmedsam_edge.runtime.frame_view import FrameView
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, view_of_array
+from espmedsam_edge.runtime.kernels.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, view_of_array
 
 _GPU = (2, 13)  # DLDeviceType: kDLCUDA, kDLCUDAManaged
 _LEGACY_STREAM = 1

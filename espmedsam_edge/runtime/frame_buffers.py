@@ -12,8 +12,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, check_size
 from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, check_size
 from espmedsam_edge.runtime.kernels.launch import Canvas
 from espmedsam_edge.runtime.segmentation import Measured
 

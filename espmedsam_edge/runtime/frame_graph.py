@@ -21,7 +21,7 @@ from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.pinned_pool import Lender
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
-from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
 from espmedsam_edge.runtime.tensorrt_engine import Engine

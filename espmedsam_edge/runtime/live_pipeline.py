@@ -21,9 +21,9 @@ from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
 from espmedsam_edge.runtime.detached import Detached
-from espmedsam_edge.runtime.frame_view import DoesNotFit
 from espmedsam_edge.runtime.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
+from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink

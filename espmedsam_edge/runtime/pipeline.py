@@ -15,9 +15,9 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.frame_view import DoesNotFit
 from espmedsam_edge.runtime.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
+from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.live_pipeline import LiveRun
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink

@@ -29,7 +29,7 @@ from espmedsam_edge.runtime.backend import (
     silent,
 )
 from espmedsam_edge.runtime.cuda.driver import CudaError
-from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
+from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 
 

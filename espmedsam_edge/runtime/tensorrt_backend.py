@@ -28,7 +28,7 @@ from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
-from espmedsam_edge.runtime.frame_view import DoesNotFit, FrameView
+from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
 from espmedsam_edge.runtime.segmentation import Segmentation

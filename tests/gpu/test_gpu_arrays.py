@@ -17,7 +17,7 @@ from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Stream
 from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
-from espmedsam_edge.runtime.frame_view import PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 pytestmark = pytest.mark.gpu

@@ -29,7 +29,7 @@ from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError
 from espmedsam_edge.runtime.frame_graph import STAGES
 from espmedsam_edge.runtime.frame_graphs import KEPT_SHARE, KEPT_SIZES
-from espmedsam_edge.runtime.frame_view import FrameView, PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter

@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
-from espmedsam_edge.runtime.frame_view import PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("machine")]

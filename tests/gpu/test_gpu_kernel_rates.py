@@ -13,7 +13,7 @@ import pytest
 from espmedsam_edge.runtime import cuda_rates
 from espmedsam_edge.runtime.cuda.module import KernelModule
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_view import PixelFormat
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 pytestmark = pytest.mark.gpu

@@ -18,8 +18,8 @@ from kernel_checks import (
 from kernel_frames import FrameCase
 
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels import launch as launch_module
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 pytestmark = pytest.mark.gpu

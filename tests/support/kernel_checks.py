@@ -21,8 +21,8 @@ from espmedsam_edge.imaging.geometry import (
     upsample_logits,
 )
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
-from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.kernels.launch import Canvas, FrameKernels
 
 NORMALIZATIONS = (Normalization(), Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from espmedsam_edge.runtime.frame_view import BT601, BT709, FrameView, PixelFormat, YuvMatrix
+from espmedsam_edge.runtime.kernels.frame_view import BT601, BT709, FrameView, PixelFormat, YuvMatrix
 
 GUARD = 64  # bytes before and after every buffer
 NOISE = 0xA7

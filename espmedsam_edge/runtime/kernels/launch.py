@@ -18,8 +18,8 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, outline_width
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.module import KernelModule, Say, silent
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_view import FrameView
 from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
 
 FP32_BYTES = 4
 FP16_BYTES = 2

@@ -20,9 +20,9 @@ from kernel_checks import (
 )
 from kernel_frames import FrameCase, HostMemory
 
-from espmedsam_edge.runtime.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels import launch as launch_module
 from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
 _RANDOM = settings(

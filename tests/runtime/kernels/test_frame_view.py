@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.frame_view import (
+from espmedsam_edge.runtime.kernels.frame_view import (
     BT601,
     BT601_FULL,
     BT709,
