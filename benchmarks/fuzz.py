@@ -224,7 +224,7 @@ def _images() -> Iterator[tuple[str, bytes]]:
 def _videos() -> Iterator[tuple[str, bytes]]:
     from fractions import Fraction
 
-    from espmedsam_edge.runtime.video_writing import open_writer
+    from espmedsam_edge.runtime.video.writing import open_writer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, code in (("motion-jpeg.avi", "MJPG"), ("mpeg4.mp4", "mp4v")):

@@ -23,7 +23,7 @@ import numpy as np
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.video_writing import open_writer
+from espmedsam_edge.runtime.video.writing import open_writer
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = (1080, 1920)

@@ -26,7 +26,7 @@ from pathlib import Path
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.growing_file import SYNC_SECONDS
-from espmedsam_edge.runtime.video_reading import open_video
+from espmedsam_edge.runtime.video.reading import open_video
 
 RESULTS = Path(__file__).parent / "results"
 FPS = 30

@@ -19,9 +19,9 @@ from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import OverlayImages, Sink
 from espmedsam_edge.runtime.source_opening import open_sources
 from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
-from espmedsam_edge.runtime.video_reading import has_pyav
+from espmedsam_edge.runtime.video.reading import has_pyav
+from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.runtime.video_sinks import overlay_video
-from espmedsam_edge.runtime.video_writing import open_writer
 
 MAX_FRAMES = 32
 MAX_BYTES = 256 << 20  # frames stay in memory while measuring; more would measure the machine's paging

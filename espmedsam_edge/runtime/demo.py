@@ -36,8 +36,8 @@ from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
 from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
+from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.runtime.video_sinks import overlay_video
-from espmedsam_edge.runtime.video_writing import open_writer
 
 FIRST_SEED = 9000  # phantoms from here on are the demo's: nothing may be trained on them
 PICTURES = 2  # a modality

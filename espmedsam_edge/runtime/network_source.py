@@ -13,7 +13,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.environment import install_command
 from espmedsam_edge.runtime.live_source import Disconnected
 from espmedsam_edge.runtime.uris import Uri
-from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav, turned
+from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav, turned
 
 OPEN_SECONDS = 8.0
 READ_SECONDS = 5.0

@@ -13,7 +13,6 @@ from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.headers import image_format
 from espmedsam_edge.runtime.camera_source import CameraFeed
-from espmedsam_edge.runtime.containers import looks_like_video
 from espmedsam_edge.runtime.dicom_reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom_reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.feed_choice import FirstThatOpens
@@ -32,7 +31,8 @@ from espmedsam_edge.runtime.sources import (
     VideoFile,
 )
 from espmedsam_edge.runtime.uris import Uri, parse_uri
-from espmedsam_edge.runtime.video_reading import has_pyav
+from espmedsam_edge.runtime.video.containers import looks_like_video
+from espmedsam_edge.runtime.video.reading import has_pyav
 
 
 def open_sources(

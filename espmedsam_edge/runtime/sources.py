@@ -13,7 +13,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom_reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
-from espmedsam_edge.runtime.video_reading import VideoReader, open_video
+from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"})
 VIDEO_SUFFIXES = frozenset(

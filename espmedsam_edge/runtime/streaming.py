@@ -18,9 +18,9 @@ from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, b
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
 from espmedsam_edge.runtime.uris import without_secrets
-from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.writing import PyAvEncoder, even_size
 from espmedsam_edge.runtime.video_sinks import DEFAULT_FPS
-from espmedsam_edge.runtime.video_writing import PyAvEncoder, even_size
 
 SCHEMES = ("udp", "rtp", "rtsp")
 _FORMATS = {"udp": "mpegts", "rtp": "rtp_mpegts", "rtsp": "rtsp"}

@@ -16,8 +16,8 @@ from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.growing_file import GrowingFile
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame
-from espmedsam_edge.runtime.video_reading import has_pyav, load_pyav
-from espmedsam_edge.runtime.video_writing import DEFAULT_CRF, VideoWriter, open_writer
+from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.writing import DEFAULT_CRF, VideoWriter, open_writer
 
 DEFAULT_FPS = Fraction(25)
 """The rate that is assumed where a source does not say its own."""

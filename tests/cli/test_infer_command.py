@@ -27,7 +27,7 @@ from espmedsam_edge.cli import main
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import VIDEO_SUFFIXES
-from espmedsam_edge.runtime.video_reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
 

@@ -26,7 +26,7 @@ from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
-from espmedsam_edge.runtime.video_reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
 SMALL = "size=64x48&fps=100"

@@ -14,7 +14,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import bench_material
 from espmedsam_edge.runtime.bench_material import read_material, time_encoding
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.video_writing import open_writer
+from espmedsam_edge.runtime.video.writing import open_writer
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from espmedsam_edge.runtime.video_reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 
 
 @pytest.fixture

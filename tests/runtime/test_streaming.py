@@ -22,7 +22,7 @@ from espmedsam_edge.runtime import gstreamer_stream, streaming
 from espmedsam_edge.runtime.gstreamer_stream import describe_pipeline
 from espmedsam_edge.runtime.sources import SourceFrame
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
-from espmedsam_edge.runtime.video_reading import has_pyav
+from espmedsam_edge.runtime.video.reading import has_pyav
 
 SIZE = (120, 160)
 INVISIBLE = OverlayStyle((0, 255, 255), opacity=0, outline=False)

@@ -15,7 +15,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.runtime.containers import cut_off
+from espmedsam_edge.runtime.video.containers import cut_off
 
 _DEFAULT_FPS = Fraction(25)
 

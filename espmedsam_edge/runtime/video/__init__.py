@@ -1,0 +1,1 @@
+"""Video files and codecs: containers, reading, writing, PyAV and GStreamer."""
