@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.detached import Beside
-    from espmedsam_edge.runtime.dicom_seg import Algorithm
+    from espmedsam_edge.runtime.dicom.segmentation import Algorithm
     from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
     from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.output_jobs import Measurements
@@ -274,7 +274,7 @@ def _notice(text: str) -> None:
 def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
     """What DICOM-SEGs say of how they were made."""
     from espmedsam_edge import __version__
-    from espmedsam_edge.runtime.dicom_seg import Algorithm
+    from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 
     checkpoint = bundle.manifest.weights.checkpoint_sha256
     return Algorithm(__version__, {"precision": precision, "checkpoint": checkpoint}, trained)

@@ -13,8 +13,8 @@ from espmedsam_edge.runtime.area_plot import AreaPlot
 from espmedsam_edge.runtime.backend import silent
 from espmedsam_edge.runtime.contours import Form
 from espmedsam_edge.runtime.detached import Beside
-from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
-from espmedsam_edge.runtime.identifiers import DicomIdentifiers
+from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.outputs import Places, numbered

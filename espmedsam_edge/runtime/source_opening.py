@@ -13,8 +13,8 @@ from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.headers import image_format
 from espmedsam_edge.runtime.camera_source import CameraFeed
-from espmedsam_edge.runtime.dicom_reading import SUFFIXES as DICOM_SUFFIXES
-from espmedsam_edge.runtime.dicom_reading import is_dicom, read_dicom_header
+from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
+from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.feed_choice import FirstThatOpens
 from espmedsam_edge.runtime.gstreamer_source import JETSON_DECODER, csi_feed, hardware_rtsp_feed, has_element
 from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.dicom_reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
+from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
 from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"})

@@ -14,9 +14,9 @@ from sink_material import result_of
 
 from espmedsam_edge import modalities
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import dicom_seg
-from espmedsam_edge.runtime.dicom_seg import Algorithm, DicomSegmentations
-from espmedsam_edge.runtime.segment_codes import OWN_SCHEME, codes_of
+from espmedsam_edge.runtime.dicom import segmentation as dicom_seg
+from espmedsam_edge.runtime.dicom.codes import OWN_SCHEME, codes_of
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.sources import SourceFrame
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")

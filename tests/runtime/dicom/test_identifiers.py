@@ -10,8 +10,8 @@ import pytest
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import identifiers
-from espmedsam_edge.runtime.identifiers import KEY_VARIABLE, DicomIdentifiers
+from espmedsam_edge.runtime.dicom import identifiers
+from espmedsam_edge.runtime.dicom.identifiers import KEY_VARIABLE, DicomIdentifiers
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sources import SourceFrame
 

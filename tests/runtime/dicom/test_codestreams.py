@@ -12,7 +12,7 @@ from dicom_files import jpeg2000
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espmedsam_edge.runtime.dicom_codestreams import FrameSize, bare_codestream, check_rle, size_of
+from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, size_of
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 GREY = np.ascontiguousarray(COLOUR[..., 0])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.dicom_reading import is_dicom
+from espmedsam_edge.runtime.dicom.reading import is_dicom
 
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
 FORMS = ("hashed", "plain")

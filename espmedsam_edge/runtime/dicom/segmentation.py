@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.dicom_reading import is_dicom
-from espmedsam_edge.runtime.packed_masks import PackedMasks
-from espmedsam_edge.runtime.segment_codes import Code, codes_of
+from espmedsam_edge.runtime.dicom.codes import Code, codes_of
+from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
+from espmedsam_edge.runtime.dicom.reading import is_dicom
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import SourceFrame
 

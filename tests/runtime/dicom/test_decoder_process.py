@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from espmedsam_edge.runtime import dicom_decoder
-from espmedsam_edge.runtime.dicom_decoder import DecoderProcess, decode
+from espmedsam_edge.runtime.dicom import decoder_process
+from espmedsam_edge.runtime.dicom.decoder_process import DecoderProcess, decode
 
 pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 jpeg_ls = pytest.importorskip("jpeg_ls", reason="needs pyjpegls (extra dicom)")
@@ -79,7 +79,7 @@ def test_data_that_end_gdcm_do_not_end_this_process(child: DecoderProcess, synta
 def test_a_frame_that_takes_too_long_is_given_up(child: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bytes(jpeg_ls.encode_array(PICTURE))
     child.decode(whole, JPEG_LS, "gdcm", OPTIONS)
-    monkeypatch.setattr(dicom_decoder, "_SECONDS", 0.2)
+    monkeypatch.setattr(decoder_process, "_SECONDS", 0.2)
     os.kill(pid_of(child), signal.SIGSTOP)  # from here on it does nothing
     began = time.monotonic()
     with pytest.raises(EOFError, match="ended"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from espmedsam_edge.runtime.packed_masks import PackedMasks
+from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 
 
 @pytest.mark.parametrize("size", [(8, 8), (3, 5), (37, 51), (1, 1)])

@@ -29,8 +29,8 @@ APART = frozenset({"gdcm", "pyjpegls"})
 
 _SECONDS, _SECONDS_A_MEGAPIXEL = 5.0, 1.0  # that a frame may take; GDCM needs 0.1 s a megapixel on a busy server
 # -c puts the folder that the command is run in first on the path; this package's own goes before it.
-_START = "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.dicom_decoder import main; main()"
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_START = "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.dicom.decoder_process import main; main()"
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _LENGTHS = struct.Struct("<IQ")
 
 

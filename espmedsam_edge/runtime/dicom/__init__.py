@@ -1,0 +1,1 @@
+"""DICOM: reading, display, decoders in a process of their own, segmentation objects."""
