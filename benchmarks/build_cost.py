@@ -23,8 +23,8 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.engine_cache import USUAL_TARGETS, find_or_build
-from espmedsam_edge.runtime.tensorrt_api import load
+from espmedsam_edge.runtime.engines.cache import USUAL_TARGETS, find_or_build
+from espmedsam_edge.runtime.engines.tensorrt_api import load
 
 RESULTS = Path(__file__).parent / "results"
 FLAVOUR = "tensorrt-rtx"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from espmedsam_edge.bundle import Bundle, Graph
-    from espmedsam_edge.runtime.engine_cache import EnginePlan
-    from espmedsam_edge.runtime.engine_worker import Result
+    from espmedsam_edge.runtime.engines.cache import EnginePlan
+    from espmedsam_edge.runtime.engines.worker import Result
 
 
 def command(
@@ -43,9 +43,10 @@ def command(
 ) -> None:
     """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime import engine_build, engine_cache
     from espmedsam_edge.runtime.backend import once
-    from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
+    from espmedsam_edge.runtime.engines import cache as engine_cache
+    from espmedsam_edge.runtime.engines import child
+    from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
 
     opened = Bundle.open(bundle)
     graphs = _choose(opened, modality, precision)
@@ -58,7 +59,7 @@ def command(
     for graph in graphs:
         try:
             if check:
-                result = engine_build.check(graph, opened.graph_path(graph), api.flavour)
+                result = child.check(graph, opened.graph_path(graph), api.flavour)
                 failed += _report_check(graph, api.title, result, opened.manifest.macs(graph))
                 continue
             with _bar(f"{graph.modality} {graph.precision}") as on_progress:
@@ -139,7 +140,7 @@ def _engine_words(plan: EnginePlan) -> str:
 
 def _report_check(graph: Graph, title: str, result: Result, macs: dict[str, float]) -> int:
     """Print what the parser makes of a graph; 1 if it refuses it or it is not what the manifest says, else 0."""
-    from espmedsam_edge.runtime.network_precision import check_arithmetic
+    from espmedsam_edge.runtime.engines.precision import check_arithmetic
 
     name = f"{graph.modality} {graph.precision}"
     if result.refusals:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from espmedsam_edge.runtime.engine_inventory import Entry
+    from espmedsam_edge.runtime.engines.inventory import Entry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,8 +22,8 @@ def list_engines(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecars as JSON.")] = False,
 ) -> None:
     """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted."""
-    from espmedsam_edge.runtime.engine_cache import cache_folder
-    from espmedsam_edge.runtime.engine_inventory import entries
+    from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.inventory import entries
 
     folder = cache_folder(cache)
     found = entries(folder)
@@ -42,8 +42,8 @@ def list_engines(
 @app.command()
 def verify(cache: Cache = None) -> None:
     """Check every engine's bytes against its sidecar; leaves with 1 where one is damaged."""
-    from espmedsam_edge.runtime.engine_cache import cache_folder
-    from espmedsam_edge.runtime.engine_inventory import entries
+    from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.inventory import entries
 
     folder = cache_folder(cache)
     found = entries(folder, verify=True)
@@ -63,8 +63,8 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing.")] = False,
 ) -> None:
     """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine."""
-    from espmedsam_edge.runtime.engine_cache import cache_folder
-    from espmedsam_edge.runtime.engine_inventory import clean as remove
+    from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.inventory import clean as remove
 
     folder = cache_folder(cache)
     removed = remove(folder, everything=everything, dry_run=dry_run)
@@ -79,7 +79,7 @@ def _line(entry: Entry) -> str:
     sidecar = entry.sidecar
     if sidecar is None:
         return f"{entry.file.stem}: {entry.damaged}"
-    from espmedsam_edge.runtime.tensorrt_api import TITLES
+    from espmedsam_edge.runtime.engines.tensorrt_api import TITLES
 
     note = entry.damaged or entry.outdated
     return (

@@ -20,11 +20,11 @@ from espmedsam_edge.runtime.backend import FrameOptions
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.pinned_pool import Lender
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.engines.engine import Engine
 from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
-from espmedsam_edge.runtime.tensorrt_engine import Engine
 
 STAGES: tuple[str, ...] = ("upload", "preprocess", "engine", "postprocess", "download")
 _NO_OVERLAY = OverlayStyle((0, 0, 0), outline=False)

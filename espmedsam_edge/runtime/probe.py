@@ -30,7 +30,7 @@ class Answer:
 
 _TENSORRT = """
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.tensorrt_api import load
+from espmedsam_edge.runtime.engines.tensorrt_api import load
 try:
     api = load("{flavour}")
 except UserError as error:

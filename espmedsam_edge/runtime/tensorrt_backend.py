@@ -25,16 +25,16 @@ from espmedsam_edge.runtime.cuda.gpu import driver_installed, find_gpu
 from espmedsam_edge.runtime.cuda.pinned_pool import Lender
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
-from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
+from espmedsam_edge.runtime.engines.cache import EnginePlan, find_or_build
+from espmedsam_edge.runtime.engines.engine import Engine
+from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour, how_to_install, installed
+from espmedsam_edge.runtime.engines.tensorrt_api import load as load_tensorrt
 from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour, how_to_install, installed
-from espmedsam_edge.runtime.tensorrt_api import load as load_tensorrt
-from espmedsam_edge.runtime.tensorrt_engine import Engine
 
 _MEMORY_VARIABLE = "ESPMEDSAM_FRAME_MEMORY"
 

@@ -21,8 +21,8 @@ from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import Plan, fp16_holds, lowest_plan, quantisable_nodes, quantised_tensors
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import engine_build, tensorrt_api
-from espmedsam_edge.runtime.network_precision import check_arithmetic
+from espmedsam_edge.runtime.engines import child, tensorrt_api
+from espmedsam_edge.runtime.engines.precision import check_arithmetic
 from espmedsam_edge.runtime.onnxruntime_backend import open_session
 
 
@@ -229,7 +229,7 @@ def test_tensorrt_rtx_builds_the_graph_in_its_precision(
     file = tmp_path / f"{precision}.onnx"
     file.write_bytes(model.SerializeToString())
     graph = Graph(modality="dermoscopy", precision=precision, file=file.name, sha256="0" * 64, image_size=SIZE)
-    result = engine_build.check(graph, file, "tensorrt-rtx")
+    result = child.check(graph, file, "tensorrt-rtx")
     assert not result.refusals
     assert result.arithmetic is not None
     check_arithmetic(result.arithmetic, graph)

@@ -21,7 +21,7 @@ from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Normalization, P
 from espmedsam_edge.cli import main
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
 
 Double = Callable[..., TensorRT]
 TINY_SIZE = 256
@@ -283,7 +283,7 @@ def test_engines_of_an_empty_cache(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_on_the_gpu_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For real: the engine is built by the TensorRT that is installed, loaded, compared and timed."""
     from espmedsam_edge.runtime.cuda.gpu import find_gpu
-    from espmedsam_edge.runtime.tensorrt_api import FLAVOURS, installed
+    from espmedsam_edge.runtime.engines.tensorrt_api import FLAVOURS, installed
 
     found = find_gpu()
     if found is None or not any(installed(flavour) for flavour in FLAVOURS):

@@ -9,7 +9,7 @@ from networks import scrambled_model
 
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import build_graph, save_graph
-from espmedsam_edge.runtime import tensorrt_api
+from espmedsam_edge.runtime.engines import tensorrt_api
 
 pytestmark = pytest.mark.rtx
 

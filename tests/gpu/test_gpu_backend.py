@@ -443,7 +443,7 @@ def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: py
 
 
 def test_tensorrt_that_does_not_run_says_why(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    from espmedsam_edge.runtime import tensorrt_api
+    from espmedsam_edge.runtime.engines import tensorrt_api
 
     segmenter = load()
     context = tensorrt_api.load("tensorrt").module.IExecutionContext
@@ -456,7 +456,7 @@ def test_tensorrt_that_does_not_run_says_why(load: Load, monkeypatch: pytest.Mon
 def test_a_gpu_that_tensorrt_finds_lost_is_lost(
     load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    from espmedsam_edge.runtime import tensorrt_api
+    from espmedsam_edge.runtime.engines import tensorrt_api
 
     monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
     segmenter = load()
@@ -506,7 +506,7 @@ def _refused(monkeypatch: pytest.MonkeyPatch, module: Any, message: str) -> None
 def test_an_engine_that_does_not_load(
     load: Load, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: str, hint: str, machine: Any
 ) -> None:
-    from espmedsam_edge.runtime import tensorrt_api
+    from espmedsam_edge.runtime.engines import tensorrt_api
 
     load().close()  # the engine is in the cache now
     before = machine.open()

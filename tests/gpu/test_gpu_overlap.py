@@ -19,9 +19,10 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import draw_overlay
-from espmedsam_edge.runtime import tensorrt_api, tensorrt_backend
+from espmedsam_edge.runtime import tensorrt_backend
 from espmedsam_edge.runtime.backend import BackendUnavailable
 from espmedsam_edge.runtime.cuda.driver import CudaError
+from espmedsam_edge.runtime.engines import tensorrt_api
 from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, KEPT_SIZES
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.live_source import BackOff, LiveSource

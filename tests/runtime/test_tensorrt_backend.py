@@ -17,8 +17,8 @@ from espmedsam_edge.runtime import backend, tensorrt_backend
 from espmedsam_edge.runtime.backend import AUTO, BackendUnavailable, load_backend, unavailable
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError, CudaUnavailable
+from espmedsam_edge.runtime.engines.engine import RuntimeCache
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.tensorrt_engine import RuntimeCache
 
 NAMES = ("tensorrt", "tensorrt-rtx")
 WORDS = "cuda-python, which CUDA needs, is missing."

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espmedsam_edge.runtime.tensorrt_api import RTX_LIBRARY_PACKAGE
+from espmedsam_edge.runtime.engines.tensorrt_api import RTX_LIBRARY_PACKAGE
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 LIBRARY = "libonnxruntime_providers_nv_tensorrt_rtx.so"

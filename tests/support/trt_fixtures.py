@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import tensorrt_api
+from espmedsam_edge.runtime.engines import tensorrt_api
 
 DOUBLE = Path(__file__).parents[1] / "double"
 ORIN = "Orin|8|7|8|7990000000|4000000000|0|5.5"

@@ -14,7 +14,7 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.engine_cache import cache_folder
+from espmedsam_edge.runtime.engines.cache import cache_folder
 from espmedsam_edge.runtime.kernels import KernelSource, kernel_source
 
 _OPTIONS = (

@@ -11,8 +11,8 @@ import pytest
 from hand_graphs import hand_graph
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import tensorrt_api
-from espmedsam_edge.runtime.tensorrt_api import Log, Refusal, TensorRT, build_plan, check_parse, resolve_targets
+from espmedsam_edge.runtime.engines import tensorrt_api
+from espmedsam_edge.runtime.engines.tensorrt_api import Log, Refusal, TensorRT, build_plan, check_parse, resolve_targets
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -74,7 +74,7 @@ def test_one_process_loads_one_of_the_two(double: Callable[..., TensorRT]) -> No
 
 def test_importing_loads_no_library() -> None:
     code = (
-        "import sys, espmedsam_edge.runtime.engine_cache\n"
+        "import sys, espmedsam_edge.runtime.engines.cache\n"
         "heavy = {'tensorrt', 'tensorrt_rtx_bindings', 'onnx', 'torch', 'cv2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

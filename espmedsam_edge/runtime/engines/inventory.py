@@ -12,8 +12,8 @@ from pathlib import Path
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.engine_cache import remove_engine, remove_file
-from espmedsam_edge.runtime.engine_sidecar import Sidecar, damage, read_sidecar
+from espmedsam_edge.runtime.engines.cache import remove_engine, remove_file
+from espmedsam_edge.runtime.engines.sidecar import Sidecar, damage, read_sidecar
 
 # A build's temporary file older than this belongs to no build any more.
 _ABANDONED_S = 24 * 3600

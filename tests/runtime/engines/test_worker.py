@@ -18,11 +18,11 @@ from trt_fixtures import ORIN
 
 from espmedsam_edge.bundle import Graph, Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import engine_trial, engine_worker
-from espmedsam_edge.runtime.engine_agreement import Agreement
-from espmedsam_edge.runtime.engine_progress import Progress
-from espmedsam_edge.runtime.engine_worker import MIB, Request
-from espmedsam_edge.runtime.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines import trial, worker
+from espmedsam_edge.runtime.engines.agreement import Agreement
+from espmedsam_edge.runtime.engines.progress import Progress
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines.worker import MIB, Request
 
 Double = Callable[..., TensorRT]
 GpuFixture = Callable[[str], None]
@@ -51,7 +51,7 @@ class TestCallsOfEachRelease:
 
     def test_a_build_makes_these_calls_and_no_others(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release)
-        engine_worker.build(request(tmp_path, timing_cache=tmp_path / "t.cache"), lambda phase, fraction: True)
+        worker.build(request(tmp_path, timing_cache=tmp_path / "t.cache"), lambda phase, fraction: True)
         strongly_typed = {"10.3.0": 2, "10.16.1.11": 2, "11.4.0.106": 1}[release]  # 1 << its value there
         assert calls(api, "Builder") == [
             ["Builder", "Logger"],
@@ -85,20 +85,20 @@ class TestCallsOfEachRelease:
     ) -> None:
         """FP16 and INT8 flags exist in 10.x and are gone in 11.x: the graph's own types are all there is."""
         api = double(release=release)
-        engine_worker.build(request(tmp_path, precision), lambda phase, fraction: True)
+        worker.build(request(tmp_path, precision), lambda phase, fraction: True)
         assert not [call for call in calls(api, "IBuilderConfig") if call[0].endswith(".set_flag")]
         assert hasattr(api.module.BuilderFlag, "FP16") == release.startswith("10.")
 
     def test_tf32_only_when_asked_for(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release)
-        engine_worker.build(request(tmp_path, "fp32", tf32=True), lambda phase, fraction: True)
+        worker.build(request(tmp_path, "fp32", tf32=True), lambda phase, fraction: True)
         flags = [call for call in calls(api, "IBuilderConfig") if "flag" in call[0]]
         assert flags == [["IBuilderConfig.set_flag", "TF32"]]
 
     def test_writes_the_plan_raw_and_reads_types_back(self, release: str, tmp_path: Path, double: Double) -> None:
         double(release=release)
         wanted = request(tmp_path)
-        result = engine_worker.build(wanted, lambda phase, fraction: True)
+        result = worker.build(wanted, lambda phase, fraction: True)
         assert wanted.plan_path is not None
         assert wanted.plan_path.read_bytes().startswith(json.dumps([release, "logits"]).encode())
         assert result.version == release
@@ -112,7 +112,7 @@ class TestCallsOfEachRelease:
         """The trap of 11.x: with the old flags gone an FP32 graph builds silently in FP32."""
         double(release=release, dtype="FLOAT")
         with pytest.raises(UserError, match=r"fp16\.onnx is listed as fp16, but .* products are: 1 in fp32"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_an_engine_of_other_types_than_its_network_fails(
         self, release: str, tmp_path: Path, double: Double
@@ -120,26 +120,26 @@ class TestCallsOfEachRelease:
         inspected = {"Layers": [{"Name": "conv", "Outputs": [{"Format/Datatype": "Row major linear FP32 format"}]}]}
         double(release=release, inspector=json.dumps(inspected))
         with pytest.raises(UserError, match="has no fp16 layer, only 1 in fp32"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_an_engine_with_other_inputs_fails(self, release: str, tmp_path: Path, double: Double) -> None:
         double(release=release, engine_dtype="HALF")
         with pytest.raises(UserError, match=r"the engine of fp16\.onnx has 'image' fp16 1x3x64x64"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_refusals_are_all_found_though_the_parser_stops_at_one(
         self, release: str, tmp_path: Path, double: Double
     ) -> None:
         errors = [[4, "a", "Det", "false"], [9, "b", "Mod", "Assertion failed: fmod"]]
         api = double(release=release, errors=errors)
-        result = engine_worker.check(request(tmp_path, command="check"))
+        result = worker.check(request(tmp_path, command="check"))
         assert [str(refusal) for refusal in result.refusals] == [
             "node 4 'a' (Det): this parser does not support Det",
             "node 9 'b' (Mod): Assertion failed: fmod",
         ]
         assert ["OnnxParser.supports_model_v2", "bytes", str(tmp_path / "fp16.onnx")] in calls(api, "OnnxParser")
         with pytest.raises(UserError, match=r"node 4 'a' \(Det\).*and 1 more; build --check lists all"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_tensorrt_s_own_reason_is_in_the_error_and_its_log_is_kept(
         self, release: str, tmp_path: Path, double: Double
@@ -148,7 +148,7 @@ class TestCallsOfEachRelease:
         double(release=release, build_log=lines)
         log = tmp_path / "build.log"
         with pytest.raises(UserError, match=r"could not build fp16\.onnx: Error Code 2: OutOfMemory") as caught:
-            engine_worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True)
+            worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True)
         assert "ran out of memory" in caught.value.hint
         assert all(line in log.read_text() for line in lines)
 
@@ -158,50 +158,50 @@ class TestCallsOfEachRelease:
         log = tmp_path / "build.log"
         log.mkdir()
         double(release=release)
-        assert engine_worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True).engine_loaded
+        assert worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True).engine_loaded
         double(release=release, build_log=["Error Code 10: no implementation"])
         with pytest.raises(UserError, match=r"could not build fp16\.onnx: Error Code 10"):
-            engine_worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True)
+            worker.build(request(tmp_path, log_path=log), lambda phase, fraction: True)
 
     def test_dla_is_reported_and_nothing_is_placed_there(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release, dla=2)
-        result = engine_worker.build(request(tmp_path), lambda phase, fraction: True)
-        assert result.dla == engine_worker.Dla(cores=2, layers=1, of=3)
+        result = worker.build(request(tmp_path), lambda phase, fraction: True)
+        assert result.dla == worker.Dla(cores=2, layers=1, of=3)
         names = [call[0] for call in api.module.CALLS]
         built = names.index("Builder.build_serialized_network")
         assert "IBuilderConfig.default_device_type =" not in names[:built]
 
     def test_a_board_without_dla_reports_none(self, release: str, tmp_path: Path, double: Double) -> None:
         double(release=release)
-        assert engine_worker.check(request(tmp_path, command="check")).dla is None
+        assert worker.check(request(tmp_path, command="check")).dla is None
 
     def test_a_timing_cache_is_kept_and_used_again(self, release: str, tmp_path: Path, double: Double) -> None:
         double(release=release)
         cache = tmp_path / "timings"
-        engine_worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
+        worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
         assert cache.read_bytes() == b"timings of " + release.encode()
         api = double(release=release)
-        engine_worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
+        worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
         assert len([call for call in calls(api, "IBuilderConfig") if "create_timing_cache" in call[0]]) == 1
 
     def test_a_damaged_timing_cache_begins_anew(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release)
         cache = tmp_path / "timings"
         cache.write_bytes(b"of another GPU")
-        engine_worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
+        worker.build(request(tmp_path, timing_cache=cache), lambda phase, fraction: True)
         assert len([call for call in calls(api, "IBuilderConfig") if "create_timing_cache" in call[0]]) == 2
         assert cache.read_bytes() == b"timings of " + release.encode()
 
     def test_the_engine_is_timed_by_events(
         self, release: str, tmp_path: Path, double: Double, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine_trial, "_WARM_UP_S", 0.0)
-        monkeypatch.setattr(engine_trial, "_MEASURE_S", 0.0)
+        monkeypatch.setattr(trial, "_WARM_UP_S", 0.0)
+        monkeypatch.setattr(trial, "_MEASURE_S", 0.0)
         double(release=release)
         wanted = request(tmp_path, command="time")
         assert wanted.plan_path is not None
         wanted.plan_path.write_bytes(b"plan")
-        assert engine_worker.time_engine(wanted).median_ms == 5.5  # what every pair of events says
+        assert worker.time_engine(wanted).median_ms == 5.5  # what every pair of events says
 
     def test_the_engine_s_masks_are_those_of_onnxruntime(self, release: str, tmp_path: Path, double: Double) -> None:
         found = compare(tmp_path, double, release=release)
@@ -232,8 +232,8 @@ def compare(folder: Path, double: Double, **settings: Any) -> Agreement:
     wanted = request(folder, "fp32")
     save_toy_graph(wanted.graph_path)
     double(**settings)
-    engine_worker.build(wanted, lambda phase, fraction: True)
-    agreement = engine_worker.compare_engine(wanted).agreement
+    worker.build(wanted, lambda phase, fraction: True)
+    agreement = worker.compare_engine(wanted).agreement
     assert agreement is not None
     return agreement
 
@@ -244,9 +244,9 @@ def test_the_bundle_s_threshold_and_normalization_count(tmp_path: Path, double: 
     usual = compare(tmp_path, double, **settings).foreground
     wanted = request(tmp_path, "fp32", threshold=0.9)
     save_toy_graph(wanted.graph_path)
-    stricter = engine_worker.compare_engine(wanted).agreement
+    stricter = worker.compare_engine(wanted).agreement
     brighter = wanted.model_copy(update={"threshold": 0.5, "normalization": Normalization(mean=(0.0, 0.9, 0.0))})
-    lighter = engine_worker.compare_engine(brighter).agreement
+    lighter = worker.compare_engine(brighter).agreement
     assert stricter is not None
     assert lighter is not None
     assert stricter.foreground < usual < lighter.foreground
@@ -280,7 +280,7 @@ def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path) -> None:
 
 def _check_types(stubs: Path, cache: Path) -> None:
     pytest.importorskip("mypy", reason="needs mypy (extra dev)")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     names = ("tensorrt_api", "network_precision", "engine_progress", "engine_trial", "engine_worker")
     files = [f"espmedsam_edge/runtime/{name}.py" for name in names]
     config = cache.parent / "mypy.ini"
@@ -300,13 +300,13 @@ class TestMemory:
         gpu("Orin|8|7|8|7990000000|0|0|1")
         double(release="10.3.0")
         with pytest.raises(UserError, match="Orin has no free memory: other programs hold it"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_too_little_says_how_much_is_needed(self, gpu: GpuFixture, tmp_path: Path, double: Double) -> None:
         gpu("Orin|8|7|8|7990000000|300000000|0|1")
         double(release="10.3.0")
         with pytest.raises(UserError, match="Orin has 286 MiB free; building 0 MiB of weights needs 512 MiB"):
-            engine_worker.build(request(tmp_path), lambda phase, fraction: True)
+            worker.build(request(tmp_path), lambda phase, fraction: True)
 
     def test_a_board_that_shares_memory_counts_the_system_s(
         self, gpu: GpuFixture, monkeypatch: pytest.MonkeyPatch
@@ -318,10 +318,10 @@ class TestMemory:
         monkeypatch.setattr(cuda_driver, "memory", lambda: Memory(8 << 30, 5 << 30))
         found = cuda_driver.find_gpu()
         assert found is not None
-        assert engine_worker.workspace_limit(found, 50 * MIB) == ((5 << 30) - 512 * MIB - 100 * MIB) // 2
+        assert worker.workspace_limit(found, 50 * MIB) == ((5 << 30) - 512 * MIB - 100 * MIB) // 2
 
     def test_without_a_gpu_it_fits_small_cards(self) -> None:
-        assert engine_worker.workspace_limit(None, 50 * MIB) == 2048 * MIB
+        assert worker.workspace_limit(None, 50 * MIB) == 2048 * MIB
 
 
 class TestProgress:
@@ -370,7 +370,7 @@ def test_rtx_builds_and_reads_its_types_back(precision: str, types: set[str], tm
     wanted = request(tmp_path, precision, flavour="tensorrt-rtx", targets=("sm86", "sm120"))
     wanted.graph_path.write_bytes(hand_graph(precision))  # type: ignore[arg-type]
     seen: list[float] = []
-    result = engine_worker.build(wanted, lambda phase, fraction: seen.append(fraction) is None)
+    result = worker.build(wanted, lambda phase, fraction: seen.append(fraction) is None)
     assert result.arithmetic is not None
     assert set(result.arithmetic.layers) == types
     assert not result.engine_loaded

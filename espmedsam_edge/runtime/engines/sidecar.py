@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from espmedsam_edge.bundle import Graph, Sha256
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
-from espmedsam_edge.runtime.engine_agreement import Agreement
-from espmedsam_edge.runtime.engine_worker import Dla
-from espmedsam_edge.runtime.network_precision import Arithmetic
-from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour
+from espmedsam_edge.runtime.engines.agreement import Agreement
+from espmedsam_edge.runtime.engines.precision import Arithmetic
+from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
+from espmedsam_edge.runtime.engines.worker import Dla
 
 _MAX_BYTES = 1 << 20
 

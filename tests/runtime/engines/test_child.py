@@ -14,9 +14,9 @@ from trt_fixtures import ORIN
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import engine_build
-from espmedsam_edge.runtime.engine_worker import Request
-from espmedsam_edge.runtime.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines import child as engine_build
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines.worker import Request
 
 Double = Callable[..., TensorRT]
 

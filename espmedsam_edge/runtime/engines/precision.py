@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from espmedsam_edge.bundle import Graph, Precision
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
 
 if TYPE_CHECKING:
     import tensorrt as trt

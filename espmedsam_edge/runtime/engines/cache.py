@@ -22,12 +22,12 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256_file, write_errors
 from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place
-from espmedsam_edge.runtime import engine_build
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
-from espmedsam_edge.runtime.engine_agreement import DOUBTFUL_DICE, Agreement
-from espmedsam_edge.runtime.engine_sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
-from espmedsam_edge.runtime.engine_worker import Request
-from espmedsam_edge.runtime.tensorrt_api import load, resolve_targets
+from espmedsam_edge.runtime.engines import child
+from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
+from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
+from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
+from espmedsam_edge.runtime.engines.worker import Request
 
 # What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
 # FP32 matrix products there.
@@ -109,7 +109,7 @@ def find_or_build(
     cache: str | Path | None = None,
     force: bool = False,
     say: Say = _silent,
-    on_progress: engine_build.OnProgress = lambda phase, fraction: None,
+    on_progress: child.OnProgress = lambda phase, fraction: None,
 ) -> EnginePlan:
     """The engine of a bundle's graph for this machine: from the cache where it fits and is whole, else built.
 
@@ -264,9 +264,7 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
 
 
-def _build(
-    folder: Path, wanted: Wanted, request: Request, say: Say, on_progress: engine_build.OnProgress
-) -> EnginePlan:
+def _build(folder: Path, wanted: Wanted, request: Request, say: Say, on_progress: child.OnProgress) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
@@ -274,7 +272,7 @@ def _build(
     with atomic_path(plan_path) as temporary:
         places = {"plan_path": temporary, "timing_cache": timing, "log_path": plan_path.with_suffix(".log")}
         request = request.model_copy(update=places)
-        result = engine_build.run(request, on_progress)
+        result = child.run(request, on_progress)
         assert result.arithmetic is not None
         sidecar = Sidecar(
             plan=plan_path.name,
@@ -309,7 +307,7 @@ def _build(
 def _time(request: Request) -> float | None:
     """GPU time of one run in milliseconds; None where it cannot be measured, which is no reason to drop the engine."""
     try:
-        return engine_build.run(request.model_copy(update={"command": "time", "log_path": None})).median_ms
+        return child.run(request.model_copy(update={"command": "time", "log_path": None})).median_ms
     except UserError:
         return None
 
@@ -322,7 +320,7 @@ def _compare(request: Request, say: Say) -> Agreement | None:
     """
     graph = request.graph
     try:
-        agreement = engine_build.run(request.model_copy(update={"command": "compare", "log_path": None})).agreement
+        agreement = child.run(request.model_copy(update={"command": "compare", "log_path": None})).agreement
     except UserError as error:
         say(f"{graph.modality} {graph.precision}: the engine was not compared with ONNX Runtime: {error.message}")
         return None

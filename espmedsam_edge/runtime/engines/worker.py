@@ -24,17 +24,17 @@ from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
-from espmedsam_edge.runtime.engine_agreement import Agreement, agree
-from espmedsam_edge.runtime.engine_progress import Progress, make_monitor
-from espmedsam_edge.runtime.engine_trial import median_milliseconds, outputs
-from espmedsam_edge.runtime.network_precision import (
+from espmedsam_edge.runtime.engines.agreement import Agreement, agree
+from espmedsam_edge.runtime.engines.precision import (
     Arithmetic,
     check_arithmetic,
     check_engine,
     read_arithmetic,
     read_engine,
 )
-from espmedsam_edge.runtime.tensorrt_api import (
+from espmedsam_edge.runtime.engines.progress import Progress, make_monitor
+from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.tensorrt_api import (
     Flavour,
     Log,
     ParsedGraph,
@@ -46,7 +46,7 @@ from espmedsam_edge.runtime.tensorrt_api import (
     refusal_error,
     set_targets,
 )
-from espmedsam_edge.runtime.tensorrt_remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.trial import median_milliseconds, outputs
 
 if TYPE_CHECKING:
     import tensorrt as trt

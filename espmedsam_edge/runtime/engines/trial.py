@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, checked, with_context
-from espmedsam_edge.runtime.network_precision import shape_of
+from espmedsam_edge.runtime.engines.precision import shape_of
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.tensorrt_api import parse_graph
-from espmedsam_edge.runtime.tensorrt_remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.tensorrt_api import parse_graph
 
 LOGS = [
     ("CUDA initialization failure with error: 35. Please check your CUDA installation", "driver is too old"),

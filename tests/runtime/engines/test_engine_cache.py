@@ -18,14 +18,15 @@ from hand_graphs import empty_graph, hand_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import engine_build, engine_cache, engine_inventory, tensorrt_api
 from espmedsam_edge.runtime.cuda import gpu as cuda_driver
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
-from espmedsam_edge.runtime.engine_agreement import Agreement
-from espmedsam_edge.runtime.engine_cache import EnginePlan, find_or_build
-from espmedsam_edge.runtime.engine_worker import Request, Result
-from espmedsam_edge.runtime.network_precision import Arithmetic, TensorType
-from espmedsam_edge.runtime.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines import cache as engine_cache
+from espmedsam_edge.runtime.engines import child, inventory, tensorrt_api
+from espmedsam_edge.runtime.engines.agreement import Agreement
+from espmedsam_edge.runtime.engines.cache import EnginePlan, find_or_build
+from espmedsam_edge.runtime.engines.precision import Arithmetic, TensorType
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
+from espmedsam_edge.runtime.engines.worker import Request, Result
 
 ORIN = GpuDevice("Orin", "sm87", 8, 8 << 30, True, "12.6")
 RTX_4090 = GpuDevice("NVIDIA GeForce RTX 4090", "sm89", 128, 24 << 30, False, "13.0")
@@ -87,7 +88,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path / "cache")
-    monkeypatch.setattr(engine_build, "run", lambda *arguments: made.run(*arguments))
+    monkeypatch.setattr(child, "run", lambda *arguments: made.run(*arguments))
     monkeypatch.setattr(engine_cache, "find_gpu", lambda: made.gpu)
     monkeypatch.setattr(engine_cache, "load", lambda flavour: made.api)
     return made
@@ -428,7 +429,7 @@ class TestTwoProcesses:
         holder = context.Process(target=_hold_lock, args=(tmp_path, ready))
         holder.start()
         assert ready.wait(60)
-        with engine_inventory._unlocked(tmp_path, "stem") as free:
+        with inventory._unlocked(tmp_path, "stem") as free:
             assert not free
         holder.kill()
         holder.join(30)
@@ -451,7 +452,7 @@ class TestTwoProcesses:
             time.sleep(0.3)
             (tmp_path / "stem.lock").unlink()
         assert entered.wait(30)
-        with engine_inventory._unlocked(tmp_path, "stem") as free:
+        with inventory._unlocked(tmp_path, "stem") as free:
             assert not free, "the waiter holds the file that is there"
         leave.set()
         waiter.join(30)
@@ -488,12 +489,12 @@ class TestInventory:
         machine.engine(bundle, "int8")
         plan = machine.engine(bundle, "fp16")
         plan.path.write_bytes(b"x" * len(machine.content))
-        found = engine_inventory.entries(folder, verify=True)
+        found = inventory.entries(folder, verify=True)
         assert [(entry.sidecar.graph.precision, entry.damaged) for entry in found if entry.sidecar] == [
             ("fp16", "its plan is damaged (SHA-256 differs)"),
             ("int8", None),
         ]
-        assert all(entry.damaged is None for entry in engine_inventory.entries(folder)), "a list reads no plans"
+        assert all(entry.damaged is None for entry in inventory.entries(folder)), "a list reads no plans"
 
     def test_clean_removes_the_damaged_and_the_outdated_and_keeps_the_rest(
         self, machine: Machine, bundle: Bundle, folder: Path
@@ -505,7 +506,7 @@ class TestInventory:
         for file in other.path.iterdir():
             file.unlink()
         other.path.rmdir()
-        removed = engine_inventory.clean(folder)
+        removed = inventory.clean(folder)
         assert sorted(removal.why for removal in removed) == [
             f"its bundle {other.path} is gone",
             "its plan has 7 bytes, not 5000",
@@ -516,26 +517,26 @@ class TestInventory:
     def test_a_dry_run_removes_nothing(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         machine.engine(bundle).path.write_bytes(b"damaged")
         before = sorted(folder.iterdir())
-        assert len(engine_inventory.clean(folder, dry_run=True)) == 1
+        assert len(inventory.clean(folder, dry_run=True)) == 1
         assert sorted(folder.iterdir()) == before
 
     def test_all_removes_all(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         machine.engine(bundle, "fp16")
         machine.engine(bundle, "int8")
         (folder / "timing-10.3.0-sm87-8.cache").write_bytes(b"timings")
-        engine_inventory.clean(folder, everything=True)
+        inventory.clean(folder, everything=True)
         assert list(folder.iterdir()) == []
 
     def test_a_changed_graph_makes_its_engine_outdated(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         machine.engine(bundle)
         hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph")})
-        (entry,) = engine_inventory.entries(folder)
+        (entry,) = inventory.entries(folder)
         assert entry.outdated == f"{bundle.path} has another fp16 graph of fundus now"
 
     def test_what_a_build_holds_is_left_alone(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         plan = machine.engine(bundle)
         with engine_cache.building_lock(folder, plan.path.stem):
-            assert engine_inventory.clean(folder, everything=True) == []
+            assert inventory.clean(folder, everything=True) == []
         assert plan.path.exists()
 
     def test_leftovers_of_broken_off_builds_go(self, folder: Path) -> None:
@@ -545,13 +546,13 @@ class TestInventory:
         for file in (old, fresh, orphan):
             file.write_bytes(b"half a plan")
         os.utime(old, (0, 0))
-        removed = engine_inventory.clean(folder)
+        removed = inventory.clean(folder)
         assert {removal.name for removal in removed} == {old.name, orphan.name}
         assert [path.name for path in folder.iterdir()] == [fresh.name]
 
     def test_no_folder_is_no_error(self, tmp_path: Path) -> None:
-        assert engine_inventory.clean(tmp_path / "none") == []
-        assert engine_inventory.entries(tmp_path / "none") == []
+        assert inventory.clean(tmp_path / "none") == []
+        assert inventory.entries(tmp_path / "none") == []
 
 
 class TestInt8EarnsItsPlace:

@@ -16,8 +16,8 @@ from typing import Any
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import memory
-from espmedsam_edge.runtime.engine_worker import Request, Result
-from espmedsam_edge.runtime.tensorrt_api import TITLES, Flavour
+from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
+from espmedsam_edge.runtime.engines.worker import Request, Result
 
 OnProgress = Callable[[str, float], None]
 """Called with the name of TensorRT's phase and the part of the build that is done, 0..1."""
@@ -25,9 +25,9 @@ OnProgress = Callable[[str, float], None]
 
 # The package's own folder takes the place of the working directory, where a stray tensorrt.py may lie.
 _START = (
-    "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.engine_worker import main; sys.exit(main())"
+    "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.engines.worker import main; sys.exit(main())"
 )
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
 
 def _no_progress(phase: str, fraction: float) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.machine.environment import install_command, jetson
-from espmedsam_edge.runtime.tensorrt_remedies import remedy
+from espmedsam_edge.runtime.engines.remedies import remedy
 
 if TYPE_CHECKING:
     import tensorrt as trt

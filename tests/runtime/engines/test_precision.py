@@ -10,14 +10,14 @@ from hand_graphs import CONV_MACS, DOWN_MACS, UP_MACS, hand_graph
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.network_precision import (
+from espmedsam_edge.runtime.engines.precision import (
     Arithmetic,
     TensorType,
     check_arithmetic,
     layer_types,
     read_arithmetic,
 )
-from espmedsam_edge.runtime.tensorrt_api import TensorRT, parse_graph
+from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT, parse_graph
 
 IMAGE = TensorType(name="image", dtype="fp32", shape=(1, 3, 64, 64))
 LOGITS = TensorType(name="logits", dtype="fp32", shape=(1, 1, 16, 16))

@@ -17,9 +17,9 @@ from espmedsam_edge.runtime.backend import Say, silent
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Graph, Stream
-from espmedsam_edge.runtime.network_precision import shape_of, type_name
-from espmedsam_edge.runtime.tensorrt_api import Log, TensorRT, make_logger
-from espmedsam_edge.runtime.tensorrt_remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.precision import shape_of, type_name
+from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.tensorrt_api import Log, TensorRT, make_logger
 
 if TYPE_CHECKING:
     import tensorrt as trt
