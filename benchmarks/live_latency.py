@@ -27,7 +27,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency

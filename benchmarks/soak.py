@@ -33,7 +33,7 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.jobs import Job, Limits, Report
 from espmedsam_edge.runtime.live_source import LiveOptions

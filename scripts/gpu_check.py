@@ -255,7 +255,7 @@ def check_engine(flavour: str, out: Path) -> int:
     """Build a small engine of the shipped weights, run it and compare its mask with ONNX Runtime's; writes JSON."""
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.phantoms import phantom_clip
-    from espmedsam_edge.runtime.backend import unavailable
+    from espmedsam_edge.runtime.backends.backend import unavailable
     from espmedsam_edge.runtime.cuda.gpu import find_gpu
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.shipped import shipped_bundle

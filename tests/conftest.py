@@ -16,8 +16,8 @@ from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge import modalities
 from espmedsam_edge.bundle import Bundle, Graph
-from espmedsam_edge.runtime import onnxruntime_backend
-from espmedsam_edge.runtime.backend import Backend, Say
+from espmedsam_edge.runtime.backends import onnxruntime_backend
+from espmedsam_edge.runtime.backends.backend import Backend, Say
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
 

@@ -254,7 +254,7 @@ def test_an_engine_works_whose_mask_is_the_reference_s(
         )
         return nullcontext(segmenter)
 
-    monkeypatch.setattr("espmedsam_edge.runtime.backend.unavailable", lambda name: None)
+    monkeypatch.setattr("espmedsam_edge.runtime.backends.backend.unavailable", lambda name: None)
     monkeypatch.setattr("espmedsam_edge.runtime.segmenter.Segmenter.load", load)
     monkeypatch.setattr("espmedsam_edge.runtime.shipped.shipped_bundle", lambda name: None)
     assert check.check_engine("tensorrt", tmp_path) == code

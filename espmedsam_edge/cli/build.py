@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime.backend import once
+    from espmedsam_edge.runtime.backends.backend import once
     from espmedsam_edge.runtime.engines import cache as engine_cache
     from espmedsam_edge.runtime.engines import child
     from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets

@@ -21,7 +21,7 @@ def command(
 
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.machine.environment import near
-    from espmedsam_edge.runtime.backend import once
+    from espmedsam_edge.runtime.backends.backend import once
     from espmedsam_edge.runtime.demo import demo_bundles, run_demo
     from espmedsam_edge.runtime.demo_sheet import contact_sheet
 

@@ -47,7 +47,7 @@ def command(
     from espmedsam_edge.evaluation.candidates import open_candidate
     from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
     from espmedsam_edge.evaluation.report import write_csv, write_json, write_sheets
-    from espmedsam_edge.runtime.backend import once
+    from espmedsam_edge.runtime.backends.backend import once
 
     console = Console(stderr=True)
     candidate = open_candidate(

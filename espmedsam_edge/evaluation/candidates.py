@@ -15,7 +15,7 @@ from espmedsam_edge.bundle import MANIFEST, Bundle, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 
 if TYPE_CHECKING:
     from espmedsam_edge.model.esp_medsam import EspMedSam

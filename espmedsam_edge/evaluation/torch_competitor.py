@@ -12,7 +12,7 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 
 _NEEDED = ("torch", "torchvision", "timm", "segment_anything", "safetensors")
 """Modules that the network is made of and read with."""

@@ -14,7 +14,7 @@ from espmedsam_edge.export.graph import GraphError, Storage
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime import onnxruntime_backend
+from espmedsam_edge.runtime.backends import onnxruntime_backend
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from espmedsam_edge.imaging.geometry import Frame, Tensor
-from espmedsam_edge.runtime.backend import DeviceUse
+from espmedsam_edge.runtime.backends.backend import DeviceUse
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.power import PowerMeter, Sensor, find_sensor
 from espmedsam_edge.runtime.segmenter import Segmenter

@@ -27,7 +27,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline

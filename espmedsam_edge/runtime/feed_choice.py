@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.live_source import Feed
 
 

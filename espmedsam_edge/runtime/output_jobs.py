@@ -10,7 +10,7 @@ from typing import Any
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.area_plot import AreaPlot
-from espmedsam_edge.runtime.backend import silent
+from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.contours import Form
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers

@@ -17,7 +17,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.backend import (
+from espmedsam_edge.runtime.backends.backend import (
     AnyFrame,
     Backend,
     Choice,
@@ -97,7 +97,8 @@ class Segmenter:
             bundle: a bundle, or the path of one.
             modality: may be left out where the bundle has one.
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
-            backend: a name of ``runtime.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was taken. With
+            backend: a name of ``runtime.backends.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was
+                taken. With
                 "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU, and ``say`` is told.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.

@@ -13,7 +13,7 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.machine.environment import install_command
 from espmedsam_edge.runtime import gstreamer_stream
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources import Source, SourceFrame

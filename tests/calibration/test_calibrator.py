@@ -39,7 +39,7 @@ from espmedsam_edge.export.graph import store_weights
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime import sources
-from espmedsam_edge.runtime.backend import load_backend
+from espmedsam_edge.runtime.backends.backend import load_backend
 
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 

@@ -16,7 +16,7 @@ from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.encode import write_image
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 from espmedsam_edge.runtime.bench import Settings
 from espmedsam_edge.runtime.bench_device import measure_device
 from espmedsam_edge.runtime.bench_report import as_text

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import preprocess
+from espmedsam_edge.runtime.backends.gpu_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Stream
-from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 

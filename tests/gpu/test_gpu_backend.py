@@ -23,17 +23,17 @@ from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
-from espmedsam_edge.runtime import tensorrt_backend
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends import tensorrt_backend
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.frame_graph import STAGES
+from espmedsam_edge.runtime.backends.frame_graph_pool import KEPT_SHARE, KEPT_SIZES
+from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError
-from espmedsam_edge.runtime.frame_graph import STAGES
-from espmedsam_edge.runtime.frame_graphs import KEPT_SHARE, KEPT_SIZES
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
 
 pytestmark = pytest.mark.gpu
 

@@ -15,13 +15,13 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime import bench_device, cuda_rates, segmentation
-from espmedsam_edge.runtime.backend import Choice, DeviceUse
+from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
+from espmedsam_edge.runtime.backends.frame_graph import STAGES
 from espmedsam_edge.runtime.bench import Contender, Material, Sample, Settings, bench
 from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
 from espmedsam_edge.runtime.bench_material import time_encoding
 from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.frame_graph import STAGES
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.power import Sensor, watts_of_nvidia_smi
 from espmedsam_edge.runtime.segmenter import Segmenter

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaError, cuda_driver
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
-from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 

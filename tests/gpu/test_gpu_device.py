@@ -13,13 +13,13 @@ from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
+from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.cuda import module as cuda_module
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
-from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 

@@ -14,10 +14,10 @@ from toy_bundles import save_toy_bundle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
-from espmedsam_edge.runtime.backend import BackendUnavailable, unavailable
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, unavailable
+from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.engines import tensorrt_api
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("real_gpu")]
 

@@ -19,18 +19,18 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import draw_overlay
-from espmedsam_edge.runtime import tensorrt_backend
-from espmedsam_edge.runtime.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends import tensorrt_backend
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, KEPT_SIZES
+from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.engines import tensorrt_api
-from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, KEPT_SIZES
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.live_source import BackOff, LiveSource
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import Failure, SourceFrame
-from espmedsam_edge.runtime.tensorrt_backend import TensorRtBackend
 
 __all__ = ["bundle", "load", "pins"]  # fixtures
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.live_source import LiveSource

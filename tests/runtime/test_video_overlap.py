@@ -14,7 +14,7 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.backend import Choice
+from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources import VideoFile
 

@@ -72,7 +72,7 @@ def agree(
     from espmedsam_edge.imaging.geometry import logit, preprocess
     from espmedsam_edge.metrics import dice
     from espmedsam_edge.phantoms import phantom
-    from espmedsam_edge.runtime.onnxruntime_backend import load_file
+    from espmedsam_edge.runtime.backends.onnxruntime_backend import load_file
 
     size = graph.image_size
     images = np.concatenate(

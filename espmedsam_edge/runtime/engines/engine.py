@@ -13,7 +13,7 @@ from espmedsam_edge.bundle import Graph as BundleGraph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.geometry import Tensor
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Graph, Stream

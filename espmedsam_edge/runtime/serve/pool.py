@@ -8,7 +8,7 @@ from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.runtime.backend import silent
+from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 _PATIENCE = 10.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.runtime.backend import Say, silent
+from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.address import parse_address

@@ -136,6 +136,6 @@ def test_the_device_layer_is_imported_without_cuda_python() -> None:
 
     script = (
         "import sys; sys.modules['cuda'] = None\n"
-        "import espmedsam_edge.runtime.frame_buffers, espmedsam_edge.runtime.cuda_arrays\n"
+        "import espmedsam_edge.runtime.backends.frame_buffers, espmedsam_edge.runtime.backends.gpu_arrays\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

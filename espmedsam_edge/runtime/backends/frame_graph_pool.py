@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.backends.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
-from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 

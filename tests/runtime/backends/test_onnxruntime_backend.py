@@ -12,9 +12,9 @@ from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import backend as backends
-from espmedsam_edge.runtime import onnxruntime_backend
-from espmedsam_edge.runtime.backend import AUTO, BACKENDS, BackendUnavailable, load_backend, unavailable
+from espmedsam_edge.runtime.backends import backend as backends
+from espmedsam_edge.runtime.backends import onnxruntime_backend
+from espmedsam_edge.runtime.backends.backend import AUTO, BACKENDS, BackendUnavailable, load_backend, unavailable
 
 
 def bundle_around(path: Path, write_graph: Callable[[Path], object]) -> Bundle:

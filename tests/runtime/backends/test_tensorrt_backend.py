@@ -13,8 +13,8 @@ from trt_fixtures import DOUBLE, ORIN
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import Jetson
-from espmedsam_edge.runtime import backend, tensorrt_backend
-from espmedsam_edge.runtime.backend import AUTO, BackendUnavailable, load_backend, unavailable
+from espmedsam_edge.runtime.backends import backend, tensorrt_backend
+from espmedsam_edge.runtime.backends.backend import AUTO, BackendUnavailable, load_backend, unavailable
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError, CudaUnavailable
 from espmedsam_edge.runtime.engines.engine import RuntimeCache

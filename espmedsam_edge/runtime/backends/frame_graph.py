@@ -16,12 +16,12 @@ from espmedsam_edge.bundle import Graph as BundleGraph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.backend import FrameOptions
+from espmedsam_edge.runtime.backends.backend import FrameOptions
+from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.pinned_pool import Lender
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.engines.engine import Engine
-from espmedsam_edge.runtime.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings

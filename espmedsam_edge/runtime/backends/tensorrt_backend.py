@@ -17,20 +17,20 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import outline_width
 from espmedsam_edge.machine.environment import jetson
-from espmedsam_edge.runtime.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions, Say, silent
+from espmedsam_edge.runtime.backends.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions, Say, silent
+from espmedsam_edge.runtime.backends.frame_graph import FrameGraph, FrameKey, FrameMachine
+from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, FrameGraphs, StartedGroup
+from espmedsam_edge.runtime.backends.gpu_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.cuda.gpu import driver_installed, find_gpu
 from espmedsam_edge.runtime.cuda.pinned_pool import Lender
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.cuda_arrays import frame_in_place, on_gpu
 from espmedsam_edge.runtime.engines.cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.engines.engine import Engine
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour, how_to_install, installed
 from espmedsam_edge.runtime.engines.tensorrt_api import load as load_tensorrt
-from espmedsam_edge.runtime.frame_graph import FrameGraph, FrameKey, FrameMachine
-from espmedsam_edge.runtime.frame_graphs import IN_FLIGHT, FrameGraphs, StartedGroup
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE

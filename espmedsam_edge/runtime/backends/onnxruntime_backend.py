@@ -12,7 +12,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backend import BackendUnavailable, Say, silent
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, Say, silent
 
 _INPUT, _OUTPUT = "image", "logits"
 

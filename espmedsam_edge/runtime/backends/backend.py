@@ -195,11 +195,11 @@ class BackendUnavailable(UserError):
 
 
 BACKENDS: dict[str, str] = {
-    "tensorrt": "espmedsam_edge.runtime.tensorrt_backend",
-    "tensorrt-rtx": "espmedsam_edge.runtime.tensorrt_backend",
-    "onnxruntime": "espmedsam_edge.runtime.onnxruntime_backend",
-    "onnxruntime-cuda": "espmedsam_edge.runtime.onnxruntime_backend",
-    "onnxruntime-cpu": "espmedsam_edge.runtime.onnxruntime_backend",
+    "tensorrt": "espmedsam_edge.runtime.backends.tensorrt_backend",
+    "tensorrt-rtx": "espmedsam_edge.runtime.backends.tensorrt_backend",
+    "onnxruntime": "espmedsam_edge.runtime.backends.onnxruntime_backend",
+    "onnxruntime-cuda": "espmedsam_edge.runtime.backends.onnxruntime_backend",
+    "onnxruntime-cpu": "espmedsam_edge.runtime.backends.onnxruntime_backend",
 }
 """Backend name -> the module that provides it, imported when it is tried."""
 
