@@ -2,9 +2,10 @@
 
     python benchmarks/disconnects.py --name disconnects-MACHINE [--times 200] [--note TEXT]
 
-Servers on loopback (``tests/support/stream_servers.py``): Motion JPEG over HTTP whose connections are reset, read by PyAV; and
-GStreamer's RTSP server whose clients are removed, read by PyAV and by GStreamer. Each disconnect waits until frames
-flow. Reported: how many were recovered, the time from the cut to the next frame, threads and memory before and after.
+Servers on loopback (``tests/support/stream_servers.py``): Motion JPEG over HTTP whose connections are reset, read by
+PyAV; and GStreamer's RTSP server whose clients are removed, read by PyAV and by GStreamer. Each disconnect waits until
+frames flow. Reported: how many were recovered, the time from the cut to the next frame, threads and memory before and
+after.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.gstreamer_source import has_element, rtsp_feed
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.live_source import LiveSource
-from espmedsam_edge.runtime.network_source import NetworkFeed
-from espmedsam_edge.runtime.uris import Uri, parse_uri
+from espmedsam_edge.runtime.sources.gstreamer import has_element, rtsp_feed
+from espmedsam_edge.runtime.sources.live import LiveSource
+from espmedsam_edge.runtime.sources.network import NetworkFeed
+from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
 
 RESULTS = Path(__file__).parent / "results"
 _PATIENCE = 60.0

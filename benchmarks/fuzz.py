@@ -40,8 +40,8 @@ import resource, sys, traceback
 from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import process_memory
-from espmedsam_edge.runtime.live_source import LiveOptions
-from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 def read(name):
     sources, failures = open_sources([name], LiveOptions())

@@ -35,13 +35,13 @@ from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.jobs import Job, Report
-from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server
 from espmedsam_edge.runtime.serve.serving import serve_run
-from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 RESULTS = Path(__file__).parent / "results"
 HANG_SECONDS = 10.0

@@ -31,14 +31,14 @@ from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.live_source import LiveSource
 from espmedsam_edge.runtime.measurements import JsonLines
-from espmedsam_edge.runtime.phantom_source import PhantomFeed, read_clock
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.live import LiveSource
+from espmedsam_edge.runtime.sources.phantom import PhantomFeed, read_clock
 from espmedsam_edge.runtime.video_sinks import overlay_video
 
 RESULTS = Path(__file__).parent / "results"

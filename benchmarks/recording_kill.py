@@ -43,7 +43,7 @@ from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.detached import Detached
 from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
-from espmedsam_edge.runtime.sources import SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import SourceFrame, VideoFile
 from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
 
 def tell(line):

@@ -36,14 +36,14 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.jobs import Job, Limits, Report
-from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.serving import serve_run
-from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND_SECONDS = 0.005

@@ -14,8 +14,8 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, list_files
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.reading import is_dicom
-from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.sources import DicomCine, Failure, ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import DicomCine, Failure, ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 DEFAULT_IMAGES = 128
 """Enough for ranges to settle; more cost time in proportion."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.serve.server import Server
-    from espmedsam_edge.runtime.sources import Failure
+    from espmedsam_edge.runtime.sources.files import Failure
 
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]
@@ -111,15 +111,15 @@ def command(
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.controls import Adjustable, WithoutPause
     from espmedsam_edge.runtime.detached import Beside
-    from espmedsam_edge.runtime.live_source import BackOff, LiveOptions
     from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.outputs import numbered, plan_places
-    from espmedsam_edge.runtime.phantom_source import scene_named
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
-    from espmedsam_edge.runtime.source_names import SourceNames
-    from espmedsam_edge.runtime.source_opening import open_sources
+    from espmedsam_edge.runtime.sources.anonymous import SourceNames
+    from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
+    from espmedsam_edge.runtime.sources.opening import open_sources
+    from espmedsam_edge.runtime.sources.phantom import scene_named
 
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")

@@ -35,7 +35,7 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
-from espmedsam_edge.runtime.sources import ImageFiles, Source, SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.runtime.video_sinks import overlay_video
 

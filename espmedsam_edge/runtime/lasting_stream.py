@@ -11,7 +11,7 @@ from typing import Protocol
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.live_source import BackOff
+from espmedsam_edge.runtime.sources.live import BackOff
 
 _PROOF_SECONDS = 1.0  # that a stream must last to count as open: GStreamer tells of a refusal some frames later
 

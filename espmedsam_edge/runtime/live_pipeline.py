@@ -27,7 +27,7 @@ from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import Sink
-from espmedsam_edge.runtime.sources import Failure, LiveFrames, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, LiveFrames, SourceFrame
 
 _READ_AHEAD = 4  # frames of a file that wait for the segmenter
 _RESULTS = 2  # results of a lane that wait to be written

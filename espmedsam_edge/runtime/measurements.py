@@ -14,7 +14,7 @@ from espmedsam_edge.files import write_errors
 from espmedsam_edge.runtime.contours import Form, contour_fields
 from espmedsam_edge.runtime.growing_file import GrowingFile
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
 
 AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")
 

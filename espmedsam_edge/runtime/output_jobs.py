@@ -19,7 +19,7 @@ from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.outputs import Places, numbered
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced, Sink
-from espmedsam_edge.runtime.sources import Source
+from espmedsam_edge.runtime.sources.files import Source
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
 from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
 

@@ -113,7 +113,7 @@ say(encoders=[name for name in known if name in av.codecs_available])
         ("gi",),
         """
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.gstreamer_source import load_gstreamer
+from espmedsam_edge.runtime.sources.gstreamer import load_gstreamer
 try:
     gst = load_gstreamer()
 except UserError as error:

@@ -16,8 +16,8 @@ from espmedsam_edge.runtime import gstreamer_stream
 from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources import Source, SourceFrame
-from espmedsam_edge.runtime.uris import without_secrets
+from espmedsam_edge.runtime.sources.files import Source, SourceFrame
+from espmedsam_edge.runtime.sources.uris import without_secrets
 from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.writing import PyAvEncoder, even_size
 from espmedsam_edge.runtime.video_sinks import DEFAULT_FPS

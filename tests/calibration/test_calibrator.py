@@ -38,8 +38,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.graph import store_weights
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime import sources
 from espmedsam_edge.runtime.backends.backend import load_backend
+from espmedsam_edge.runtime.sources import files as sources
 
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 

@@ -14,7 +14,7 @@ from espmedsam_edge.calibration.images import evenly, find_images
 from espmedsam_edge.calibration.resemblance import Resemblance
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 
 def test_evenly_spaces_and_keeps_the_order() -> None:

@@ -26,7 +26,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import VIDEO_SUFFIXES
+from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]
@@ -478,7 +478,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.pipeline import Job, run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.video_sinks import overlay_video
-from espmedsam_edge.runtime.sources import VideoFile
+from espmedsam_edge.runtime.sources.files import VideoFile
 memory = []
 def measure(progress):
     if progress.done % 100 == 0:

@@ -25,7 +25,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 
 Outcome = tuple[int, str, str]

@@ -13,11 +13,11 @@ from test_gpu_backend import bundle, check, frame_of, load
 from test_gpu_overlap import agree, backend_of, load_auto, load_batch
 
 from espmedsam_edge.runtime.jobs import Job, Limits
-from espmedsam_edge.runtime.live_source import BackOff, LiveSource
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.live import BackOff, LiveSource
 
 __all__ = ["bundle", "load", "load_auto", "load_batch"]  # fixtures
 

@@ -26,11 +26,11 @@ from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.engines import tensorrt_api
 from espmedsam_edge.runtime.jobs import Job, Limits
-from espmedsam_edge.runtime.live_source import BackOff, LiveSource
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.live import BackOff, LiveSource
 
 __all__ = ["bundle", "load", "pins"]  # fixtures
 

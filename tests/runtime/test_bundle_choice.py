@@ -16,7 +16,7 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import bundle_choice
 from espmedsam_edge.runtime.bundle_choice import choose_bundle, means_a_bundle
 from espmedsam_edge.runtime.shipped import Score
-from espmedsam_edge.runtime.source_names import SourceNames
+from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.video.writing import open_writer
 
 SCORE = Score(dice=70, images=14, dataset="drive", required=65)

@@ -12,7 +12,7 @@ import pytest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime import lasting_stream
 from espmedsam_edge.runtime.lasting_stream import LastingStream
-from espmedsam_edge.runtime.live_source import BackOff
+from espmedsam_edge.runtime.sources.live import BackOff
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 QUICK = BackOff(0.001, 0.002)

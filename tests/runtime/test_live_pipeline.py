@@ -23,11 +23,11 @@ from espmedsam_edge.runtime import sinks
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits, Progress
-from espmedsam_edge.runtime.live_source import BackOff, Disconnected, Feed, LiveSource
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, Feed, LiveSource
 
 QUICK = BackOff(first=0.001, longest=0.002)
 

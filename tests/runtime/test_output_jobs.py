@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
 from espmedsam_edge.runtime.outputs import plan_places
 from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced
-from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
 from espmedsam_edge.runtime.video_sinks import Recording
 
 STYLE = OverlayStyle((0, 0, 0))

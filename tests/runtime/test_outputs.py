@@ -11,7 +11,7 @@ from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.outputs import Places, output_names, plan_places
-from espmedsam_edge.runtime.sources import ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
 
 
 @pytest.fixture(autouse=True)

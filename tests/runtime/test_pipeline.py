@@ -23,7 +23,7 @@ from espmedsam_edge.runtime.jobs import STAGES, Job, Progress
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 
 
 class Scripted:

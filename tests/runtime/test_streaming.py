@@ -20,7 +20,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime import gstreamer_stream, streaming
 from espmedsam_edge.runtime.gstreamer_stream import describe_pipeline
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
 from espmedsam_edge.runtime.video.reading import has_pyav
 

@@ -16,7 +16,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources import VideoFile
+from espmedsam_edge.runtime.sources.files import VideoFile
 
 STYLE = OverlayStyle((255, 200, 0))
 

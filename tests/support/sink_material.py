@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
-from espmedsam_edge.runtime.sources import VideoFile
+from espmedsam_edge.runtime.sources.files import VideoFile
 
 
 def result_of(mask: np.ndarray, modality: str = "fundus") -> Segmentation:

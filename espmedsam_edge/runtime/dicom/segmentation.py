@@ -21,7 +21,7 @@ from espmedsam_edge.runtime.dicom.codes import Code, codes_of
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
 
 if TYPE_CHECKING:
     from pydicom import Dataset

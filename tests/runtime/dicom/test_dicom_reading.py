@@ -22,8 +22,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom import reading
 from espmedsam_edge.runtime.dicom.display import through_window
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_frames, read_dicom_header
-from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.sources import DicomCine, ImageFiles
+from espmedsam_edge.runtime.sources.files import DicomCine, ImageFiles
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 

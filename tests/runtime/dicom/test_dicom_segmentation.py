@@ -17,7 +17,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom import segmentation as dicom_seg
 from espmedsam_edge.runtime.dicom.codes import OWN_SCHEME, codes_of
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
-from espmedsam_edge.runtime.sources import SourceFrame
+from espmedsam_edge.runtime.sources.files import SourceFrame
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 highdicom = pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")

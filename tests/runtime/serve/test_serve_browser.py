@@ -22,14 +22,14 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.controls import Adjustable
 from espmedsam_edge.runtime.jobs import Job, Report
-from espmedsam_edge.runtime.live_source import LiveOptions
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server
 from espmedsam_edge.runtime.serve.serving import serve_alone, serve_run
-from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 STATUS = "document.getElementById('status').dataset.status"
 

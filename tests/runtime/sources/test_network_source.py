@@ -15,12 +15,12 @@ from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 from video_files import clip_frame, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import source_opening
-from espmedsam_edge.runtime.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.gstreamer_source import GStreamerFeed, has_element, has_gstreamer, rtsp_feed
-from espmedsam_edge.runtime.live_source import BackOff, Feed, LiveOptions, LiveSource
-from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.uris import Uri, parse_uri
+from espmedsam_edge.runtime.sources import opening
+from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.sources.gstreamer import GStreamerFeed, has_element, has_gstreamer, rtsp_feed
+from espmedsam_edge.runtime.sources.live import BackOff, Feed, LiveOptions, LiveSource
+from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
 
 pytest.importorskip("av", reason="needs PyAV (extra video)")
 QUICK = BackOff(first=0.01, longest=0.05)
@@ -217,12 +217,12 @@ def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     """GStreamer's own choice of a software decoder, which takes H.264 and H.265, stands for the Jetson's."""
     if not (has_element("decodebin") and has_element("avdec_h265")):
         pytest.skip("needs GStreamer and its libav plugins")
-    monkeypatch.setattr(source_opening, "has_element", lambda name: True)
+    monkeypatch.setattr(opening, "has_element", lambda name: True)
 
     def hardware(uri: Uri) -> Feed:
         return rtsp_feed(uri, "decodebin", elements=("decodebin",))
 
-    monkeypatch.setattr(source_opening, "hardware_rtsp_feed", hardware)
+    monkeypatch.setattr(opening, "hardware_rtsp_feed", hardware)
 
 
 @pytest.mark.usefixtures("jetson")
@@ -248,7 +248,7 @@ def test_what_the_hardware_cannot_open_is_decoded_in_software(
 ) -> None:
     if has_element("nvv4l2decoder"):
         pytest.skip("this is a Jetson")
-    monkeypatch.setattr(source_opening, "has_element", lambda name: True)
+    monkeypatch.setattr(opening, "has_element", lambda name: True)
     lines: list[str] = []
     with opened(rtsp.url, lines) as source:
         assert next(iter(source)).image.shape == (120, 160, 3)

@@ -11,8 +11,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.live_source import Disconnected
-from espmedsam_edge.runtime.uris import Uri
+from espmedsam_edge.runtime.sources.live import Disconnected
+from espmedsam_edge.runtime.sources.uris import Uri
 from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav, turned
 
 OPEN_SECONDS = 8.0

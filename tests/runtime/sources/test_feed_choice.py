@@ -6,8 +6,8 @@ import pytest
 from scripted_feeds import END, ScriptedFeed
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.live_source import BackOff, Disconnected, LiveSource
+from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, LiveSource
 
 
 def refusal(text: str) -> UserError:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.live_source import Feed
+from espmedsam_edge.runtime.sources.live import Feed
 
 
 class FirstThatOpens:

@@ -13,8 +13,8 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.runtime.live_source import Disconnected
-from espmedsam_edge.runtime.uris import Uri
+from espmedsam_edge.runtime.sources.live import Disconnected
+from espmedsam_edge.runtime.sources.uris import Uri
 
 _READ_SECONDS = 3  # until a silent camera counts as dropped out
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.sources import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 
 _LEAVING_SECONDS = 1.0  # a read that blocks longer is left to end by itself
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.uris import SCHEMES, Uri, parse_uri
+from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 
 
 def parsed(text: str) -> Uri:

@@ -11,9 +11,9 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.live_source import Disconnected, Feed
-from espmedsam_edge.runtime.uris import Uri
+from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.sources.live import Disconnected, Feed
+from espmedsam_edge.runtime.sources.uris import Uri
 
 SINK = "appsink name=sink drop=true max-buffers=1 sync=false"
 _TO_BGR = "videoconvert ! video/x-raw,format=BGR"

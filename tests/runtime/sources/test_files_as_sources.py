@@ -11,9 +11,9 @@ import pytest
 from video_files import FRAMES, cut, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.live_source import LiveOptions
-from espmedsam_edge.runtime.source_opening import open_sources
-from espmedsam_edge.runtime.sources import ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 
 def save_image(path: Path, value: int = 100) -> Path:

@@ -19,9 +19,9 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import SMALLEST, phantom
-from espmedsam_edge.runtime.live_source import LiveSource
-from espmedsam_edge.runtime.sources import Failure, Source, SourceFrame
-from espmedsam_edge.runtime.uris import Uri
+from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
+from espmedsam_edge.runtime.sources.live import LiveSource
+from espmedsam_edge.runtime.sources.uris import Uri
 
 MODALITIES = (*PAPER_MODALITIES, "histopathology")
 _DRAWN = 8  # different frames, shown forth and back: drawing each anew would take longer than a frame lasts

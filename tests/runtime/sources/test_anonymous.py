@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.live_source import LiveOptions
-from espmedsam_edge.runtime.source_names import SourceNames
-from espmedsam_edge.runtime.source_opening import open_sources
+from espmedsam_edge.runtime.sources.anonymous import SourceNames
+from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
 
 
 def test_files_are_numbered_by_name_and_keep_their_numbers_in_any_order(tmp_path: Path) -> None:

@@ -12,16 +12,12 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.headers import image_format
-from espmedsam_edge.runtime.camera_source import CameraFeed
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
-from espmedsam_edge.runtime.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.gstreamer_source import JETSON_DECODER, csi_feed, hardware_rtsp_feed, has_element
-from espmedsam_edge.runtime.live_source import Feed, LiveOptions, LiveSource
-from espmedsam_edge.runtime.network_source import NetworkFeed
-from espmedsam_edge.runtime.phantom_source import open_phantom
-from espmedsam_edge.runtime.source_names import NumberedSource, SourceNames, hide
-from espmedsam_edge.runtime.sources import (
+from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
+from espmedsam_edge.runtime.sources.camera import CameraFeed
+from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
+from espmedsam_edge.runtime.sources.files import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     DicomCine,
@@ -30,7 +26,11 @@ from espmedsam_edge.runtime.sources import (
     Source,
     VideoFile,
 )
-from espmedsam_edge.runtime.uris import Uri, parse_uri
+from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, csi_feed, hardware_rtsp_feed, has_element
+from espmedsam_edge.runtime.sources.live import Feed, LiveOptions, LiveSource
+from espmedsam_edge.runtime.sources.network import NetworkFeed
+from espmedsam_edge.runtime.sources.phantom import open_phantom
+from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import looks_like_video
 from espmedsam_edge.runtime.video.reading import has_pyav
 

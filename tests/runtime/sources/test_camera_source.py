@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import camera_source
-from espmedsam_edge.runtime.camera_source import CameraFeed, cameras
-from espmedsam_edge.runtime.live_source import BackOff, LiveSource
-from espmedsam_edge.runtime.uris import parse_uri
+from espmedsam_edge.runtime.sources import camera as camera_source
+from espmedsam_edge.runtime.sources.camera import CameraFeed, cameras
+from espmedsam_edge.runtime.sources.live import BackOff, LiveSource
+from espmedsam_edge.runtime.sources.uris import parse_uri
 
 
 class Capture:
