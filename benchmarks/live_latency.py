@@ -28,18 +28,18 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.measurements import JsonLines
+from espmedsam_edge.runtime.sinks.recording import overlay_video
+from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.phantom import PhantomFeed, read_clock
-from espmedsam_edge.runtime.video_sinks import overlay_video
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = (480, 640)

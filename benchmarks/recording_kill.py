@@ -25,7 +25,7 @@ from pathlib import Path
 
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.growing_file import SYNC_SECONDS
+from espmedsam_edge.runtime.sinks.growing_file import SYNC_SECONDS
 from espmedsam_edge.runtime.video.reading import open_video
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,11 +40,11 @@ from pathlib import Path
 import numpy as np
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.detached import Detached
-from espmedsam_edge.runtime.measurements import JsonLines
+from espmedsam_edge.runtime.sinks.background import Detached
+from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 from espmedsam_edge.runtime.sources.files import SourceFrame, VideoFile
-from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
+from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
 
 def tell(line):
     os.write(1, line.encode() + b"\\n")  # a line a call, so that no kill tears one

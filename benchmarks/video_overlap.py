@@ -32,9 +32,9 @@ from espmedsam_edge.runtime.jobs import Job
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.shipped import shipped_bundle
+from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video.writing import open_writer
-from espmedsam_edge.runtime.video_sinks import overlay_video
 
 TARGET = 0.95
 SIZE = (1080, 1920)

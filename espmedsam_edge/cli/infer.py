@@ -14,15 +14,15 @@ import typer
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
     from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
     from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.output_jobs import Measurements
-    from espmedsam_edge.runtime.outputs import Places
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.serve.server import Server
+    from espmedsam_edge.runtime.sinks.background import Beside
+    from espmedsam_edge.runtime.sinks.places import Places
     from espmedsam_edge.runtime.sources.files import Failure
 
 Decoder = Literal["auto", "software", "hardware"]
@@ -110,12 +110,12 @@ def command(
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.controls import Adjustable, WithoutPause
-    from espmedsam_edge.runtime.detached import Beside
     from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
-    from espmedsam_edge.runtime.outputs import numbered, plan_places
     from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
+    from espmedsam_edge.runtime.sinks.background import Beside
+    from espmedsam_edge.runtime.sinks.places import numbered, plan_places
     from espmedsam_edge.runtime.sources.anonymous import SourceNames
     from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
     from espmedsam_edge.runtime.sources.opening import open_sources

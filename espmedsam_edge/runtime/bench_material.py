@@ -16,12 +16,12 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.bench import Material
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import OverlayImages, Sink
+from espmedsam_edge.runtime.sinks.recording import overlay_video
+from espmedsam_edge.runtime.sinks.sink import OverlayImages, Sink
 from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.video.reading import has_pyav
 from espmedsam_edge.runtime.video.writing import open_writer
-from espmedsam_edge.runtime.video_sinks import overlay_video
 
 MAX_FRAMES = 32
 MAX_BYTES = 256 << 20  # frames stay in memory while measuring; more would measure the machine's paging

@@ -29,15 +29,15 @@ from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
 from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.jobs import Job
-from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.shipped import shipped_bundle
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Sink
+from espmedsam_edge.runtime.sinks.measurements import JsonLines
+from espmedsam_edge.runtime.sinks.recording import overlay_video
+from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Sink
 from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video.writing import open_writer
-from espmedsam_edge.runtime.video_sinks import overlay_video
 
 FIRST_SEED = 9000  # phantoms from here on are the demo's: nothing may be trained on them
 PICTURES = 2  # a modality

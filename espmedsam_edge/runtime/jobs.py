@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source
 
 STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")

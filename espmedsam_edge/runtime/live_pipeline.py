@@ -20,13 +20,13 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.bounded_queue import Aborted
 from espmedsam_edge.runtime.controls import Controls, Settings
 from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.detached import Detached
 from espmedsam_edge.runtime.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sinks.background import Detached
+from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, LiveFrames, SourceFrame
 
 _READ_AHEAD = 4  # frames of a file that wait for the segmenter

@@ -9,19 +9,19 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
-from espmedsam_edge.runtime.area_plot import AreaPlot
 from espmedsam_edge.runtime.backends.backend import silent
-from espmedsam_edge.runtime.contours import Form
-from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.jobs import Job
-from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
-from espmedsam_edge.runtime.outputs import Places, numbered
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced, Sink
+from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
+from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.contours import Form
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.places import Places, numbered
+from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
+from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced, Sink
+from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
 from espmedsam_edge.runtime.sources.files import Source
-from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
-from espmedsam_edge.runtime.video_sinks import mask_video, overlay_video
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.live_pipeline import LiveRun
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks import Sink
+from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
 
 __all__ = ["STAGES", "Job", "Limits", "Progress", "Report", "run_pipeline"]

@@ -477,7 +477,7 @@ from pathlib import Path
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.pipeline import Job, run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.video_sinks import overlay_video
+from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import VideoFile
 memory = []
 def measure(progress):

@@ -23,8 +23,8 @@ from video_files import clip_frame, save_clip
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
-from espmedsam_edge.runtime.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.video.reading import has_pyav, open_video
 

@@ -13,11 +13,11 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sinks.background import Beside
 from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.phantom import PhantomFeed

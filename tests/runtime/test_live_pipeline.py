@@ -19,13 +19,13 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import sinks
 from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.detached import Beside
 from espmedsam_edge.runtime.jobs import Job, Limits, Progress
 from espmedsam_edge.runtime.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sinks import sink as sinks
+from espmedsam_edge.runtime.sinks.background import Beside
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, Feed, LiveSource
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.growing_file import GrowingFile
+from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 
 
 def test_lines_are_counted_before_and_after_the_file_takes_its_name(

@@ -9,13 +9,13 @@ from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.detached import Beside, Detached
-from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
-from espmedsam_edge.runtime.outputs import plan_places
-from espmedsam_edge.runtime.sinks import MaskImages, OverlayImages, Paced
+from espmedsam_edge.runtime.sinks.background import Beside, Detached
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.places import plan_places
+from espmedsam_edge.runtime.sinks.recording import Recording
+from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced
 from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
-from espmedsam_edge.runtime.video_sinks import Recording
 
 STYLE = OverlayStyle((0, 0, 0))
 IMAGE, OTHER, CLIP = Path("a.jpg"), Path("b.png"), Path("c.avi")

@@ -12,7 +12,7 @@ from sink_material import blob, result_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom import identifiers
 from espmedsam_edge.runtime.dicom.identifiers import KEY_VARIABLE, DicomIdentifiers
-from espmedsam_edge.runtime.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sources.files import SourceFrame
 
 pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")

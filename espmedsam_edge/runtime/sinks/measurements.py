@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from espmedsam_edge.files import write_errors
-from espmedsam_edge.runtime.contours import Form, contour_fields
-from espmedsam_edge.runtime.growing_file import GrowingFile
 from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
+from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sources.files import SourceFrame
 
 AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")

@@ -12,8 +12,8 @@ import pytest
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.detached import Beside, Detached
 from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks.background import Beside, Detached
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 
 RESULT = result_of(blob((48, 64)))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import area_plot
-from espmedsam_edge.runtime.area_plot import AreaPlot, Curve
+from espmedsam_edge.runtime.sinks import area_plot
+from espmedsam_edge.runtime.sinks.area_plot import AreaPlot, Curve
 from espmedsam_edge.runtime.sources.files import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import lasting_stream
-from espmedsam_edge.runtime.lasting_stream import LastingStream
+from espmedsam_edge.runtime.sinks import reconnecting_stream
+from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream
 from espmedsam_edge.runtime.sources.live import BackOff
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -57,7 +57,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def _proven_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lasting_stream, "_PROOF_SECONDS", 0.0)
+    monkeypatch.setattr(reconnecting_stream, "_PROOF_SECONDS", 0.0)
 
 
 def begun(receiver: Receiver, stream: LastingStream) -> int:
@@ -141,7 +141,7 @@ def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.Mo
     """As GStreamer does, which opens at once and tells some frames later that nobody is there."""
     now, wait = [100.0], threading.Event().wait
     receiver, lines = Receiver(), list[str]()
-    monkeypatch.setattr(lasting_stream.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reconnecting_stream.time, "monotonic", lambda: now[0])
     stream = LastingStream(receiver.open, "udp://r:1", lines.append, QUICK)
     begun(receiver, stream)
     now[0] += 1.5

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.outputs import Places, output_names, plan_places
+from espmedsam_edge.runtime.sinks.places import Places, output_names, plan_places
 from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
 
 

@@ -10,8 +10,8 @@ from types import TracebackType
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.measurements import area_in_mm2
 from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
 from espmedsam_edge.runtime.sources.files import SourceFrame
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's

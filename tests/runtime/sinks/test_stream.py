@@ -18,10 +18,11 @@ from video_files import clip_frame, number_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime import gstreamer_stream, streaming
-from espmedsam_edge.runtime.gstreamer_stream import describe_pipeline
+from espmedsam_edge.runtime.sinks import gstreamer_stream
+from espmedsam_edge.runtime.sinks import stream as streaming
+from espmedsam_edge.runtime.sinks.gstreamer_stream import describe_pipeline
+from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
 from espmedsam_edge.runtime.sources.files import SourceFrame
-from espmedsam_edge.runtime.streaming import OverlayStream, parse_destination
 from espmedsam_edge.runtime.video.reading import has_pyav
 
 SIZE = (120, 160)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import growing_file
-from espmedsam_edge.runtime.growing_file import GrowingFile, partial_path
+from espmedsam_edge.runtime.sinks import growing_file
+from espmedsam_edge.runtime.sinks.growing_file import GrowingFile, partial_path
 
 
 def begun(tmp_path: Path, *, keep_interrupted: bool = False, content: bytes = b"content") -> GrowingFile:

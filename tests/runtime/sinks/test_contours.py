@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.contours import check_form, contour_fields, encode_rle
+from espmedsam_edge.runtime.sinks.contours import check_form, contour_fields, encode_rle
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 

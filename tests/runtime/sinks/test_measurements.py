@@ -12,7 +12,7 @@ import pytest
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.measurements import AREA_COLUMNS, AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.measurements import AREA_COLUMNS, AreaTable, JsonLines
 from espmedsam_edge.runtime.sources.files import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)

@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime import gstreamer_stream
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.lasting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.sinks import gstreamer_stream
+from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream, StreamWriter, broken_off
+from espmedsam_edge.runtime.sinks.recording import DEFAULT_FPS
 from espmedsam_edge.runtime.sources.files import Source, SourceFrame
 from espmedsam_edge.runtime.sources.uris import without_secrets
 from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.writing import PyAvEncoder, even_size
-from espmedsam_edge.runtime.video_sinks import DEFAULT_FPS
 
 SCHEMES = ("udp", "rtp", "rtsp")
 _FORMATS = {"udp": "mpegts", "rtp": "rtp_mpegts", "rtsp": "rtsp"}
