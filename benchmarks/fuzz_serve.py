@@ -33,9 +33,9 @@ from websockets.sync.client import ClientConnection, connect
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.jobs import Job, Report
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.controls import Adjustable
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Report
 from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server

@@ -28,9 +28,9 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.jobs import Job, Limits
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import Beside

@@ -34,9 +34,9 @@ from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.jobs import Job, Limits, Report
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.controls import Adjustable
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Limits, Report
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions

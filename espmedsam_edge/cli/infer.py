@@ -15,9 +15,9 @@ import typer
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
-    from espmedsam_edge.runtime.jobs import LiveReport, Progress, Report
     from espmedsam_edge.runtime.latency import Latency
-    from espmedsam_edge.runtime.output_jobs import Measurements
+    from espmedsam_edge.runtime.run.jobs import LiveReport, Progress, Report
+    from espmedsam_edge.runtime.run.plan import Measurements
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.serve.server import Server
@@ -109,9 +109,9 @@ def command(
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
-    from espmedsam_edge.runtime.controls import Adjustable, WithoutPause
-    from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
-    from espmedsam_edge.runtime.pipeline import Limits, run_pipeline
+    from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
+    from espmedsam_edge.runtime.run.file_run import Limits, run_pipeline
+    from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.sinks.background import Beside

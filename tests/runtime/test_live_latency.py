@@ -13,8 +13,8 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.jobs import Job, Limits
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import Beside

@@ -22,7 +22,7 @@ from starlette.testclient import TestClient, WebSocketTestSession
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.address import Address, Names
 from espmedsam_edge.runtime.serve.app import build_app

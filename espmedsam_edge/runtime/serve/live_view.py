@@ -15,7 +15,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
-from espmedsam_edge.runtime.controls import Controls, Settings
+from espmedsam_edge.runtime.run.controls import Controls, Settings
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.statistics import Statistics
 from espmedsam_edge.runtime.sources.files import SourceFrame

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import color_of
 from espmedsam_edge.modalities import target_of
-from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.pool import SegmenterPool

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.address import parse_address
 from espmedsam_edge.runtime.serve.live_view import DEFAULT_OPACITY, LiveView

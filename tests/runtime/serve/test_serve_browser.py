@@ -20,9 +20,9 @@ from serving_setup import TOKEN, png
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.jobs import Job, Report
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.controls import Adjustable
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Report
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions

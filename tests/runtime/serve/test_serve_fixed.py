@@ -11,7 +11,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.controls import Adjustable
+from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve import serving
 from espmedsam_edge.runtime.serve.options import ServeOptions

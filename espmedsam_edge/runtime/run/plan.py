@@ -12,7 +12,7 @@ from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
-from espmedsam_edge.runtime.jobs import Job
+from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import Beside
 from espmedsam_edge.runtime.sinks.contours import Form

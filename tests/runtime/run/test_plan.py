@@ -9,7 +9,7 @@ from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.output_jobs import Measurements, plan_jobs, shared_sinks
+from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
 from espmedsam_edge.runtime.sinks.background import Beside, Detached
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sinks.places import plan_places

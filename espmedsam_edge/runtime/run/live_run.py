@@ -17,13 +17,13 @@ from functools import partial
 from typing import cast
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.bounded_queue import Aborted
-from espmedsam_edge.runtime.controls import Controls, Settings
-from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.in_flight import InFlight, Outcome
-from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.run.bounded_queue import Aborted
+from espmedsam_edge.runtime.run.controls import Controls, Settings
+from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
+from espmedsam_edge.runtime.run.threads import Crew
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import Detached
 from espmedsam_edge.runtime.sinks.sink import Sink

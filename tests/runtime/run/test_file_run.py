@@ -17,10 +17,10 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
-from espmedsam_edge.runtime.controls import Adjustable, Settings
-from espmedsam_edge.runtime.jobs import STAGES, Job, Progress
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
+from espmedsam_edge.runtime.run.controls import Adjustable, Settings
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Progress
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame

@@ -19,9 +19,9 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.controls import Adjustable
-from espmedsam_edge.runtime.jobs import Job, Limits, Progress
-from espmedsam_edge.runtime.pipeline import run_pipeline
+from espmedsam_edge.runtime.run.controls import Adjustable
+from espmedsam_edge.runtime.run.file_run import run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job, Limits, Progress
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import sink as sinks

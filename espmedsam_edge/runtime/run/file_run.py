@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.bounded_queue import Aborted, BoundedQueue
-from espmedsam_edge.runtime.controls import Adjustable, Controls, Settings
-from espmedsam_edge.runtime.crew import Crew
-from espmedsam_edge.runtime.in_flight import InFlight, Outcome
-from espmedsam_edge.runtime.jobs import STAGES, Job, Limits, Progress, Report
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
-from espmedsam_edge.runtime.live_pipeline import LiveRun
+from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
+from espmedsam_edge.runtime.run.controls import Adjustable, Controls, Settings
+from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, Progress, Report
+from espmedsam_edge.runtime.run.live_run import LiveRun
+from espmedsam_edge.runtime.run.threads import Crew
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
