@@ -31,10 +31,10 @@ from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video.writing import open_writer
+from espmedsam_edge.shipped.bundles import shipped_bundle
 
 TARGET = 0.95
 SIZE = (1080, 1920)

@@ -258,7 +258,7 @@ def check_engine(flavour: str, out: Path) -> int:
     from espmedsam_edge.runtime.backends.backend import unavailable
     from espmedsam_edge.runtime.cuda.gpu import find_gpu
     from espmedsam_edge.runtime.segmenter import Segmenter
-    from espmedsam_edge.runtime.shipped import shipped_bundle
+    from espmedsam_edge.shipped.bundles import shipped_bundle
 
     said: list[str] = []
     found: dict[str, Any] = {"flavour": flavour, "gpu": str(find_gpu()), "works": False, "error": None, "said": said}
@@ -352,7 +352,7 @@ def main() -> int:
     out: Path = arguments.out.resolve()
     if arguments.engine:
         return check_engine(arguments.engine, out)
-    from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle
+    from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle
 
     if arguments.bundle is not None and not (arguments.bundle / "manifest.json").is_file():
         parser.error(f"{arguments.bundle} is no bundle")

@@ -19,7 +19,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda.driver import unavailable
-from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle
+from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"
 
@@ -256,7 +256,7 @@ def test_an_engine_works_whose_mask_is_the_reference_s(
 
     monkeypatch.setattr("espmedsam_edge.runtime.backends.backend.unavailable", lambda name: None)
     monkeypatch.setattr("espmedsam_edge.runtime.segmenter.Segmenter.load", load)
-    monkeypatch.setattr("espmedsam_edge.runtime.shipped.shipped_bundle", lambda name: None)
+    monkeypatch.setattr("espmedsam_edge.shipped.bundles.shipped_bundle", lambda name: None)
     assert check.check_engine("tensorrt", tmp_path) == code
     assert (check.working_backend(tmp_path) == "tensorrt") is (code == 0)
 

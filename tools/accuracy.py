@@ -32,8 +32,8 @@ from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
-from espmedsam_edge.packed import read_packed
-from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS, make_bundle
+from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS, make_bundle
+from espmedsam_edge.shipped.packed import read_packed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -19,8 +19,8 @@ import numpy as np
 from espmedsam_edge.export.skeleton import build_skeleton
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.model.checkpoint import read_checkpoint
-from espmedsam_edge.packed import write_packed
-from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SUMS, WEIGHTS, skeleton_name
+from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SUMS, WEIGHTS, skeleton_name
+from espmedsam_edge.shipped.packed import write_packed
 
 
 def main() -> None:

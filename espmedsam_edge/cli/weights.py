@@ -14,7 +14,7 @@ def command(
 ) -> None:
     """List the weights that came with the program; write them as a bundle or as a checkpoint."""
     from espmedsam_edge.errors import UserError
-    from espmedsam_edge.runtime.shipped import shipped_bundle, shipped_checkpoint, shipped_scores
+    from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_checkpoint, shipped_scores
 
     scores = shipped_scores()
     if modality is not None and out is None:

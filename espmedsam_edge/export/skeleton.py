@@ -1,6 +1,6 @@
 """A network without weights: ONNX whose inputs are the image and every weight, the fusion included as nodes.
 
-Some ten kilobytes that, with a checkpoint, give the graph that ``export`` writes; ``runtime.network_assembly`` puts the
+Some ten kilobytes that, with a checkpoint, give the graph that ``export`` writes; ``shipped.assembly`` puts the
 two together on a device that has neither torch nor the onnx package.
 """
 
@@ -19,7 +19,7 @@ from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import OPSET, GraphError, name_nodes, quiet, refuse, strip
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
-from espmedsam_edge.runtime.network_assembly import IMAGE, PLACEHOLDER
+from espmedsam_edge.shipped.assembly import IMAGE, PLACEHOLDER
 
 _PREFIX = "model."
 

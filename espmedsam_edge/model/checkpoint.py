@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from espmedsam_edge import packed
 from espmedsam_edge.bundle import Name, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
+from espmedsam_edge.shipped import packed
 
 PARTS = ("encoder", "controller", "prompt", "decoder")
 TEMPLATE = "template"

@@ -11,10 +11,10 @@ from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.recognition import recognise
-from espmedsam_edge.runtime.shipped import shipped_bundle, shipped_scores
 from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.uris import parse_uri
+from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_scores
 
 
 class Chosen(NamedTuple):

@@ -32,12 +32,12 @@ from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Sink
 from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
 from espmedsam_edge.runtime.video.writing import open_writer
+from espmedsam_edge.shipped.bundles import shipped_bundle
 
 FIRST_SEED = 9000  # phantoms from here on are the demo's: nothing may be trained on them
 PICTURES = 2  # a modality

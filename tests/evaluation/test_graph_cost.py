@@ -13,7 +13,7 @@ from espmedsam_edge.evaluation import graph_cost as counting
 from espmedsam_edge.evaluation.graph_cost import graph_cost, why_not_counted
 from espmedsam_edge.evaluation.rates import host_copy_rate, product_rate
 from espmedsam_edge.runtime.roofline import GraphCost, Kernel, Rates, Roofline, bound
-from espmedsam_edge.runtime.shipped import shipped_bundle
+from espmedsam_edge.shipped.bundles import shipped_bundle
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (extra export)")
 

@@ -23,11 +23,11 @@ from espmedsam_edge.export.graph import FORBIDDEN, build_graph
 from espmedsam_edge.export.skeleton import build_skeleton
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from espmedsam_edge.packed import write_packed
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.network_assembly import assemble, fill, weight_name
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.shipped import CHECKPOINT, METADATA_KEY, SCORES, SUMS, shipped_bundle, skeleton_name
+from espmedsam_edge.shipped.assembly import assemble, fill, weight_name
+from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SCORES, SUMS, shipped_bundle, skeleton_name
+from espmedsam_edge.shipped.packed import write_packed
 
 SIZE = 128
 
@@ -159,6 +159,6 @@ def test_a_packed_checkpoint_starts_training_and_export(shipped: Path, tmp_path:
 
 
 def test_assembling_imports_no_torch() -> None:
-    code = "import sys, espmedsam_edge.runtime.shipped; print('torch' in sys.modules or 'onnx' in sys.modules)"
+    code = "import sys, espmedsam_edge.shipped.bundles; print('torch' in sys.modules or 'onnx' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"

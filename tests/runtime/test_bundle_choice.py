@@ -15,9 +15,9 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import bundle_choice
 from espmedsam_edge.runtime.bundle_choice import choose_bundle, means_a_bundle
-from espmedsam_edge.runtime.shipped import Score
 from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.video.writing import open_writer
+from espmedsam_edge.shipped.bundles import Score
 
 SCORE = Score(dice=70, images=14, dataset="drive", required=65)
 

@@ -16,8 +16,8 @@ from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.runtime import demo as demo_module
 from espmedsam_edge.runtime.demo import Demo, Row, demo_bundles
 from espmedsam_edge.runtime.demo_sheet import TILE, contact_sheet
-from espmedsam_edge.runtime.shipped import shipped_bundle
 from espmedsam_edge.runtime.video.reading import open_video
+from espmedsam_edge.shipped.bundles import shipped_bundle
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.machine.cache import cache_place
 from espmedsam_edge.modalities import choose, register
-from espmedsam_edge.packed import SUFFIX, read_packed, write_plain
-from espmedsam_edge.runtime.network_assembly import assemble
+from espmedsam_edge.shipped.assembly import assemble
+from espmedsam_edge.shipped.packed import SUFFIX, read_packed, write_plain
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 CHECKPOINT = f"espmedsam-s{SUFFIX}"

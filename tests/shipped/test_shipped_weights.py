@@ -14,7 +14,7 @@ from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.shipped import CHECKPOINT, WEIGHTS, shipped_bundle, shipped_scores
+from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle, shipped_scores
 
 
 def test_every_modality_of_the_paper_has_a_measured_score() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.packed import read_packed, write_packed
+from espmedsam_edge.shipped.packed import read_packed, write_packed
 
 
 def _arrays() -> dict[str, np.ndarray]:
