@@ -25,9 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 
+from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.sources.gstreamer import has_element, rtsp_feed
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.network import NetworkFeed

@@ -27,7 +27,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
+from espmedsam_edge.bench.benchmark import Request, run_benchmark
+from espmedsam_edge.bench.measure import Settings
+from espmedsam_edge.bench.plot import draw_plot
+from espmedsam_edge.bench.report import as_json, as_markdown
 from espmedsam_edge.export.exporter import export_bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.cores import usable_cores
@@ -37,9 +40,6 @@ from espmedsam_edge.model.controller import BlockBag
 from espmedsam_edge.model.costs import multiply_accumulates
 from espmedsam_edge.model.encoder import ControlledAttention
 from espmedsam_edge.model.esp_medsam import EspMedSam
-from espmedsam_edge.runtime.bench import Settings
-from espmedsam_edge.runtime.bench_plot import draw_plot
-from espmedsam_edge.runtime.bench_report import as_json, as_markdown
 
 RESULTS = Path(__file__).parent / "results"
 MODALITY = "fundus"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.bench.cuda_rates import copy_rate
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
@@ -32,7 +33,6 @@ from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
-from espmedsam_edge.runtime.cuda_rates import copy_rate
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP16_BYTES, FP32_BYTES, FrameKernels
 

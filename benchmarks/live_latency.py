@@ -23,12 +23,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.segmentation import Segmentation

@@ -4,7 +4,7 @@
 
 Counts the exported graph of one modality at several image sizes (weights are random: the count does not depend on them)
 and bounds each kernel by the board's published peak of products and of memory, whichever takes longer (a roofline,
-``espmedsam_edge.runtime.roofline``). A real engine reaches part of that bound: the efficiency. Unless a bench made on a
+``espmedsam_edge.bench.roofline``). A real engine reaches part of that bound: the efficiency. Unless a bench made on a
 GPU gives it (``--measured bench.json``), it is assumed to lie in a range, and the prediction is a range.
 
 FP16 is counted as every value in two bytes. INT8 is counted as ``calibrate`` quantises: products with weights outside
@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from espmedsam_edge.evaluation.graph_cost import graph_cost
+from espmedsam_edge.bench.graph_cost import graph_cost
+from espmedsam_edge.bench.roofline import GraphCost, Kernel, Rates, bound
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.roofline import GraphCost, Kernel, Rates, bound
 
 RESULTS = Path(__file__).parent / "results"
 MODALITY = "fundus"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from espmedsam_edge.runtime.roofline import GraphCost, Kernel
+from espmedsam_edge.bench.roofline import GraphCost, Kernel
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "predicted-espmedsam-s.json"

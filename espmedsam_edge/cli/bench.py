@@ -47,11 +47,11 @@ def command(
     """
     import json
 
-    from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
+    from espmedsam_edge.bench.benchmark import Request, run_benchmark
+    from espmedsam_edge.bench.measure import Settings
+    from espmedsam_edge.bench.plot import draw_plot, why_no_plot
+    from espmedsam_edge.bench.report import as_json, as_markdown, as_text
     from espmedsam_edge.files import atomic_write
-    from espmedsam_edge.runtime.bench import Settings
-    from espmedsam_edge.runtime.bench_plot import draw_plot, why_no_plot
-    from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)

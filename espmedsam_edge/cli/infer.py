@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from espmedsam_edge.bench.latency import Latency
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
-    from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.run.jobs import LiveReport, Progress, Report
     from espmedsam_edge.runtime.run.plan import Measurements
     from espmedsam_edge.runtime.segmenter import Segmenter

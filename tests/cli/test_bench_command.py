@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from espmedsam_edge import cli
+from espmedsam_edge.bench import benchmark
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.evaluation import benchmark
 from espmedsam_edge.imaging.encode import write_image
 
 
@@ -66,7 +66,7 @@ def test_without_matplotlib_the_plot_is_left_out_with_a_notice(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "espmedsam_edge.runtime.bench_plot.find_spec", lambda name: None if name == "matplotlib" else found(name)
+        "espmedsam_edge.bench.plot.find_spec", lambda name: None if name == "matplotlib" else found(name)
     )
     plot, markdown = tmp_path / "bench.png", tmp_path / "bench.md"
     code = run(

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 from test_gpu_backend import Load, bundle, frame_of, load
 
+from espmedsam_edge.bench import cuda_rates
+from espmedsam_edge.bench import device as bench_device
+from espmedsam_edge.bench.competitors import load_competitor, load_first
+from espmedsam_edge.bench.device import DeviceTimes, measure_device
+from espmedsam_edge.bench.latency import Latency
+from espmedsam_edge.bench.material import time_encoding
+from espmedsam_edge.bench.measure import Contender, Material, Sample, Settings, bench
+from espmedsam_edge.bench.power import Sensor, watts_of_nvidia_smi
+from espmedsam_edge.bench.report import as_json, as_markdown, as_text
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.evaluation.competitors import load_competitor, load_first
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime import bench_device, cuda_rates, segmentation
+from espmedsam_edge.runtime import segmentation
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.backends.frame_graph import STAGES
-from espmedsam_edge.runtime.bench import Contender, Material, Sample, Settings, bench
-from espmedsam_edge.runtime.bench_device import DeviceTimes, measure_device
-from espmedsam_edge.runtime.bench_material import time_encoding
-from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.power import Sensor, watts_of_nvidia_smi
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 __all__ = ["bundle", "load"]  # fixtures

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from espmedsam_edge.runtime import cuda_rates
+from espmedsam_edge.bench import cuda_rates
 from espmedsam_edge.runtime.cuda.module import KernelModule
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
+from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
-from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.bounded_queue import Aborted
 from espmedsam_edge.runtime.run.controls import Controls, Settings
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame

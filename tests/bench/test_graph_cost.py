@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espmedsam_edge.evaluation import graph_cost as counting
-from espmedsam_edge.evaluation.graph_cost import graph_cost, why_not_counted
-from espmedsam_edge.evaluation.rates import host_copy_rate, product_rate
-from espmedsam_edge.runtime.roofline import GraphCost, Kernel, Rates, Roofline, bound
+from espmedsam_edge.bench import graph_cost as counting
+from espmedsam_edge.bench.graph_cost import graph_cost, why_not_counted
+from espmedsam_edge.bench.rates import host_copy_rate, product_rate
+from espmedsam_edge.bench.roofline import GraphCost, Kernel, Rates, Roofline, bound
 from espmedsam_edge.shipped.bundles import shipped_bundle
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (extra export)")
@@ -122,7 +122,7 @@ def test_each_kernel_is_bound_by_the_longer_of_its_two() -> None:
 def test_the_product_that_is_measured_has_the_operations_it_is_taken_for(
     type_name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from espmedsam_edge.evaluation import rates
+    from espmedsam_edge.bench import rates
 
     counted: list[GraphCost] = []
     build = rates._product_bundle
@@ -140,7 +140,7 @@ def test_the_product_that_is_measured_has_the_operations_it_is_taken_for(
 
 
 def test_copies_count_reading_and_writing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from espmedsam_edge.evaluation import rates
+    from espmedsam_edge.bench import rates
 
     ticks = iter(range(100))
     monkeypatch.setattr(rates, "_HOST_COPY", 1000)

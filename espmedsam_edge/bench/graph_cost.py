@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from espmedsam_edge.bench.roofline import GraphCost, Kernel
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.roofline import GraphCost, Kernel
 
 if TYPE_CHECKING:
     from onnx import NodeProto

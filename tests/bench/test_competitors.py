@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from toy_bundles import save_toy_bundle, save_toy_graph
 
+from espmedsam_edge.bench import torch_competitor
+from espmedsam_edge.bench.benchmark import Request, run_benchmark
+from espmedsam_edge.bench.competitors import load_competitor, load_first
+from espmedsam_edge.bench.device import measure_device
+from espmedsam_edge.bench.measure import Settings
+from espmedsam_edge.bench.report import as_text
+from espmedsam_edge.bench.torch_competitor import TorchBackend
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.evaluation import torch_competitor
-from espmedsam_edge.evaluation.benchmark import Request, run_benchmark
-from espmedsam_edge.evaluation.competitors import load_competitor, load_first
-from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
-from espmedsam_edge.runtime.bench import Settings
-from espmedsam_edge.runtime.bench_device import measure_device
-from espmedsam_edge.runtime.bench_report import as_text
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from importlib.util import find_spec
 
+from espmedsam_edge.bench.measure import STAGES, Result
+from espmedsam_edge.bench.report import median_ms
 from espmedsam_edge.machine.environment import install_command
-from espmedsam_edge.runtime.bench import STAGES, Result
-from espmedsam_edge.runtime.bench_report import median_ms
 
 # Okabe and Ito's colours, told apart without colour vision.
 _STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")

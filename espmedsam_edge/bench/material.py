@@ -10,11 +10,11 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from espmedsam_edge.bench.measure import Material
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.bench import Material
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import OverlayImages, Sink

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime import power
-from espmedsam_edge.runtime.power import PowerMeter, Sensor, find_sensor, watts_of_nvidia_smi, watts_of_tegrastats
+from espmedsam_edge.bench import power
+from espmedsam_edge.bench.power import PowerMeter, Sensor, find_sensor, watts_of_nvidia_smi, watts_of_tegrastats
 
 ORIN_NANO = """\
 03-14-2024 10:22:31 RAM 3141/7620MB (lfb 22x4MB) SWAP 0/3810MB (cached 0MB) CPU [12%@1510,4%@1510,3%@1510,2%@1510,\

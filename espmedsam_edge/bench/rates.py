@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from espmedsam_edge.bench.competitors import runs_on_gpu
+from espmedsam_edge.bench.cuda_rates import copy_rate
+from espmedsam_edge.bench.graph_cost import graph_cost
+from espmedsam_edge.bench.roofline import GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
-from espmedsam_edge.evaluation.competitors import runs_on_gpu
-from espmedsam_edge.evaluation.graph_cost import graph_cost
 from espmedsam_edge.runtime.backends.backend import FrameOptions, Say, load_backend, silent
-from espmedsam_edge.runtime.cuda_rates import copy_rate
-from espmedsam_edge.runtime.roofline import GraphCost, Rates, Roofline
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:

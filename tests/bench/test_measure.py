@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from espmedsam_edge.bench import measure as bench_module
+from espmedsam_edge.bench.hints import interpret
+from espmedsam_edge.bench.measure import STAGES, Contender, Material, Result, Sample, Settings, bench, run_in_turn
+from espmedsam_edge.bench.plot import draw_plot
+from espmedsam_edge.bench.report import as_json, as_markdown, as_text
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime import bench as bench_module
-from espmedsam_edge.runtime.bench import STAGES, Contender, Material, Result, Sample, Settings, bench, run_in_turn
-from espmedsam_edge.runtime.bench_hints import interpret
-from espmedsam_edge.runtime.bench_plot import draw_plot
-from espmedsam_edge.runtime.bench_report import as_json, as_markdown, as_text
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 QUICK = Settings(duration=0.05, warmup=0.0, min_iterations=10)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from espmedsam_edge.bench.competitors import load_competitor, load_first
+from espmedsam_edge.bench.material import read_material, time_encoding
+from espmedsam_edge.bench.measure import Progress, Result, Settings, bench
+from espmedsam_edge.bench.rates import roofline
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.evaluation.competitors import load_competitor, load_first
-from espmedsam_edge.evaluation.rates import roofline
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable, Say, silent
-from espmedsam_edge.runtime.bench import Progress, Result, Settings, bench
-from espmedsam_edge.runtime.bench_material import read_material, time_encoding
 
 
 @dataclass(frozen=True)

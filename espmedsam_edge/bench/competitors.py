@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from espmedsam_edge.bench.measure import Contender
+from espmedsam_edge.bench.torch_competitor import TorchBackend
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Graph
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.evaluation.torch_competitor import TorchBackend
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice, Say, silent
 from espmedsam_edge.runtime.backends.onnxruntime_backend import open_session
-from espmedsam_edge.runtime.bench import Contender
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 TORCH: tuple[str, ...] = ("torch", "torch-eager", "torch-compile")

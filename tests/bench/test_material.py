@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from espmedsam_edge.bench import material as bench_material
+from espmedsam_edge.bench.material import read_material, time_encoding
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime import bench_material
-from espmedsam_edge.runtime.bench_material import read_material, time_encoding
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.video.writing import open_writer
 

@@ -1,0 +1,1 @@
+"""How fast: measuring, device times, roofline, power, competitors, report and plot."""
