@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from espmedsam_edge.runtime.demo import Demo, Row
+    from espmedsam_edge.demo.demo import Demo, Row
 
 
 def command(
@@ -19,11 +19,11 @@ def command(
     import time
     from functools import partial
 
+    from espmedsam_edge.demo.demo import demo_bundles, run_demo
+    from espmedsam_edge.demo.sheet import contact_sheet
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.machine.environment import near
     from espmedsam_edge.runtime.backends.backend import once
-    from espmedsam_edge.runtime.demo import demo_bundles, run_demo
-    from espmedsam_edge.runtime.demo_sheet import contact_sheet
 
     start = time.perf_counter()
     bundles = demo_bundles(bundle, typer.echo)

@@ -10,7 +10,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import cli
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.runtime import demo as demo_module
+from espmedsam_edge.demo import demo as demo_module
 
 
 def run(*arguments: object) -> int:

@@ -11,11 +11,11 @@ import pytest
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.demo import demo as demo_module
+from espmedsam_edge.demo.demo import Demo, Row, demo_bundles
+from espmedsam_edge.demo.sheet import TILE, contact_sheet
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
-from espmedsam_edge.runtime import demo as demo_module
-from espmedsam_edge.runtime.demo import Demo, Row, demo_bundles
-from espmedsam_edge.runtime.demo_sheet import TILE, contact_sheet
 from espmedsam_edge.runtime.video.reading import open_video
 from espmedsam_edge.shipped.bundles import shipped_bundle
 

@@ -8,10 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from espmedsam_edge.demo.demo import PICTURES, Demo, Shown
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.modalities import target_of
-from espmedsam_edge.runtime.demo import PICTURES, Demo, Shown
 
 TILE = (180, 240)  # (height, width) in pixels
 _COLUMNS = 3 * PICTURES
