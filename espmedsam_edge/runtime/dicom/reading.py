@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from espmedsam_edge.doctor.probe import installed
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
@@ -24,7 +25,6 @@ from espmedsam_edge.machine.environment import install_command
 from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, size_of
 from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom.display import displayed
-from espmedsam_edge.runtime.probe import installed
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128

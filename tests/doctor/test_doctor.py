@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from espmedsam_edge.doctor import diagnosis as doctor
+from espmedsam_edge.doctor import probe
+from espmedsam_edge.doctor.diagnosis import Diagnosis, Finding, diagnose
+from espmedsam_edge.doctor.probe import Answer
+from espmedsam_edge.doctor.report import render
 from espmedsam_edge.machine import environment
-from espmedsam_edge.runtime import doctor, probe
-from espmedsam_edge.runtime.doctor import Diagnosis, Finding, diagnose
-from espmedsam_edge.runtime.doctor_report import render
-from espmedsam_edge.runtime.probe import Answer
 
 NOTHING = {name: Answer(False) for name in probe.SCRIPTS}
 BASE = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from espmedsam_edge.runtime import probe
+from espmedsam_edge.doctor import probe
 
 
 @pytest.fixture

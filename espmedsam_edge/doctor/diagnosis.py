@@ -15,10 +15,10 @@ from typing import Any, Literal
 from platformdirs import user_cache_dir
 
 from espmedsam_edge import __version__
+from espmedsam_edge.doctor.probe import Answer, ask_all, installed
 from espmedsam_edge.machine import environment
 from espmedsam_edge.machine.environment import ROOT, install_command, run_tool
 from espmedsam_edge.runtime.backends.backend import BACKENDS
-from espmedsam_edge.runtime.probe import Answer, ask_all, installed
 
 Status = Literal["ok", "absent", "problem"]
 _GIB = 1 << 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espmedsam_edge.runtime.doctor import Diagnosis, Finding
+from espmedsam_edge.doctor.diagnosis import Diagnosis, Finding
 
 _MARKS = {"ok": "ok", "absent": "-", "problem": "!"}
 
