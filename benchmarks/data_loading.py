@@ -29,11 +29,11 @@ from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training.augmentation import augment, default_augmentation
-from espmedsam_edge.training.dataset import FolderSource, Pair, TrainingSet
-from espmedsam_edge.training.loader import BatchLoader
+from espmedsam_edge.training.data.augmentation import augment, default_augmentation
+from espmedsam_edge.training.data.dataset import FolderSource, Pair, TrainingSet
+from espmedsam_edge.training.data.loader import BatchLoader
+from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.losses import MaskLoss, segmentation_loss
-from espmedsam_edge.training.sampler import ModalityBatchSampler
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ def prepare_command(
     A file that cannot be read is reported at the end and the rest is done (exit code 1).
     """
     from espmedsam_edge.imaging.dataset import read_split
-    from espmedsam_edge.training.layouts import layout
-    from espmedsam_edge.training.prepare import prepare
+    from espmedsam_edge.training.data.layouts import layout
+    from espmedsam_edge.training.data.prepare import prepare
 
     chosen = layout(name)
     given = read_split(split) if split else None
@@ -57,7 +57,7 @@ def prepare_command(
 @app.command("layouts")
 def layouts_command() -> None:
     """List the data sets that ``prepare`` converts and the files it expects."""
-    from espmedsam_edge.training.layouts import LAYOUTS
+    from espmedsam_edge.training.data.layouts import LAYOUTS
 
     for entry in LAYOUTS.values():
         typer.echo(f"{entry.name}: {entry.title} ({entry.modality or 'unlabelled'})\n    {entry.form}")
@@ -75,7 +75,7 @@ def check_command(
     from rich.table import Table
 
     from espmedsam_edge.imaging.dataset import DatasetFolder
-    from espmedsam_edge.training.check import check
+    from espmedsam_edge.training.data.check import check
 
     with _progress("checking") as progress:
         report = check(

@@ -12,8 +12,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES, register
 from espmedsam_edge.model.config import ModelConfig
-from espmedsam_edge.training.augmentation import default_augmentation
-from espmedsam_edge.training.dataset import FolderSource, PhantomSource, Source, TrainingSet
+from espmedsam_edge.training.data.augmentation import default_augmentation
+from espmedsam_edge.training.data.dataset import FolderSource, PhantomSource, Source, TrainingSet
 from espmedsam_edge.training.recipe import Recipe
 
 NATURAL = "natural"

@@ -21,13 +21,13 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.training.averaging import WeightAverage
 from espmedsam_edge.training.collection import Collection
-from espmedsam_edge.training.dataset import Batch
-from espmedsam_edge.training.loader import BatchLoader
+from espmedsam_edge.training.data.dataset import Batch
+from espmedsam_edge.training.data.loader import BatchLoader
+from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import Objective, Segmentation
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe, Stage
-from espmedsam_edge.training.sampler import ModalityBatchSampler
 from espmedsam_edge.training.schedule import learning_rate_factor
 from espmedsam_edge.training.state import (
     Progress,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.model.config import ImageSize
-from espmedsam_edge.training.augmentation import Augmentation
+from espmedsam_edge.training.data.augmentation import Augmentation
 
 if sys.version_info >= (3, 11):
     import tomllib

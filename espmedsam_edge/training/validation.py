@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
-from espmedsam_edge.training.dataset import Batch, TrainingSet
+from espmedsam_edge.training.data.dataset import Batch, TrainingSet
+from espmedsam_edge.training.data.sampler import BatchPlan, Draw
 from espmedsam_edge.training.objectives import Objective, Segmentation
-from espmedsam_edge.training.sampler import BatchPlan, Draw
 
 _TILE = 192  # pixels, a picture on a contact sheet
 _TRUTH = (255, 255, 255)

@@ -10,7 +10,7 @@ v2 = pytest.importorskip("torchvision.transforms.v2.functional", reason="needs t
 
 from espmedsam_edge.modalities import PAPER_MODALITIES  # noqa: E402
 from espmedsam_edge.phantoms import phantom  # noqa: E402
-from espmedsam_edge.training.augmentation import (  # noqa: E402
+from espmedsam_edge.training.data.augmentation import (  # noqa: E402
     NO_AUGMENTATION,
     Augmentation,
     augment,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from espmedsam_edge.imaging.dataset import SPLITS, Split
-from espmedsam_edge.training.layouts import Item
+from espmedsam_edge.training.data.layouts import Item
 
 DERIVED_SHARES = (0.7, 0.1, 0.2)
 """Of train, valid and test."""

@@ -24,8 +24,8 @@ from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.geometry import Frame, stretch
 from espmedsam_edge.imaging.masks import Mask, resize_mask
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training.augmentation import NO_AUGMENTATION, Augmentation, augment
-from espmedsam_edge.training.sampler import BatchPlan, Draw
+from espmedsam_edge.training.data.augmentation import NO_AUGMENTATION, Augmentation, augment
+from espmedsam_edge.training.data.sampler import BatchPlan, Draw
 
 DEFAULT_CACHE_BYTES = 4 << 30
 

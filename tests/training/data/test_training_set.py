@@ -18,10 +18,10 @@ from espmedsam_edge.imaging.dataset import DatasetFolder  # noqa: E402
 from espmedsam_edge.imaging.geometry import preprocess  # noqa: E402
 from espmedsam_edge.imaging.masks import resize_mask  # noqa: E402
 from espmedsam_edge.phantoms import phantom  # noqa: E402
-from espmedsam_edge.training.augmentation import Augmentation, default_augmentation  # noqa: E402
-from espmedsam_edge.training.dataset import Batch, FolderSource, PhantomSource, TrainingSet  # noqa: E402
-from espmedsam_edge.training.loader import BatchLoader  # noqa: E402
-from espmedsam_edge.training.sampler import BatchPlan, Draw, ModalityBatchSampler  # noqa: E402
+from espmedsam_edge.training.data.augmentation import Augmentation, default_augmentation  # noqa: E402
+from espmedsam_edge.training.data.dataset import Batch, FolderSource, PhantomSource, TrainingSet  # noqa: E402
+from espmedsam_edge.training.data.loader import BatchLoader  # noqa: E402
+from espmedsam_edge.training.data.sampler import BatchPlan, Draw, ModalityBatchSampler  # noqa: E402
 
 
 def _folder(path: Path, count: int = 3, labelled: bool = True) -> DatasetFolder:

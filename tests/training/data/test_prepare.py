@@ -16,9 +16,9 @@ from published_layouts import SIZE, WRITERS, scene
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder, Split
-from espmedsam_edge.training.layouts import LAYOUTS, Item, layout
-from espmedsam_edge.training.prepare import Prepared, prepare
-from espmedsam_edge.training.splitting import make_split
+from espmedsam_edge.training.data.layouts import LAYOUTS, Item, layout
+from espmedsam_edge.training.data.prepare import Prepared, prepare
+from espmedsam_edge.training.data.splitting import make_split
 
 pytest.importorskip("PIL", reason="DRIVE's masks are GIFs (extra train)")
 

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from espmedsam_edge.training.dataset import Batch, TrainingSet
-from espmedsam_edge.training.sampler import ModalityBatchSampler
+from espmedsam_edge.training.data.dataset import Batch, TrainingSet
+from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 
 
 class BatchLoader:

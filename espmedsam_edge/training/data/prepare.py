@@ -24,8 +24,8 @@ from espmedsam_edge.imaging.decode import decode_image, max_pixels
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.masks import Mask, binary, resize_mask
-from espmedsam_edge.training.layouts import Item, Layout, list_items
-from espmedsam_edge.training.splitting import make_split
+from espmedsam_edge.training.data.layouts import Item, Layout, list_items
+from espmedsam_edge.training.data.splitting import make_split
 
 _COPIED = frozenset({".jpg", ".jpeg", ".png"})
 _REMEDY = "Unpack the archive again."

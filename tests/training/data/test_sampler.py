@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.training.sampler import ModalityBatchSampler
+from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 
 PAPER_SIZES = {"dermoscopy": 2594, "xray": 394, "fundus": 16, "colonoscopy": 490, "ultrasound": 114, "microscopy": 536}
 

@@ -13,7 +13,7 @@ import pytest
 
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training.check import check
+from espmedsam_edge.training.data.check import check
 
 SIZE = (96, 96)
 
