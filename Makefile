@@ -22,7 +22,7 @@ test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=te
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(TESTS)
 
 test-packages: | $(PY) ## Install what tests of the browser and of GStreamer need (Debian, Ubuntu; as root)
-	@sh scripts/test_packages.sh $(VENV)
+	@sh tools/test_packages.sh $(VENV)
 
 check: $(VENV)/.dev ## Check lint, format, types and the import rules
 	$(VENV)/bin/ruff check

@@ -175,7 +175,7 @@ SYSTEM_GI = Path("/usr/lib/python3/dist-packages/gi")
 
 @pytest.fixture
 def packages(path: Path) -> Path:
-    """``path``, made ready for scripts/test_packages.sh: no package is installed, apt-get logs what it is asked."""
+    """``path``, made ready for tools/test_packages.sh: no package is installed, apt-get logs what it is asked."""
     for name in ("grep", "ln"):
         (path / name).symlink_to(shutil.which(name) or f"/bin/{name}")
     program(path / "dpkg-query", "exit 1")
@@ -188,7 +188,7 @@ def packages(path: Path) -> Path:
 
 def run_packages(path: Path) -> tuple[list[str], str]:
     """The lines that the script printed, and the calls of apt-get; it never fails."""
-    command = ["/bin/sh", str(ROOT / "scripts" / "test_packages.sh"), str(path.parent / "venv")]
+    command = ["/bin/sh", str(ROOT / "tools" / "test_packages.sh"), str(path.parent / "venv")]
     done = subprocess.run(command, env={"PATH": str(path)}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     log = path.parent / "apt.log"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "tools"
 GOOD = {
     "engine": 1.4, "frame": 1.7, "p99": 2.0, "kernels": 0.05, "eager": 0.1, "compile": 0.5, "copy": 0.6,
     "video": 0.95,

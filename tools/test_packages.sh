@@ -2,7 +2,7 @@
 # Installs what the tests of the browser and of GStreamer need besides Python packages (Debian, Ubuntu), and lets the
 # virtual environment see the system's PyGObject (`gi`), which no wheel brings. As an ordinary user it installs nothing
 # and says what to type. What is missing then costs one line, and its tests are skipped. `make test-packages` runs it.
-# Usage: scripts/test_packages.sh VENV
+# Usage: tools/test_packages.sh VENV
 set -u
 venv=$1
 gstreamer="python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base

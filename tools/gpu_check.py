@@ -1,6 +1,6 @@
 """The steps of gpu_check.sh, one after the other within a time limit, with a summary and JSON results.
 
-    python scripts/gpu_check.py [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR] [--only STEP] [--dry-run]
+    python tools/gpu_check.py [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR] [--only STEP] [--dry-run]
 
 Measured are the precisions of B.bundle, and of the weights that came with the program those that it lacks. The summary
 says of each target whether it was met.

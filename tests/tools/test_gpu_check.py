@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh where there is no GPU: it must not look like a pass, and its parts must do what they say."""
+"""tools/gpu_check.sh where there is no GPU: it must not look like a pass, and its parts must do what they say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.sh"
+SCRIPT = Path(__file__).parents[2] / "tools" / "gpu_check.sh"
 
 
 def _check(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def _check(*arguments: str) -> subprocess.CompletedProcess[str]:
 def check(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
     """The script's Python part as a module."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    return load_script("scripts/gpu_check.py")
+    return load_script("tools/gpu_check.py")
 
 
 def test_without_a_gpu_it_says_so_and_fails() -> None:

@@ -4,7 +4,7 @@
 # rate, a video from file to file. At most nine minutes; one summary at the end that says which targets were met, and JSON with the machine's
 # description in the results folder.
 #
-#   scripts/gpu_check.sh [--wheels DIR] [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR]
+#   tools/gpu_check.sh [--wheels DIR] [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR]
 #                        [--only STEP]... [--dry-run]
 #
 # --wheels DIR      install the wheels of DIR beside the machine's own packages first, without a network
@@ -64,4 +64,4 @@ if [[ -z "$dry" ]]; then
     fi
     command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
-"$python" scripts/gpu_check.py --spent "$SECONDS" "${options[@]}"
+"$python" tools/gpu_check.py --spent "$SECONDS" "${options[@]}"
