@@ -11,7 +11,7 @@ import pytest
 
 from espmedsam_edge.bench.roofline import GraphCost, Kernel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "predicted-espmedsam-s.json"
 
 
