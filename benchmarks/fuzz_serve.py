@@ -34,8 +34,8 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.file_run import run_pipeline
-from espmedsam_edge.runtime.run.jobs import Job, Report
+from espmedsam_edge.runtime.run.jobs import Job, RunReport
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server
@@ -256,7 +256,7 @@ def fuzz(messages: int, seed: int) -> dict[str, Any]:
     logging.getLogger().addHandler(errors)
     sources, failures = open_sources(["test://colonoscopy?fps=10&size=160x120"], LiveOptions())
     assert not failures, failures
-    reports: list[Report] = []
+    reports: list[RunReport] = []
     try:
         with (
             sleeping_segmenter() as segmenter,

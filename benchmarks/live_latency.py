@@ -4,9 +4,9 @@
 
 The test source draws the time into each picture; it is read back from the frame after the overlay video and the line
 of JSON of that frame were written: by sinks that the run waits for ("in line"), and by those of ``infer``, which have
-threads of their own ("beside"). What is left after the segmenter's own time (preprocess, inference, postprocess) is
-what capture, queues and writing add; it shall be at most one frame interval in 99 of 100 frames. Two segmenters: the
-tiny preset (random weights: time does not depend on them) on the CPU, and a stand-in that sleeps 5 ms.
+threads of their own ("in the background"). What is left after the segmenter's own time (preprocess, inference,
+postprocess) is what capture, queues and writing add; it shall be at most one frame interval in 99 of 100 frames. Two
+segmenters: the tiny preset (random weights: time does not depend on them) on the CPU, and a stand-in that sleeps 5 ms.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job, Limits
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import Sink
@@ -47,7 +47,7 @@ SLEEP_SECONDS = 0.005
 TINY = "espmedsam-tiny"
 WARM_UP = 30  # frames
 
-Writing = Literal["nothing", "in line", "beside"]
+Writing = Literal["nothing", "in line", "in the background"]
 
 
 class SleepingBackend:
@@ -100,19 +100,21 @@ def measure(
 ) -> dict[str, Any]:
     """One run; the first frames count as warm-up."""
     source = LiveSource(PhantomFeed(segmenter.modality, 0, SIZE, Fraction(fps), None), "test://bench", "bench")
-    beside, probes = Beside(), [Probe()]
+    background, probes = BackgroundSinks(), [Probe()]
     if writing != "nothing":
         video = overlay_video(folder / f"{fps}.mkv", source, OverlayStyle((0, 255, 255)))
         probes = [Probe(video), Probe(JsonLines(folder / f"{fps}.jsonl"))]
-    sinks: list[Sink] = [beside.add("sink", probe) for probe in probes] if writing == "beside" else [*probes]
+    sinks: list[Sink] = (
+        [background.add("sink", probe) for probe in probes] if writing == "in the background" else [*probes]
+    )
     report = run_pipeline(segmenter, [Job(source, sinks)], limits=Limits(seconds=seconds))
-    failures = report.failures + beside.failures
+    failures = report.failures + background.failures
     assert not failures, failures
     written = sorted(set.intersection(*(set(probe.total) for probe in probes)))[warm_up:]
     total = [max(probe.total[index] for probe in probes) for index in written]
     own = [probes[0].own[index] for index in written]
     added = [whole - part for whole, part in zip(total, own, strict=True)]
-    interval, slowest = 1 / fps, beside.slowest(source.files[0])
+    interval, slowest = 1 / fps, background.slowest(source.files[0])
     return {
         "fps": fps,
         "interval_ms": round(1000 * interval, 3),

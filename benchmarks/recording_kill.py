@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.sinks.background import Detached
+from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 from espmedsam_edge.runtime.sources.files import SourceFrame, VideoFile
@@ -66,7 +66,7 @@ sinks = [
     JsonLines(folder / "lines.jsonl", keep_interrupted=True),
 ]
 failures = []
-sinks = [Detached(sink, "sink", failures) for sink in sinks]
+sinks = [BackgroundSink(sink, "sink", failures) for sink in sinks]
 for sink in sinks:
     sink.__enter__()
 began = time.monotonic()

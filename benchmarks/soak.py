@@ -35,8 +35,8 @@ from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.file_run import run_pipeline
-from espmedsam_edge.runtime.run.jobs import Job, Limits, Report
+from espmedsam_edge.runtime.run.jobs import Job, Limits, RunReport
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -186,7 +186,7 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     with sleeping_segmenter() as segmenter, serve_run(ServeOptions("0"), segmenter, controls) as (view, server):
-        reports: list[Report] = []
+        reports: list[RunReport] = []
         limits = Limits(seconds=seconds)
         run = threading.Thread(
             target=lambda: reports.append(

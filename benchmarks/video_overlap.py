@@ -28,8 +28,8 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom_clip
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame, VideoFile

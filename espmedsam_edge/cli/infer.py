@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from espmedsam_edge.bench.latency import Latency
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
-    from espmedsam_edge.runtime.run.jobs import LiveReport, Progress, Report
+    from espmedsam_edge.runtime.run.jobs import LiveReport, RunProgress, RunReport
     from espmedsam_edge.runtime.run.plan import Measurements
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
     from espmedsam_edge.runtime.serve.server import Server
-    from espmedsam_edge.runtime.sinks.background import Beside
+    from espmedsam_edge.runtime.sinks.background import BackgroundSinks
     from espmedsam_edge.runtime.sinks.places import Places
     from espmedsam_edge.runtime.sources.files import Failure
 
@@ -110,11 +110,11 @@ def command(
     from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
-    from espmedsam_edge.runtime.run.file_run import Limits, run_pipeline
+    from espmedsam_edge.runtime.run.pipeline import Limits, run_pipeline
     from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.serve.options import ServeOptions
-    from espmedsam_edge.runtime.sinks.background import Beside
+    from espmedsam_edge.runtime.sinks.background import BackgroundSinks
     from espmedsam_edge.runtime.sinks.places import numbered, plan_places
     from espmedsam_edge.runtime.sources.anonymous import SourceNames
     from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
@@ -167,12 +167,12 @@ def command(
         return style if opacity is None else replace(style, opacity=opacity)
 
     others = serve is not None or any(not source.live for source in found)
-    beside = Beside(failures, _notice, max_latency, others)
+    background = BackgroundSinks(failures, _notice, max_latency, others)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
     paced = serve is not None and not written
     with names.in_errors():
-        jobs = plan_jobs(found, places, current_style, algorithm, stream, beside, paced=paced)
-    sinks = shared_sinks(found, measured, {"weights": origin}, beside)
+        jobs = plan_jobs(found, places, current_style, algorithm, stream, background, paced=paced)
+    sinks = shared_sinks(found, measured, {"weights": origin}, background)
     with ExitStack() as held:
         held.enter_context(names.in_errors())
         held.enter_context(_terminated_like_interrupted())
@@ -220,7 +220,7 @@ def command(
             except KeyboardInterrupt:
                 typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
                 raise typer.Exit(130) from None
-        _say(segmenter, report, results, beside, untrained=untrained, to_stderr=jsonl == "-")
+        _say(segmenter, report, results, background, untrained=untrained, to_stderr=jsonl == "-")
         if server is not None and report.frames and not report.interrupted:
             _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
@@ -297,9 +297,9 @@ def _results(places: Places, measured: Measurements) -> list[tuple[str, Path]]:
 
 def _say(
     segmenter: Segmenter,
-    report: Report,
+    report: RunReport,
     results: Sequence[tuple[str, Path]],
-    beside: Beside,
+    background: BackgroundSinks,
     *,
     untrained: bool,
     to_stderr: bool,
@@ -311,7 +311,7 @@ def _say(
     for reason in segmenter.choice.passed_over:
         line(reason)
     for live in report.live:
-        line(_live_line(live, beside))
+        line(_live_line(live, background))
     if not report.frames:
         return
     if segmenter.frame_backend is not None:
@@ -330,9 +330,9 @@ def _say(
         line("These weights were never trained: the masks mean nothing.")
 
 
-def _live_line(live: LiveReport, beside: Beside) -> str:
+def _live_line(live: LiveReport, background: BackgroundSinks) -> str:
     """What became of a live source: counts, and the age of its masks and of its written results in milliseconds."""
-    refused, slowest = live.refused + beside.refused(live.label), beside.slowest(live.label)
+    refused, slowest = live.refused + background.refused(live.label), background.slowest(live.label)
     parts = [f"{live.frames} frames", f"{live.skipped} skipped"]
     if refused:
         parts.append(f"{refused} refused as too old")
@@ -349,7 +349,7 @@ def _percentiles(latency: Latency) -> str:
     return f"p50 {1000 * latency.p50:.0f} ms, p99 {1000 * latency.p99:.0f} ms"
 
 
-def _end(report: Report | None, failures: Sequence[Failure]) -> None:
+def _end(report: RunReport | None, failures: Sequence[Failure]) -> None:
     """List what failed, one line each, and leave."""
     for failure in failures[:_LISTED_FAILURES]:
         typer.echo(f"failed: {failure.message}", err=True)
@@ -359,7 +359,7 @@ def _end(report: Report | None, failures: Sequence[Failure]) -> None:
 
 
 @contextmanager
-def _progress(jobs: int) -> Iterator[Callable[[Progress], None] | None]:
+def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
     """A bar on the terminal with FPS and remaining time, a fresh one for each source; nothing where there is none."""
     if not sys.stderr.isatty():
         yield None
@@ -378,7 +378,7 @@ def _progress(jobs: int) -> Iterator[Callable[[Progress], None] | None]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks = {-1: bars.add_task("starting", total=None)}
 
-        def show(progress: Progress) -> None:
+        def show(progress: RunProgress) -> None:
             if progress.job not in tasks:
                 for job in [-1] if progress.live else list(tasks):  # live sources go on beside each other
                     if job in tasks:

@@ -28,8 +28,8 @@ from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
 from espmedsam_edge.runtime.backends.backend import Say, silent
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.measurements import JsonLines

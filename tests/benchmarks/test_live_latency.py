@@ -13,11 +13,11 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job, Limits
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.phantom import PhantomFeed
@@ -52,12 +52,12 @@ class Sleeper:
         time.sleep(0.2)
 
 
-def test_time_spent_on_writing_beside_the_run_is_reported(segmenter: Segmenter) -> None:
+def test_time_spent_on_writing_in_the_background_is_reported(segmenter: Segmenter) -> None:
     source = LiveSource(PhantomFeed("fundus", 0, (48, 64), Fraction(4), None), "test://fundus", "fundus")
-    beside = Beside()
-    sinks = [beside.add("slow.mp4", Sleeper())]
+    background = BackgroundSinks()
+    sinks = [background.add("slow.mp4", Sleeper())]
     (told,) = run_pipeline(segmenter, [Job(source, sinks)], limits=Limits(frames=4)).live
-    slowest = beside.slowest(told.label)
+    slowest = background.slowest(told.label)
     assert told.latency is not None
     assert slowest is not None
     name, written = slowest
@@ -72,4 +72,4 @@ def test_the_benchmark_measures_all_ways_to_write(segmenter: Segmenter, benchmar
         result = benchmark.measure(segmenter, 30, 1.5, tmp_path, writing, warm_up=0)
         assert result["frames"] > 0
         assert result["total_ms"]["minimum"] >= result["segmenter_ms"]["minimum"] >= 5
-        assert (result["reported_ms"] is None) == (writing != "beside")
+        assert (result["reported_ms"] is None) == (writing != "in the background")

@@ -475,7 +475,7 @@ def test_memory_stays_flat_over_a_long_video(toy_bundle: Bundle, tmp_path: Path)
 import sys
 from pathlib import Path
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.run.file_run import Job, run_pipeline
+from espmedsam_edge.runtime.run.pipeline import Job, run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import VideoFile

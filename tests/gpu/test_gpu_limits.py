@@ -12,8 +12,8 @@ from scripted_feeds import EndlessFeed
 from test_gpu_backend import bundle, check, frame_of, load
 from test_gpu_overlap import agree, backend_of, load_auto, load_batch
 
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job, Limits
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame

@@ -25,8 +25,8 @@ from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, KEPT_SIZ
 from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.engines import tensorrt_api
-from espmedsam_edge.runtime.run.file_run import run_pipeline
 from espmedsam_edge.runtime.run.jobs import Job, Limits
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
@@ -296,9 +296,9 @@ class Kept:
 def test_the_pipeline_keeps_several_frames_under_way_and_their_order(
     load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from espmedsam_edge.runtime.run import file_run
+    from espmedsam_edge.runtime.run import pipeline
 
-    monkeypatch.setattr(file_run, "_NEXT_FRAME_SECONDS", 1.0)  # whatever the test's machine is busy with
+    monkeypatch.setattr(pipeline, "_NEXT_FRAME_SECONDS", 1.0)  # whatever the test's machine is busy with
     segmenter = warmed_up(load(), (50, 60), (70, 40))
     clip = Clip(20)
     sink = Kept(clip)

@@ -11,7 +11,7 @@ from espmedsam_edge.runtime.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """How the next frame is segmented and shown. None leaves what the run started with.
 
     Attributes:
@@ -30,10 +30,10 @@ class Settings:
 class Controls(Protocol):
     """Asked by the pipeline before each group of frames; both methods may be called from any thread."""
 
-    def current(self) -> Settings:
+    def current(self) -> RunSettings:
         """The settings for the next frames."""
 
-    def wait_for_change(self, seen: Settings, seconds: float) -> None:
+    def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
         """Come back once the settings are not ``seen`` any more, or after ``seconds``."""
 
 
@@ -44,20 +44,20 @@ class Adjustable:
         >>> controls = Adjustable()
         >>> controls.change(threshold=0.3, paused=True).paused
         True
-        >>> controls.change(paused=False) == Settings(threshold=0.3)
+        >>> controls.change(paused=False) == RunSettings(threshold=0.3)
         True
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings or Settings()
+    def __init__(self, settings: RunSettings | None = None) -> None:
+        self._settings = settings or RunSettings()
         self._changed = threading.Condition()
 
-    def current(self) -> Settings:
+    def current(self) -> RunSettings:
         """See ``Controls.current``."""
         return self._settings
 
-    def change(self, **changes: Any) -> Settings:
-        """Set some of the fields of ``Settings``; the others stay.
+    def change(self, **changes: Any) -> RunSettings:
+        """Set some of the fields of ``RunSettings``; the others stay.
 
         Raises:
             UserError: a threshold not between 0 and 1, or an opacity not from 0 to 1.
@@ -72,7 +72,7 @@ class Adjustable:
             self._changed.notify_all()
             return settings
 
-    def wait_for_change(self, seen: Settings, seconds: float) -> None:
+    def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
         """See ``Controls.wait_for_change``."""
         with self._changed:
             self._changed.wait_for(lambda: self._settings != seen, seconds)
@@ -84,10 +84,10 @@ class WithoutPause:
     def __init__(self, controls: Controls) -> None:
         self._controls = controls
 
-    def current(self) -> Settings:
+    def current(self) -> RunSettings:
         """See ``Controls.current``; never paused."""
         return replace(self._controls.current(), paused=False)
 
-    def wait_for_change(self, seen: Settings, seconds: float) -> None:
+    def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
         """See ``Controls.wait_for_change``."""
         self._controls.wait_for_change(seen, seconds)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Started
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
-from espmedsam_edge.runtime.run.controls import Settings
+from espmedsam_edge.runtime.run.controls import RunSettings
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -36,7 +36,7 @@ class InFlight(Generic[Item]):
         """Whether any group is under way."""
         return bool(self._started)
 
-    def segment(self, group: Sequence[Item], frames: Sequence[Frame], settings: Settings) -> None:
+    def segment(self, group: Sequence[Item], frames: Sequence[Frame], settings: RunSettings) -> None:
         """Start a group; hand on what must be done before it.
 
         Args:
@@ -84,7 +84,7 @@ class InFlight(Generic[Item]):
             self.collect()
 
 
-def _outcome(segmenter: Segmenter, frame: Frame, settings: Settings) -> Outcome:
+def _outcome(segmenter: Segmenter, frame: Frame, settings: RunSettings) -> Outcome:
     try:
         return segmenter.segment_batch([frame], settings.threshold)[0]
     except DoesNotFit as error:

@@ -23,7 +23,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run is: the job's number from 0, frames of it that are done or failed, and how many it may have."""
 
     job: int
@@ -44,8 +44,8 @@ class LiveReport:
         skipped: how many newer ones took the place of before they could be segmented.
         refused: how many were older than ``Limits.max_latency``.
         reconnects: how often it dropped out and came back.
-        latency: seconds from a frame's capture to its mask, of the last frames; None without any. Until a sink that
-            works beside the run has written it: see ``detached.Beside``.
+        latency: seconds from a frame's capture to its mask, of the last frames; None without any. Until a sink in
+            the background has written it: see ``BackgroundSinks``.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Limits:
         frames: how many frames of each source to segment.
         seconds: how long to read, from when the first source is open.
         max_latency: seconds; a live frame that is older before it is segmented, or whose result is before it goes to
-            the sinks, is refused. Sinks that work beside the run have such a limit of their own.
+            the sinks, is refused. Sinks in the background have such a limit of their own.
     """
 
     frames: int | None = None
@@ -74,7 +74,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a run did.
 
     Attributes:

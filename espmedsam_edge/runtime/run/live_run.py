@@ -20,12 +20,12 @@ from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.run.bounded_queue import Aborted
-from espmedsam_edge.runtime.run.controls import Controls, Settings
+from espmedsam_edge.runtime.run.controls import Controls, RunSettings
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
-from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, Progress, Report
-from espmedsam_edge.runtime.run.threads import Crew
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, RunProgress, RunReport
+from espmedsam_edge.runtime.run.threads import ThreadGroup
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks.background import Detached
+from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, LiveFrames, SourceFrame
 
@@ -73,7 +73,7 @@ class LiveRun:
         segmenter: Segmenter,
         jobs: Sequence[Job],
         shared: Sequence[Sink],
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[RunProgress], None] | None,
         controls: Controls,
         limits: Limits,
     ) -> None:
@@ -91,7 +91,7 @@ class LiveRun:
         self.next_lane = 0
         self.in_flight: InFlight[tuple[_Lane, SourceFrame]] = InFlight(segmenter, self._hand_on)
 
-    def run(self) -> Report:
+    def run(self) -> RunReport:
         """Run until every source has ended, a limit is reached or Ctrl-C."""
         begin = time.perf_counter()
         files = [lane for lane in self.lanes if lane.live is None]
@@ -102,19 +102,19 @@ class LiveRun:
         ]
         work += [("capture", partial(self._capture, lane)) for lane in live]
         work += [("write", partial(self._write, lane)) for lane in self.lanes]
-        crew = Crew([(name, partial(self._guarded, stage)) for name, stage in work])
+        threads = ThreadGroup([(name, partial(self._guarded, stage)) for name, stage in work])
         interrupted = False
         try:
-            crew.start()
+            threads.start()
             try:
-                crew.wait()
+                threads.wait()
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop()
-                crew.wait()
+                threads.wait()
         except BaseException:
             self._abort()
-            crew.wait()
+            threads.wait()
             raise
         if self.error is not None:
             raise self.error
@@ -122,7 +122,7 @@ class LiveRun:
             self.failures += lane.job.source.failures
         frames = sum(lane.written for lane in self.lanes)
         told = [_told(lane, lane.live) for lane in self.lanes if lane.live is not None]
-        return Report(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted)
+        return RunReport(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         """Run a stage in its thread; its error, whatever it is, ends the run and is raised in the calling thread."""
@@ -221,7 +221,7 @@ class LiveRun:
     def _in_vain(self, lane: _Lane) -> bool:
         """Whether all that would take the lane's results has failed."""
         sinks = [*lane.job.sinks, *self.shared]
-        return bool(sinks) and all(isinstance(sink, Detached) and sink.failed for sink in sinks)
+        return bool(sinks) and all(isinstance(sink, BackgroundSink) and sink.failed for sink in sinks)
 
     # Segmenting.
 
@@ -237,7 +237,7 @@ class LiveRun:
             else:
                 self.in_flight.collect_all()
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> RunSettings:
         """What the controls say, once they do not say to wait or there is nothing to wait for."""
         while (settings := self.controls.current()).paused:
             self.in_flight.collect_all()
@@ -379,7 +379,7 @@ class LiveRun:
         if self.on_progress is not None:
             source = lane.job.source
             done, expected = lane.written + len(source.failures), source.length
-            self.on_progress(Progress(lane.number, source.name, done, expected, source.live))
+            self.on_progress(RunProgress(lane.number, source.name, done, expected, source.live))
 
 
 def _told(lane: _Lane, live: LiveFrames) -> LiveReport:

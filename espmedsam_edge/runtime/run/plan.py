@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
-from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.contours import Form
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sinks.places import Places, numbered
@@ -55,7 +55,7 @@ def plan_jobs(
     style: Styling,
     algorithm: Algorithm | None = None,
     stream: str | None = None,
-    beside: Beside | None = None,
+    background: BackgroundSinks | None = None,
     *,
     paced: bool = False,
 ) -> list[Job]:
@@ -69,13 +69,13 @@ def plan_jobs(
         style: how masks are drawn.
         algorithm: what DICOM-SEGs say of how they were made; needed where there are any.
         stream: where the overlay is sent; see ``parse_destination``.
-        beside: takes the sinks of live sources.
+        background: takes the sinks of live sources.
         paced: whether video files go at their own speed instead of as fast as they can be segmented.
 
     Raises:
         UserError: a result that such a source cannot have, or a missing package.
     """
-    beside = beside or Beside()
+    background = background or BackgroundSinks()
     if stream is not None and (len(sources) != 1 or sources[0].kind != "video"):
         raise UserError("--stream sends one video, camera or stream.", "Give one source, or leave --stream out.")
     jobs = []
@@ -85,13 +85,16 @@ def plan_jobs(
             sinks.append((source.name, Paced()))
         if stream is not None:
             destination = parse_destination(stream)
-            sinks.append((destination.address, OverlayStream(destination, source, style, beside.say or silent)))
-        jobs.append(Job(source, [beside.add(name, sink) if source.live else sink for name, sink in sinks]))
+            sinks.append((destination.address, OverlayStream(destination, source, style, background.say or silent)))
+        jobs.append(Job(source, [background.add(name, sink) if source.live else sink for name, sink in sinks]))
     return jobs
 
 
 def shared_sinks(
-    sources: Sequence[Source], wanted: Measurements, constants: Mapping[str, Any], beside: Beside | None = None
+    sources: Sequence[Source],
+    wanted: Measurements,
+    constants: Mapping[str, Any],
+    background: BackgroundSinks | None = None,
 ) -> list[Sink]:
     """The sinks that take the frames of all sources.
 
@@ -99,7 +102,7 @@ def shared_sinks(
         sources: what is segmented; with a live one among them, an interrupted run keeps what was measured.
         wanted: which files.
         constants: what every line of JSON says besides.
-        beside: takes the sinks where there is a live source.
+        background: takes the sinks where there is a live source.
 
     Raises:
         UserError: a missing package.
@@ -117,8 +120,8 @@ def shared_sinks(
         sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live)))
     if not live:
         return [sink for _, sink in sinks]
-    beside = beside or Beside()
-    return [beside.add(name, sink) for name, sink in sinks]
+    background = background or BackgroundSinks()
+    return [background.add(name, sink) for name, sink in sinks]
 
 
 def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorithm | None) -> list[tuple[str, Sink]]:

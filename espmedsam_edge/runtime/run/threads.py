@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 _LEAVING_SECONDS = 5.0
 
 
-class Crew:
+class ThreadGroup:
     """Threads named ``espmedsam-NAME``, one a stage; stages keep their errors to themselves.
 
     The main thread does not join them: in Python before 3.13 a join that Ctrl-C interrupts takes a running thread for
@@ -19,13 +19,13 @@ class Crew:
         self._threads = [
             threading.Thread(target=stage, name=f"espmedsam-{name}", daemon=True) for name, stage in stages
         ]
-        self._boss = threading.Thread(target=self._lead, name="espmedsam-run", daemon=True)
+        self._leader = threading.Thread(target=self._lead, name="espmedsam-run", daemon=True)
         self._go = threading.Event()
         self._ended = threading.Event()
 
     def start(self) -> None:
         """Start them all."""
-        self._boss.start()
+        self._leader.start()
         self._go.set()
 
     def wait(self) -> None:
@@ -33,7 +33,7 @@ class Crew:
         self._go.set()
         while not self._ended.wait(0.2):  # a wait without an end would not always let Ctrl-C through
             pass
-        self._boss.join(_LEAVING_SECONDS)
+        self._leader.join(_LEAVING_SECONDS)
 
     def _lead(self) -> None:
         self._go.wait()

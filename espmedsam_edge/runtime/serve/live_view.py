@@ -15,7 +15,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
-from espmedsam_edge.runtime.run.controls import Controls, Settings
+from espmedsam_edge.runtime.run.controls import Controls, RunSettings
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.statistics import Statistics
 from espmedsam_edge.runtime.sources.files import SourceFrame
@@ -226,7 +226,7 @@ class LiveView:
                 del self._pictures[next(iter(self._pictures))]
             return picture
 
-    def _renewed(self, feed: _Feed, frame: SourceFrame, result: Segmentation, settings: Settings) -> Segmentation:
+    def _renewed(self, feed: _Feed, frame: SourceFrame, result: Segmentation, settings: RunSettings) -> Segmentation:
         """The held frame's result under the settings of now."""
         wanted = settings.segmenter
         if wanted is not None and wanted.modality != result.modality:

@@ -26,7 +26,7 @@ _AGES = 10_000  # of a source, for their percentiles
 End = tuple["type[BaseException] | None", "BaseException | None", "TracebackType | None"]
 
 
-class Detached:
+class BackgroundSink:
     """Hands frames to a sink in another thread, and never waits for it while frames come.
 
     A sink that is too slow gets fewer frames, evenly: while frames wait longer than 0.3 s, every second one is left
@@ -88,7 +88,7 @@ class Detached:
         with self._changed:
             return list(self._ages.get(label, ()))
 
-    def __enter__(self) -> Detached:
+    def __enter__(self) -> BackgroundSink:
         self._thread.start()
         return self
 
@@ -202,13 +202,13 @@ def _bytes_of(frame: SourceFrame, result: Segmentation) -> int:
 
 
 @dataclass
-class Beside:
-    """The sinks that work beside a run.
+class BackgroundSinks:
+    """The sinks of a run that work in threads of their own.
 
     Attributes:
         failures: takes what fails of them.
         say: gets a line about it when it does.
-        max_latency: see ``Detached``.
+        max_latency: see ``BackgroundSink``.
         others: whether the run has something to go on for besides these: a view, or files.
         sinks: all of them.
     """
@@ -217,12 +217,12 @@ class Beside:
     say: Callable[[str], None] | None = None
     max_latency: float | None = None
     others: bool = False
-    sinks: list[Detached] = field(default_factory=list)
+    sinks: list[BackgroundSink] = field(default_factory=list)
 
-    def add(self, name: str, sink: Sink) -> Detached:
-        """Let a sink work beside the run; ``name`` is what messages call it."""
+    def add(self, name: str, sink: Sink) -> BackgroundSink:
+        """Let a sink work in the background; ``name`` is what messages call it."""
         self.sinks.append(
-            Detached(sink, name, self.failures, self.say, max_latency=self.max_latency, goes_on=self._go_on)
+            BackgroundSink(sink, name, self.failures, self.say, max_latency=self.max_latency, goes_on=self._go_on)
         )
         return self.sinks[-1]
 

@@ -18,9 +18,9 @@ from toy_bundles import save_toy_bundle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
-from espmedsam_edge.runtime.run.controls import Adjustable, Settings
-from espmedsam_edge.runtime.run.file_run import run_pipeline
-from espmedsam_edge.runtime.run.jobs import STAGES, Job, Progress
+from espmedsam_edge.runtime.run.controls import Adjustable, RunSettings
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, RunProgress
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
@@ -106,7 +106,7 @@ def test_every_frame_arrives_once_and_in_order(segmenter: Segmenter) -> None:
     shared = Recording()
     counts = (30, 0, 7)
     jobs = [Job(Scripted(f"s{n}", count), [sink]) for n, (count, sink) in enumerate(zip(counts, sinks, strict=True))]
-    progress: list[Progress] = []
+    progress: list[RunProgress] = []
     report = run_pipeline(segmenter, jobs, [shared], progress.append)
     assert report.frames == 37
     assert report.failures == []
@@ -251,7 +251,7 @@ def test_a_bug_in_any_stage_stops_all_and_comes_out(
 
         monkeypatch.setattr(segmenter, "segment_batch", failing)
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: RunProgress) -> None:
         if stage == "progress" and progress.done > at:
             raise Bug
 
@@ -307,16 +307,16 @@ def test_controls_change_a_run_under_way(segmenter: Segmenter, toy_bundle_of_two
 
 
 def test_a_paused_run_waits_and_goes_on(segmenter: Segmenter) -> None:
-    controls = Adjustable(Settings(paused=True))
+    controls = Adjustable(RunSettings(paused=True))
     source, sink = Scripted("s", 30), Recording()
     asked = threading.Event()
 
     class Asked(Adjustable):
-        def wait_for_change(self, seen: Settings, seconds: float) -> None:
+        def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
             asked.set()
             controls.wait_for_change(seen, seconds)
 
-        def current(self) -> Settings:
+        def current(self) -> RunSettings:
             return controls.current()
 
     def go_on() -> None:
@@ -336,7 +336,7 @@ def test_settings_out_of_range_are_refused_and_change_nothing(changes: dict[str,
     controls = Adjustable()
     with pytest.raises(UserError, match="is not"):
         controls.change(**changes)
-    assert controls.current() == Settings()
+    assert controls.current() == RunSettings()
 
 
 def test_memory_in_the_queues_is_bounded() -> None:

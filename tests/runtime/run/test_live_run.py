@@ -20,12 +20,12 @@ from toy_bundles import save_toy_bundle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.file_run import run_pipeline
-from espmedsam_edge.runtime.run.jobs import Job, Limits, Progress
+from espmedsam_edge.runtime.run.jobs import Job, Limits, RunProgress
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import sink as sinks
-from espmedsam_edge.runtime.sinks.background import Beside
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, Feed, LiveSource
 
@@ -205,7 +205,7 @@ def test_a_file_beside_a_live_source_loses_no_frame(segmenter: Segmenter) -> Non
     clips, sinks, beside = [Clip(40, "a"), Clip(0, "b"), Clip(25, "c")], [Sink(), Sink(), Sink()], Sink()
     feed = EndlessFeed()
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: RunProgress) -> None:
         if progress.name == "c" and progress.done == 25:
             feed.stopped = True
 
@@ -367,14 +367,14 @@ def test_a_source_whose_results_all_failed_ends_and_others_go_on(segmenter: Segm
     def fail(frame: SourceFrame) -> None:
         raise UserError("no space left.")
 
-    said, beside = list[str](), Beside()
-    beside.say = said.append
+    said, background = list[str](), BackgroundSinks()
+    background.say = said.append
     feed, good = EndlessFeed(), Sink()
-    jobs = [Job(live(feed, "test://a"), [beside.add("a.mkv", Sink(fail)), beside.add("a.mp4", Sink(fail))])]
-    jobs += [Job(live(EndlessFeed(), "test://b"), [beside.add("b.mkv", good)])]
+    jobs = [Job(live(feed, "test://a"), [background.add("a.mkv", Sink(fail)), background.add("a.mp4", Sink(fail))])]
+    jobs += [Job(live(EndlessFeed(), "test://b"), [background.add("b.mkv", good)])]
     run_pipeline(segmenter, jobs, limits=Limits(frames=20))
     assert feed.stopped
-    assert len(good.frames) + beside.sinks[2].left_out == 20
+    assert len(good.frames) + background.sinks[2].left_out == 20
     assert said == ["warning: no space left. The rest goes on without it."] * 2
 
 
@@ -382,11 +382,11 @@ def test_a_run_whose_results_all_failed_ends(segmenter: Segmenter) -> None:
     def fail(frame: SourceFrame) -> None:
         raise UserError("no space left.")
 
-    said, beside = list[str](), Beside()
-    beside.say = said.append
-    with beside.add("r.jsonl", Sink(fail)) as shared:
-        run_pipeline(segmenter, [Job(live(EndlessFeed()), [beside.add("a.mkv", Sink(fail))])], [shared])
-    assert [failure.name for failure in beside.failures] in (["a.mkv", "r.jsonl"], ["r.jsonl", "a.mkv"])
+    said, background = list[str](), BackgroundSinks()
+    background.say = said.append
+    with background.add("r.jsonl", Sink(fail)) as shared:
+        run_pipeline(segmenter, [Job(live(EndlessFeed()), [background.add("a.mkv", Sink(fail))])], [shared])
+    assert [failure.name for failure in background.failures] in (["a.mkv", "r.jsonl"], ["r.jsonl", "a.mkv"])
     assert len(said) <= 1  # of the first; the last one ends the run, which tells it
 
 

@@ -1,4 +1,4 @@
-"""Which sinks a source gets: by its kind, and beside the run where it is live."""
+"""Which sinks a source gets: by its kind, and in the background where it is live."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sink_material import source_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
-from espmedsam_edge.runtime.sinks.background import Beside, Detached
+from espmedsam_edge.runtime.sinks.background import BackgroundSink, BackgroundSinks
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sinks.places import plan_places
 from espmedsam_edge.runtime.sinks.recording import Recording
@@ -37,15 +37,15 @@ def test_jobs_have_the_sinks_of_their_kind() -> None:
     assert [job.sinks for job in plan_jobs(sources, places, STYLE)] == [[], []]
 
 
-def test_sinks_of_live_sources_work_beside_the_run() -> None:
+def test_sinks_of_live_sources_work_in_the_background() -> None:
     sources: list[Source] = [source_of(Path("cam"), live=True), VideoFile(CLIP)]
     places = plan_places(sources, Path("o"), Path("m"), None, overwrite=True)
-    beside = Beside()
-    kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, beside=beside)]
-    assert kinds == [[Detached, Detached], [Recording, MaskImages]]
+    background = BackgroundSinks()
+    kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, background=background)]
+    assert kinds == [[BackgroundSink, BackgroundSink], [Recording, MaskImages]]
     wanted = Measurements(jsonl="a.jsonl", table=Path("a.csv"))
-    assert [type(sink) for sink in shared_sinks(sources, wanted, {}, beside)] == [Detached, Detached]
-    assert [sink.name for sink in beside.sinks] == ["o/cam.mp4", "m/cam", "a.jsonl", "a.csv"]
+    assert [type(sink) for sink in shared_sinks(sources, wanted, {}, background)] == [BackgroundSink, BackgroundSink]
+    assert [sink.name for sink in background.sinks] == ["o/cam.mp4", "m/cam", "a.jsonl", "a.csv"]
     assert [type(sink) for sink in shared_sinks(sources[1:], wanted, {})] == [JsonLines, AreaTable]
 
 

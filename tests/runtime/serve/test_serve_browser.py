@@ -21,8 +21,8 @@ from serving_setup import TOKEN, png
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.file_run import run_pipeline
-from espmedsam_edge.runtime.run.jobs import Job, Report
+from espmedsam_edge.runtime.run.jobs import Job, RunReport
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -60,7 +60,7 @@ def running(
     with ExitStack() as stack:
         segmenter = stack.enter_context(Segmenter.load(bundle, "fundus", threads=1))
         view, server = stack.enter_context(serve_run(options, segmenter, controls, threads=1, say=said.append))
-        reports: list[Report] = []
+        reports: list[RunReport] = []
 
         def run() -> None:
             reports.append(run_pipeline(segmenter, [Job(feed, []) for feed in sources], [view], controls=controls))

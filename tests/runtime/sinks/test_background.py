@@ -13,7 +13,7 @@ from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sinks.background import Beside, Detached
+from espmedsam_edge.runtime.sinks.background import BackgroundSink, BackgroundSinks
 from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 
 RESULT = result_of(blob((48, 64)))
@@ -59,7 +59,7 @@ class Slow:
 def test_frames_arrive_in_order_in_another_thread() -> None:
     written = threading.Semaphore(0)
     sink, failures = Slow(lambda number: written.release()), list[Failure]()
-    with Detached(sink, "o.mp4", failures) as detached:
+    with BackgroundSink(sink, "o.mp4", failures) as detached:
         for number in range(50):
             detached.write(frame(number), RESULT)
             if number >= 8:  # a source that the sink keeps up with
@@ -73,7 +73,7 @@ def test_a_sink_that_hangs_holds_nothing_up() -> None:
     """The disk of the sink stands still: writing returns at once all the same, and so does the end."""
     let, said, failures = threading.Event(), list[str](), list[Failure]()
     sink = Slow(lambda number: waited(let.wait(600)))
-    with Detached(sink, "o.mp4", failures, said.append, patience=0.01) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, said.append, patience=0.01) as detached:
         for number in range(200):
             detached.write(frame(number), RESULT)
     assert detached.left_out >= 139  # 60 wait; one more may be in the sink's hands
@@ -89,7 +89,7 @@ def test_a_sink_that_hangs_holds_nothing_up() -> None:
 def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up() -> None:
     let, failures, now = threading.Semaphore(0), list[Failure](), [0.0]
     sink = Slow(lambda number: waited(let.acquire(timeout=600)))
-    with Detached(sink, "o.mp4", failures, clock=lambda: now[0]) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0]) as detached:
         for number in range(60):  # two seconds at 30 frames a second, in which the sink takes nothing
             detached.write(frame(number), RESULT)
             if number == 0:
@@ -125,7 +125,7 @@ def test_ages_are_taken_when_the_frame_is_written_and_old_ones_are_refused() -> 
         now[0] += 0.25
 
     sink, failures = Slow(slow), list[Failure]()
-    with Detached(sink, "o.mp4", failures, clock=lambda: now[0], max_latency=0.2) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0], max_latency=0.2) as detached:
         for number in range(3):  # the second and the third wait for the first
             detached.write(captured(number, now[0]), RESULT)
         detached.write(frame(3), RESULT)  # of a file, which is never too old
@@ -142,15 +142,18 @@ def test_ages_are_taken_when_the_frame_is_written_and_old_ones_are_refused() -> 
 
 
 def test_the_slowest_sink_is_reported() -> None:
-    beside = Beside()
-    with beside.add("quick.csv", Slow()) as quick, beside.add("slow.mp4", Slow(lambda _: time.sleep(0.05))) as slow:
+    background = BackgroundSinks()
+    with (
+        background.add("quick.csv", Slow()) as quick,
+        background.add("slow.mp4", Slow(lambda _: time.sleep(0.05))) as slow,
+    ):
         for sink in (quick, slow):
             sink.write(captured(0, time.monotonic()), RESULT)
-    found = beside.slowest(Path("cam"))
+    found = background.slowest(Path("cam"))
     assert found is not None
     assert found[0] == "slow.mp4"
     assert found[1].p50 >= 0.05
-    assert beside.slowest(Path("another")) is None
+    assert background.slowest(Path("another")) is None
 
 
 def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:
@@ -166,7 +169,7 @@ def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:
         said.append(line)
         told.set()
 
-    with Detached(sink, "o.mp4", failures, say) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, say) as detached:
         for number in range(4):
             detached.write(frame(number), RESULT)
         assert told.wait(60)
@@ -184,7 +187,7 @@ def test_the_sink_learns_how_the_run_ended(error: type[BaseException]) -> None:
     sink = Slow()
 
     def interrupted() -> None:
-        with Detached(sink, "o.mp4", []) as detached:
+        with BackgroundSink(sink, "o.mp4", []) as detached:
             detached.write(frame(0), RESULT)
             raise error
 
@@ -198,7 +201,7 @@ def test_a_bug_in_a_sink_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     def run() -> None:
-        with Detached(Slow(broken), "o.mp4", []) as detached:
+        with BackgroundSink(Slow(broken), "o.mp4", []) as detached:
             detached.write(frame(0), RESULT)
 
     with pytest.raises(ZeroDivisionError):

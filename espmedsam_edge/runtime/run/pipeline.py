@@ -1,6 +1,6 @@
 """Capture, inference and writing at the same time: a thread each, bounded queues, order kept, nothing dropped.
 
-This is the run over files; runs with a live source among theirs go on in ``live_pipeline``.
+This is the run over files; runs with a live source among theirs go on in ``live_run``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from functools import partial
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
-from espmedsam_edge.runtime.run.controls import Adjustable, Controls, Settings
+from espmedsam_edge.runtime.run.controls import Adjustable, Controls, RunSettings
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
-from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, Progress, Report
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
 from espmedsam_edge.runtime.run.live_run import LiveRun
-from espmedsam_edge.runtime.run.threads import Crew
+from espmedsam_edge.runtime.run.threads import ThreadGroup
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
 
-__all__ = ["STAGES", "Job", "Limits", "Progress", "Report", "run_pipeline"]
+__all__ = ["STAGES", "Job", "Limits", "RunProgress", "RunReport", "run_pipeline"]
 
 _QUEUE_ITEMS = 4
 _QUEUE_BYTES = 256 << 20
@@ -34,10 +34,10 @@ def run_pipeline(
     segmenter: Segmenter,
     jobs: Sequence[Job],
     shared: Sequence[Sink] = (),
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[RunProgress], None] | None = None,
     controls: Controls | None = None,
     limits: Limits = Limits(),
-) -> Report:
+) -> RunReport:
     """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
 
     Files are done one after the other and every frame of them; live sources run at the same time, beside each other and
@@ -101,7 +101,7 @@ class _Run:
     segmenter: Segmenter
     jobs: Sequence[Job]
     shared: Sequence[Sink]
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[RunProgress], None] | None
     controls: Controls
     limits: Limits
     captured: BoundedQueue[_Captured] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
@@ -116,20 +116,20 @@ class _Run:
     def __post_init__(self) -> None:
         self.in_flight: InFlight[_Frame] = InFlight(self.segmenter, self._hand_on)
 
-    def run(self) -> Report:
+    def run(self) -> RunReport:
         begin = time.perf_counter()
         stages = (("capture", self._capture), ("infer", self._infer), ("write", self._write))
-        crew = Crew([(name, partial(self._guarded, stage)) for name, stage in stages])
+        threads = ThreadGroup([(name, partial(self._guarded, stage)) for name, stage in stages])
         try:
-            crew.start()
-            crew.wait()
+            threads.start()
+            threads.wait()
         except BaseException:
             self._abort()
-            crew.wait()
+            threads.wait()
             raise
         if self.error is not None:
             raise self.error
-        return Report(self.frames, self.failures, time.perf_counter() - begin, self.seconds)
+        return RunReport(self.frames, self.failures, time.perf_counter() - begin, self.seconds)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         """Run a stage in its thread; its error, whatever it is, ends the run and is raised in the calling thread."""
@@ -217,7 +217,7 @@ class _Run:
                     self.seconds[stage] += getattr(result.timings, stage)
             self.segmented.put(_Result(item.job, item.frame, result), size)
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> RunSettings:
         """What the controls say, once they do not say to wait."""
         while (settings := self.controls.current()).paused:
             if self.aborted:
@@ -242,7 +242,7 @@ class _Run:
                     done += 1
                     if self.on_progress is not None:
                         failed = len(job.source.failures)
-                        self.on_progress(Progress(begin.number, job.source.name, done + failed, job.source.length))
+                        self.on_progress(RunProgress(begin.number, job.source.name, done + failed, job.source.length))
                 ended = True
         except UserError as error:  # one of the job's sinks could not go on, or could not finish its file
             job.cancelled = True
