@@ -76,9 +76,10 @@ class LiveRun:
         on_progress: Callable[[RunProgress], None] | None,
         controls: Controls,
         limits: Limits,
+        stop: threading.Event | None = None,
     ) -> None:
         self.segmenter, self.shared, self.on_progress = segmenter, shared, on_progress
-        self.controls, self.limits = controls, limits
+        self.controls, self.limits, self.stop = controls, limits, stop
         self.lanes = [_Lane(number, job) for number, job in enumerate(jobs)]
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.failures: list[Failure] = []
@@ -107,7 +108,7 @@ class LiveRun:
         try:
             threads.start()
             try:
-                threads.wait()
+                threads.wait(self.stop)
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop()

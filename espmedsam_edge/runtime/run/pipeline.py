@@ -5,6 +5,7 @@ This is the run over files; runs with a live source among theirs go on in ``live
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ def run_pipeline(
     on_progress: Callable[[RunProgress], None] | None = None,
     controls: Controls | None = None,
     limits: Limits = Limits(),
+    stop: threading.Event | None = None,
 ) -> RunReport:
     """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
 
@@ -55,13 +57,14 @@ def run_pipeline(
         on_progress: called after each frame, from another thread.
         controls: asked before each group of frames; None: nothing changes while it runs.
         limits: when to end.
+        stop: does what Ctrl-C does once it is set, from any thread.
 
     Raises:
         UserError: a shared sink or the backend failed.
-        KeyboardInterrupt: passed on once everything has stopped.
+        KeyboardInterrupt: Ctrl-C or ``stop``, once everything has stopped.
     """
     run = LiveRun if any(job.source.live for job in jobs) else _Run
-    return run(segmenter, jobs, shared, on_progress, controls or Adjustable(), limits).run()
+    return run(segmenter, jobs, shared, on_progress, controls or Adjustable(), limits, stop).run()
 
 
 @dataclass
@@ -104,6 +107,7 @@ class _Run:
     on_progress: Callable[[RunProgress], None] | None
     controls: Controls
     limits: Limits
+    stop: threading.Event | None = None
     captured: BoundedQueue[_Captured] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     segmented: BoundedQueue[_Segmented] = field(default_factory=lambda: BoundedQueue(_QUEUE_ITEMS, _QUEUE_BYTES))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -122,7 +126,7 @@ class _Run:
         threads = ThreadGroup([(name, partial(self._guarded, stage)) for name, stage in stages])
         try:
             threads.start()
-            threads.wait()
+            threads.wait(self.stop)
         except BaseException:
             self._abort()
             threads.wait()

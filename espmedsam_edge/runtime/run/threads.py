@@ -28,11 +28,16 @@ class ThreadGroup:
         self._leader.start()
         self._go.set()
 
-    def wait(self) -> None:
-        """Come back when all have ended. Ctrl-C comes through; then it can be called again."""
+    def wait(self, stop: threading.Event | None = None) -> None:
+        """Come back when all have ended. Ctrl-C comes through; then it can be called again.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, or ``stop`` was set.
+        """
         self._go.set()
         while not self._ended.wait(0.2):  # a wait without an end would not always let Ctrl-C through
-            pass
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
         self._leader.join(_LEAVING_SECONDS)
 
     def _lead(self) -> None:

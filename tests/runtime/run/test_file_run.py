@@ -288,6 +288,31 @@ def test_ctrl_c_stops_all_stages(segmenter: Segmenter, stage: str, at: int) -> N
     assert source.given < at + 1000
 
 
+def test_a_run_in_any_thread_is_stopped_as_by_ctrl_c(segmenter: Segmenter) -> None:
+    stop = threading.Event()
+
+    class Stopping(Recording):
+        def write(self, frame: SourceFrame, result: Segmentation) -> None:
+            if frame.index == 5:
+                stop.set()
+            super().write(frame, result)
+
+    source, sink, ended = Scripted("s", 10**9), Stopping(seconds=0.001), list[BaseException]()
+
+    def run() -> None:
+        try:
+            run_pipeline(segmenter, [Job(source, [sink])], stop=stop)
+        except KeyboardInterrupt as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert len(ended) == 1
+    assert source.closed
+    assert sink.ended is not None
+
+
 def test_controls_change_a_run_under_way(segmenter: Segmenter, toy_bundle_of_two: Bundle) -> None:
     controls = Adjustable()
     got: list[tuple[str, float]] = []

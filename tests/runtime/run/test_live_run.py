@@ -300,13 +300,18 @@ def test_frame_limits_beside_a_live_source(segmenter: Segmenter) -> None:
     assert len(sink.frames) == 6
 
 
-def test_ctrl_c_finishes_what_live_sources_gave_and_drops_unfinished_files(segmenter: Segmenter) -> None:
+@pytest.mark.parametrize("from_a_thread", [False, True])
+def test_ctrl_c_finishes_what_live_sources_gave_and_drops_unfinished_files(
+    segmenter: Segmenter, from_a_thread: bool
+) -> None:
+    stop = threading.Event()
+
     def press(count: int) -> None:
         if count == 50:
-            os.kill(os.getpid(), signal.SIGINT)
+            stop.set() if from_a_thread else os.kill(os.getpid(), signal.SIGINT)
 
     feed, sink, files = EndlessFeed(press), Sink(), Sink(lambda frame: time.sleep(0.001))
-    report = run_pipeline(segmenter, [Job(live(feed), [sink]), Job(Clip(10**9), [files])])
+    report = run_pipeline(segmenter, [Job(live(feed), [sink]), Job(Clip(10**9), [files])], stop=stop)
     assert report.interrupted
     assert feed.stopped
     assert sink.ended is None
