@@ -356,7 +356,7 @@ def test_a_command_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) ->
     write_plain_bundle(path, b"\x12\xe8\x07" + b"0" * 1000)
     script = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent / "support")!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent / "support")!r}]
 from pathlib import Path
 from test_bundle import write_plain_bundle
 print("writing", flush=True)

@@ -455,8 +455,8 @@ def test_native_libraries_keep_quiet(toy_bundle: Bundle, tmp_path: Path) -> None
         script = (
             "import sys\n"
             f"if {without_pyav}:\n"
-            "    from espmedsam_edge.runtime import video_reading, video_writing\n"
-            "    video_reading.has_pyav = video_writing.has_pyav = lambda: False\n"
+            "    from espmedsam_edge.runtime.video import reading, writing\n"
+            "    reading.has_pyav = writing.has_pyav = lambda: False\n"
             "from espmedsam_edge.cli import main\n"
             "main(sys.argv[1:])\n"
         )

@@ -91,7 +91,7 @@ def test_on_a_jetson_there_is_no_rtx(
 ) -> None:
     gpu(ORIN)
     has("tensorrt")
-    for module in ("tensorrt_backend", "tensorrt_api"):
+    for module in ("backends.tensorrt_backend", "engines.tensorrt_api"):
         monkeypatch.setattr(f"espmedsam_edge.runtime.{module}.jetson", lambda: Jetson("Orin Nano", "36.4"))
     assert unavailable("tensorrt") is None
     assert unavailable("tensorrt-rtx") == "TensorRT-RTX does not run on a Jetson; use --backend tensorrt."

@@ -281,8 +281,8 @@ def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path) -> None:
 def _check_types(stubs: Path, cache: Path) -> None:
     pytest.importorskip("mypy", reason="needs mypy (extra dev)")
     root = Path(__file__).parents[3]
-    names = ("tensorrt_api", "network_precision", "engine_progress", "engine_trial", "engine_worker")
-    files = [f"espmedsam_edge/runtime/{name}.py" for name in names]
+    names = ("tensorrt_api", "precision", "progress", "trial", "worker")
+    files = [f"espmedsam_edge/runtime/engines/{name}.py" for name in names]
     config = cache.parent / "mypy.ini"
     config.write_text(
         f"[mypy]\nstrict = True\nfollow_imports = silent\nmypy_path = {stubs}\nplugins = pydantic.mypy\n"
