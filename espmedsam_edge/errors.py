@@ -6,16 +6,32 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may show it: what moves the cursor, sets a title or turns the reading direction as escapes.
+
+    Names of files, modalities and streams and texts of metadata come from others. Every character that is neither
+    printable nor a space (control characters, those without a width, bidirectional marks, halves of surrogate pairs,
+    which stand for bytes of a name that are not UTF-8) becomes its escape of Python's.
+
+    Example:
+        >>> printable("polyp\x1b[2J.png")
+        'polyp\\\\x1b[2J.png'
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class UserError(Exception):
     """Something the user can put right: says what failed, on which value, and what to do next.
 
     Commands print it as one line and leave with ``exit_code``: 2 for wrong use, 1 where inputs or the machine failed.
-    Errors of any other class are bugs of this package.
+    Errors of any other class are bugs of this package. What message and hint quote is made ``printable``.
     """
 
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 2) -> None:
-        self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
+        self.message = printable(" ".join(message.split()))
+        self.hint = printable(" ".join(hint.split()))
         self.exit_code = exit_code
         super().__init__(f"{self.message} {self.hint}".strip())
 

@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import typer
 
 from espmedsam_edge import __version__
-from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.errors import UserError, nearest, printable
+from espmedsam_edge.terminal import show_tracebacks_printable, tell
 
 # command -> (module in this package, its line in the list of commands)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"espmedsam-edge {__version__}")
+        tell(f"espmedsam-edge {__version__}")
         raise typer.Exit
 
 
@@ -70,12 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0 all well, 1 some inputs failed, 2 wrong use."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     name = args[0] if args and not args[0].startswith("-") else None
+    show_tracebacks_printable()
     try:
         if name is not None and name not in COMMANDS:
             raise UserError(f"no command '{name}'.", nearest(name, COMMANDS))
-        build_app(name)(args=args, prog_name="espmedsam-edge")
+        code = build_app(name)(args=args, prog_name="espmedsam-edge", standalone_mode=False)
+    except _USAGE_ERROR as error:  # click's own, which quotes the arguments
+        error.message = printable(str(error.message))
+        error.show()
+        sys.exit(2)
+    except typer.Abort:
+        tell("Aborted!", err=True)
+        sys.exit(1)
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if os.environ.get("ESPMEDSAM_DEBUG"):
@@ -85,9 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         from espmedsam_edge.machine.environment import install_command
 
-        typer.echo(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
+        tell(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _EXTRA_OF = {
     "torch": "export", "timm": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",

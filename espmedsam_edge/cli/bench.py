@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 
 def command(
     bundle: Annotated[Path, typer.Argument(metavar="B.bundle", help="The bundle to measure.")],
@@ -57,7 +59,7 @@ def command(
     request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
     with _bar("measuring") as (progress, say):
         result = run_benchmark(request, Settings(duration=duration), progress, say)
-    typer.echo(as_text(result))
+    tell(as_text(result))
     if json_file:
         atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
     if markdown:
@@ -65,7 +67,7 @@ def command(
     if plot:
         reason = why_no_plot()
         if reason:
-            typer.echo(f"notice: {plot} was not drawn: {reason}", err=True)
+            tell(f"notice: {plot} was not drawn: {reason}", err=True)
         else:
             atomic_write(plot, draw_plot(result))
     if any(not line.startswith("roofline:") for line in result.left_out):
@@ -78,12 +80,11 @@ def _bar(name: str) -> Iterator[tuple[Callable[[float], None], Callable[[str], N
     import time
     from functools import partial
 
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     # A thread that redraws would disturb what is measured: it is drawn from here, between rounds.
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+    with Progress(*columns, console=terminal_console(stderr=True), transient=True, auto_refresh=False) as bar:
         task, drawn = bar.add_task(name, total=1.0), 0.0
 
         def update(fraction: float) -> None:

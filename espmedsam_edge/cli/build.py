@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +53,10 @@ def command(
     graphs = _choose(opened, modality, precision)
     api = load(backend)
     targets = resolve_targets(api, [part for part in (target or "").split(",") if part.strip()])
-    typer.echo(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
+    tell(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
     failed = 0
     plans: list[EnginePlan] = []
-    say = once(typer.echo)
+    say = once(tell)
     for graph in graphs:
         try:
             if check:
@@ -78,9 +79,9 @@ def command(
             _report(graph, plan)
         except UserError as error:
             failed += 1
-            typer.echo(f"error: {graph.modality} {graph.precision}: {error}", err=True)
+            tell(f"error: {graph.modality} {graph.precision}: {error}", err=True)
     for line in engine_cache.int8_not_faster(opened, plans):
-        typer.echo(line)
+        tell(line)
     if failed:
         raise typer.Exit(1)
 
@@ -97,11 +98,10 @@ def _choose(bundle: Bundle, modalities: list[str] | None, precisions: list[str] 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[str, float], None]]:
     """A progress bar on the terminal, if there is one; it goes when the build is done."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
+    console = terminal_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=1.0)
 
@@ -116,16 +116,16 @@ def _report(graph: Graph, plan: EnginePlan) -> None:
     name = f"{graph.modality} {graph.precision}"
     if plan.built_now:
         memory = f", {sidecar.peak_memory_bytes >> 20} MiB of memory" if sidecar.peak_memory_bytes else ""
-        typer.echo(f"{name}: built for {sidecar.place} in {sidecar.build_seconds:.1f} s{memory}")
+        tell(f"{name}: built for {sidecar.place} in {sidecar.build_seconds:.1f} s{memory}")
     else:
-        typer.echo(f"{name}: in the cache, built for {sidecar.place} on {sidecar.built[:10]}")
-    typer.echo(f"  {sidecar.arithmetic.summary()}{_engine_words(plan)}")
+        tell(f"{name}: in the cache, built for {sidecar.place} on {sidecar.built[:10]}")
+    tell(f"  {sidecar.arithmetic.summary()}{_engine_words(plan)}")
     if sidecar.agreement is not None:
-        typer.echo(f"  {sidecar.agreement}")
+        tell(f"  {sidecar.agreement}")
     if sidecar.dla is not None:
-        typer.echo(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
+        tell(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
     speed = f"{sidecar.median_ms:.2f} ms a run on {sidecar.gpu}, " if sidecar.median_ms else ""
-    typer.echo(f"  {speed}{sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
+    tell(f"  {speed}{sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
 
 
 def _engine_words(plan: EnginePlan) -> str:
@@ -144,16 +144,16 @@ def _report_check(graph: Graph, title: str, result: Result, macs: dict[str, floa
 
     name = f"{graph.modality} {graph.precision}"
     if result.refusals:
-        typer.echo(f"{name}: {title} refuses {graph.file} (opset {result.opset}):")
+        tell(f"{name}: {title} refuses {graph.file} (opset {result.opset}):")
         for refusal in result.refusals:
-            typer.echo(f"  {refusal}")
+            tell(f"  {refusal}")
         if any(refusal.unknown_operator for refusal in result.refusals):
-            typer.echo("  The graph is newer than this parser: update TensorRT, or export it again for an older one.")
+            tell("  The graph is newer than this parser: update TensorRT, or export it again for an older one.")
         return 1
     assert result.arithmetic is not None
     check_arithmetic(result.arithmetic, graph, macs)
-    typer.echo(f"{name}: {title} takes every node of {graph.file} (opset {result.opset})")
-    typer.echo(f"  {result.arithmetic.summary()}")
+    tell(f"{name}: {title} takes every node of {graph.file} (opset {result.opset})")
+    tell(f"  {result.arithmetic.summary()}")
     if result.dla is not None:
-        typer.echo(f"  DLA: {result.dla.layers} of {result.dla.of} layers could run on it; none would be placed there")
+        tell(f"  DLA: {result.dla.layers} of {result.dla.of} layers could run on it; none would be placed there")
     return 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.calibration.calibrator import Listener
@@ -48,9 +50,7 @@ def command(
     with _listener() as listener:
         listener.phase("finding the images", None)
         found = find_images(images, count=count, held_out=held_out, masks=masks)
-    typer.echo(
-        f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate"
-    )
+    tell(f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate")
     request = Request(name, precision, method, budget, pictures, threads)
     try:
         with _listener() as listener:
@@ -58,7 +58,7 @@ def command(
         _report(opened, summary)
     finally:
         for failure in found.failures:
-            typer.echo(f"error: {failure.message}", err=True)
+            tell(f"error: {failure.message}", err=True)
     if found.failures:
         raise typer.Exit(1)
 
@@ -79,7 +79,6 @@ def _modality(bundle: Bundle, modality: str | None, images: list[str]) -> str:
 @contextmanager
 def _listener() -> Iterator[Listener]:
     """Lines on stdout, and a progress bar on the terminal if there is one."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -89,7 +88,7 @@ def _listener() -> Iterator[Listener]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = terminal_console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
@@ -104,15 +103,15 @@ def _listener() -> Iterator[Listener]:
                 progress.advance(task)
 
             def say(self, line: str) -> None:
-                typer.echo(line)
+                tell(line)
 
         yield Bar()
 
 
 def _report(bundle: Bundle, summary: Summary) -> None:
     ratio = f"{summary.size / summary.reference_size:.3f} of FP32's {summary.reference_size / 1e6:.1f} MB"
-    typer.echo(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio}; {summary.macs_text()}")
-    typer.echo(f"gate passed: {summary.result}")
+    tell(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio}; {summary.macs_text()}")
+    tell(f"gate passed: {summary.result}")
     if summary.raised:
-        typer.echo(f"kept in higher precision: {', '.join(summary.raised)}")
-    typer.echo(f"Details: {bundle.path / 'report.md'}")
+        tell(f"kept in higher precision: {', '.join(summary.raised)}")
+    tell(f"Details: {bundle.path / 'report.md'}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 app = typer.Typer(
     no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
 )
@@ -41,16 +43,16 @@ def prepare_command(
         )
     made = done.split
     counts = f"train {len(made.train)}, valid {len(made.valid)}, test {len(made.test)} ({made.origin})"
-    typer.echo(f"{target}: {done.images} images of {chosen.title}; {counts}")
+    tell(f"{target}: {done.images} images of {chosen.title}; {counts}")
     unlisted = done.images - len(made.train) - len(made.valid) - len(made.test)
     if unlisted:
-        typer.echo(f"{unlisted} images are in none of the given lists.")
+        tell(f"{unlisted} images are in none of the given lists.")
     if done.unmasked:
-        typer.echo(f"{len(done.unmasked)} images without a mask were left out, the first: {done.unmasked[0]}")
+        tell(f"{len(done.unmasked)} images without a mask were left out, the first: {done.unmasked[0]}")
     for failure in done.failures[:_LISTED_FAILURES]:
-        typer.echo(f"failed: {failure}", err=True)
+        tell(f"failed: {failure}", err=True)
     if len(done.failures) > _LISTED_FAILURES:
-        typer.echo(f"failed: {len(done.failures) - _LISTED_FAILURES} more.", err=True)
+        tell(f"failed: {len(done.failures) - _LISTED_FAILURES} more.", err=True)
     raise typer.Exit(1 if done.failures else 0)
 
 
@@ -60,7 +62,7 @@ def layouts_command() -> None:
     from espmedsam_edge.training.data.layouts import LAYOUTS
 
     for entry in LAYOUTS.values():
-        typer.echo(f"{entry.name}: {entry.title} ({entry.modality or 'unlabelled'})\n    {entry.form}")
+        tell(f"{entry.name}: {entry.title} ({entry.modality or 'unlabelled'})\n    {entry.form}")
 
 
 @app.command("check")
@@ -70,7 +72,6 @@ def check_command(
     all_cases: bool = typer.Option(False, "--all", help="List every case, not the first three of each kind."),
 ) -> None:
     """Report unpaired, misaligned, empty, grey, duplicated and leaking images; exit code 1 if there are any."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -82,9 +83,9 @@ def check_command(
             DatasetFolder.open(folder), similarity=similarity, threads=os.cpu_count() or 1, progress=progress
         )
     lists = ", ".join(f"{name} {count}" for name, count in report.lists.items())
-    typer.echo(f"{folder}: {report.images} images; {lists}")
+    tell(f"{folder}: {report.images} images; {lists}")
     if not report.findings:
-        typer.echo("Nothing is wrong.")
+        tell("Nothing is wrong.")
         return
     table = Table(show_lines=True)
     table.add_column("what")
@@ -96,7 +97,7 @@ def check_command(
         more = len(finding.examples) - len(shown)
         which = "\n".join([*shown, *([f"... and {more} more (--all)"] if more else [])])
         table.add_row(finding.kind, str(len(finding.examples)), escape(which), finding.advice)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    terminal_console(width=None if sys.stdout.isatty() else 140).print(table)
     raise typer.Exit(1)
 
 
@@ -106,10 +107,9 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=terminal_console(stderr=True), transient=True) as bar:
         line = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)

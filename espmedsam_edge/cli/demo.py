@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 if TYPE_CHECKING:
     from espmedsam_edge.demo.demo import Demo, Row
 
@@ -26,10 +28,10 @@ def command(
     from espmedsam_edge.runtime.backends.backend import once
 
     start = time.perf_counter()
-    bundles = demo_bundles(bundle, typer.echo)
-    typer.echo(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
-    typer.echo(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
-    notice = once(partial(typer.echo, err=True))
+    bundles = demo_bundles(bundle, tell)
+    tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
+    tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
+    notice = once(partial(tell, err=True))
     demo = run_demo(bundles, out, _say_row, shipped=bundle is None, notice=notice)
     sheet = out / "contact-sheet.png"
     write_image(sheet, contact_sheet(demo))
@@ -38,23 +40,21 @@ def command(
 
 def _say_row(row: Row) -> None:
     dice = "-" if row.dice is None else f"{row.dice:.3f}"
-    typer.echo(f"  {row.name:<22}  {row.target:<16}  {row.frames:>6}  {dice:>6}  {1000 * row.seconds:>10.1f}")
+    tell(f"  {row.name:<22}  {row.target:<16}  {row.frames:>6}  {dice:>6}  {1000 * row.seconds:>10.1f}")
 
 
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
     from espmedsam_edge.machine.environment import near, program_command
 
     out = demo.out
-    typer.echo(f"\nDone in {seconds:.1f} s, on {demo.backend}.")
+    tell(f"\nDone in {seconds:.1f} s, on {demo.backend}.")
     if not demo.trained:
-        typer.echo(
-            "The weights are untrained (random): the masks are meaningless. The demo shows that the program runs."
-        )
+        tell("The weights are untrained (random): the masks are meaningless. The demo shows that the program runs.")
     for note in dict.fromkeys(bundle.manifest.weights.note for bundle in demo.bundles.values()):
         if note:
-            typer.echo(note)
+            tell(note)
     if demo.shipped:
-        typer.echo("Research software, not a medical device. All modalities: espmedsam-edge weights")
+        tell("Research software, not a medical device. All modalities: espmedsam-edge weights")
     lines = {
         sheet: "everything on one page: look at this first",
         out / "clip-overlay.mp4": "the clip with its masks drawn in (without: clip.mp4)",
@@ -63,9 +63,9 @@ def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
         out / "results.jsonl": "area, box, centroid and times, a line a frame",
     }
     width = max(len(str(path)) for path in lines)
-    typer.echo("\nLook at:")
+    tell("\nLook at:")
     for path, text in lines.items():
-        typer.echo(f"  {path!s:<{width}}  {text}")
+        tell(f"  {path!s:<{width}}  {text}")
     own = "IMAGES" if demo.shipped else f"{near(next(iter(demo.bundles.values())).path)} IMAGES"
     choice = f" --modality {next(iter(demo.bundles))}" if len(demo.bundles) > 1 and not demo.shipped else ""
-    typer.echo(f"\nYour own images: {program_command()} infer {own}{choice}")
+    tell(f"\nYour own images: {program_command()} infer {own}{choice}")

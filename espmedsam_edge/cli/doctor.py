@@ -6,6 +6,8 @@ import json
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 
 def command(
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
@@ -15,4 +17,4 @@ def command(
     from espmedsam_edge.doctor.report import render
 
     diagnosis = diagnose()
-    typer.echo(json.dumps(diagnosis.as_json(), indent=2) if as_json else render(diagnosis))
+    tell(json.dumps(diagnosis.as_json(), indent=2) if as_json else render(diagnosis))

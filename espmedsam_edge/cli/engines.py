@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 if TYPE_CHECKING:
     from espmedsam_edge.runtime.engines.inventory import Entry
 
@@ -28,15 +30,15 @@ def list_engines(
     folder = cache_folder(cache)
     found = entries(folder)
     if as_json:
-        typer.echo(json.dumps([entry.sidecar.model_dump(mode="json") for entry in found if entry.sidecar], indent=2))
+        tell(json.dumps([entry.sidecar.model_dump(mode="json") for entry in found if entry.sidecar], indent=2))
         return
     if not found:
-        typer.echo(f"No engines in {folder}.")
+        tell(f"No engines in {folder}.")
         return
     for entry in found:
-        typer.echo(_line(entry))
+        tell(_line(entry))
     total = sum(entry.sidecar.plan_bytes for entry in found if entry.sidecar)
-    typer.echo(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
+    tell(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
 
 
 @app.command()
@@ -49,10 +51,10 @@ def verify(cache: Cache = None) -> None:
     found = entries(folder, verify=True)
     damaged = [entry for entry in found if entry.damaged]
     for entry in found:
-        typer.echo(f"{'damaged' if entry.damaged else 'ok'}: {_line(entry)}")
-    typer.echo(f"{len(found) - len(damaged)} of {len(found)} engines in {folder} are whole.")
+        tell(f"{'damaged' if entry.damaged else 'ok'}: {_line(entry)}")
+    tell(f"{len(found) - len(damaged)} of {len(found)} engines in {folder} are whole.")
     if damaged:
-        typer.echo("A damaged engine is rebuilt when it is wanted; espmedsam-edge engines clean removes it now.")
+        tell("A damaged engine is rebuilt when it is wanted; espmedsam-edge engines clean removes it now.")
         raise typer.Exit(1)
 
 
@@ -70,9 +72,9 @@ def clean(
     removed = remove(folder, everything=everything, dry_run=dry_run)
     word = "would remove" if dry_run else "removed"
     for removal in removed:
-        typer.echo(f"{word} {removal.name}: {removal.why}")
+        tell(f"{word} {removal.name}: {removal.why}")
     freed = sum(removal.freed for removal in removed) / (1 << 20)
-    typer.echo(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {folder}")
+    tell(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {folder}")
 
 
 def _line(entry: Entry) -> str:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console  # noqa: TID251 (the type)
 
     from espmedsam_edge.evaluation.evaluate import Evaluation, Task
 
@@ -42,14 +44,12 @@ def command(
     """
     from functools import partial
 
-    from rich.console import Console
-
     from espmedsam_edge.evaluation.candidates import open_candidate
     from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
     from espmedsam_edge.evaluation.report import write_csv, write_json, write_sheets
     from espmedsam_edge.runtime.backends.backend import once
 
-    console = Console(stderr=True)
+    console = terminal_console(stderr=True)
     candidate = open_candidate(
         model,
         precision=precision,
@@ -77,21 +77,20 @@ def command(
         write_csv(csv, evaluation)
     if worst is not None:
         for file in write_sheets(worst, evaluation):
-            typer.echo(f"worst cases: {file}")
+            tell(f"worst cases: {file}")
     for failure in evaluation.failures[:_LISTED_FAILURES]:
-        typer.echo(f"failed: {failure.message}", err=True)
+        tell(f"failed: {failure.message}", err=True)
     if len(evaluation.failures) > _LISTED_FAILURES:
-        typer.echo(f"failed: {len(evaluation.failures) - _LISTED_FAILURES} more.", err=True)
+        tell(f"failed: {len(evaluation.failures) - _LISTED_FAILURES} more.", err=True)
     raise typer.Exit(1 if evaluation.failures else 0)
 
 
 def _show(evaluation: Evaluation, native: bool) -> None:
-    from rich.console import Console
 
     from espmedsam_edge.evaluation.paper import paper_tables
     from espmedsam_edge.evaluation.report import build_table
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = terminal_console(width=None if sys.stdout.isatty() else 140)
     if evaluation.results:
         console.print(build_table(evaluation))
         if native:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 
 def command(
     weights: Path = typer.Argument(..., help="A checkpoint of this project (.safetensors)."),
@@ -19,11 +21,10 @@ def command(
     ),
 ) -> None:
     """Fuse each modality into one ONNX graph, compare it with the checkpoint, write the bundle."""
-    from rich.console import Console
 
     from espmedsam_edge.export.exporter import export_bundle
 
-    console = Console(stderr=True)
+    console = terminal_console(stderr=True)
     with console.status("reading the checkpoint") as status:
         bundle, exported = export_bundle(
             weights,
@@ -35,9 +36,9 @@ def command(
             progress=lambda step: status.update(step),
         )
     for graph in exported:
-        typer.echo(
+        tell(
             f"{bundle.path / graph.file}: {graph.megabytes:.1f} MB, {graph.nodes} nodes; agrees with the checkpoint on "
             f"{graph.agreement.mask_agreement:.3%} of the mask (logits: {graph.agreement.max_error:.1e} of their range)"
         )
     if bundle.manifest.weights.origin == "random":
-        typer.echo("These weights were never trained: the masks will mean nothing.")
+        tell("These weights were never trained: the masks will mean nothing.")

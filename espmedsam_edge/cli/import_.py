@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 app = typer.Typer(no_args_is_help=True, help="Convert published checkpoints into this project's format.")
 _OUT = typer.Option(..., "--out", help="The checkpoint to write (.safetensors).")
 
@@ -20,7 +22,7 @@ def reference(
     """The authors' published ESP-MedSAM checkpoints; several merge into one."""
     from espmedsam_edge.model.convert import convert_reference
 
-    typer.echo(convert_reference(files, modality, out, image_size))
+    tell(convert_reference(files, modality, out, image_size))
 
 
 @app.command("mobilesam")
@@ -28,7 +30,7 @@ def mobilesam(file: Path = typer.Argument(..., help="mobile_sam.pt"), out: Path 
     """MobileSAM: its encoder and decoder, to start training from."""
     from espmedsam_edge.model.convert import convert_mobilesam
 
-    typer.echo(convert_mobilesam(file, out))
+    tell(convert_mobilesam(file, out))
 
 
 @app.command("sam")
@@ -36,4 +38,4 @@ def sam(file: Path = typer.Argument(..., help="sam_vit_b.pth, _l or _h"), out: P
     """SAM: its mask decoder, to start training from."""
     from espmedsam_edge.model.convert import convert_sam
 
-    typer.echo(convert_sam(file, out))
+    tell(convert_sam(file, out))

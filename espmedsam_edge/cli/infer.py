@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from espmedsam_edge.terminal import tell, terminal_console
+
 if TYPE_CHECKING:
     from espmedsam_edge.bench.latency import Latency
     from espmedsam_edge.bundle import Bundle
@@ -218,13 +220,13 @@ def command(
                     segmenter, jobs, shared, progress, WithoutPause(controls) if written else controls, limits
                 )
             except KeyboardInterrupt:
-                typer.echo("interrupted: finished files were kept, unfinished ones removed.", err=True)
+                tell("interrupted: finished files were kept, unfinished ones removed.", err=True)
                 raise typer.Exit(130) from None
         _say(segmenter, report, results, background, untrained=untrained, to_stderr=jsonl == "-")
         if server is not None and report.frames and not report.interrupted:
             _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
-        typer.echo("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
+        tell("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
         raise typer.Exit(130)
     _end(report, names.hide_all(failures + report.failures))
 
@@ -268,7 +270,7 @@ def _until_interrupted(server: Server, line: str | None = None) -> None:
 
 
 def _notice(text: str) -> None:
-    typer.echo(text, err=True)
+    tell(text, err=True)
 
 
 def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
@@ -305,7 +307,7 @@ def _say(
     to_stderr: bool,
 ) -> None:
     def line(text: str) -> None:
-        typer.echo(text, err=to_stderr)
+        tell(text, err=to_stderr)
 
     line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice.taken}")
     for reason in segmenter.choice.passed_over:
@@ -352,9 +354,9 @@ def _percentiles(latency: Latency) -> str:
 def _end(report: RunReport | None, failures: Sequence[Failure]) -> None:
     """List what failed, one line each, and leave."""
     for failure in failures[:_LISTED_FAILURES]:
-        typer.echo(f"failed: {failure.message}", err=True)
+        tell(f"failed: {failure.message}", err=True)
     if len(failures) > _LISTED_FAILURES:
-        typer.echo(f"failed: {len(failures) - _LISTED_FAILURES} more.", err=True)
+        tell(f"failed: {len(failures) - _LISTED_FAILURES} more.", err=True)
     raise typer.Exit(1 if failures else 0)
 
 
@@ -364,7 +366,6 @@ def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -375,7 +376,7 @@ def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
             return Text(f"{task.speed:.1f} FPS" if task.speed else "- FPS")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=terminal_console(stderr=True), transient=True) as bars:
         tasks = {-1: bars.add_task("starting", total=None)}
 
         def show(progress: RunProgress) -> None:

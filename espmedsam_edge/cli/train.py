@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 if TYPE_CHECKING:
     from espmedsam_edge.training.recipe import Stage
 
@@ -24,7 +26,7 @@ _OVERWRITE = typer.Option(False, "--overwrite", help="Throw away the run in that
 
 def _say(path: Path, best: float | None, epoch: int) -> None:
     score = f", best score {best:.4f} in epoch {epoch}" if best is not None else ""
-    typer.echo(f"{path}{score}")
+    tell(f"{path}{score}")
 
 
 def _command(stage: Stage) -> Callable[..., None]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from espmedsam_edge.terminal import tell
+
 
 def command(
     modality: str | None = typer.Option(None, help="Of the bundle. [default: all]"),
@@ -21,11 +23,11 @@ def command(
         raise UserError("--modality goes with --out.", "espmedsam-edge weights --modality NAME --out NAME.bundle")
     if out is None and checkpoint is None:
         for name, score in scores.items():
-            typer.echo(score.line(name))
-        typer.echo("Research software, not a medical device. More: docs/accuracy.md")
+            tell(score.line(name))
+        tell("Research software, not a medical device. More: docs/accuracy.md")
     if out is not None:
         bundle = shipped_bundle(modality, out)
-        typer.echo(f"{bundle.path}: {', '.join(bundle.manifest.modalities)}")
+        tell(f"{bundle.path}: {', '.join(bundle.manifest.modalities)}")
     if checkpoint is not None:
         shipped_checkpoint(checkpoint)
-        typer.echo(f"{checkpoint}: {', '.join(scores)}")
+        tell(f"{checkpoint}: {', '.join(scores)}")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.terminal import terminal_console
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +41,7 @@ class RunLog:
     def __init__(self, folder: Path, steps: int, step: int, *, quiet: bool = False) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = terminal_console(stderr=True, quiet=quiet)
         self._writer: SummaryWriter | None = None
         self._rows: dict[str, list[dict[str, object]]] = {"train.csv": [], "valid.csv": []}
         self._columns = {"train.csv": _STEPS, "valid.csv": _EPOCHS}

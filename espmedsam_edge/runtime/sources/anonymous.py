@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
 
 
@@ -70,12 +70,14 @@ class _Hide:
         self._pattern = re.compile(rf"(?<![\w./-])(?:{either})(?![\w-]|\.\w)") if names else None
 
     def __call__(self, text: str) -> str:
-        return self._pattern.sub(lambda found: self._shown[_plain(found[0])], text) if self._pattern else text
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(lambda found: self._shown[_plain(found[0])], printable(" ".join(text.split())))
 
 
 def _plain(name: str) -> str:
-    """As errors have it: one space where there are several, or a line ends."""
-    return " ".join(name.split())
+    """As errors have it: one space where there are several, or a line ends, and printable."""
+    return printable(" ".join(name.split()))
 
 
 class NumberedSource:
