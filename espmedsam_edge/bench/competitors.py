@@ -17,7 +17,7 @@ from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice, Say, silent
-from espmedsam_edge.runtime.backends.onnxruntime_backend import open_session
+from espmedsam_edge.runtime.onnx_session import open_session
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 TORCH: tuple[str, ...] = ("torch", "torch-eager", "torch-compile")

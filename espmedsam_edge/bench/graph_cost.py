@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from espmedsam_edge.bench.roofline import GraphCost, Kernel
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 
 if TYPE_CHECKING:
     from onnx import NodeProto

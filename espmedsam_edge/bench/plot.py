@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from espmedsam_edge.bench.measure import STAGES, Result
 from espmedsam_edge.bench.report import median_ms
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 
 # Okabe and Ito's colours, told apart without colour vision.
 _STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")

@@ -11,7 +11,7 @@ import numpy as np
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Tensor
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 
 _NEEDED = ("torch", "torchvision", "timm", "segment_anything", "safetensors")

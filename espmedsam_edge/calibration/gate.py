@@ -18,7 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits
 from espmedsam_edge.metrics import dice
-from espmedsam_edge.runtime.backends.onnxruntime_backend import check_signature, open_session
+from espmedsam_edge.runtime.onnx_session import check_signature, open_session
 
 DEFAULT_BUDGET: dict[Precision, float] = {"fp16": 0.1, "int8": 0.5}
 """Dice points that a lowered graph may lose on average."""

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra = _EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        from espmedsam_edge.machine.environment import install_command
+        from espmedsam_edge.machine.installation import install_command
 
         tell(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
         sys.exit(2)

@@ -24,7 +24,7 @@ def command(
     from espmedsam_edge.demo.demo import demo_bundles, run_demo
     from espmedsam_edge.demo.sheet import contact_sheet
     from espmedsam_edge.imaging.encode import write_image
-    from espmedsam_edge.machine.environment import near
+    from espmedsam_edge.machine.installation import near
     from espmedsam_edge.runtime.backends.backend import once
 
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def _say_row(row: Row) -> None:
 
 
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:
-    from espmedsam_edge.machine.environment import near, program_command
+    from espmedsam_edge.machine.installation import near, program_command
 
     out = demo.out
     tell(f"\nDone in {seconds:.1f} s, on {demo.backend}.")

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
+
+from espmedsam_edge.machine.installation import installed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ say(init=str(error).rpartition(".")[2].partition(":")[0])
         ("cuda.bindings",),
         """
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda.module import nvrtc_version
+from espmedsam_edge.runtime.cuda.nvrtc import nvrtc_version
 try:
     say(version=nvrtc_version())
 except UserError as error:
@@ -133,18 +134,6 @@ say(version=pydicom.__version__, decoders=decoders())
 }
 _MARK = "answer:"  # a package may print lines of its own
 _PRELUDE = f"import json, sys\ndef say(**values):\n    print('{_MARK}' + json.dumps(values), flush=True)\n"
-
-
-def installed(module: str) -> bool:
-    """Whether a module can be found, without importing it (its parents are imported).
-
-    A folder that some other package left under that name is a namespace without a file, and does not count.
-    """
-    try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):
-        return False
-    return spec is not None and spec.origin is not None
 
 
 def ask(name: str, timeout_s: float = 60) -> Answer:

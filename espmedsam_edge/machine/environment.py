@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.machine.cores import usable_cores
+from espmedsam_edge.machine.installation import checkout
 
 ROOT = Path("/")
 PACKAGES = (
@@ -204,32 +204,6 @@ def packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def checkout() -> Path | None:
-    """The source checkout this package runs from, or None when it was installed as a wheel."""
-    folder = Path(__file__).resolve().parents[2]
-    return folder if (folder / "pyproject.toml").is_file() else None
-
-
-def install_command(extra: str) -> str:
-    """The command that adds one of this package's extras to the Python that is running."""
-    source = checkout()
-    what = f"-e '{source}[{extra}]'" if source else f"'espmedsam-edge[{extra}]'"
-    return f"{sys.executable} -m pip install {what}"
-
-
-def program_command() -> str:
-    """How to call this program from the shell: its name where PATH leads to it, else the file beside this Python."""
-    name = "espmedsam-edge"
-    beside = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) or not beside.exists() else near(beside)
-
-
-def near(path: Path) -> str:
-    """A path as seen from the working directory, where it lies under it."""
-    here = os.path.relpath(path)
-    return str(path) if here.startswith("..") else here
 
 
 def source_revision() -> str | None:

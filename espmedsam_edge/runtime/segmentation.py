@@ -10,11 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay, write_notice
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
 Logits = NDArray[np.float32]  # (S/4, S/4)
+
+
+class DoesNotFit(UserError):
+    """Frames too large for the GPU or for its memory; the CPU may still take them, and the GPU others."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from espmedsam_edge.runtime.backends.backend import (
     silent,
 )
 from espmedsam_edge.runtime.cuda.driver import CudaError
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
-from espmedsam_edge.runtime.segmentation import Segmentation, Timings
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
+from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation, Timings
 
 
 class Segmenter:

@@ -21,9 +21,9 @@ from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import Plan, fp16_holds, lowest_plan, quantisable_nodes, quantised_tensors
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.backends.onnxruntime_backend import open_session
 from espmedsam_edge.runtime.engines import child, tensorrt_api
 from espmedsam_edge.runtime.engines.precision import check_arithmetic
+from espmedsam_edge.runtime.onnx_session import open_session
 
 
 def run(model: ModelProto, folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:

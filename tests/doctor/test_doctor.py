@@ -13,7 +13,7 @@ from espmedsam_edge.doctor import probe
 from espmedsam_edge.doctor.diagnosis import Diagnosis, Finding, diagnose
 from espmedsam_edge.doctor.probe import Answer
 from espmedsam_edge.doctor.report import render
-from espmedsam_edge.machine import environment
+from espmedsam_edge.machine import environment, installation
 
 NOTHING = {name: Answer(False) for name in probe.SCRIPTS}
 BASE = {
@@ -55,7 +55,7 @@ def test_the_light_base_segments_on_the_cpu_and_says_what_the_rest_needs(bare: P
     assert diagnosis.abilities["record H.264 video"] == (False, "MPEG-4 only; add PyAV")
     text = render(diagnosis)
     for extra in ("export", "train", "calibrate", "bench", "video", "dicom"):
-        assert environment.install_command(extra) in text
+        assert installation.install_command(extra) in text
     assert not [f for f in diagnosis.findings if f.status == "problem"]
 
 
@@ -164,7 +164,7 @@ def test_a_native_package_that_crashes_is_a_problem_not_a_crash(bare: Path) -> N
     crashed = {**BASE, "tensorrt": Answer(True, {"version": "10.9"}, "crashed with SIGSEGV")}
     found = by_name(diagnose(bare, crashed))["tensorrt"]
     assert (found.status, found.detail) == ("problem", "10.9, crashed with SIGSEGV")
-    assert found.fix == environment.install_command("trt")
+    assert found.fix == installation.install_command("trt")
 
 
 def test_cameras_gstreamer_and_dicom_decoders_are_listed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

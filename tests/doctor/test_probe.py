@@ -47,14 +47,6 @@ def test_a_missing_module_is_not_asked(script) -> None:  # type: ignore[no-untyp
     assert probe.ask("thing") == probe.Answer(False)
 
 
-def test_a_left_over_folder_is_not_a_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "leftover_package").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert not probe.installed("leftover_package")
-    (tmp_path / "leftover_package" / "__init__.py").write_text("")
-    assert probe.installed("leftover_package")
-
-
 @pytest.mark.parametrize("name", ["onnxruntime", "opencv"])
 def test_the_base_packages_answer(name: str) -> None:
     answer = probe.ask(name)

@@ -12,8 +12,10 @@ from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutpu
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaError, cuda_driver
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
+from espmedsam_edge.runtime.cuda.module import KernelModule
+from espmedsam_edge.runtime.cuda.nvrtc import kernels_folder
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.kernels.cu_sources import kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
@@ -100,19 +102,19 @@ def test_an_allocation_ends_a_capture(device: CudaDevice, stream: Stream) -> Non
 def test_kernels_made_for_another_driver_are_made_again(
     device: CudaDevice, kernels: FrameKernels, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    from espmedsam_edge.runtime.cuda import module
+    from espmedsam_edge.runtime.cuda import nvrtc
 
     compiled = []
-    original = module.compile_kernels
+    original = nvrtc.compile_kernels
 
     def compiling(*arguments: Any) -> bytes:
         monkeypatch.delenv("CUDA_MACHINE_FAIL")  # what this driver compiles it loads
         compiled.append(arguments[0].name)
         return original(*arguments)
 
-    monkeypatch.setattr(module, "compile_kernels", compiling)
+    monkeypatch.setattr(nvrtc, "compile_kernels", compiling)
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuModuleLoadData={code}")
-    KernelModule.load(device, "preprocess", cache).close()
+    KernelModule.load(device, kernel_source("preprocess"), cache).close()
     assert compiled == ["preprocess"]
     assert len(list(kernels_folder(cache).glob("preprocess-*"))) == 1
 
@@ -122,7 +124,7 @@ def test_a_module_that_no_memory_is_left_for_stays_in_the_cache(
 ) -> None:
     monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuModuleLoadData=2")
     with pytest.raises(CudaError, match="cuModuleLoadData of preprocess for CPU as GPU failed: CUDA_ERROR_OUT_OF"):
-        KernelModule.load(device, "preprocess", cache)
+        KernelModule.load(device, kernel_source("preprocess"), cache)
     assert list(kernels_folder(cache).glob("preprocess-*"))
 
 

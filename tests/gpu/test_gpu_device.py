@@ -14,12 +14,14 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
-from espmedsam_edge.runtime.cuda import module as cuda_module
+from espmedsam_edge.runtime.cuda import nvrtc
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda.module import KernelModule, kernels_folder
+from espmedsam_edge.runtime.cuda.module import KernelModule
+from espmedsam_edge.runtime.cuda.nvrtc import kernels_folder
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.kernels.cu_sources import kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 
@@ -238,7 +240,7 @@ def test_kernels_are_compiled_once_and_kept(
     def no_compiler(*_: object) -> bytes:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(cuda_module, "compile_kernels", no_compiler)
+    monkeypatch.setattr(nvrtc, "compile_kernels", no_compiler)
     FrameKernels.load(device, cache)
 
 
@@ -246,14 +248,14 @@ def test_a_damaged_file_in_the_cache_is_compiled_anew(device: CudaDevice, kernel
     file = next(kernels_folder(cache).glob("preprocess-*"))
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    KernelModule.load(device, "preprocess", cache).close()
+    KernelModule.load(device, kernel_source("preprocess"), cache).close()
     assert len(file.read_bytes()) == len(whole)
 
 
 def test_a_kernel_that_is_not_there(device: CudaDevice, kernels: FrameKernels, cache: Path, stream: Stream) -> None:
     from espmedsam_edge.runtime.kernels import parameters
 
-    module = KernelModule.load(device, "preprocess", cache)
+    module = KernelModule.load(device, kernel_source("preprocess"), cache)
     with pytest.raises(CudaError, match="cuModuleGetFunction of nothing failed"):
         module.launch(stream, "nothing", (1, 1, 1), (1, 1, 1), parameters.Preprocess())
     module.close()

@@ -107,28 +107,3 @@ def test_a_tool_that_is_absent_fails_or_hangs_prints_nothing(tools: Path) -> Non
     assert environment.run_tool(["absent"]) is None
     assert environment.run_tool(["fails"]) is None
     assert environment.run_tool(["hangs"], timeout_s=0.2) is None
-
-
-def test_the_command_for_an_extra_names_this_python() -> None:
-    command = environment.install_command("video")
-    assert " -m pip install " in command
-    assert command.endswith("[video]'")
-
-
-def test_paths_are_shown_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert environment.near(tmp_path / "bin" / "tool") == "bin/tool"
-    assert environment.near(Path("/etc/os-release")) == "/etc/os-release"
-
-
-def test_the_program_is_called_by_name_only_where_path_leads_to_it(
-    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.executable", str(tmp_path / "venv" / "bin" / "python"))
-    assert environment.program_command() == "espmedsam-edge"
-    (tmp_path / "venv" / "bin").mkdir(parents=True)
-    program(tmp_path / "venv" / "bin", "espmedsam-edge", "")
-    assert environment.program_command() == "venv/bin/espmedsam-edge"
-    program(tools, "espmedsam-edge", "")
-    assert environment.program_command() == "espmedsam-edge"

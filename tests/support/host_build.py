@@ -40,12 +40,12 @@ def build(*, driver: bool = False, sanitized: bool = False) -> Path:
         The library; the name of its folder tells what it was built from.
     """
     sources = [DOUBLE / name for name in (*_SOURCES, *(("cuda_machine.cpp", "cuda_work.cpp") if driver else ()))]
-    command = [compiler(), *_OPTIONS, "-Wno-unknown-pragmas", "-Werror", f"-I{KERNELS}"]
+    command = [compiler(), *_OPTIONS, "-Wno-unknown-pragmas", "-Werror", f"-I{KERNELS}", f"-I{DOUBLE}"]
     if sanitized:
         command += _SANITIZED
     if driver:
         command += ["-Wl,-soname,libcuda.so.1"]
-    read = [*sources, *sorted(DOUBLE.glob("*.h")), *sorted(KERNELS.glob("*.cu*")), KERNELS / "host_cuda.h"]
+    read = [*sources, *sorted(DOUBLE.glob("*.h")), *sorted(KERNELS.glob("*.cu*"))]
     digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in read), " ".join(command).encode()]))
     folder = Path(tempfile.gettempdir()) / f"espmedsam-kernels-{os.getuid()}-{digest.hexdigest()[:16]}"
     library = folder / ("libcuda.so.1" if driver else "libkernels.so")

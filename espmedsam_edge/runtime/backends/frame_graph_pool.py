@@ -11,8 +11,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
-from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
+from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation
 
 KEPT_SIZES = 4
 """How many sets of frame sizes stay captured; with a batch at least twice as many as it holds frames, since groups of

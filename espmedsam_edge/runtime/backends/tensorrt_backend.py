@@ -31,10 +31,10 @@ from espmedsam_edge.runtime.engines.cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.engines.engine import Engine
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour, how_to_install, installed
 from espmedsam_edge.runtime.engines.tensorrt_api import load as load_tensorrt
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit, FrameView
+from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
-from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation
 
 _MEMORY_VARIABLE = "ESPMEDSAM_FRAME_MEMORY"
 

@@ -1,161 +1,17 @@
-"""The kernels as code for one GPU: compiled by NVRTC at first use, kept on disk by source and SM, loaded."""
+"""A kernel's code on a GPU: loaded from what NVRTC made, and launched."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
 from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
 from espmedsam_edge.runtime.cuda.driver import CudaError
+from espmedsam_edge.runtime.cuda.nvrtc import KernelSource, Say, cache_file, kernel_image, silent
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.engines.cache import cache_folder
-from espmedsam_edge.runtime.kernels import KernelSource, kernel_source
 
-_OPTIONS = (
-    "--std=c++17",
-    "--device-as-default-execution-space",  # for lambdas: NVRTC 12 takes them for the host's otherwise
-    "--generate-line-info",  # for compute-sanitizer and Nsight; the code is the same
-)
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _UNREADABLE = (200, 209, 218, 222)  # images a driver refuses: invalid, no binary, invalid PTX, unsupported PTX
-
-Say = Callable[[str], None]
-"""Called with one line for the user."""
-
-
-def silent(line: str) -> None:
-    """Lines that nobody reads."""
-
-
-@dataclass(frozen=True)
-class CompileTarget:
-    """What NVRTC makes: machine code for one SM (``sm_90``), or PTX that the driver compiles on (``compute_90``)."""
-
-    architecture: str
-
-    @property
-    def machine_code(self) -> bool:
-        """Whether it is machine code rather than PTX."""
-        return self.architecture.startswith("sm_")
-
-
-def compile_target(sm: str, supported: list[int]) -> CompileTarget:
-    """The best NVRTC can do for a GPU.
-
-    Args:
-        sm: the GPU's generation as TensorRT names it, ``sm87``.
-        supported: what this NVRTC compiles for, as numbers: 87.
-
-    Raises:
-        UserError: the GPU is older than all of them.
-    """
-    number = int(sm.removeprefix("sm"))
-    if number in supported:
-        return CompileTarget(f"sm_{number}")
-    older = [known for known in supported if known < number]
-    if not older:
-        raise UserError(
-            f"this GPU is of generation {sm}; this NVRTC compiles for sm{min(supported)} and newer.",
-            "Install an older NVRTC, the one of the CUDA version that the GPU's driver reports.",
-            exit_code=1,
-        )
-    return CompileTarget(f"compute_{max(older)}")
-
-
-def compile_kernels(source: KernelSource, target: CompileTarget, options: tuple[str, ...] = ()) -> bytes:
-    """Compile a source with NVRTC; needs neither a GPU nor a driver.
-
-    Args:
-        source: what.
-        target: for which GPUs.
-        options: of NVRTC, besides the usual ones.
-
-    Returns:
-        A cubin, or PTX for a ``compute_`` target.
-
-    Raises:
-        UserError: no NVRTC here, or it refuses the source.
-    """
-    nvrtc = _nvrtc()
-    names = [name.encode() for name in source.headers]
-    texts = [text.encode() for text in source.headers.values()]
-    text, name = source.text.encode(), f"{source.name}.cu".encode()
-    program = _nvrtc_call(nvrtc, "nvrtcCreateProgram", text, name, len(names), texts, names)
-    try:
-        given = [f"--gpu-architecture={target.architecture}".encode(), *(o.encode() for o in (*_OPTIONS, *options))]
-        code, *_ = nvrtc.nvrtcCompileProgram(program, len(given), given)
-        if int(code):
-            log = bytes(_nvrtc_call(nvrtc, "nvrtcGetProgramLogSize", program))
-            _nvrtc_call(nvrtc, "nvrtcGetProgramLog", program, log)  # fills the bytes in place
-            raise UserError(
-                f"NVRTC cannot compile {source.name}.cu for {target.architecture}: {_first_errors(log)}",
-                "Update nvidia-cuda-nvrtc, or report this.",
-                exit_code=1,
-            )
-        kind = "CUBIN" if target.machine_code else "PTX"
-        image = bytes(_nvrtc_call(nvrtc, f"nvrtcGet{kind}Size", program))
-        _nvrtc_call(nvrtc, f"nvrtcGet{kind}", program, image)  # fills the bytes in place
-        return image
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
-
-
-def nvrtc_version() -> str:
-    """Of the NVRTC that cuda-python loads here: ``13.0``.
-
-    Raises:
-        UserError: no NVRTC here.
-    """
-    major, minor = _nvrtc_call(_nvrtc(), "nvrtcVersion")
-    return f"{major}.{minor}"
-
-
-def supported_targets() -> list[int]:
-    """The SMs that this NVRTC compiles for: 75, 80, …
-
-    Raises:
-        UserError: no NVRTC here.
-    """
-    return [int(number) for number in _nvrtc_call(_nvrtc(), "nvrtcGetSupportedArchs")]
-
-
-def kernels_folder(cache: str | Path | None = None) -> Path:
-    """Where compiled kernels are kept: beside the engines."""
-    return cache_folder(cache).with_name("kernels")
-
-
-def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None, say: Say = silent) -> bytes:
-    """A source compiled for a GPU: from the cache, or by NVRTC and then kept there.
-
-    A folder that cannot be written only costs the compilation of a few seconds in every process.
-
-    Args:
-        source: what to compile.
-        sm: ``sm87``.
-        cache: the cache folder; None: $ESPMEDSAM_CACHE, else the user's.
-        say: told that a compilation starts.
-
-    Raises:
-        UserError: it is not in the cache, and NVRTC is missing or refuses it.
-    """
-    file = _cache_file(source, sm, cache)
-    kept = _read(file)
-    if kept is not None:
-        return kept
-    target = compile_target(sm, supported_targets())
-    say(f"Compiling {source.name} for this GPU ({target.architecture}), once.")
-    image = compile_kernels(source, target)
-    try:
-        atomic_write(file, hashlib.sha256(image).digest() + image)
-    except UserError as error:
-        say(f"The compiled kernels cannot be kept: {error.message}")
-    return image
 
 
 class KernelModule(Resource):
@@ -173,21 +29,23 @@ class KernelModule(Resource):
         super().__init__(device)
 
     @classmethod
-    def load(cls, device: CudaDevice, name: str, cache: str | Path | None = None, say: Say = silent) -> KernelModule:
-        """Load a key of ``kernels.KERNELS``, compiling it where the cache has nothing that this driver takes.
+    def load(
+        cls, device: CudaDevice, source: KernelSource, cache: str | Path | None = None, say: Say = silent
+    ) -> KernelModule:
+        """Load a source's kernels, compiling them where the cache has nothing that this driver takes.
 
         Raises:
             UserError: no NVRTC, or the driver refuses what it made.
         """
-        source, sm = kernel_source(name), device.gpu.sm
+        sm = device.gpu.sm
         try:
-            return cls(device, kernel_image(source, sm, cache, say), name)
+            return cls(device, kernel_image(source, sm, cache, say), source.name)
         except CudaError as error:
-            file = _cache_file(source, sm, cache)
+            file = cache_file(source, sm, cache)
             if error.code not in _UNREADABLE or not file.exists():
                 raise
             file.unlink()  # compiled for another driver: this one gets its own
-            return cls(device, kernel_image(source, sm, cache, say), name)
+            return cls(device, kernel_image(source, sm, cache, say), source.name)
 
     def launch(
         self,
@@ -204,7 +62,7 @@ class KernelModule(Resource):
             kernel: its name in the source.
             grid: blocks in x, y, z.
             block: threads in x, y, z.
-            parameters: a structure of ``kernels.parameters``.
+            parameters: the structure that the kernel takes.
         """
         driver = self.device.driver
         if kernel not in self._functions:
@@ -226,49 +84,3 @@ class KernelModule(Resource):
 
     def _free(self) -> None:
         self.device.driver.call("cuModuleUnload", self._module)
-
-
-def _cache_file(source: KernelSource, sm: str, cache: str | Path | None) -> Path:
-    digest = hashlib.sha256("\0".join((source.text, *source.headers.values(), *_OPTIONS)).encode())
-    return kernels_folder(cache) / f"{source.name}-{digest.hexdigest()[:16]}-{sm}.bin"
-
-
-def _read(file: Path) -> bytes | None:
-    """A kept image, or None: not there, or not what was written."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return image if image and hashlib.sha256(image).digest() == digest else None
-
-
-def _nvrtc() -> Any:
-    try:
-        from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise UserError(
-            "cuda-python, which brings NVRTC's interface, is not installed.",
-            "Install it: pip install 'espmedsam-edge[rtx]', or [trt] beside TensorRT.",
-            exit_code=1,
-        ) from error
-    return nvrtc
-
-
-def _nvrtc_call(nvrtc: Any, name: str, *arguments: Any) -> Any:
-    try:
-        code, *values = getattr(nvrtc, name)(*arguments)
-    except RuntimeError as error:  # cuda-python found no libnvrtc
-        raise UserError(
-            "NVRTC, which compiles the kernels, is not installed.",
-            "pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 with cuda-python 12), or install the CUDA toolkit.",
-            exit_code=1,
-        ) from error
-    if int(code):
-        raise UserError(f"{name} failed: {code}.", "Reinstall nvidia-cuda-nvrtc and cuda-python.", exit_code=1)
-    return None if not values else values[0] if len(values) == 1 else tuple(values)
-
-
-def _first_errors(log: bytes) -> str:
-    lines = [line.strip() for line in log.rstrip(b"\0").decode("utf-8", "replace").splitlines() if "error" in line]
-    return "; ".join(lines[:3]) or "no reason given."

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"

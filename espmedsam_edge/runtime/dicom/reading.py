@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from espmedsam_edge.doctor.probe import installed
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command, installed
 from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, size_of
 from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom.display import displayed

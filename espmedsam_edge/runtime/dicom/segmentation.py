@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.dicom.codes import Code, codes_of
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 from espmedsam_edge.runtime.dicom.reading import is_dicom

@@ -72,15 +72,13 @@ def agree(
     from espmedsam_edge.imaging.geometry import logit, preprocess
     from espmedsam_edge.metrics import dice
     from espmedsam_edge.phantoms import phantom
-    from espmedsam_edge.runtime.backends.onnxruntime_backend import load_file
+    from espmedsam_edge.runtime.onnx_session import reference_logits
 
     size = graph.image_size
     images = np.concatenate(
         [preprocess(phantom(graph.modality, seed, (size, size))[0], size, normalization) for seed in range(graph.batch)]
     )
-    reference = load_file("onnxruntime-cpu", graph, graph_path, None)
-    expected = reference.run(images)
-    reference.close()
+    expected = reference_logits(graph, graph_path, images)
     logits = np.frombuffer(run(images.tobytes()), np.float32).reshape(graph.output_shape)
     # All masks of the batch under each other, as the network gives them: a quarter of the image's size.
     masks = [found.reshape(-1, size // 4) >= logit(threshold) for found in (logits, expected)]

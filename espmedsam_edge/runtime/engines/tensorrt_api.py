@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.machine.environment import install_command, jetson
+from espmedsam_edge.machine.environment import jetson
+from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.machine.installation import installed as module_installed
 from espmedsam_edge.runtime.engines.remedies import remedy
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ class ParsedGraph:
 
 def installed(flavour: Flavour) -> bool:
     """Whether the flavour's Python module is there (it may still fail to load)."""
-    return any(_exists(name) for name in (("tensorrt",) if flavour == "tensorrt" else RTX_MODULES))
+    return any(module_installed(name) for name in (("tensorrt",) if flavour == "tensorrt" else RTX_MODULES))
 
 
 def load(flavour: str | None = None) -> TensorRT:
@@ -161,16 +163,8 @@ def how_to_install(flavour: Flavour | None = None) -> str:
     return f"Install one: {install_command('rtx')} (also without a GPU), or {install_command('trt')}"
 
 
-def _exists(module: str) -> bool:
-    try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):
-        return False
-    return spec is not None and spec.origin is not None  # a folder of type stubs alone has no origin
-
-
 def _load_tensorrt() -> TensorRT:
-    if not _exists("tensorrt"):
+    if not module_installed("tensorrt"):
         raise UserError("TensorRT is not installed.", how_to_install("tensorrt"))
     try:
         module = import_module("tensorrt")
@@ -186,7 +180,7 @@ def _load_tensorrt() -> TensorRT:
 
 
 def _load_rtx() -> TensorRT:
-    name = next((name for name in RTX_MODULES if _exists(name)), None)
+    name = next((name for name in RTX_MODULES if module_installed(name)), None)
     if name is None:
         raise UserError("TensorRT-RTX is not installed.", how_to_install("tensorrt-rtx"))
     try:

@@ -8,10 +8,7 @@ from enum import IntEnum
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.kernels.parameters import MAX_SIDE
 from espmedsam_edge.runtime.kernels.parameters import Frame as FrameParameters
-
-
-class DoesNotFit(UserError):
-    """Frames too large for the GPU or for its memory; the CPU may still take them, and the GPU others."""
+from espmedsam_edge.runtime.segmentation import DoesNotFit
 
 
 class PixelFormat(IntEnum):

@@ -16,9 +16,11 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import logit
 from espmedsam_edge.imaging.overlay import OverlayStyle, outline_width
 from espmedsam_edge.runtime.cuda.device import CudaDevice
-from espmedsam_edge.runtime.cuda.module import KernelModule, Say, silent
+from espmedsam_edge.runtime.cuda.module import KernelModule
+from espmedsam_edge.runtime.cuda.nvrtc import Say, silent
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels import parameters
+from espmedsam_edge.runtime.kernels.cu_sources import KERNELS, kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
 
 FP32_BYTES = 4
@@ -89,7 +91,7 @@ class FrameKernels:
         Raises:
             UserError: no NVRTC, or the driver refuses what it made.
         """
-        return cls(*(KernelModule.load(device, name, cache, say) for name in ("preprocess", "postprocess")))
+        return cls(*(KernelModule.load(device, kernel_source(name), cache, say) for name in KERNELS))
 
     def preprocess(
         self,

@@ -8,9 +8,8 @@ from typing import Generic, TypeVar
 
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Started
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.run.controls import RunSettings
-from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 Item = TypeVar("Item")

@@ -18,12 +18,12 @@ from typing import cast
 
 from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.run.bounded_queue import Aborted
 from espmedsam_edge.runtime.run.controls import Controls, RunSettings
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, RunProgress, RunReport
 from espmedsam_edge.runtime.run.threads import ThreadGroup
+from espmedsam_edge.runtime.segmentation import DoesNotFit
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.sink import Sink

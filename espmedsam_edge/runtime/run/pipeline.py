@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.kernels.frame_view import DoesNotFit
 from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.run.controls import Adjustable, Controls, RunSettings
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
 from espmedsam_edge.runtime.run.live_run import LiveRun
 from espmedsam_edge.runtime.run.threads import ThreadGroup
+from espmedsam_edge.runtime.segmentation import DoesNotFit
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
 from espmedsam_edge.runtime.sources.files import SourceFrame

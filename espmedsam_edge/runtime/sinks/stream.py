@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.overlay import Styling, style_now
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import gstreamer_stream

@@ -10,7 +10,7 @@ from typing import Any
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.machine.environment import install_command
+from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.sources.live import Disconnected
 from espmedsam_edge.runtime.sources.uris import Uri
 from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav, turned

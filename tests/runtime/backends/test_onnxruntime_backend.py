@@ -70,7 +70,7 @@ def test_the_cpu_can_be_insisted_on(toy_bundle: Bundle) -> None:
 def test_a_backend_that_cannot_run_is_passed_over_by_auto_and_fails_by_name(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_backend, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_backend, "available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(backends, "AUTO", ("onnxruntime-cuda", "onnxruntime"))
     choice = load(toy_bundle, threads=1)
     assert choice.backend.name == "onnxruntime"

@@ -21,7 +21,7 @@ class TestLoading:
     def test_missing_says_how_to_install(
         self, flavour: str | None, extra: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: False)
+        monkeypatch.setattr(tensorrt_api, "module_installed", lambda module: False)
         monkeypatch.setattr(tensorrt_api, "jetson", lambda: None)
         with pytest.raises(UserError, match=r"is installed|is not installed") as caught:
             tensorrt_api.load(flavour)
@@ -31,7 +31,7 @@ class TestLoading:
     def test_missing_on_a_jetson_names_its_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from espmedsam_edge.machine.environment import Jetson
 
-        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: False)
+        monkeypatch.setattr(tensorrt_api, "module_installed", lambda module: False)
         monkeypatch.setattr(tensorrt_api, "jetson", lambda: Jetson("NVIDIA Jetson Orin Nano", "36.4.0"))
         with pytest.raises(UserError, match=r"sudo apt install tensorrt python3-libnvinfer"):
             tensorrt_api.load("tensorrt")
@@ -43,7 +43,7 @@ class TestLoading:
             tensorrt_api.load("tensort")
 
     def test_bindings_without_libraries(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tensorrt_api, "_exists", lambda module: module == "tensorrt_rtx_bindings")
+        monkeypatch.setattr(tensorrt_api, "module_installed", lambda module: module == "tensorrt_rtx_bindings")
         monkeypatch.setattr(tensorrt_api, "RTX_LIBRARY_PACKAGE", "a_package_that_is_not_there")
         with pytest.raises(UserError, match=r"installed without its libraries"):
             tensorrt_api.load("tensorrt-rtx")

@@ -92,10 +92,13 @@ def test_a_barrier_that_some_threads_miss_is_reported(tmp_path: Path) -> None:
         "__global__ void broken() { if (threadIdx.x < 40) __syncthreads(); else __ballot_sync(ANY_LANES, 1); }\n"
         "int main() { host_cuda::launch({1, 1, 1}, {64, 1, 1}, broken); }\n"
     )
-    from host_build import KERNELS, compiler
+    from host_build import DOUBLE, KERNELS, compiler
 
     program = tmp_path / "broken"
-    subprocess.run([compiler(), "-std=c++17", "-U_FORTIFY_SOURCE", f"-I{KERNELS}", "-o", program, source], check=True)
+    subprocess.run(
+        [compiler(), "-std=c++17", "-U_FORTIFY_SOURCE", f"-I{KERNELS}", f"-I{DOUBLE}", "-o", program, source],
+        check=True,
+    )
     ended = subprocess.run([program], capture_output=True, text=True)
     assert ended.returncode < 0
     assert "deadlock in block (0, 0, 0): 40 threads at a barrier, 24 at a warp collective" in ended.stderr

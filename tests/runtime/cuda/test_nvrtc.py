@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.cuda import module as cuda_module
-from espmedsam_edge.runtime.cuda.module import (
+from espmedsam_edge.runtime.cuda import nvrtc as nvrtc_module
+from espmedsam_edge.runtime.cuda.nvrtc import (
     CompileTarget,
+    KernelSource,
     compile_kernels,
     compile_target,
     kernel_image,
     kernels_folder,
     supported_targets,
 )
-from espmedsam_edge.runtime.kernels import KERNELS, KernelSource, kernel_source
+from espmedsam_edge.runtime.kernels.cu_sources import KERNELS, kernel_source
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
 # All of NVRTC and ptxas runs, only optimisation is short: a few seconds for the lot instead of a minute.
@@ -108,8 +109,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(f"{source.name} {target.architecture}")
         return asked[-1].encode()
 
-    monkeypatch.setattr(cuda_module, "compile_kernels", compile_it)
-    monkeypatch.setattr(cuda_module, "supported_targets", lambda: [86, 90])
+    monkeypatch.setattr(nvrtc_module, "compile_kernels", compile_it)
+    monkeypatch.setattr(nvrtc_module, "supported_targets", lambda: [86, 90])
     return asked
 
 

@@ -1,0 +1,118 @@
+"""ONNX Runtime sessions: opened with one set of options, checked against a bundle's manifest, errors in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espmedsam_edge.bundle import Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.cores import usable_cores
+
+INPUT, OUTPUT = "image", "logits"
+"""The names of every graph's input and output."""
+
+
+def open_session(file: Path, threads: int, *, cuda: bool) -> Any:
+    """An ONNX Runtime session with this package's settings, on a file that need not belong to a bundle.
+
+    Raises:
+        UserError: not a graph that ONNX Runtime can load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors come as exceptions; its own lines on stderr would only repeat them
+    # Waiting threads sleep: spinning ones are no faster on frames of this size, take an eighth more CPU, and slow a run
+    # down by a fifth when decoding, encoding or other programs want the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = ["CUDAExecutionProvider"] if cuda else []
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=[*providers, "CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {file}: {_first_line(error)}",
+            "Export the bundle again, or update onnxruntime.",
+            exit_code=1,
+        ) from error
+
+
+def check_signature(session: Any, graph: Graph, file: Path) -> None:
+    """Compare a session's input and output (names, dtypes, shapes) with the manifest's entry.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    for kind, found, name, shape in (
+        ("input", session.get_inputs(), INPUT, graph.input_shape),
+        ("output", session.get_outputs(), OUTPUT, graph.output_shape),
+    ):
+        actual = [(node.name, node.type, tuple(node.shape)) for node in found]
+        if actual != [(name, "tensor(float)", shape)]:
+            raise UserError(
+                f"{file} does not fit its manifest: its {kind} is {_describe(actual)}, "
+                f"not {_describe([(name, 'tensor(float)', shape)])}.",
+                "Export the bundle again.",
+            )
+
+
+def reference_logits(graph: Graph, file: Path, image: Tensor) -> Tensor:
+    """What ONNX Runtime computes on the CPU for one batch: what other ways to run a graph are compared with.
+
+    Args:
+        graph: the manifest's entry.
+        file: the graph's file.
+        image: (B, 3, S, S) float32, normalised RGB planes.
+
+    Returns:
+        (B, 1, S/4, S/4) float32 logits.
+
+    Raises:
+        UserError: the file is no graph that ONNX Runtime can run, or not the one the manifest describes.
+    """
+    session = open_session(file, usable_cores(), cuda=False)
+    check_signature(session, graph, file)
+    try:
+        (logits,) = session.run([OUTPUT], {INPUT: image})
+    except ort_errors() as error:
+        raise run_error(graph, error) from error
+    return np.asarray(logits, np.float32)
+
+
+def run_error(graph: Graph, error: Exception) -> UserError:
+    """The one line for a session that failed while it ran."""
+    return UserError(
+        f"onnxruntime failed on the {graph.modality} {graph.precision} graph: {_first_line(error)}",
+        "If memory ran out, close other programs or export a smaller --image-size.",
+        exit_code=1,
+    )
+
+
+def available_providers() -> list[str]:
+    """The names of what the installed ONNX Runtime can run on."""
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exception classes; they share no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*classes, RuntimeError)
+
+
+def _describe(nodes: list[tuple[str, str, tuple[Any, ...]]]) -> str:
+    return " and ".join(f"'{name}' {kind} {'x'.join(map(str, shape))}" for name, kind, shape in nodes) or "missing"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
