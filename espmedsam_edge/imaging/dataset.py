@@ -20,7 +20,7 @@ from espmedsam_edge.imaging.masks import Mask, read_mask
 IMAGES, MASKS, SPLIT = "images", "masks", "split.json"
 SPLITS = ("train", "valid", "test")
 ALL = "all"
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 _MAX_SPLIT_BYTES = 256 << 20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.headers import HeaderError, ImageHeader, read_header
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import ImageHeader, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
+from espmedsam_edge.imaging.tiff_header import compression_name, without_orientation
+
+log = logging.getLogger(__name__)
 
 MIN_SIDE = 8
 """Pixels: nothing that a modality looks for fits in less."""
@@ -26,7 +31,9 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 
 def read_image(path: str | Path) -> Frame:
-    """Read a JPEG, PNG, TIFF, BMP or WebP file, of which the first picture counts.
+    """Read a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or HEIC file, of which the first picture counts (a warning says so).
+
+    HEIC needs the package pillow-heif (extra ``heic``).
 
     Grey becomes three equal channels, CMYK becomes BGR, transparency is dropped, Exif's rotation is applied.
 
@@ -42,25 +49,58 @@ def read_image(path: str | Path) -> Frame:
             100 million (environment variable ``ESPMEDSAM_MAX_PIXELS``), which is checked before decoding.
     """
     path = Path(path)
-    return decode_image(_read(path), str(path))
+    frame, header = _decode(_read(path), str(path))
+    if header.pictures > 1:
+        log.warning("%s holds %d pictures; the first is read.", path, header.pictures)
+    return frame
 
 
 def decode_image(data: bytes, name: str = "the image") -> Frame:
     """Decode an image file's bytes; ``name`` stands for it in errors. Everything else as ``read_image``."""
+    return _decode(data, name)[0]
+
+
+def _decode(data: bytes, name: str) -> tuple[Frame, ImageHeader]:
     try:
         header = read_header(data)
     except HeaderError as error:
         raise UserError(f"cannot read {name}: {error}.", _REMEDY, exit_code=1) from error
     _check_size(header, name)
+    if header.format == "HEIC":
+        return _decode_heic(data, name), header
     quiet_opencv()
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says, and before 5.0 some a tile at a time
+        data = without_orientation(data)
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise UserError(f"cannot read {name}: {_first_line(error)}.", _REMEDY, exit_code=1) from error
     if pixels is None:
-        raise UserError(f"cannot read {name}: its {header.format} data cannot be decoded.", _REMEDY, exit_code=1)
-    return _upright(_to_8_bits(pixels, header, name), header)
+        packed = compression_name(data) if header.format == "TIFF" else None
+        what = f"compression by {packed} is not read" if packed else f"its {header.format} data cannot be decoded"
+        raise UserError(f"cannot read {name}: {what}.", _REMEDY, exit_code=1)
+    return _upright(_to_8_bits(pixels, header, name), header), header
+
+
+def _decode_heic(data: bytes, name: str) -> Frame:
+    """By libheif, which turns the picture as the file says."""
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"cannot read {name}: HEIC needs the package pillow-heif.",
+            "Install it (pip install pillow-heif), or convert the picture to PNG.",
+            exit_code=1,
+        ) from error
+    try:
+        picture = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+        pixels = np.asarray(picture)
+    except Exception as error:
+        raise UserError(f"cannot read {name}: its HEIC data cannot be decoded.", _REMEDY, exit_code=1) from error
+    if pixels.ndim == 2:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
+    return np.ascontiguousarray(pixels[..., 2::-1])
 
 
 def max_pixels() -> int:
@@ -132,8 +172,6 @@ def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str) -> Frame:
 
 
 def _upright(frame: Frame, header: ImageHeader) -> Frame:
-    if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says
-        return frame
     if header.orientation >= 5:
         frame = np.transpose(frame, (1, 0, 2))
     if header.orientation in (2, 3, 6, 7):

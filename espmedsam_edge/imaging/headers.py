@@ -12,17 +12,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
+from espmedsam_edge.imaging.heif_header import heif_format, read_heif
+from espmedsam_edge.imaging.tiff_header import TIFF_STARTS, read_orientation, read_tiff
+
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # In entropy-coded data 0xFF is followed by 0x00 or a restart marker; any other pair starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-CUT_OFF = "it is cut off"
-
-
-class HeaderError(ValueError):
-    """Not a whole image of a known format; the text says why, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,11 @@ class ImageHeader:
     """What matters of a header.
 
     Attributes:
-        format: "JPEG", "PNG", "TIFF", "BMP" or "WebP".
+        format: "JPEG", "PNG", "TIFF", "BMP", "WebP", "GIF", "AVIF" or "HEIC".
         width, height: pixels as stored, before ``orientation`` is applied.
         orientation: Exif's number, 1 to 8; 1 is upright.
         white_is_zero: grey samples count down from white (TIFF's photometric interpretation 0).
+        pictures: how many the file holds: pages, or frames of an animation.
     """
 
     format: str
@@ -41,21 +39,24 @@ class ImageHeader:
     height: int
     orientation: int = 1
     white_is_zero: bool = False
+    pictures: int = 1
 
 
 def image_format(start: bytes) -> str | None:
-    """The format that a file's first 16 bytes announce, or None for anything that is not read here."""
+    """The format that a file's first 64 bytes announce, or None for anything that is not read here."""
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if start.startswith(_PNG):
         return "PNG"
-    if start.startswith(_TIFF):
+    if start.startswith(TIFF_STARTS):
         return "TIFF"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WebP"
     if start.startswith(b"BM"):
         return "BMP"
-    return None
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    return heif_format(start)
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -66,9 +67,9 @@ def read_header(data: bytes) -> ImageHeader:
     """
     if not data:
         raise HeaderError("it is empty")
-    name = image_format(data[:16])
+    name = image_format(data[:64])
     if name is None:
-        raise HeaderError("it is not a JPEG, PNG, TIFF, BMP or WebP image")
+        raise HeaderError("it is not a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or HEIC image")
     try:
         return _PARSERS[name](data)
     except (struct.error, IndexError, OverflowError) as error:
@@ -102,14 +103,16 @@ def _jpeg(data: bytes) -> ImageHeader:
 
 def _png(data: bytes) -> ImageHeader:
     width, height = struct.unpack_from(">II", data, 16)
-    orientation, pictured = 1, False
+    orientation, pictured, pictures = 1, False, 1
     for kind, body in _png_chunks(data):
         if kind == b"eXIf":
             orientation = _exif_orientation(body)
+        elif kind == b"acTL":  # an animation's
+            pictures = max(1, struct.unpack_from(">I", body)[0])
         pictured = pictured or kind == b"IDAT"
     if not pictured:
         raise HeaderError("it holds no picture")
-    return ImageHeader("PNG", width, height, orientation)
+    return ImageHeader("PNG", width, height, orientation, pictures=pictures)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -130,7 +133,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _webp(data: bytes) -> ImageHeader:
     if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
         raise HeaderError(CUT_OFF)
-    size, orientation, position = None, 1, 12
+    size, orientation, position, pictures = None, 1, 12, 0
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
         body = position + 8
@@ -145,13 +148,15 @@ def _webp(data: bytes) -> ImageHeader:
         elif kind == b"VP8 " and size is None:
             width, height = struct.unpack_from("<HH", data, body + 6)
             size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"ANMF":  # a frame of an animation
+            pictures += 1
         elif kind == b"EXIF":
             exif = data[body : body + length]
             orientation = _exif_orientation(exif[6:] if exif.startswith(b"Exif\0\0") else exif)
         position = body + length + (length & 1)
     if size is None:
         raise HeaderError("it holds no picture")
-    return ImageHeader("WebP", *size, orientation)
+    return ImageHeader("WebP", *size, orientation, pictures=max(1, pictures))
 
 
 def _bmp(data: bytes) -> ImageHeader:
@@ -169,67 +174,50 @@ def _bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", width, height)
 
 
-def _tiff(data: bytes) -> ImageHeader:
-    tags = dict(_tiff_tags(data))
-    try:
-        width, height = tags[256][0], tags[257][0]
-    except (KeyError, IndexError):
-        raise HeaderError("it has no picture size") from None
-    depth = max(tags.get(258, (1,)), default=1)
-    if depth > 16:
-        raise HeaderError(f"its samples have {depth} bits, not 8 or 16")
-    for offsets, counts in ((273, 279), (324, 325)):
-        for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
-            if offset + count > len(data):
-                raise HeaderError(CUT_OFF)
-    if 273 not in tags and 324 not in tags:
+def _gif(data: bytes) -> ImageHeader:
+    width, height, packed = struct.unpack_from("<HHB", data, 6)
+    position, pictures = 13 + _colour_table(packed), 0
+    while data[position] != 0x3B:  # the trailer
+        if data[position] == 0x2C:
+            pictures += 1
+            position += 10 + _colour_table(data[position + 9]) + 1
+        elif data[position] == 0x21:
+            position += 2
+        else:
+            raise HeaderError("it is damaged (an unknown GIF block)")
+        while data[position]:  # sub-blocks
+            position += 1 + data[position]
+        position += 1
+    if pictures == 0:
         raise HeaderError("it holds no picture")
-    return ImageHeader("TIFF", width, height, _valid(tags.get(274)), tags.get(262, (1,))[:1] == (0,))
+    return ImageHeader("GIF", width, height, pictures=pictures)
+
+
+def _colour_table(packed: int) -> int:
+    """The bytes of a GIF's colour table, whose size is in the low bits of ``packed``; 0 without one."""
+    return 3 << (packed & 7) + 1 if packed & 0x80 else 0
+
+
+def _heif(data: bytes) -> ImageHeader:
+    found = read_heif(data)
+    return ImageHeader(image_format(data[:64]) or "HEIC", found.width, found.height, found.orientation)
+
+
+def _tiff(data: bytes) -> ImageHeader:
+    found = read_tiff(data)
+    return ImageHeader("TIFF", found.width, found.height, found.orientation, found.white_is_zero, found.pictures)
 
 
 def _exif_orientation(exif: bytes) -> int:
     """The orientation in a block of Exif data; 1 where there is none or it is damaged, as viewers do."""
-    if not exif.startswith(_TIFF):
+    if not exif.startswith(TIFF_STARTS):
         return 1
     try:
-        return _valid(dict(_tiff_tags(exif)).get(274))
+        return read_orientation(exif).value
     except (HeaderError, struct.error, OverflowError):
         return 1
 
 
-def _valid(orientation: tuple[int, ...] | None) -> int:
-    return orientation[0] if orientation and 1 <= orientation[0] <= 8 else 1
-
-
-# The tags that are used: width, height, bits a sample, photometric interpretation, strips, orientation, tiles.
-_TIFF_TAGS = {256, 257, 258, 262, 273, 274, 279, 324, 325}
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-
-
-def _tiff_tags(data: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The integer tags of the first directory of a TIFF or BigTIFF, each once however often it is listed."""
-    order = "<" if data[:1] == b"I" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    directory = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
-    entries = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, directory)[0]
-    position = directory + (8 if big else 2)
-    entry, inline = (20, 8) if big else (12, 4)
-    if position + entries * entry > len(data):
-        raise HeaderError(CUT_OFF)
-    wanted = set(_TIFF_TAGS)
-    for start in range(position, position + entries * entry, entry):
-        tag, kind = struct.unpack_from(f"{order}HH", data, start)
-        count = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, start + 4)[0]
-        if tag not in wanted or kind not in _TIFF_INTEGERS:
-            continue
-        wanted.remove(tag)
-        layout = struct.Struct(f"{order}{_TIFF_INTEGERS[kind]}")
-        value = start + entry - inline
-        if count * layout.size > inline:
-            value = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, value)[0]
-        if value + count * layout.size > len(data):
-            raise HeaderError(CUT_OFF)
-        yield tag, tuple(item for (item,) in layout.iter_unpack(data[value : value + count * layout.size]))
-
-
-_PARSERS = {"JPEG": _jpeg, "PNG": _png, "TIFF": _tiff, "BMP": _bmp, "WebP": _webp}
+_PARSERS = {
+    "JPEG": _jpeg, "PNG": _png, "TIFF": _tiff, "BMP": _bmp, "WebP": _webp, "GIF": _gif, "AVIF": _heif, "HEIC": _heif,
+}  # fmt: skip

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image, read_image
-from espmedsam_edge.imaging.headers import HeaderError, read_header
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import read_header
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is the independent reader")
 
@@ -41,7 +42,7 @@ def smooth_picture(width: int = 60, height: int = 44, seed: int = 0) -> np.ndarr
 def encoded(picture: Any, name: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image = picture if hasattr(picture, "save") else Image.fromarray(picture)
-    image.save(stream, name, **{**FORMATS[name], **options})
+    image.save(stream, name, **{**FORMATS.get(name, {}), **options})
     return stream.getvalue()
 
 
@@ -93,6 +94,112 @@ def test_exif_orientation_is_applied(name: str, orientation: int) -> None:
     data = encoded(smooth_picture(), name, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))[..., ::-1]
     assert largest_difference(decode_image(data), expected) <= (2 if name == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("layout", [{}, {"tile": (32, 32)}, {"rowsperstrip": 7}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_a_tiff_is_turned_as_a_whole(orientation: int, layout: dict[str, Any]) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="writes tiled TIFFs")
+    picture, stream = smooth_picture(), io.BytesIO()
+    tifffile.imwrite(stream, picture, photometric="rgb", extratags=[(274, "H", 1, orientation, True)], **layout)
+    expected = {
+        1: picture, 2: picture[:, ::-1], 3: picture[::-1, ::-1], 4: picture[::-1],
+        5: picture.transpose(1, 0, 2), 6: np.rot90(picture, -1), 7: picture.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(picture),
+    }  # fmt: skip
+    assert np.array_equal(decode_image(stream.getvalue()), expected[orientation][..., ::-1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_turned(orientation: int) -> None:
+    features, ImageOps = pytest.importorskip("PIL.features"), pytest.importorskip("PIL.ImageOps")
+    if not features.check("avif") or "AVIF:                        avif" not in cv2.getBuildInformation():
+        pytest.skip("Pillow or OpenCV is built without AVIF")
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(Image.fromarray(smooth_picture()), "AVIF", exif=exif, quality=100, subsampling="4:4:4")
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))[..., ::-1]
+    assert largest_difference(decode_image(data), expected) <= 2  # YCbCr rounds
+    with pytest.raises(UserError, match="cut off"):
+        decode_image(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_heic_is_read_whole(mode: str, orientation: int) -> None:
+    heif, ImageOps = (
+        pytest.importorskip("pillow_heif", reason="the optional reader"),
+        pytest.importorskip("PIL.ImageOps"),
+    )
+    picture, exif = Image.fromarray(smooth_picture(192, 128)).convert(mode), Image.Exif()
+    exif[274] = orientation
+    stored, stream = heif.from_pillow(picture), io.BytesIO()
+    stored.info["exif"] = exif.tobytes()  # becomes irot
+    stored.save(stream, quality=95)
+    data = stream.getvalue()
+    assert (b"irot" in data) == (orientation != 1)
+    picture.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[..., ::-1]
+    got = decode_image(data + b"notes that a camera appends")
+    assert got.shape == expected.shape
+    assert np.abs(got.astype(int) - expected).mean() < 2  # lossy
+    with pytest.raises(UserError, match="cut off"):
+        decode_image(data[: len(data) * 2 // 3])
+
+
+def test_without_its_reader_a_heic_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = struct.pack(">I4s", 20, b"ftyp") + b"heic\0\0\0\0mif1"
+    ispe = struct.pack(">I4sIII", 20, b"ispe", 0, 64, 48)
+    ipco, ipma = struct.pack(">I4s", 28, b"ipco") + ispe, struct.pack(">I4sIIHBB", 20, b"ipma", 0, 1, 7, 1, 1)
+    inner = struct.pack(">I4sIH", 14, b"pitm", 0, 7) + struct.pack(">I4s", 8 + 48, b"iprp") + ipco + ipma
+    data = box + struct.pack(">I4sI", 12 + len(inner), b"meta", 0) + inner
+    header = read_header(data)
+    assert (header.format, header.width, header.height) == ("HEIC", 64, 48)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match=r"HEIC needs the package pillow-heif\. Install it"):
+        decode_image(data, "IMG_0001.HEIC")
+
+
+def several(name: str, count: int) -> bytes:
+    pages = [Image.fromarray(smooth_picture(seed=seed)) for seed in range(count)]
+    return encoded(pages[0], name, save_all=True, append_images=pages[1:])
+
+
+@pytest.mark.parametrize("name", ["TIFF", "PNG", "WEBP", "GIF"])
+def test_of_several_pictures_the_first_is_read_and_that_is_said(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if name == "GIF" and "GIF:                         YES" not in cv2.getBuildInformation():
+        pytest.skip("OpenCV is built without GIF")
+    file = tmp_path / "stack"
+    file.write_bytes(several(name, 5))
+    expected = np.asarray(Image.open(file).convert("RGB"))[..., ::-1]
+    assert largest_difference(read_image(file), expected) == 0
+    assert [record.getMessage() for record in caplog.records] == [f"{file} holds 5 pictures; the first is read."]
+    caplog.clear()
+    file.write_bytes(several(name, 1))
+    read_image(file)
+    assert not caplog.records
+
+
+def test_thumbnails_and_pyramid_levels_are_no_pictures_but_an_imagej_stack_has_many() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(smooth_picture(64, 48), photometric="rgb", tile=(32, 32))
+        writer.write(smooth_picture(32, 24), photometric="rgb", subfiletype=1)
+    assert read_header(stream.getvalue()).pictures == 1
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((7, 20, 30), np.uint16), imagej=True, metadata={"axes": "TYX"})
+    assert read_header(stream.getvalue()).pictures == 7
+
+
+def test_a_tiff_of_a_compression_that_is_not_read_is_refused_by_its_name() -> None:
+    data = bytearray(encoded(smooth_picture(), "TIFF"))
+    plain, zstandard = struct.pack("<HHIH", 259, 3, 1, 1), struct.pack("<HHIH", 259, 3, 1, 50000)
+    assert plain in data
+    with pytest.raises(UserError, match="compression by Zstandard is not read"):
+        decode_image(bytes(data.replace(plain, zstandard)))
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
@@ -164,7 +271,7 @@ def test_a_changed_byte_in_a_png_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"hello, this is text", "not a JPEG"), (b"GIF89a" + bytes(40), "not a JPEG"), (b"\xff", "not a")],
+    [(b"", "empty"), (b"hello, this is text", "not a JPEG"), (b"GIF89a" + bytes(40), "damaged"), (b"\xff", "not a")],
 )
 def test_other_content_is_refused(content: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
@@ -237,7 +344,7 @@ def test_opencv_writes_nothing_of_its_own_to_stderr(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-ENCODED = [encoded(smooth_picture(24, 16), name) for name in FORMATS]
+ENCODED = [encoded(smooth_picture(24, 16), name) for name in (*FORMATS, "GIF")]
 
 
 @settings(max_examples=300, deadline=None)
@@ -263,7 +370,12 @@ def test_damaged_files_give_a_frame_or_one_clear_error(data: bytes, edits: list[
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0+", b"BM", b"RIFF\0\0\0\0WEBP"]),
+    st.sampled_from(
+        [
+            *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0+", b"BM", b"RIFF\0\0\0\0WEBP", b"GIF89a"),
+            b"\0\0\0\x14ftypheic\0\0\0\0mif1\0\0\0\x40meta\0\0\0\0",
+        ]
+    ),
     st.binary(),
 )
 def test_headers_of_noise_never_raise_anything_else(start: bytes, rest: bytes) -> None:

@@ -17,7 +17,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image, max_pixels
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.headers import HeaderError, read_header
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import read_header
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import refusal
 from espmedsam_edge.runtime.serve.metrics import Counters

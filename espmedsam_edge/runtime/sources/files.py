@@ -15,7 +15,24 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
 from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".gif",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+    }
+)
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp"}
 )

@@ -217,7 +217,7 @@ def _is_video(path: Path) -> bool:
     start = b""
     if path.is_file():  # opening a pipe would wait for its writer
         with suppress(OSError), path.open("rb") as stream:
-            start = stream.read(16)
+            start = stream.read(64)
     if image_format(start):
         return False
     return looks_like_video(start) or path.suffix.lower() in VIDEO_SUFFIXES

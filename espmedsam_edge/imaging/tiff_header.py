@@ -1,0 +1,170 @@
+"""TIFF and BigTIFF, and Exif, which is one: the tags that matter, how many pictures there are, and the orientation."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 254, 256, 257, 258, 259, 262, 270
+_STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 274, 279, 324, 325
+_USED = {
+    _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION,
+    _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES,
+}  # fmt: skip
+_LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # of bytes, characters and unsigned integers
+_MOST_PICTURES = 10_000
+_SCALED_DOWN = 1  # the bit of NewSubfileType: a thumbnail or a level of a pyramid
+_IMAGEJ = re.compile(rb"ImageJ=.*^images=(\d{1,9})$", re.DOTALL | re.MULTILINE)
+# What OpenCV's TIFF reader is built with or does without; others are named.
+_COMPRESSIONS = {
+    34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
+    34925: "LZMA", 34887: "LERC",
+}  # fmt: skip
+
+
+class Tiff(NamedTuple):
+    """The first picture of a file as stored, and how many there are beside thumbnails and levels of a pyramid."""
+
+    width: int
+    height: int
+    orientation: int
+    white_is_zero: bool
+    pictures: int
+
+
+class Orientation(NamedTuple):
+    """Exif's number, 1 to 8 (1 where none is given), and where in the file it stands (None: nowhere)."""
+
+    value: int
+    place: int | None
+
+
+class _Tag(NamedTuple):
+    values: tuple[int, ...]
+    place: int
+
+
+def read_tiff(data: bytes) -> Tiff:
+    """Parse a whole file; nothing of the first picture may be missing.
+
+    Raises:
+        HeaderError: cut off, no picture, or samples of more than 16 bits.
+        struct.error: cut off.
+    """
+    first, following = _directory(data, _first_directory(data))
+    values = {tag: found.values for tag, found in first.items()}
+    try:
+        width, height = values[_WIDTH][0], values[_HEIGHT][0]
+    except (KeyError, IndexError):
+        raise HeaderError("it has no picture size") from None
+    depth = max(values.get(_BITS, (1,)), default=1)
+    if depth > 16:
+        raise HeaderError(f"its samples have {depth} bits, not 8 or 16")
+    for offsets, counts in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        for offset, count in zip(values.get(offsets, ()), values.get(counts, ()), strict=False):
+            if offset + count > len(data):
+                raise HeaderError(CUT_OFF)
+    if _STRIPS not in values and _TILES not in values:
+        raise HeaderError("it holds no picture")
+    described = _IMAGEJ.search(bytes(value & 255 for value in values.get(_DESCRIPTION, ())))
+    pictures = max(1 + _further_pictures(data, following), int(described[1]) if described else 1)
+    white_is_zero = values.get(_PHOTOMETRIC, (1,))[:1] == (0,)
+    return Tiff(width, height, _orientation(first).value, white_is_zero, pictures)
+
+
+def compression_name(data: bytes) -> str | None:
+    """The name of a compression that common readers do without, if the first picture has one."""
+    try:
+        tag = _directory(data, _first_directory(data))[0].get(_COMPRESSION)
+    except (HeaderError, struct.error, OverflowError):
+        return None
+    return _COMPRESSIONS.get(tag.values[0]) if tag and tag.values else None
+
+
+def read_orientation(data: bytes) -> Orientation:
+    """The orientation of the first picture, or of an Exif block.
+
+    Raises:
+        HeaderError, struct.error, OverflowError: damaged.
+    """
+    return _orientation(_directory(data, _first_directory(data))[0])
+
+
+def without_orientation(data: bytes) -> bytes:
+    """The same file with its picture upright as stored, for readers that turn it, or turn its tiles one by one."""
+    value, place = read_orientation(data)
+    if place is None or value == 1:
+        return data
+    changed = bytearray(data)
+    # A short at the start of the field, in the file's byte order.
+    changed[place : place + 2] = struct.pack("<H" if data[:1] == b"I" else ">H", 1)
+    return bytes(changed)
+
+
+def _orientation(tags: dict[int, _Tag]) -> Orientation:
+    tag = tags.get(_ORIENTATION)
+    if tag is None or not tag.values or not 1 <= tag.values[0] <= 8:
+        return Orientation(1, None)
+    return Orientation(tag.values[0], tag.place)
+
+
+def _first_directory(data: bytes) -> int:
+    order, big = _byte_order(data)
+    return int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
+
+
+def _byte_order(data: bytes) -> tuple[str, bool]:
+    return "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
+
+
+def _further_pictures(data: bytes, directory: int) -> int:
+    """How many full pictures follow, as far as their directories are whole; a chain that bites its tail ends."""
+    seen: set[int] = set()
+    count = 0
+    while directory and directory not in seen and len(seen) < _MOST_PICTURES:
+        seen.add(directory)
+        try:
+            tags, directory = _directory(data, directory)
+        except (HeaderError, struct.error, OverflowError):
+            break
+        kind = tags.get(_NEW_SUBFILE_TYPE)
+        if kind is None or not kind.values or not kind.values[0] & _SCALED_DOWN:
+            count += 1
+    return count
+
+
+def _directory(data: bytes, directory: int) -> tuple[dict[int, _Tag], int]:
+    """The used tags of a directory, each once however often it is listed, and where the next directory is (0: none)."""
+    order, big = _byte_order(data)
+    offset = f"{order}{'Q' if big else 'I'}"
+    entries = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, directory)[0]
+    start, entry, inline = directory + (8 if big else 2), *((20, 8) if big else (12, 4))
+    end = start + entries * entry
+    if end > len(data):
+        raise HeaderError(CUT_OFF)
+    tags = dict(_tags(data, range(start, end, entry), offset, entry - inline, inline))
+    return tags, struct.unpack_from(offset, data, end)[0] if end + inline <= len(data) else 0
+
+
+def _tags(data: bytes, entries: range, offset: str, skipped: int, inline: int) -> Iterator[tuple[int, _Tag]]:
+    order, wanted = offset[0], set(_USED)
+    for start in entries:
+        tag, kind = struct.unpack_from(f"{order}HH", data, start)
+        count = struct.unpack_from(offset, data, start + 4)[0]
+        if tag not in wanted or kind not in _LAYOUTS:
+            continue
+        wanted.remove(tag)
+        layout = struct.Struct(f"{order}{_LAYOUTS[kind]}")
+        place = start + skipped
+        if count * layout.size > inline:
+            place = struct.unpack_from(offset, data, place)[0]
+        if place + count * layout.size > len(data):
+            raise HeaderError(CUT_OFF)
+        values = tuple(item for (item,) in layout.iter_unpack(data[place : place + count * layout.size]))
+        yield tag, _Tag(values, place)
