@@ -102,7 +102,7 @@ def export_costs(preset: str, sizes: Sequence[int]) -> dict[int, GraphCost]:
         save_checkpoint(weights, model, CheckpointInfo(config=model.config, origin="random"))
         for size in sizes:
             bundle, _ = export_bundle(weights, Path(folder) / f"{size}.bundle", image_size=size)
-            costs[size] = graph_cost(bundle.graph_path(bundle.manifest.graphs[0]))
+            costs[size] = graph_cost(bundle.read_graph(bundle.manifest.graphs[0]))
     return costs
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import atomic_directory, directory_lock, sha256_file
+from espmedsam_edge.files import ChangedError, atomic_directory, directory_lock, read_checked, sha256_file
 from espmedsam_edge.modalities import choose
 from espmedsam_edge.onnx_file import check_self_contained
 
@@ -190,24 +190,35 @@ class Bundle:
         return graphs[precision]
 
     def graph_path(self, graph: Graph) -> Path:
-        """The graph's file, inside the bundle, its SHA-256 checked against the manifest, and whole.
+        """Where the graph's file is, for messages and for what reads and checks it itself: nothing of it is checked."""
+        return self.path / graph.file
+
+    def read_graph(self, graph: Graph) -> bytes:
+        """The graph as ONNX: read once, its SHA-256 checked against the manifest, and whole.
+
+        Run these bytes and none that are read again: another process may have put another file in its place.
 
         Raises:
             UserError: missing, outside the folder (a link), changed, or with weights in another file.
         """
-        file = self.path / graph.file
+        file = self.graph_path(graph)
         if not file.is_file():
             raise UserError(f"{file} is missing.", "Copy the whole bundle again, or export it again.", exit_code=1)
         if file.resolve().parent != self.path.resolve():
             raise UserError(f"{file} leads out of the bundle.", "A bundle holds its own files; export it again.")
-        if sha256_file(file) != graph.sha256:
+        try:
+            content = read_checked(file, graph.sha256)
+        except ChangedError as error:
             raise UserError(
                 f"{file} is not the file that export wrote (SHA-256 differs).",
                 "Copy or export the bundle again.",
                 exit_code=1,
-            )
-        check_self_contained(file)
-        return file
+            ) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot read {file}: {reason}.", "Check its permissions.", exit_code=1) from error
+        check_self_contained(content, str(file))
+        return content
 
 
 class BundleDraft:

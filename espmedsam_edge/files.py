@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,47 @@ def sha256_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class ChangedError(Exception):
+    """A file holds other bytes than those that were asked for."""
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """A file's content, read once and only if it has this hash: what is returned is what was checked.
+
+    Args:
+        path: of an ordinary file; anything else is refused, so that a pipe in its place does not hang.
+        sha256: 64 hexadecimal digits.
+
+    Raises:
+        ChangedError: it has another hash.
+        OSError: it cannot be read, or is no ordinary file.
+    """
+    content = read_regular(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ChangedError(f"{path} has another SHA-256 than {sha256}")
+    return content
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """An ordinary file's content, read once.
+
+    Args:
+        path: links are followed.
+        limit: the most bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no ordinary file (EINVAL) or has more bytes (EFBIG).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
+    with open(descriptor, "rb") as stream:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+        if limit is not None and state.st_size > limit:
+            raise OSError(errno.EFBIG, f"over {limit} bytes", str(path))
+        return stream.read() if limit is None else stream.read(limit)
 
 
 @contextlib.contextmanager

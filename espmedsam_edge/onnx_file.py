@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import BinaryIO
 
 from espmedsam_edge.errors import UserError
@@ -45,38 +45,41 @@ class _NotOnnxError(Exception):
     """The bytes are no protobuf message such as ONNX's."""
 
 
-def read_header(path: Path) -> OnnxHeader | None:
-    """The header of an ONNX file, or None when the file is not a protobuf message such as one has. Reads little."""
+def read_header(content: bytes) -> OnnxHeader | None:
+    """The header of an ONNX file, or None when the bytes are no protobuf message such as it is."""
     ir_version: int | None = None
     opset: int | None = None
     try:
-        with path.open("rb") as stream:
-            for number, kind, value in _fields(stream, path.stat().st_size):
-                if (number, kind) == (_IR_VERSION, _VARINT):
-                    ir_version = value
-                elif (number, kind) == (_OPSET_IMPORT, _BYTES):
-                    domain, version = _opset(stream, stream.tell() + value)
-                    opset = version if domain in _DEFAULT_DOMAINS else opset
+        stream = BytesIO(content)
+        for number, kind, value in _fields(stream, len(content)):
+            if (number, kind) == (_IR_VERSION, _VARINT):
+                ir_version = value
+            elif (number, kind) == (_OPSET_IMPORT, _BYTES):
+                domain, version = _opset(stream, stream.tell() + value)
+                opset = version if domain in _DEFAULT_DOMAINS else opset
     except _NotOnnxError:
         return None
     return OnnxHeader(ir_version, opset)
 
 
-def check_self_contained(path: Path) -> None:
+def check_self_contained(content: bytes, where: str) -> None:
     """Refuse a graph that keeps weights in another file, at a path of its choice: its hash says nothing about those.
 
     Tensors are looked for wherever ONNX has them: in graphs, nodes, functions, and the graphs within nodes.
+
+    Args:
+        content: of the ONNX file.
+        where: what messages call it.
 
     Raises:
         UserError: it does, or it cannot be told because the file is not ONNX.
     """
     try:
-        with path.open("rb") as stream:
-            outside = _leads_outside(stream, path.stat().st_size, "model", 1)
+        outside = _leads_outside(BytesIO(content), len(content), "model", 1)
     except _NotOnnxError as error:
-        raise UserError(f"{path} is not an ONNX graph.", "Export the bundle again.", exit_code=1) from error
+        raise UserError(f"{where} is not an ONNX graph.", "Export the bundle again.", exit_code=1) from error
     if outside:
-        raise UserError(f"{path} keeps weights outside the file.", "A bundle's graphs are whole; export it again.")
+        raise UserError(f"{where} keeps weights outside the file.", "A bundle's graphs are whole; export it again.")
 
 
 def _leads_outside(stream: BinaryIO, end: int, message: str, depth: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from espmedsam_edge.bench.measure import Contender
 from espmedsam_edge.bench.torch_competitor import TorchBackend
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Graph
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import sha256_file
+from espmedsam_edge.files import read_regular, sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.cores import usable_cores
@@ -29,8 +30,8 @@ class OnnxFileBackend:
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, file: Path, graph: Graph, threads: int) -> None:
-        session = open_session(file, threads, cuda=False)
+    def __init__(self, content: bytes, graph: Graph, threads: int, file: Path) -> None:
+        session = open_session(content, threads, cuda=False, where=file)
         (image, *others), outputs = session.get_inputs(), session.get_outputs()
         expected = list(graph.input_shape)
         if others or image.type != "tensor(float)" or not _fits(image.shape, expected):
@@ -128,7 +129,9 @@ def load_competitor(
     if path.suffix == ".onnx":
         if not path.is_file():
             raise UserError(f"no file {path} to compare with.", "Name an ONNX file that exists.")
-        return _wrapped(path.name, first, lambda: OnnxFileBackend(path, graph, cores), sha256_file(path))
+        content = read_regular(path)
+        digest = hashlib.sha256(content).hexdigest()
+        return _wrapped(path.name, first, lambda: OnnxFileBackend(content, graph, cores, path), digest)
     if path.is_dir():
         other = Bundle.open(path).graph(graph.modality, graph.precision)
         name = first.choice.backend.name

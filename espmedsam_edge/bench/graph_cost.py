@@ -44,7 +44,7 @@ def why_not_counted() -> str | None:
     return None
 
 
-def graph_cost(path: Path) -> GraphCost:
+def graph_cost(content: bytes, where: str | Path = "the graph") -> GraphCost:
     """Count a graph as a compiler would run it.
 
     A product, normalisation, softmax or pooling is one kernel. Element-wise operators, casts and quantisers join the
@@ -60,7 +60,7 @@ def graph_cost(path: Path) -> GraphCost:
         raise UserError(reason)
     from espmedsam_edge.calibration.network import Network
 
-    return _Count(Network.load(path)).cost()
+    return _Count(Network.parse(content, where)).cost()
 
 
 @dataclass

@@ -41,7 +41,8 @@ def roofline(segmenter: Segmenter, threads: int, seconds: float, say: Say = sile
     Raises:
         UserError: onnx is not installed, or the backend does not take the product.
     """
-    cost = graph_cost(segmenter.bundle.graph_path(segmenter.graph))
+    bundle, graph = segmenter.bundle, segmenter.graph
+    cost = graph_cost(bundle.read_graph(graph), bundle.graph_path(graph))
     return Roofline(cost, measured_rates(segmenter, threads, _main_types(cost), say), seconds)
 
 

@@ -124,7 +124,8 @@ class _Calibration:
         self.images, self.listener = images, listener
         self.threads = request.threads or usable_cores()
         self.file = bundle.graph_path(graph)
-        self.network = Network.load(self.file)
+        self.content = bundle.read_graph(graph)
+        self.network = Network.parse(self.content, self.file)
         if self.network.is_quantised():
             raise UserError(
                 f"{self.file} is already quantised, though its manifest says fp32.",
@@ -230,7 +231,7 @@ class _Calibration:
             pictures.append((tensor, size, truth))
             self.gate_pictures.append(picture)
         gate = Gate(
-            self.file,
+            self.content,
             self.graph,
             pictures,
             threshold=self.bundle.manifest.threshold,
@@ -338,7 +339,7 @@ class _Calibration:
             entry = draft.graph(
                 file, modality=modality, precision=precision, image_size=self.graph.image_size, batch=self.graph.batch
             )
-            gate.check_file(path, entry)
+            gate.check_written(content, entry)
             assert draft.manifest is not None
             if sha256_file(draft.folder / self.graph.file) != self.graph.sha256:
                 raise UserError(f"{self.file} changed while calibrate ran.", "Run it again.", exit_code=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from onnx import ModelProto
 from espmedsam_edge.bundle import Graph, Precision
 from espmedsam_edge.calibration.emulation import emulate
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.runtime.onnx_session import check_signature, open_session
@@ -147,7 +145,7 @@ class Gate:
     """Held-out images with the FP32 graph's answers, ready to judge candidates.
 
     Args:
-        reference: the FP32 graph's file.
+        reference: the FP32 graph as ONNX.
         graph: its manifest entry.
         pictures: (tensor, frame size, true mask or None) of each held-out image.
         threshold: the manifest's, a probability.
@@ -161,7 +159,7 @@ class Gate:
 
     def __init__(
         self,
-        reference: Path,
+        reference: bytes,
         graph: Graph,
         pictures: Sequence[tuple[Tensor, tuple[int, int], Mask | None]],
         *,
@@ -174,8 +172,8 @@ class Gate:
             raise UserError("none of the held-out images could be read.", "Give readable images.", exit_code=1)
         self.graph, self.threshold, self.budget, self.threads = graph, threshold, budget, threads
         self._on_image = on_image
-        session = open_session(reference, threads, cuda=False)
-        check_signature(session, graph, reference)
+        session = open_session(reference, threads, cuda=False, where=graph.file)
+        check_signature(session, graph, graph.file)
         self.images: list[HeldOut] = []
         for tensor, size, truth in pictures:
             logits = self._logits(session, tensor)
@@ -215,10 +213,7 @@ class Gate:
         return self._logits(self._open(emulate(model)), self.images[index].tensor)
 
     def _open(self, model: ModelProto) -> Any:
-        with temporary_folder() as folder:
-            file = folder / "emulated.onnx"
-            file.write_bytes(model.SerializeToString())
-            return open_session(file, self.threads, cuda=False)
+        return open_session(model.SerializeToString(), self.threads, cuda=False, where="the emulated graph")
 
     def _compare(self, image: HeldOut, logits: Tensor) -> ImageResult:
         finite = bool(np.isfinite(logits).all())
@@ -244,14 +239,14 @@ class Gate:
         self._on_image()
         return np.asarray(logits[0, 0], np.float32)
 
-    def check_file(self, file: Path, graph: Graph) -> None:
-        """Load a written graph as the runtime does and run it on one image.
+    def check_written(self, content: bytes, graph: Graph) -> None:
+        """Load what was written as the runtime does and run it on one image.
 
         Raises:
             UserError: it does not load, or its input or output is not what the manifest will say.
         """
-        session = open_session(file, self.threads, cuda=False)
-        check_signature(session, graph, file)
+        session = open_session(content, self.threads, cuda=False, where=graph.file)
+        check_signature(session, graph, graph.file)
         self._logits(session, self.images[0].tensor)
 
 

@@ -59,17 +59,17 @@ class Network:
     model: ModelProto
 
     @classmethod
-    def load(cls, path: Path) -> Network:
-        """Read and type a graph; weights stored in float16 behind a Cast become the float32 constants they stand for.
+    def parse(cls, content: bytes, where: str | Path = "the graph") -> Network:
+        """Parse and type a graph; weights stored in float16 behind a Cast become the float32 constants they stand for.
 
         Raises:
             UserError: not an ONNX graph, or its shapes do not follow from its input.
         """
         try:
-            return cls.of(_widened(onnx.load(str(path))))
+            return cls.of(_widened(onnx.load_from_string(content)))
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"cannot read {path} as an ONNX graph: {first}", "Export the bundle again.") from error
+            raise UserError(f"cannot read {where} as an ONNX graph: {first}", "Export the bundle again.") from error
 
     @classmethod
     def of(cls, model: ModelProto) -> Network:

@@ -73,10 +73,10 @@ def export_bundle(
             onnx_model = build_graph(FusedSegmenter(model, name, size, batch), size, batch)
             store_weights(onnx_model, storage)
             path = draft.new_file(file)
-            save_graph(onnx_model, path)
+            content = save_graph(onnx_model, path)
             graph = draft.graph(file, modality=name, precision="fp32", image_size=size, batch=batch)
             progress(f"{name}: comparing with the checkpoint")
-            agreement = verify_graph(model, path, graph, info.normalization, storage)
+            agreement = verify_graph(model, content, graph, info.normalization, storage)
             graphs.append(graph)
             accuracy[f"{name}/fp32"] = {
                 "against": "checkpoint in torch, phantom images",
@@ -84,7 +84,7 @@ def export_bundle(
                 "max_error_of_logit_range": agreement.max_error,
                 "mask_agreement": agreement.mask_agreement,
             }
-            exported.append(ExportedGraph(name, file, path.stat().st_size / 1e6, len(onnx_model.graph.node), agreement))
+            exported.append(ExportedGraph(name, file, len(content) / 1e6, len(onnx_model.graph.node), agreement))
         draft.manifest = Manifest(
             preset=info.config.preset,
             input=InputSpec(normalization=info.normalization),

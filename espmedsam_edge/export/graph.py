@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from espmedsam_edge.bundle import InputSpec, OutputSpec
-from espmedsam_edge.files import atomic_path
+from espmedsam_edge.files import atomic_write
 
 OPSET = 20
 """Gelu came with 20, LayerNormalization with 17; TensorRT 10.3's parser reads 20."""
@@ -158,7 +158,8 @@ def store_weights(model: ModelProto, storage: Storage) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def save_graph(model: ModelProto, path: Path) -> None:
-    """Write a graph as one file, complete or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+def save_graph(model: ModelProto, path: Path) -> bytes:
+    """Write a graph as one file, complete or not at all; returns what was written."""
+    content = bytes(model.SerializeToString())
+    atomic_write(path, content)
+    return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> A
 
 
 def verify_graph(
-    model: EspMedSam, path: Path, graph: Graph, normalization: Normalization, storage: Storage = "float32"
+    model: EspMedSam, content: bytes, graph: Graph, normalization: Normalization, storage: Storage = "float32"
 ) -> Agreement:
     """Run the graph in ONNX Runtime and the unfused model in torch, on phantom images of the modality.
 
@@ -69,7 +68,7 @@ def verify_graph(
 
     Args:
         model: the checkpoint's network, in evaluation mode.
-        path: the ONNX file.
+        content: the ONNX file's.
         graph: its manifest entry.
         normalization: of the input.
         storage: how the file's weights are stored; decides the bounds.
@@ -83,7 +82,7 @@ def verify_graph(
     )
     with torch.inference_mode():
         expected = model(torch.from_numpy(images), graph.modality).low_res_logits.numpy()
-    agreement = compare(expected, reference_logits(graph, path, images))
+    agreement = compare(expected, reference_logits(graph, content, images))
     bounds = BOUNDS[storage]
     if not agreement.within(bounds):
         raise GraphError(

@@ -16,8 +16,14 @@ INPUT, OUTPUT = "image", "logits"
 """The names of every graph's input and output."""
 
 
-def open_session(file: Path, threads: int, *, cuda: bool) -> Any:
-    """An ONNX Runtime session with this package's settings, on a file that need not belong to a bundle.
+def open_session(content: bytes, threads: int, *, cuda: bool, where: str | Path = "the graph") -> Any:
+    """An ONNX Runtime session with this package's settings, on a graph that need not belong to a bundle.
+
+    Args:
+        content: the graph as ONNX, whole: it comes from memory, so that what runs is what was checked.
+        threads: of the CPU.
+        cuda: take the CUDA provider, where it starts.
+        where: what messages call it.
 
     Raises:
         UserError: not a graph that ONNX Runtime can load.
@@ -35,16 +41,18 @@ def open_session(file: Path, threads: int, *, cuda: bool) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = ["CUDAExecutionProvider"] if cuda else []
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=[*providers, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
     except ort_errors() as error:
         raise UserError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {file}: {_first_line(error)}",
+            f"onnxruntime {onnxruntime.__version__} cannot load {where}: {_first_line(error)}",
             "Export the bundle again, or update onnxruntime.",
             exit_code=1,
         ) from error
+    session._model_bytes = None  # kept for changing providers later, which nobody does: as much memory as the file
+    return session
 
 
-def check_signature(session: Any, graph: Graph, file: Path) -> None:
+def check_signature(session: Any, graph: Graph, where: str | Path) -> None:
     """Compare a session's input and output (names, dtypes, shapes) with the manifest's entry.
 
     Raises:
@@ -57,28 +65,28 @@ def check_signature(session: Any, graph: Graph, file: Path) -> None:
         actual = [(node.name, node.type, tuple(node.shape)) for node in found]
         if actual != [(name, "tensor(float)", shape)]:
             raise UserError(
-                f"{file} does not fit its manifest: its {kind} is {_describe(actual)}, "
+                f"{where} does not fit its manifest: its {kind} is {_describe(actual)}, "
                 f"not {_describe([(name, 'tensor(float)', shape)])}.",
                 "Export the bundle again.",
             )
 
 
-def reference_logits(graph: Graph, file: Path, image: Tensor) -> Tensor:
+def reference_logits(graph: Graph, content: bytes, image: Tensor) -> Tensor:
     """What ONNX Runtime computes on the CPU for one batch: what other ways to run a graph are compared with.
 
     Args:
         graph: the manifest's entry.
-        file: the graph's file.
+        content: the graph as ONNX.
         image: (B, 3, S, S) float32, normalised RGB planes.
 
     Returns:
         (B, 1, S/4, S/4) float32 logits.
 
     Raises:
-        UserError: the file is no graph that ONNX Runtime can run, or not the one the manifest describes.
+        UserError: it is no graph that ONNX Runtime can run, or not the one the manifest describes.
     """
-    session = open_session(file, usable_cores(), cuda=False)
-    check_signature(session, graph, file)
+    session = open_session(content, usable_cores(), cuda=False, where=graph.file)
+    check_signature(session, graph, graph.file)
     try:
         (logits,) = session.run([OUTPUT], {INPUT: image})
     except ort_errors() as error:

@@ -51,7 +51,7 @@ def test_products_with_what_follows_them_are_one_kernel(tmp_path: Path) -> None:
         "m": np.ones((64, 16), np.float32),
         "bias": np.ones(16, np.float32),
     }
-    cost = graph_cost(save(tmp_path / "g.onnx", nodes, constants, [8, 16], (1, 3, 8, 8)))
+    cost = graph_cost(save(tmp_path / "g.onnx", nodes, constants, [8, 16], (1, 3, 8, 8)).read_bytes())
     first, second = cost.kernels
     assert (first.name, first.type, first.flop) == ("a", "fp32", 2 * 8 * 64 * 3)
     assert first.bytes == 4 * (3 * 64 + 8 * 3 + 8 * 64) + 8 * 2  # the shape it is given is read, too
@@ -68,7 +68,9 @@ def test_a_residual_is_written_once_and_read_by_all_who_use_it(tmp_path: Path) -
         node("MatMul", "b m", "c"),
         node("Add", "c a", "y"),  # a is used twice: it was written by its product
     ]
-    cost = graph_cost(save(tmp_path / "g.onnx", nodes, {"m": np.ones((16, 16), np.float32)}, [8, 16], (8, 16)))
+    cost = graph_cost(
+        save(tmp_path / "g.onnx", nodes, {"m": np.ones((16, 16), np.float32)}, [8, 16], (8, 16)).read_bytes()
+    )
     sizes = {kernel.name: kernel.bytes for kernel in cost.kernels}
     tensor, matrix = 4 * 8 * 16, 4 * 16 * 16
     assert sizes == {"a": 2 * tensor + matrix, "b": 2 * tensor, "c": 3 * tensor + matrix}
@@ -82,15 +84,15 @@ def test_weights_count_as_they_are_stored(tmp_path: Path) -> None:
         node("MatMul", "d w", "y"),
     ]
     constants = {"s": np.float32(0.1), "z": np.int8(0), "m": np.ones((16, 4), np.int8)}
-    cost = graph_cost(save(tmp_path / "g.onnx", nodes, constants, [8, 4], (8, 16)))
+    cost = graph_cost(save(tmp_path / "g.onnx", nodes, constants, [8, 4], (8, 16)).read_bytes())
     assert cost.flop == {"int8": 2 * 8 * 16 * 4}
     assert cost.weight_bytes == 64 + 4 + 1
 
 
 def test_a_whole_networks_operations_agree_with_onnx(tmp_path: Path) -> None:
     bundle = shipped_bundle("microscopy", tmp_path / "b")
-    path = bundle.graph_path(bundle.graph())
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    content = bundle.read_graph(bundle.graph())
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
@@ -100,7 +102,7 @@ def test_a_whole_networks_operations_agree_with_onnx(tmp_path: Path) -> None:
             expected += 2 * math.prod(shapes[each.output[0]]) * shapes[each.input[0]][-1]
         elif each.op_type == "Conv":
             expected += 2 * math.prod(shapes[each.output[0]]) * math.prod(shapes[each.input[1]][1:])
-    cost = graph_cost(path)
+    cost = graph_cost(content)
     assert sum(cost.flop.values()) == expected
     stored = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     assert 3.9 * stored <= cost.weight_bytes <= 4.1 * stored
@@ -129,7 +131,7 @@ def test_the_product_that_is_measured_has_the_operations_it_is_taken_for(
 
     def watched(path: Path, *arguments: Any) -> Any:
         bundle = build(path, *arguments)
-        counted.append(graph_cost(bundle.graph_path(bundle.manifest.graphs[0])))
+        counted.append(graph_cost(bundle.read_graph(bundle.manifest.graphs[0])))
         return bundle
 
     monkeypatch.setattr(rates, "_product_bundle", watched)

@@ -25,7 +25,7 @@ pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)"
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.calibration import calibrator, modelopt_tools
 from espmedsam_edge.calibration.calibrator import Request, calibrate
-from espmedsam_edge.calibration.gate import Gate, GateResult, ImageResult
+from espmedsam_edge.calibration.gate import GateResult, ImageResult
 from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantisable_nodes
@@ -189,7 +189,7 @@ def test_weights_stored_in_float16_are_quantised_as_others(
     accuracy, wanted = (Bundle.open(p).manifest.accuracy[f"{MODALITY}/int8"] for p in (stored.path, finished[0]))
     assert accuracy["macs"] == wanted["macs"]
     assert accuracy["size_of_fp32"] == pytest.approx(wanted["size_of_fp32"], rel=0.01)  # not of the smaller file
-    lowered = Network.load(stored.path / "int8.onnx")
+    lowered = Network.parse((stored.path / "int8.onnx").read_bytes())
     products = [node for node in lowered.nodes if lowered.macs(node)]
     quantised = [node.name for node in products if lowered.product_type(node) == "int8"]
     assert quantised == [node.name for node in quantisable_nodes(Network.of(trained_graph()))]
@@ -363,14 +363,11 @@ def test_every_temporary_file_has_its_errors_told(
 ) -> None:
     opened = Bundle.open(bundle)
     graph = opened.graph(MODALITY, "fp32")
-    network = Network.load(opened.graph_path(graph))
-    options = {"threshold": 0.5, "budget": 0.1, "threads": 1}
-    gate = Gate(opened.graph_path(graph), graph, [(tensor(0), (64, 64), None)], **options)  # type: ignore[arg-type]
+    network = Network.parse(opened.read_graph(graph))
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     for write in (
         lambda: SegmentedRunner(network, 1),
-        lambda: gate.judge_emulated(network.model),
         lambda: modelopt_tools.to_fp16(network.model, lambda name: True),
         lambda: modelopt_tools.quantise(network.model, [], {}, tensor(0)),
     ):

@@ -187,12 +187,13 @@ class OnnxParser(_Cut):
 
     num_errors = property(lambda self: len(self._found))
 
-    def parse_from_file(self, model):
-        self._network._path = model
+    def parse(self, model, path=None):
+        assert isinstance(model, bytes)
+        self._network._path = path
         errors = SETTINGS.get("errors", [])
         self._found = errors[:1]  # a parser that stops at the first error
         if not errors:
-            self._network._fill(DataType[SETTINGS.get("dtype", "HALF" if "fp16" in model else "FLOAT")])
+            self._network._fill(DataType[SETTINGS.get("dtype", "HALF" if "fp16" in path else "FLOAT")])
         return not errors
 
     def supports_model_v2(self, model, path=None):

@@ -15,9 +15,7 @@ TOY_CHANNEL_WEIGHTS = (1.0, -0.5, 0.25)  # on the normalised R, G and B planes
 TOY_SECOND_CHANNEL_WEIGHTS = (-1.0, 0.5, -0.25)
 
 
-def save_toy_graph(
-    file: Path, *, batch: int = 1, image_size: int = TOY_SIZE, weights: Iterable[float] = TOY_CHANNEL_WEIGHTS
-) -> None:
+def toy_graph(*, batch: int = 1, image_size: int = TOY_SIZE, weights: Iterable[float] = TOY_CHANNEL_WEIGHTS) -> bytes:
     """An ONNX graph in a bundle's shape: logits are the 4x4 averages of a weighted sum of the channels."""
     onnx = pytest.importorskip("onnx", reason="needs onnx (extra export) to build the toy graph")
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
@@ -34,7 +32,12 @@ def save_toy_graph(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    file.write_bytes(model.SerializeToString())
+    return bytes(model.SerializeToString())
+
+
+def save_toy_graph(file: Path, *, image_size: int = TOY_SIZE) -> None:
+    """Write ``toy_graph``."""
+    file.write_bytes(toy_graph(image_size=image_size))
 
 
 def save_toy_bundle(
@@ -50,7 +53,7 @@ def save_toy_bundle(
         graphs = []
         for modality, weights in zip(modalities, (TOY_CHANNEL_WEIGHTS, TOY_SECOND_CHANNEL_WEIGHTS), strict=False):
             name = graph_file_name(modality, "fp32", len(modalities))
-            save_toy_graph(draft.new_file(name), batch=batch, image_size=image_size, weights=weights)
+            draft.new_file(name).write_bytes(toy_graph(batch=batch, image_size=image_size, weights=weights))
             graphs.append(draft.graph(name, modality=modality, precision="fp32", image_size=image_size, batch=batch))
         draft.manifest = Manifest(
             preset="toy",

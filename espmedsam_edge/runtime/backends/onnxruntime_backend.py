@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,22 +32,18 @@ def unavailable(name: str) -> str | None:
 
 
 def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> OnnxRuntimeBackend:
-    """See ``BackendModule.load``; ``load_file`` says more."""
-    return load_file(name, graph, bundle.graph_path(graph), threads)
-
-
-def load_file(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxRuntimeBackend:
-    """Create a session for a graph's file and check it against the manifest.
+    """Create a session for a graph and check it against the manifest; see ``BackendModule.load``.
 
     ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda`` and ``onnxruntime-cpu`` insist.
 
     Raises:
         BackendUnavailable: CUDA was asked for and its provider does not start.
-        UserError: the file is not a graph ONNX Runtime can run, or not the one the manifest describes.
+        UserError: it is not a graph ONNX Runtime can run, or not the one the manifest describes.
     """
     threads = usable_cores() if threads is None else threads
     cuda = name != "onnxruntime-cpu" and "CUDAExecutionProvider" in available_providers()
-    session = open_session(file, threads, cuda=cuda)
+    where = bundle.graph_path(graph)
+    session = open_session(bundle.read_graph(graph), threads, cuda=cuda, where=where)
     on_cuda = "CUDAExecutionProvider" in session.get_providers()
     if name == "onnxruntime-cuda" and not on_cuda:
         raise BackendUnavailable(
@@ -56,7 +51,7 @@ def load_file(name: str, graph: Graph, file: Path, threads: int | None) -> OnnxR
             "Its CUDA or cuDNN libraries are missing; see: espmedsam-edge doctor",
             exit_code=1,
         )
-    check_signature(session, graph, file)
+    check_signature(session, graph, where)
     device = "CUDA" if on_cuda else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return OnnxRuntimeBackend(name, device, graph, session)
 

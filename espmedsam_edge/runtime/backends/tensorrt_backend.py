@@ -71,7 +71,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
             device = opened.enter_context(CudaDevice.open())
             free = device.memory().free
             stream, upload, download = (Stream(device) for _ in range(3))
-            engine = Engine(api, plan.path, graph, stream, say)
+            engine = Engine(api, plan.read(), plan.path, graph, stream, say)
             opened.callback(engine.close)
             kernels = FrameKernels.load(device, say=say)
             lender, mapped = Lender(device), device.gpu.integrated if chosen is None else chosen == "mapped"

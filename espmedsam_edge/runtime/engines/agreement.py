@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,7 +47,7 @@ class Agreement(BaseModel):
 
 def agree(
     graph: Graph,
-    graph_path: Path,
+    content: bytes,
     run: Callable[[bytes], bytes],
     *,
     normalization: Normalization,
@@ -58,7 +57,7 @@ def agree(
 
     Args:
         graph: the manifest's entry.
-        graph_path: its file.
+        content: the graph as ONNX.
         run: the engine: the bytes of ``image`` in, those of ``logits`` out.
         normalization: of the bundle's input.
         threshold: probability from which a pixel is foreground.
@@ -78,7 +77,7 @@ def agree(
     images = np.concatenate(
         [preprocess(phantom(graph.modality, seed, (size, size))[0], size, normalization) for seed in range(graph.batch)]
     )
-    expected = reference_logits(graph, graph_path, images)
+    expected = reference_logits(graph, content, images)
     logits = np.frombuffer(run(images.tobytes()), np.float32).reshape(graph.output_shape)
     # All masks of the batch under each other, as the network gives them: a quarter of the image's size.
     masks = [found.reshape(-1, size // 4) >= logit(threshold) for found in (logits, expected)]

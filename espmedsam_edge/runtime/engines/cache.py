@@ -20,14 +20,14 @@ from pathlib import Path
 from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, sha256_file, write_errors
+from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, write_errors
 from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.runtime.engines import child
 from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
-from espmedsam_edge.runtime.engines.worker import Request
+from espmedsam_edge.runtime.engines.worker import Request, read_wanted
 
 # What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
 # FP32 matrix products there.
@@ -44,11 +44,19 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """A plan on disk, verified, with its sidecar. ``built_now`` is False when it came from the cache."""
+    """A plan on disk with its sidecar. ``built_now`` is False when it came from the cache."""
 
     path: Path
     sidecar: Sidecar
     built_now: bool = False
+
+    def read(self) -> bytes:
+        """The plan, read once and only if it is the one that its sidecar describes: run these bytes.
+
+        Raises:
+            UserError: it was changed since it was found or built, or cannot be read.
+        """
+        return read_wanted(self.path, self.sidecar.plan_sha256)
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -129,13 +137,13 @@ def find_or_build(
         UserError: no TensorRT or no GPU, a graph that is refused, a failed build, a cache that cannot be written.
     """
     folder = cache_folder(cache)
-    graph_path = bundle.graph_path(graph)
+    graph_bytes = len(bundle.read_graph(graph))
     wanted = want(bundle, graph, flavour=flavour, targets=targets, tf32=tf32, say=say)
     if not force:
         plan, _ = find(folder, wanted)
         if plan is not None:
             return plan
-    require_space(folder, 2 * graph_path.stat().st_size)
+    require_space(folder, 2 * graph_bytes)
     with building_lock(folder, wanted.stem, say) as waited:
         reason = None
         if not force or waited:
@@ -147,7 +155,7 @@ def find_or_build(
         request = Request(
             command="build",
             graph=graph,
-            graph_path=graph_path.resolve(),
+            graph_path=bundle.graph_path(graph).resolve(),
             macs=bundle.manifest.macs(graph),
             normalization=bundle.manifest.input.normalization,
             threshold=bundle.manifest.threshold,
@@ -274,10 +282,12 @@ def _build(folder: Path, wanted: Wanted, request: Request, say: Say, on_progress
         request = request.model_copy(update=places)
         result = child.run(request, on_progress)
         assert result.arithmetic is not None
+        assert result.plan_sha256 is not None
+        request = request.model_copy(update={"plan_sha256": result.plan_sha256})
         sidecar = Sidecar(
             plan=plan_path.name,
-            plan_sha256=sha256_file(temporary),
-            plan_bytes=temporary.stat().st_size,
+            plan_sha256=result.plan_sha256,
+            plan_bytes=result.plan_bytes,
             graph=wanted.graph,
             bundle=wanted.bundle,
             flavour=wanted.flavour,

@@ -39,12 +39,15 @@ class Engine:
         logits: address of the (B, 1, S/4, S/4) float32 output on the GPU.
     """
 
-    def __init__(self, api: TensorRT, plan: Path, graph: BundleGraph, stream: Stream, say: Say = silent) -> None:
+    def __init__(
+        self, api: TensorRT, content: bytes, plan: Path, graph: BundleGraph, stream: Stream, say: Say = silent
+    ) -> None:
         """Load, warm up and capture; the device's context must be current.
 
         Args:
             api: what built the plan.
-            plan: its file, verified.
+            content: the plan, verified; not kept.
+            plan: its file, whose name messages use; kernels compiled for it are kept beside it.
             graph: the bundle's entry that it was built from.
             stream: not the default one; everything runs there.
             say: told when the engine cannot be captured.
@@ -53,6 +56,7 @@ class Engine:
             UserError: TensorRT does not load or run it, or the GPU's memory is full.
         """
         self._api, self._plan, self._graph, self._stream, self._say = api, plan, graph, stream, say
+        self._plan_bytes = len(content)
         self._log = Log()
         self._captured: Graph | None = None
         self.capturable = True
@@ -60,7 +64,7 @@ class Engine:
         runtime = cast("trt.Runtime | None", api.module.Runtime(logger))
         if runtime is None:
             raise self._refused("cannot start")
-        engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(plan.read_bytes()))
+        engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(content))
         if engine is None:
             raise self._refused(f"cannot load {plan.name}")
         self._check_signature(engine)
@@ -85,7 +89,7 @@ class Engine:
     @property
     def plan_bytes(self) -> int:
         """Size of the plan, which is nearly that of its weights on the GPU."""
-        return self._plan.stat().st_size
+        return self._plan_bytes
 
     def enqueue(self) -> None:
         """Enqueue one run on the stream; safe inside a capture.

@@ -232,8 +232,13 @@ def network_flags(api: TensorRT) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def parse_graph(api: TensorRT, path: Path) -> ParsedGraph:
-    """Parse an ONNX file into a strongly typed network; what the parser refuses is in ``refusals``.
+def parse_graph(api: TensorRT, content: bytes, path: Path) -> ParsedGraph:
+    """Parse an ONNX graph into a strongly typed network; what the parser refuses is in ``refusals``.
+
+    Args:
+        api: whose parser.
+        content: the graph, whole: parsed from memory, so that it is what was checked.
+        path: where it is from, which the parser would look beside for weights in other files.
 
     Raises:
         UserError: TensorRT could not even make a builder (a driver too old for it, most often).
@@ -247,13 +252,13 @@ def parse_graph(api: TensorRT, path: Path) -> ParsedGraph:
     network = builder.create_network(network_flags(api))
     parser = cast("trt.OnnxParser", api.module.OnnxParser(network, logger))
     refusals: list[Refusal] = []
-    if not parser.parse_from_file(os.fspath(path)):
+    if not parser.parse(content, os.fspath(path)):
         refusals = _errors_of(parser)
         if hasattr(parser, "supports_model_v2"):
             # Parsers differ in whether they go on after the first refused node; this call always does.
             second = builder.create_network(network_flags(api))
             survey = cast("trt.OnnxParser", api.module.OnnxParser(second, logger))
-            survey.supports_model_v2(path.read_bytes(), os.fspath(path))
+            survey.supports_model_v2(content, os.fspath(path))
             refusals += [found for found in _errors_of(survey) if found.node not in {r.node for r in refusals}]
             del survey, second  # in this order: a parser must not outlive its network
         if not refusals:
@@ -293,7 +298,7 @@ def check_parse(path: str | Path, flavour: str | None = None) -> list[Refusal]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no graph at {path}.", "Name an ONNX file.")
-    return parse_graph(load(flavour), path).refusals
+    return parse_graph(load(flavour), path.read_bytes(), path).refusals
 
 
 def resolve_targets(api: TensorRT, targets: Sequence[str]) -> list[str]:
@@ -344,7 +349,7 @@ def build_plan(path: str | Path, targets: Sequence[str] = (), flavour: str | Non
         UserError: the parser refuses the graph, or the builder fails; carries TensorRT's own reason.
     """
     api = load(flavour)
-    parsed = parse_graph(api, Path(path))
+    parsed = parse_graph(api, Path(path).read_bytes(), Path(path))
     if parsed.refusals:
         raise refusal_error(Path(path), api, parsed.refusals)
     config = parsed.builder.create_builder_config()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from espmedsam_edge.bundle import Graph, Normalization
+from espmedsam_edge.bundle import Graph, Normalization, Sha256
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write, write_errors
+from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
@@ -64,7 +65,8 @@ WORKSPACE_WITHOUT_GPU = 2048 * MIB
 class Request(BaseModel):
     """What the child is asked to do. ``targets`` empty means the GPU of this machine.
 
-    ``macs`` (``Manifest.macs``), ``normalization`` and ``threshold`` are what the graph's manifest says.
+    ``macs`` (``Manifest.macs``), ``normalization`` and ``threshold`` are what the graph's manifest says;
+    ``plan_sha256`` is of the plan to time or compare.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,6 +81,7 @@ class Request(BaseModel):
     targets: tuple[str, ...] = ()
     tf32: bool = False
     plan_path: Path | None = None
+    plan_sha256: Sha256 | None = None
     timing_cache: Path | None = None
     log_path: Path | None = None
 
@@ -94,7 +97,10 @@ class Dla(BaseModel):
 
 
 class Result(BaseModel):
-    """What the child found; ``engine_layers`` is empty where no GPU loaded the plan, or its inspector is mute."""
+    """What the child found; ``engine_layers`` is empty where no GPU loaded the plan, or its inspector is mute.
+
+    ``plan_sha256`` is of the plan as it was built, not of what a file held later.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,6 +108,8 @@ class Result(BaseModel):
     opset: int | None = None
     refusals: list[Refusal] = []
     arithmetic: Arithmetic | None = None
+    plan_sha256: Sha256 | None = None
+    plan_bytes: int = 0
     engine_loaded: bool = False
     engine_layers: dict[str, int] = {}
     dla: Dla | None = None
@@ -132,15 +140,31 @@ def workspace_limit(gpu: GpuDevice | None, graph_bytes: int) -> int:
     return max(MINIMUM_WORKSPACE, (free - RESERVE - 2 * graph_bytes) // 2)
 
 
-def configure(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> tuple[trt.IBuilderConfig, int]:
-    """The builder's configuration and its workspace limit in bytes.
+def read_wanted(path: Path, sha256: str) -> bytes:
+    """A graph's or plan's content, checked by this process: it is another one than that which asks, and later.
+
+    Raises:
+        UserError: it has another hash, or cannot be read.
+    """
+    try:
+        return read_checked(path, sha256)
+    except ChangedError as error:
+        raise UserError(f"{path} was changed meanwhile (SHA-256 differs).", "Try again.", exit_code=1) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.", "Try again.", exit_code=1) from error
+
+
+def configure(
+    parsed: ParsedGraph, request: Request, gpu: GpuDevice | None, graph_bytes: int
+) -> tuple[trt.IBuilderConfig, int]:
+    """The builder's configuration and its workspace limit in bytes, for a graph of so many bytes.
 
     Types come from the graph alone: no precision flag is ever set. TF32 is off unless asked for, so that what the
     graph keeps in FP32 is computed in FP32.
     """
     api, config = parsed.api, parsed.builder.create_builder_config()
     set_targets(api, config, request.targets)
-    limit = workspace_limit(gpu, request.graph_path.stat().st_size)
+    limit = workspace_limit(gpu, graph_bytes)
     config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, limit)
     tf32 = getattr(api.module.BuilderFlag, "TF32", None)
     if tf32 is not None:
@@ -192,8 +216,9 @@ def survey_dla(parsed: ParsedGraph) -> Dla | None:
 def check(request: Request) -> Result:
     """Parse only: the refused nodes, and what the network would compute in."""
     api = load(request.flavour)
-    parsed = parse_graph(api, request.graph_path)
-    header = read_header(request.graph_path)
+    content = read_wanted(request.graph_path, request.graph.sha256)
+    parsed = parse_graph(api, content, request.graph_path)
+    header = read_header(content)
     return Result(
         version=api.version,
         opset=header.opset if header else None,
@@ -214,13 +239,14 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
     began = time.monotonic()
     api = load(request.flavour)
     gpu = find_gpu()
-    parsed = parse_graph(api, request.graph_path)
+    content = read_wanted(request.graph_path, request.graph.sha256)
+    parsed = parse_graph(api, content, request.graph_path)
     try:
         if parsed.refusals:
             raise refusal_error(request.graph_path, api, parsed.refusals)
         arithmetic = read_arithmetic(api, parsed.network)
         check_arithmetic(arithmetic, request.graph, request.macs)
-        config, limit = configure(parsed, request, gpu)
+        config, limit = configure(parsed, request, gpu, len(content))
         timed = attach_timing_cache(parsed, config, request)
         progress = Progress(report)
         monitor = make_monitor(api, progress)
@@ -229,8 +255,9 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         plan = cast("trt.IHostMemory | None", parsed.builder.build_serialized_network(parsed.network, config))
         if plan is None:
             raise failed_build(parsed, request, gpu)
+        built = memoryview(cast(Any, plan))
         with write_errors(request.plan_path):
-            request.plan_path.write_bytes(memoryview(cast(Any, plan)))
+            request.plan_path.write_bytes(built)
         if timed and request.timing_cache is not None:
             save_timing_cache(config, request.timing_cache)
         loaded, layers = (False, {}) if gpu is None else inspect(parsed, request, gpu, arithmetic, plan)
@@ -241,6 +268,8 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
     return Result(
         version=api.version,
         arithmetic=arithmetic,
+        plan_sha256=hashlib.sha256(built).hexdigest(),
+        plan_bytes=built.nbytes,
         engine_loaded=loaded,
         engine_layers=layers,
         dla=survey_dla(parsed),
@@ -302,7 +331,7 @@ def compare_engine(request: Request) -> Result:
     api, gpu, _runtime, engine = _loaded(request)
     agreement = agree(
         request.graph,
-        request.graph_path,
+        read_wanted(request.graph_path, request.graph.sha256),
         lambda image: outputs(gpu, engine, {"image": image})["logits"],
         normalization=request.normalization,
         threshold=request.threshold,
@@ -313,11 +342,12 @@ def compare_engine(request: Request) -> Result:
 def _loaded(request: Request) -> tuple[TensorRT, GpuDevice, trt.Runtime, trt.ICudaEngine]:
     """The plan that an earlier child built, on this GPU."""
     assert request.plan_path is not None
+    assert request.plan_sha256 is not None
     api = load(request.flavour)
     gpu = find_gpu()
     if gpu is None:
         raise UserError("there is no GPU to run the engine on.", exit_code=1)
-    return api, gpu, *load_engine(api, request.plan_path.read_bytes(), Log())
+    return api, gpu, *load_engine(api, read_wanted(request.plan_path, request.plan_sha256), Log())
 
 
 def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:

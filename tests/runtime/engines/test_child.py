@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -32,7 +33,13 @@ def request_(tmp_path: Path) -> Request:
     file.write_bytes(b"an ONNX file")
     return Request(
         command="build",
-        graph=Graph(modality="fundus", precision="fp16", file=file.name, sha256="0" * 64, image_size=64),
+        graph=Graph(
+            modality="fundus",
+            precision="fp16",
+            file=file.name,
+            sha256=hashlib.sha256(b"an ONNX file").hexdigest(),
+            image_size=64,
+        ),
         graph_path=file,
         flavour="tensorrt",
         plan_path=tmp_path / "fundus.plan",

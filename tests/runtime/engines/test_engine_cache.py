@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -78,7 +79,14 @@ class Machine:
                 raise self.agreement
             return Result(version=self.api.version, agreement=self.agreement)
         loaded = self.gpu is not None
-        return Result(version=self.api.version, arithmetic=arithmetic, engine_loaded=loaded, median_ms=5.0)
+        return Result(
+            version=self.api.version,
+            arithmetic=arithmetic,
+            plan_sha256=hashlib.sha256(self.content).hexdigest(),
+            plan_bytes=len(self.content),
+            engine_loaded=loaded,
+            median_ms=5.0,
+        )
 
     def engine(self, bundle: Bundle, precision: str = "fp16", **options: Any) -> EnginePlan:
         self.said.clear()
@@ -343,8 +351,12 @@ class TestFolder:
     def test_a_folder_that_may_not_be_written(
         self, code: int, machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(*arguments: Any) -> int:
-            raise OSError(code, os.strerror(code))
+        open_ = os.open
+
+        def refuse(path: Any, flags: int, *mode: Any) -> int:
+            if flags & os.O_CREAT:
+                raise OSError(code, os.strerror(code))
+            return open_(path, flags, *mode)
 
         monkeypatch.setattr(engine_cache.os, "open", refuse)
         with pytest.raises(UserError, match=r"engine cache .* cannot be written: .*--cache or \$ESPMEDSAM_CACHE"):
@@ -355,7 +367,13 @@ class TestFolder:
         self, machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         machine.engine(bundle)
-        monkeypatch.setattr(engine_cache.os, "open", lambda *arguments: pytest.fail("no file may be made"))
+        open_ = os.open
+
+        def read_only(path: Any, flags: int, *mode: Any) -> int:
+            assert not flags & os.O_CREAT, "no file may be made"
+            return open_(path, flags, *mode)
+
+        monkeypatch.setattr(engine_cache.os, "open", read_only)
         assert not machine.engine(bundle).built_now
 
     def test_a_folder_that_is_a_file(self, machine: Machine, bundle: Bundle) -> None:

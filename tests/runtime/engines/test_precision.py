@@ -49,7 +49,7 @@ class TestReading:
     ) -> None:
         file = tmp_path / "graph.onnx"
         file.write_bytes(hand_graph(precision))  # type: ignore[arg-type]
-        found = read_arithmetic(rtx, parse_graph(rtx, file).network)
+        found = read_arithmetic(rtx, parse_graph(rtx, file.read_bytes(), file).network)
         assert found.layers == layers
         assert found.macs == macs
         assert (found.inputs, found.outputs) == ((IMAGE,), (LOGITS,))
@@ -80,7 +80,7 @@ class TestReading:
         )
         file = tmp_path / "conv.onnx"
         file.write_bytes(helper.make_model(description, ir_version=10).SerializeToString())
-        found = read_arithmetic(rtx, parse_graph(rtx, file).network)
+        found = read_arithmetic(rtx, parse_graph(rtx, file.read_bytes(), file).network)
         expected = 8 * 100 * 4 * 16 // groups if transposed else 16 * 64 * 9 * 8 // groups
         assert found.macs == {"fp32": expected}
 
@@ -100,7 +100,7 @@ class TestReading:
         )
         file = tmp_path / "product.onnx"
         file.write_bytes(helper.make_model(description, ir_version=10).SerializeToString())
-        found = read_arithmetic(rtx, parse_graph(rtx, file).network)
+        found = read_arithmetic(rtx, parse_graph(rtx, file.read_bytes(), file).network)
         assert found.macs == {"fp32": batch * 6 * 5 * 7}
 
 

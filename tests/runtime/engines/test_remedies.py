@@ -48,6 +48,6 @@ def test_a_builder_that_cannot_read_the_gpu_says_what_to_do(
 
     monkeypatch.setattr(api.module, "Builder", refusing)
     with pytest.raises(UserError, match=r"^TensorRT .* could not start: ") as caught:
-        parse_graph(api, tmp_path / "any.onnx")
+        parse_graph(api, b"", tmp_path / "any.onnx")
     assert said.rstrip(".") in caught.value.message
     assert words in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import tensorrt_surface
 from hand_graphs import hand_graph
-from toy_bundles import save_toy_graph
+from toy_bundles import toy_graph
 from trt_fixtures import ORIN
 
 from espmedsam_edge.bundle import Graph, Normalization
@@ -32,8 +33,10 @@ RELEASES = tensorrt_surface.RELEASES
 def request(folder: Path, precision: str = "fp16", command: str = "build", **more: Any) -> Request:
     """A request for a graph file that the double takes for any graph of its precision."""
     file = folder / f"{precision}.onnx"
-    file.write_bytes(b"an ONNX file")
-    graph = Graph(modality="fundus", precision=precision, file=file.name, sha256="0" * 64, image_size=64)  # type: ignore[arg-type]
+    content = more.pop("content", b"an ONNX file")
+    file.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    graph = Graph(modality="fundus", precision=precision, file=file.name, sha256=digest, image_size=64)  # type: ignore[arg-type]
     values = {"command": command, "graph": graph, "graph_path": file, "flavour": "tensorrt", **more}
     return Request(plan_path=folder / "fundus.plan", **values)
 
@@ -61,7 +64,7 @@ class TestCallsOfEachRelease:
         ]
         assert calls(api, "OnnxParser") == [
             ["OnnxParser", "INetworkDefinition", "Logger"],
-            ["OnnxParser.parse_from_file", str(tmp_path / "fp16.onnx")],
+            ["OnnxParser.parse", "bytes", str(tmp_path / "fp16.onnx")],
         ]
         free, reserve, weights = 4_000_000_000, 512 * MIB, len(b"an ONNX file")
         assert calls(api, "IBuilderConfig") == [
@@ -198,7 +201,7 @@ class TestCallsOfEachRelease:
         monkeypatch.setattr(trial, "_WARM_UP_S", 0.0)
         monkeypatch.setattr(trial, "_MEASURE_S", 0.0)
         double(release=release)
-        wanted = request(tmp_path, command="time")
+        wanted = request(tmp_path, command="time", plan_sha256=hashlib.sha256(b"plan").hexdigest())
         assert wanted.plan_path is not None
         wanted.plan_path.write_bytes(b"plan")
         assert worker.time_engine(wanted).median_ms == 5.5  # what every pair of events says
@@ -229,11 +232,10 @@ class TestCallsOfEachRelease:
 
 def compare(folder: Path, double: Double, **settings: Any) -> Agreement:
     """Build the toy graph's engine and compare it, both in this process."""
-    wanted = request(folder, "fp32")
-    save_toy_graph(wanted.graph_path)
+    wanted = request(folder, "fp32", content=toy_graph())
     double(**settings)
-    worker.build(wanted, lambda phase, fraction: True)
-    agreement = worker.compare_engine(wanted).agreement
+    built = worker.build(wanted, lambda phase, fraction: True)
+    agreement = worker.compare_engine(wanted.model_copy(update={"plan_sha256": built.plan_sha256})).agreement
     assert agreement is not None
     return agreement
 
@@ -242,8 +244,8 @@ def test_the_bundle_s_threshold_and_normalization_count(tmp_path: Path, double: 
     gpu(ORIN)
     settings: dict[str, Any] = {"release": RELEASES[0]}
     usual = compare(tmp_path, double, **settings).foreground
-    wanted = request(tmp_path, "fp32", threshold=0.9)
-    save_toy_graph(wanted.graph_path)
+    built = hashlib.sha256((tmp_path / "fundus.plan").read_bytes()).hexdigest()
+    wanted = request(tmp_path, "fp32", threshold=0.9, content=toy_graph(), plan_sha256=built)
     stricter = worker.compare_engine(wanted).agreement
     brighter = wanted.model_copy(update={"threshold": 0.5, "normalization": Normalization(mean=(0.0, 0.9, 0.0))})
     lighter = worker.compare_engine(brighter).agreement
@@ -367,8 +369,8 @@ class TestProgress:
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(("precision", "types"), [("fp32", {"fp32"}), ("fp16", {"fp16"}), ("int8", {"int8", "fp16"})])
 def test_rtx_builds_and_reads_its_types_back(precision: str, types: set[str], tmp_path: Path, rtx: TensorRT) -> None:
-    wanted = request(tmp_path, precision, flavour="tensorrt-rtx", targets=("sm86", "sm120"))
-    wanted.graph_path.write_bytes(hand_graph(precision))  # type: ignore[arg-type]
+    content = hand_graph(precision)  # type: ignore[arg-type]
+    wanted = request(tmp_path, precision, flavour="tensorrt-rtx", targets=("sm86", "sm120"), content=content)
     seen: list[float] = []
     result = worker.build(wanted, lambda phase, fraction: seen.append(fraction) is None)
     assert result.arithmetic is not None
