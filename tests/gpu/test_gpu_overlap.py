@@ -296,9 +296,9 @@ class Kept:
 def test_the_pipeline_keeps_several_frames_under_way_and_their_order(
     load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from espmedsam_edge.runtime.run import pipeline
+    from espmedsam_edge.runtime.run import scheduler
 
-    monkeypatch.setattr(pipeline, "_NEXT_FRAME_SECONDS", 1.0)  # whatever the test's machine is busy with
+    monkeypatch.setattr(scheduler, "NEXT_FRAME_SECONDS", 1.0)  # whatever the test's machine is busy with
     segmenter = warmed_up(load(), (50, 60), (70, 40))
     clip = Clip(20)
     sink = Kept(clip)

@@ -17,7 +17,6 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.run.bounded_queue import Aborted, BoundedQueue
 from espmedsam_edge.runtime.run.controls import Adjustable, RunSettings
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, RunProgress
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
@@ -362,51 +361,3 @@ def test_settings_out_of_range_are_refused_and_change_nothing(changes: dict[str,
     with pytest.raises(UserError, match="is not"):
         controls.change(**changes)
     assert controls.current() == RunSettings()
-
-
-def test_memory_in_the_queues_is_bounded() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(items=100, size=1000)
-    queue.put(0, 5000)  # alone, whatever its size
-    put: list[int] = []
-
-    def fill() -> None:
-        for number in range(1, 5):
-            queue.put(number, 400)
-            put.append(number)
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    time.sleep(0.05)
-    assert put == []
-    assert queue.get() == 0
-    time.sleep(0.05)
-    assert put == [1, 2]
-    assert [queue.get() for _ in range(4)] == [1, 2, 3, 4]
-    thread.join(5)
-    assert not thread.is_alive()
-
-
-def test_an_aborted_queue_wakes_everyone() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(items=1, size=10)
-    woken: list[str] = []
-
-    def wait(name: str, action: Any) -> None:
-        try:
-            action()
-            action()
-        except Aborted:
-            woken.append(name)
-
-    threads = [threading.Thread(target=wait, args=("put", lambda: queue.put(1)))]
-    other: BoundedQueue[int] = BoundedQueue(items=1, size=10)
-    threads.append(threading.Thread(target=wait, args=("get", other.get)))
-    for thread in threads:
-        thread.start()
-    time.sleep(0.02)
-    queue.abort()
-    other.abort()
-    for thread in threads:
-        thread.join(5)
-    assert sorted(woken) == ["get", "put"]
-    with pytest.raises(Aborted):
-        queue.put(1)
