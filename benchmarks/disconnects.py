@@ -25,13 +25,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.sources.gstreamer import has_element, rtsp_feed
+from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.sources.gstreamer import rtsp_feed
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.network import NetworkFeed
 from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
+from espmedsam_edge.runtime.video.gstreamer import has_element
 
 RESULTS = Path(__file__).parent / "results"
 _PATIENCE = 60.0

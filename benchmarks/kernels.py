@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.bench.cuda_rates import copy_rate
+from espmedsam_edge.bench.rates import copy_rate
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of

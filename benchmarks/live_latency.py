@@ -23,12 +23,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -37,9 +37,9 @@ from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.phantom import PhantomFeed, read_clock
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = (480, 640)

@@ -43,7 +43,8 @@ from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
-from espmedsam_edge.runtime.sources.files import SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import VideoFile
+from espmedsam_edge.runtime.sources.source import SourceFrame
 from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
 
 def tell(line):

@@ -41,9 +41,9 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.serving import serve_run
-from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND_SECONDS = 0.005

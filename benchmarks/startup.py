@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
+from espmedsam_edge.runtime.latency import Latency
 
 # what runs -> (arguments of Python, limit in seconds for the median; None: only for scale)
 CASES: dict[str, tuple[list[str], float | None]] = {

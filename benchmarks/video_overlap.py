@@ -32,7 +32,8 @@ from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import VideoFile
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.shipped.bundles import shipped_bundle
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.bench.power import PowerMeter, Sensor, find_sensor
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.runtime.backends.backend import DeviceUse
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 _STAGE_SECONDS = 1.0

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from espmedsam_edge.bench.latency import drift
 from espmedsam_edge.bench.measure import STAGES, Result
+from espmedsam_edge.bench.ratios import drift
 
 Kind = Literal[
     "noisy", "few-samples", "drifting", "busy-machine", "oversubscribed", "short-of-memory", "growing-memory",

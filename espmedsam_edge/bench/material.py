@@ -18,9 +18,10 @@ from espmedsam_edge.phantoms import phantom_clip
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import OverlayImages, Sink
-from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
-from espmedsam_edge.runtime.video.reading import has_pyav
+from espmedsam_edge.runtime.sources.source import Source, SourceFrame
+from espmedsam_edge.runtime.video.pyav import has_pyav
 from espmedsam_edge.runtime.video.writing import open_writer
 
 MAX_FRAMES = 32

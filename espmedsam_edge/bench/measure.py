@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bench.device import DeviceTimes, measure_device
-from espmedsam_edge.bench.latency import Latency, Ratio, ratio_of_medians
+from espmedsam_edge.bench.ratios import Ratio, ratio_of_medians
 from espmedsam_edge.bench.roofline import Roofline
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.environment import machine_cpu_seconds, process_memory
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 STAGES = ("preprocess", "inference", "postprocess", "overlay")

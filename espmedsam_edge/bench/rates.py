@@ -7,17 +7,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from espmedsam_edge.bench.competitors import runs_on_gpu
-from espmedsam_edge.bench.cuda_rates import copy_rate
 from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.roofline import GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
 from espmedsam_edge.runtime.backends.backend import FrameOptions, Say, load_backend, silent
+from espmedsam_edge.runtime.cuda.device import CudaDevice
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
+from espmedsam_edge.runtime.cuda.stream import Event, Stream
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 _RUNS = 5
 _SECONDS = 0.5
 _HOST_COPY = 64 << 20  # bytes a thread: more than any cache
+_DEVICE_COPY, _DEVICE_COPIES = 256 << 20, 10  # bytes: more than any cache on a GPU
 _MINOR = 0.1  # a type with less of the products is not measured for itself
 
 
@@ -191,3 +195,26 @@ def _save_product(file: Path, type_name: Precision, side: int, width: int, count
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     file.write_bytes(model.SerializeToString())
+
+
+def copy_rate() -> float:
+    """Bytes read and written a second; the best of several copies, of less memory where little is free.
+
+    Raises:
+        UserError: no usable GPU, or its memory is full.
+    """
+    with ExitStack() as opened:
+        device = opened.enter_context(CudaDevice.open())
+        size = min(_DEVICE_COPY, max(1 << 20, device.memory().free // 4))
+        stream = opened.enter_context(Stream(device))
+        source, target = (opened.enter_context(DeviceBuffer(device, size)) for _ in range(2))
+        begin, end = (opened.enter_context(Event(device, timing=True)) for _ in range(2))
+        taken = []
+        stream.fill(source.address, 1, size)
+        for _ in range(1 + _DEVICE_COPIES):
+            begin.record(stream)
+            stream.copy_on_device(target.address, source.address, size)
+            end.record(stream)
+            end.synchronize()
+            taken.append(end.seconds_since(begin))
+    return 2 * size / min(taken[1:])

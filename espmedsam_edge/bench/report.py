@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bench.hints import interpret
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.bench.measure import STAGES, Comparison, Result, Series
+from espmedsam_edge.runtime.latency import Latency
 
 SCHEMA = 2  # since 2, frame to mask has the overlay in it
 _MIB = 1 << 20

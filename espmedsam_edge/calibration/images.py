@@ -14,8 +14,9 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, list_files
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.reading import is_dicom
-from espmedsam_edge.runtime.sources.files import DicomCine, Failure, ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import DicomCine, ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.source import Failure, Source
 
 DEFAULT_IMAGES = 128
 """Enough for ranges to settle; more cost time in proportion."""

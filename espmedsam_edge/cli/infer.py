@@ -15,9 +15,9 @@ import typer
 from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
-    from espmedsam_edge.bench.latency import Latency
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+    from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.run.jobs import LiveReport, RunProgress, RunReport
     from espmedsam_edge.runtime.run.plan import Measurements
     from espmedsam_edge.runtime.segmenter import Segmenter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from espmedsam_edge.runtime.serve.server import Server
     from espmedsam_edge.runtime.sinks.background import BackgroundSinks
     from espmedsam_edge.runtime.sinks.places import Places
-    from espmedsam_edge.runtime.sources.files import Failure
+    from espmedsam_edge.runtime.sources.source import Failure
 
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]

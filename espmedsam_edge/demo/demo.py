@@ -35,7 +35,8 @@ from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Sink
-from espmedsam_edge.runtime.sources.files import ImageFiles, Source, SourceFrame, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.source import Source, SourceFrame
 from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.shipped.bundles import shipped_bundle
 

@@ -114,7 +114,7 @@ say(encoders=[name for name in known if name in av.codecs_available])
         ("gi",),
         """
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sources.gstreamer import load_gstreamer
+from espmedsam_edge.runtime.video.gstreamer import load_gstreamer
 try:
     gst = load_gstreamer()
 except UserError as error:

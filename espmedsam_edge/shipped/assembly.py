@@ -9,6 +9,7 @@ Only the outermost layer of ONNX's protobuf is touched: fields are copied as byt
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.protobuf import BYTES, VARINT, NotProtobufError, encoded, fields, varint
 
 PLACEHOLDER = "modality"
 """Stands for the modality's name in the names of a skeleton's weights."""
@@ -29,7 +31,6 @@ _GRAPH_INITIALIZER, _GRAPH_INPUT = 5, 11
 _VALUE_NAME = 1
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _FLOAT = 1
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def assemble(skeleton: bytes, weights: Mapping[str, NDArray[np.generic]], modality: str, path: Path) -> None:
@@ -72,26 +73,26 @@ def fill(skeleton: bytes, weights: Mapping[str, NDArray[np.generic]], modality: 
     """
     model = bytearray()
     try:
-        for number, kind, value in _fields(skeleton):
-            if number == _MODEL_GRAPH and kind == _BYTES:
+        for number, kind, value in _contents(skeleton):
+            if number == _MODEL_GRAPH and kind == BYTES:
                 value = _fill_graph(value, weights, modality)
-            model += _field(number, kind, value)
-    except (IndexError, ValueError) as error:
+            model += encoded(number, kind, value)
+    except (NotProtobufError, UnicodeDecodeError) as error:
         raise UserError(f"the network's file is damaged ({error}).", "Install the package again.") from error
     return bytes(model)
 
 
 def _fill_graph(graph: bytes, weights: Mapping[str, NDArray[np.generic]], modality: str) -> bytes:
     filled = bytearray()
-    for number, kind, value in _fields(graph):
+    for number, kind, value in _contents(graph):
         name = _name(value) if number == _GRAPH_INPUT else IMAGE
         if name == IMAGE:
-            filled += _field(number, kind, value)
+            filled += encoded(number, kind, value)
             continue
         key = weight_name(name, modality)
         if key not in weights:
             raise UserError(f"the checkpoint has no {key}.", "It is of another preset than the network.")
-        filled += _field(_GRAPH_INITIALIZER, _BYTES, _tensor(name, np.asarray(weights[key], np.float32)))
+        filled += encoded(_GRAPH_INITIALIZER, BYTES, _tensor(name, np.asarray(weights[key], np.float32)))
     return bytes(filled)
 
 
@@ -101,62 +102,20 @@ def weight_name(name: str, modality: str) -> str:
 
 
 def _name(value_info: bytes) -> str:
-    return next(value.decode() for number, _, value in _fields(value_info) if number == _VALUE_NAME)
+    return next(value.decode() for number, _, value in _contents(value_info) if number == _VALUE_NAME)
 
 
 def _tensor(name: str, values: NDArray[np.float32]) -> bytes:
     message = bytearray()
     for size in values.shape:
-        message += _field(_TENSOR_DIMS, _VARINT, _varint(size))
-    message += _field(_TENSOR_TYPE, _VARINT, _varint(_FLOAT))
-    message += _field(_TENSOR_NAME, _BYTES, name.encode())
-    message += _field(_TENSOR_RAW, _BYTES, np.ascontiguousarray(values, "<f4").tobytes())
+        message += encoded(_TENSOR_DIMS, VARINT, varint(size))
+    message += encoded(_TENSOR_TYPE, VARINT, varint(_FLOAT))
+    message += encoded(_TENSOR_NAME, BYTES, name.encode())
+    message += encoded(_TENSOR_RAW, BYTES, np.ascontiguousarray(values, "<f4").tobytes())
     return bytes(message)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """A message's fields: number, wire type, and the value's bytes as they stand, without a length."""
-    at, end = 0, len(message)
-    while at < end:
-        tag, at = _read_varint(message, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            start = at
-            _, at = _read_varint(message, at)
-            yield tag >> 3, kind, message[start:at]
-            continue
-        if kind == _BYTES:
-            length, at = _read_varint(message, at)
-        elif kind in (_FIXED32, _FIXED64):
-            length = 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at + length > end:
-            raise ValueError("it ends early")
-        yield tag >> 3, kind, message[at : at + length]
-        at += length
-
-
-def _field(number: int, kind: int, value: bytes) -> bytes:
-    head = _varint(number << 3 | kind)
-    return head + _varint(len(value)) + value if kind == _BYTES else head + value
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number without end")
+def _contents(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """A message's fields: number, wire type, content."""
+    for field in fields(io.BytesIO(message), len(message)):
+        yield field.number, field.kind, message[field.start : field.end]

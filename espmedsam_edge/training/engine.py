@@ -26,9 +26,8 @@ from espmedsam_edge.training.data.loader import BatchLoader
 from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import Objective, Segmentation
-from espmedsam_edge.training.optimizer import make_optimizer
+from espmedsam_edge.training.optimizer import learning_rate_factor, make_optimizer
 from espmedsam_edge.training.recipe import Recipe, Stage
-from espmedsam_edge.training.schedule import learning_rate_factor
 from espmedsam_edge.training.state import (
     Progress,
     first_difference,

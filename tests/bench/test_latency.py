@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espmedsam_edge.bench.latency import Latency, drift, ratio_of_medians
+from espmedsam_edge.bench.ratios import drift, ratio_of_medians
+from espmedsam_edge.runtime.latency import Latency
 
 seconds = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=60)
 

@@ -10,7 +10,8 @@ import pytest
 from video_files import save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.video.reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import open_video
 
 
 @pytest.fixture

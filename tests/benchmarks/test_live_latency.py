@@ -18,9 +18,9 @@ from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
-from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
 from espmedsam_edge.runtime.sources.phantom import PhantomFeed
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

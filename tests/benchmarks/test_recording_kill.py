@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from espmedsam_edge.runtime.video.reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import open_video
 
 
 @pytest.fixture

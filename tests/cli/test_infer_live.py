@@ -25,8 +25,9 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
-from espmedsam_edge.runtime.sources.files import SourceFrame
-from espmedsam_edge.runtime.video.reading import has_pyav, open_video
+from espmedsam_edge.runtime.sources.source import SourceFrame
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import open_video
 
 Outcome = tuple[int, str, str]
 SMALL = "size=64x48&fps=100"

@@ -27,7 +27,8 @@ from websockets.sync.client import connect
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.imaging.overlay import color_of
-from espmedsam_edge.runtime.video.reading import has_pyav, open_video
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import open_video
 
 
 @contextmanager

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from test_gpu_backend import Load, bundle, frame_of, load
 
-from espmedsam_edge.bench import cuda_rates
 from espmedsam_edge.bench import device as bench_device
+from espmedsam_edge.bench import rates
 from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bench.device import DeviceTimes, measure_device
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.bench.material import time_encoding
 from espmedsam_edge.bench.measure import Contender, Material, Sample, Settings, bench
 from espmedsam_edge.bench.power import Sensor, watts_of_nvidia_smi
@@ -26,6 +25,7 @@ from espmedsam_edge.runtime import segmentation
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.backends.frame_graph import STAGES
 from espmedsam_edge.runtime.cuda.stream import Stream
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 __all__ = ["bundle", "load"]  # fixtures
@@ -107,8 +107,8 @@ def test_the_overlay_is_drawn_and_brought_by_the_gpu_and_by_the_cpu_for_a_conten
 
 
 def test_the_copy_rate_counts_reading_and_writing(machine: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_rates, "_SIZE", 1 << 20)
-    assert cuda_rates.copy_rate() == pytest.approx(2 * (1 << 20) / 0.0015, rel=1e-3)  # the double's clock: 1.5 ms
+    monkeypatch.setattr(rates, "_DEVICE_COPY", 1 << 20)
+    assert rates.copy_rate() == pytest.approx(2 * (1 << 20) / 0.0015, rel=1e-3)  # the double's clock: 1.5 ms
 
 
 class Timed:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from espmedsam_edge.bench import cuda_rates
+from espmedsam_edge.bench import rates as bench_rates
 from espmedsam_edge.runtime.cuda.module import KernelModule
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
@@ -27,7 +27,7 @@ SMALL = {"frame": (64, 48), "image_size": 64}
 def rates(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
     module = load_script("benchmarks/kernels.py")
     monkeypatch.setattr(module, "WORKING_SET", 1 << 18)
-    monkeypatch.setattr(cuda_rates, "_SIZE", 1 << 20)
+    monkeypatch.setattr(bench_rates, "_DEVICE_COPY", 1 << 20)
     return module
 
 

@@ -16,8 +16,8 @@ from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 from espmedsam_edge.runtime.sources.live import BackOff, LiveSource
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 __all__ = ["bundle", "load", "load_auto", "load_batch"]  # fixtures
 

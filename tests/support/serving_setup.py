@@ -30,7 +30,7 @@ from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 BASE = "http://127.0.0.1:8080"
 TOKEN = "correct-horse-battery-staple"

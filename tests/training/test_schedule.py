@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from espmedsam_edge.training.optimizer import learning_rate_factor
 from espmedsam_edge.training.recipe import ScheduleSection
-from espmedsam_edge.training.schedule import learning_rate_factor
 
 
 def factors(schedule: ScheduleSection, steps: int = 101, steps_per_epoch: int = 10) -> list[float]:

@@ -6,29 +6,21 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, write_errors
-from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.dicom.codes import Code, codes_of
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
-from espmedsam_edge.runtime.dicom.reading import is_dicom
-from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources.files import SourceFrame
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 NOTICE = "Made by software for research; it is not a medical device"
 _SERIES_NUMBER = 9100
-_MOST_FRAMES = 20_000  # pydicom's objects for what is said of each take 30 kB of memory
 
 
 @dataclass(frozen=True)
@@ -44,95 +36,6 @@ class Algorithm:
     version: str
     parameters: Mapping[str, str]
     trained: bool = True
-
-
-class DicomSegmentations:
-    """Writes one DICOM-SEG a DICOM file, when its last frame has come; each is complete or absent.
-
-    Pixels are binary and equal the masks; every frame is there, those without foreground, too. The patient, study and
-    frame of reference are those of the source, to which it belongs: it holds the same patient data.
-
-    Args:
-        paths: the file to write for each DICOM input.
-        algorithm: what made the masks.
-
-    Raises:
-        UserError: highdicom is missing, or an input is not DICOM.
-    """
-
-    def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm) -> None:
-        if find_spec("highdicom") is None:
-            raise UserError(
-                "highdicom, which writes DICOM-SEG, is not installed.", f"Install it: {install_command('dicom')}"
-            )
-        for path in paths:
-            if path.is_file() and not is_dicom(path):
-                raise UserError(
-                    f"{path} is not DICOM; --dicom-seg is for DICOM inputs.", "Leave it out, or use --masks."
-                )
-        self._paths, self._algorithm = paths, algorithm
-        self._current: _Unfinished | None = None
-        self._incomplete: list[str] = []
-
-    def __enter__(self) -> DicomSegmentations:
-        return self
-
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``; frames of a file come together and in order."""
-        current = self._current
-        if current is None or current.path != frame.path:
-            self._give_up_current()
-            current = self._current = self._begun(frame, result)
-        masks, place = current.masks, self._paths[frame.path]
-        with write_errors(place):
-            if frame.index == masks.count and result.size == masks.size and result.modality == current.modality:
-                masks.append(result.mask)
-            if masks.count == _frames_of(current.header) and masks.size == _size_of(current.header):
-                self._current = None
-                with masks, atomic_path(place) as temporary:
-                    write_segmentation(temporary, current.header, masks, current.modality, self._algorithm)
-
-    def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
-        header = _read_header(frame)
-        count = _frames_of(header)
-        if count > _MOST_FRAMES:
-            raise UserError(
-                f"no DICOM-SEG of {frame.source}: its {count} frames are over the limit of {_MOST_FRAMES}.",
-                "Export it in parts, or use --masks or --mask-video for it.",
-                exit_code=1,
-            )
-        folder = self._paths[frame.path].parent
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            return _Unfinished(frame.path, frame.source, header, result.modality, PackedMasks(result.size, folder))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._give_up_current()
-        if kind is None and self._incomplete:
-            more = f" and {len(self._incomplete) - 1} more" if len(self._incomplete) > 1 else ""
-            raise UserError(
-                f"no DICOM-SEG of {self._incomplete[0]}{more}: not all of it was segmented, at its own size and with "
-                "one modality.",
-                "Segment the whole file without changing the modality.",
-                exit_code=1,
-            )
-
-    def _give_up_current(self) -> None:
-        if self._current is not None:
-            self._current.masks.close()
-            self._incomplete.append(self._current.name)
-            self._current = None
-
-
-@dataclass
-class _Unfinished:
-    path: Path
-    name: str
-    header: Any
-    modality: str
-    masks: PackedMasks
 
 
 def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality: str, algorithm: Algorithm) -> None:
@@ -317,23 +220,11 @@ def _completed(header: Dataset) -> Dataset:
     return source
 
 
-def _read_header(frame: SourceFrame) -> Any:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        header = dcmread(frame.path, stop_before_pixels=True)
-        _ = (header.Rows, header.Columns, header.SOPInstanceUID)
-    except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {frame.source} again for its DICOM-SEG.", "Copy it again.", exit_code=1
-        ) from error
-    return header
-
-
-def _frames_of(header: Dataset) -> int:
+def frames_of(header: Dataset) -> int:
+    """How many frames a DICOM image has."""
     return int(header.get("NumberOfFrames") or 1)
 
 
-def _size_of(header: Dataset) -> tuple[int, int]:
+def size_of(header: Dataset) -> tuple[int, int]:
+    """Its frames' (height, width)."""
     return int(header.Rows), int(header.Columns)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espmedsam_edge.bench.latency import Latency
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.files import Failure, Source
+from espmedsam_edge.runtime.sources.source import Failure, Source
 
 STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
 

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from espmedsam_edge.runtime.run.in_flight import Outcome
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources.files import LiveFrames, SourceFrame
+from espmedsam_edge.runtime.sources.source import LiveFrames, SourceFrame
 
 READ_AHEAD_BYTES = 512 << 20
 """What a run holds at most, of all its jobs together: frames that wait, are segmented or are written, with results.

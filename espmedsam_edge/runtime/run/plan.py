@@ -11,17 +11,18 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
-from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.contours import Form
+from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sinks.places import Places, numbered
 from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced, Sink
 from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
-from espmedsam_edge.runtime.sources.files import Source
+from espmedsam_edge.runtime.sources.source import Source
 
 
 @dataclass(frozen=True)

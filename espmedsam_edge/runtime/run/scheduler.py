@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run import lanes
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
@@ -26,7 +26,7 @@ from espmedsam_edge.runtime.segmentation import DoesNotFit
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 NEXT_FRAME_SECONDS = 0.001
 """How long frames on a GPU wait for another one of a file to overlap with."""

@@ -18,7 +18,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.runtime.run.controls import Controls, RunSettings
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.statistics import Statistics
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 DEFAULT_OPACITY = 0.35
 STALLED_SECONDS = 30.0

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 BOUNDS: tuple[float, ...] = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds in seconds of the histograms' buckets."""

@@ -12,7 +12,7 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MOST_SOURCES = 24

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from espmedsam_edge.bench.latency import Latency
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 _LAG_SECONDS = 0.3  # that a frame may wait before fewer are taken, and how long a change has to work
 _MOST_THINNING = 16

@@ -8,7 +8,7 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.sources.gstreamer import error_class, has_element, load_gstreamer, without_addresses
+from espmedsam_edge.runtime.video.gstreamer import error_class, has_element, load_gstreamer, without_addresses
 from espmedsam_edge.runtime.video.writing import fitted
 
 _BITS = 4_000_000  # a second: the hardware encoder has no constant quality

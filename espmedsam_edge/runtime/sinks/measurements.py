@@ -14,7 +14,7 @@ from espmedsam_edge.files import write_errors
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")
 

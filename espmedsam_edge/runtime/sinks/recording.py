@@ -15,8 +15,8 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
-from espmedsam_edge.runtime.sources.files import Source, SourceFrame
-from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.sources.source import Source, SourceFrame
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.writing import DEFAULT_CRF, VideoWriter, open_writer
 
 DEFAULT_FPS = Fraction(25)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 _LONGEST_PAUSE = 1.0  # seconds between two frames, whatever their times say
 

@@ -17,9 +17,9 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import gstreamer_stream
 from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.sinks.recording import DEFAULT_FPS
-from espmedsam_edge.runtime.sources.files import Source, SourceFrame
+from espmedsam_edge.runtime.sources.source import Source, SourceFrame
 from espmedsam_edge.runtime.sources.uris import without_secrets
-from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.writing import PyAvEncoder, even_size
 
 SCHEMES = ("udp", "rtp", "rtsp")

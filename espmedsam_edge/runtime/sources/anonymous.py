@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal
 
 from espmedsam_edge.errors import UserError, printable
-from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
 
 class SourceNames:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.sources.live import Disconnected, Feed
+from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens
 from espmedsam_edge.runtime.sources.uris import Uri
+from espmedsam_edge.runtime.video.gstreamer import error_class, load_gstreamer, without_addresses
 
 SINK = "appsink name=sink drop=true max-buffers=1 sync=false"
 _TO_BGR = "videoconvert ! video/x-raw,format=BGR"
@@ -21,10 +20,6 @@ _TO_BGR = "videoconvert ! video/x-raw,format=BGR"
 _FROM_JETSON = f"nvvidconv ! video/x-raw,format=BGRx ! {_TO_BGR}"
 JETSON_DECODER = "nvv4l2decoder"
 _CODECS = ("h264", "h265")
-_PACKAGES = (
-    "sudo apt-get install python3-gi gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
-    "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"
-)
 _OPEN_SECONDS = 10.0
 _READ_SECONDS = 5.0
 _SLICE_SECONDS = 0.2
@@ -182,48 +177,6 @@ def rtsp_feed(uri: Uri, decoder: str, convert: str = _TO_BGR, elements: Sequence
     return FirstThatOpens(feeds)
 
 
-def has_gstreamer() -> bool:
-    """Whether PyGObject is installed; GStreamer itself shows when it is loaded."""
-    return find_spec("gi") is not None
-
-
-def has_element(name: str) -> bool:
-    """Whether GStreamer works here and has an element, such as the Jetson's ``nvv4l2decoder``."""
-    if not has_gstreamer():
-        return False
-    try:
-        return load_gstreamer().ElementFactory.find(name) is not None
-    except UserError:
-        return False
-
-
-def load_gstreamer() -> Any:
-    """GStreamer's module, initialised.
-
-    Raises:
-        UserError: PyGObject or GStreamer's description for it is not installed.
-    """
-    try:
-        import gi
-
-        gi.require_version("Gst", "1.0")
-        gi.require_version("GstApp", "1.0")
-        from gi.repository import Gst, GstApp  # noqa: F401 (GstApp gives appsink its methods)
-    except (ImportError, ValueError) as error:
-        raise UserError("GStreamer for Python is not installed.", f"Install it: {_PACKAGES}", exit_code=1) from error
-    if not Gst.is_initialized():
-        Gst.init(None)
-    return Gst
-
-
-def error_class() -> type[Exception]:
-    """The class of GLib's errors."""
-    from gi.repository import GLib
-
-    found: type[Exception] = GLib.Error
-    return found
-
-
 def _frame(gst: Any, sample: Any) -> Frame:
     """A sample's picture, copied out of GStreamer's memory, whose rows may be padded to four bytes."""
     caps = sample.get_caps().get_structure(0)
@@ -237,9 +190,3 @@ def _frame(gst: Any, sample: Any) -> Frame:
         return np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3)
     finally:
         buffer.unmap(content)
-
-
-def without_addresses(text: str) -> str:
-    """GStreamer's message in a line, without what may hold a password."""
-    words = [word for word in text.split() if "://" not in word and "@" not in word]
-    return " ".join(words).rstrip(".") or "GStreamer failed"

@@ -13,7 +13,8 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.sources.live import Disconnected
 from espmedsam_edge.runtime.sources.uris import Uri
-from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav, turned
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.reading import turned
 
 OPEN_SECONDS = 8.0
 READ_SECONDS = 5.0

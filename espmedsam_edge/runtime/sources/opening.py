@@ -16,23 +16,16 @@ from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
 from espmedsam_edge.runtime.sources.camera import CameraFeed
-from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.sources.files import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    DicomCine,
-    Failure,
-    ImageFiles,
-    Source,
-    VideoFile,
-)
-from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, csi_feed, hardware_rtsp_feed, has_element
-from espmedsam_edge.runtime.sources.live import Feed, LiveOptions, LiveSource
+from espmedsam_edge.runtime.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, csi_feed, hardware_rtsp_feed
+from espmedsam_edge.runtime.sources.live import Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.network import NetworkFeed
 from espmedsam_edge.runtime.sources.phantom import open_phantom
+from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import looks_like_video
-from espmedsam_edge.runtime.video.reading import has_pyav
+from espmedsam_edge.runtime.video.gstreamer import has_element
+from espmedsam_edge.runtime.video.pyav import has_pyav
 
 
 def open_sources(

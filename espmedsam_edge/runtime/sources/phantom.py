@@ -19,8 +19,8 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import SMALLEST, phantom
-from espmedsam_edge.runtime.sources.files import Failure, Source, SourceFrame
 from espmedsam_edge.runtime.sources.live import LiveSource
+from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 from espmedsam_edge.runtime.sources.uris import Uri
 
 MODALITIES = (*PAPER_MODALITIES, "histopathology")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
 _DEFAULT_FPS = Fraction(25)
 
@@ -40,19 +40,6 @@ class VideoReader(Protocol):
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-
-
-def has_pyav() -> bool:
-    """Whether PyAV (extra ``video``) is installed."""
-    return find_spec("av") is not None
-
-
-def load_pyav() -> Any:
-    """PyAV's module, told to keep FFmpeg's own lines off stderr."""
-    import av
-
-    av.logging.set_level(None)
-    return av
 
 
 def open_video(path: Path) -> VideoReader:

@@ -13,7 +13,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
-from espmedsam_edge.runtime.video.reading import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
 WRITABLE_SUFFIXES: tuple[str, ...] = (".mp4", ".mov", ".mkv")
 

@@ -14,10 +14,11 @@ from sink_material import result_of
 
 from espmedsam_edge import modalities
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.dicom import segmentation as dicom_seg
 from espmedsam_edge.runtime.dicom.codes import OWN_SCHEME, codes_of
-from espmedsam_edge.runtime.dicom.segmentation import Algorithm, DicomSegmentations
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+from espmedsam_edge.runtime.sinks import dicom_seg
+from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 highdicom = pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")

@@ -13,7 +13,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom import identifiers
 from espmedsam_edge.runtime.dicom.identifiers import KEY_VARIABLE, DicomIdentifiers
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 from seg_sources import PATIENT, save_dicom

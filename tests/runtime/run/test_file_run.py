@@ -22,7 +22,7 @@ from espmedsam_edge.runtime.run.jobs import STAGES, Job, RunProgress
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 
 class Scripted:

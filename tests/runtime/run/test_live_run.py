@@ -26,8 +26,8 @@ from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks import sink as sinks
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
 from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, Feed, LiveSource
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 QUICK = BackOff(first=0.001, longest=0.002)
 

@@ -15,7 +15,8 @@ from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
 from espmedsam_edge.runtime.sinks.places import plan_places
 from espmedsam_edge.runtime.sinks.recording import Recording
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced
-from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.source import Source
 
 STYLE = OverlayStyle((0, 0, 0))
 IMAGE, OTHER, CLIP = Path("a.jpg"), Path("b.png"), Path("c.avi")

@@ -22,7 +22,7 @@ from espmedsam_edge.runtime.serve import live_view, viewer
 from espmedsam_edge.runtime.serve.adaptation import LEVELS, Adaptation
 from espmedsam_edge.runtime.serve.panel import Change
 from espmedsam_edge.runtime.serve.statistics import Statistics
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 
 @pytest.fixture

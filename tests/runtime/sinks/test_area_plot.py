@@ -15,7 +15,7 @@ from sink_material import blob, result_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sinks import area_plot
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot, Curve
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 needs_matplotlib = pytest.mark.skipif(area_plot.why_no_plot() is not None, reason="needs matplotlib (extra bench)")

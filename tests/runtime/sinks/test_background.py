@@ -14,7 +14,7 @@ from sink_material import blob, result_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.background import BackgroundSink, BackgroundSinks
-from espmedsam_edge.runtime.sources.files import Failure, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 RESULT = result_of(blob((48, 64)))
 

@@ -13,7 +13,7 @@ from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sinks.measurements import AREA_COLUMNS, AreaTable, JsonLines
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 AREA = int((blob((48, 64)) > 0).sum())

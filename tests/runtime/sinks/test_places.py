@@ -11,7 +11,8 @@ from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sinks.places import Places, output_names, plan_places
-from espmedsam_edge.runtime.sources.files import ImageFiles, Source, VideoFile
+from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.source import Source
 
 
 @pytest.fixture(autouse=True)

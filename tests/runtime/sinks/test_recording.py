@@ -15,8 +15,9 @@ from video_files import clip_frame, number_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime.sinks.recording import Recording, mask_video, overlay_video
-from espmedsam_edge.runtime.sources.files import SourceFrame
-from espmedsam_edge.runtime.video.reading import has_pyav, open_video
+from espmedsam_edge.runtime.sources.source import SourceFrame
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import open_video
 from espmedsam_edge.runtime.video.writing import PyAvWriter, open_writer
 
 STYLE = OverlayStyle((0, 255, 255))

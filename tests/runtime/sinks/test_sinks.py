@@ -15,7 +15,7 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 from espmedsam_edge.runtime.sinks import sink as sinks
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced
-from espmedsam_edge.runtime.sources.files import SourceFrame
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 STYLE = OverlayStyle((0, 255, 255))
 

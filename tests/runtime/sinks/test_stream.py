@@ -22,8 +22,8 @@ from espmedsam_edge.runtime.sinks import gstreamer_stream
 from espmedsam_edge.runtime.sinks import stream as streaming
 from espmedsam_edge.runtime.sinks.gstreamer_stream import describe_pipeline
 from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
-from espmedsam_edge.runtime.sources.files import SourceFrame
-from espmedsam_edge.runtime.video.reading import has_pyav
+from espmedsam_edge.runtime.sources.source import SourceFrame
+from espmedsam_edge.runtime.video.pyav import has_pyav
 
 SIZE = (120, 160)
 INVISIBLE = OverlayStyle((0, 255, 255), opacity=0, outline=False)

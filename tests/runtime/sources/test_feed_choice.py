@@ -6,8 +6,7 @@ import pytest
 from scripted_feeds import END, ScriptedFeed
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, LiveSource
+from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, FirstThatOpens, LiveSource
 
 
 def refusal(text: str) -> UserError:

@@ -9,8 +9,8 @@ import pytest
 from scripted_feeds import END, EndlessFeed, ScriptedFeed
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sources.files import SourceFrame
 from espmedsam_edge.runtime.sources.live import BackOff, Disconnected, LiveSource
+from espmedsam_edge.runtime.sources.source import SourceFrame
 
 QUICK = BackOff(first=0.001, longest=0.002)
 NAME = "rtsp://camera/1"

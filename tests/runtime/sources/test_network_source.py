@@ -16,11 +16,11 @@ from video_files import clip_frame, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sources import opening
-from espmedsam_edge.runtime.sources.feed_choice import FirstThatOpens
-from espmedsam_edge.runtime.sources.gstreamer import GStreamerFeed, has_element, has_gstreamer, rtsp_feed
-from espmedsam_edge.runtime.sources.live import BackOff, Feed, LiveOptions, LiveSource
+from espmedsam_edge.runtime.sources.gstreamer import GStreamerFeed, rtsp_feed
+from espmedsam_edge.runtime.sources.live import BackOff, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
+from espmedsam_edge.runtime.video.gstreamer import has_element, has_gstreamer
 
 pytest.importorskip("av", reason="needs PyAV (extra video)")
 QUICK = BackOff(first=0.01, longest=0.05)

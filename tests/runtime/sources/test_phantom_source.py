@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.sources.files import Source
 from espmedsam_edge.runtime.sources.live import LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.phantom import PhantomClip, PhantomFeed, read_clock, write_clock
+from espmedsam_edge.runtime.sources.source import Source
 
 
 def opened(text: str) -> Source:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from video_files import FRAMES, clip_frame, cut, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.video import reading, writing
+from espmedsam_edge.runtime.video import pyav, writing
 from espmedsam_edge.runtime.video.containers import cut_off, looks_like_video
-from espmedsam_edge.runtime.video.reading import OpenCvReader, PyAvReader, VideoReader, has_pyav, open_video
+from espmedsam_edge.runtime.video.pyav import has_pyav
+from espmedsam_edge.runtime.video.reading import OpenCvReader, PyAvReader, VideoReader, open_video
 from espmedsam_edge.runtime.video.writing import OpenCvWriter, PyAvWriter, VideoWriter, open_writer
 
 needs_pyav = pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video)")
@@ -191,7 +192,7 @@ def test_a_phones_rotation_is_applied_the_same_by_both(tmp_path: Path, clockwise
 
 
 def test_opencv_takes_over_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "find_spec", lambda _: None)
+    monkeypatch.setattr(pyav, "find_spec", lambda _: None)
     assert isinstance(open_video(save_clip(tmp_path / "a.mp4")), OpenCvReader)
     monkeypatch.setattr(writing, "has_pyav", lambda: False)
     writer = open_writer(tmp_path / "b.mp4", (47, 63), Fraction(10))
