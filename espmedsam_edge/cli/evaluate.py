@@ -98,7 +98,9 @@ def _show(evaluation: Evaluation, native: bool) -> None:
         console.print(f"paper: {evaluation.method}; {paper_tables().source}. Its images and splits are not these.")
     notes = sum(bool(result.note) for result in evaluation.results)
     if notes:
-        console.print(f"{notes} masks hold grey values (JPEG?) and were cut at half; --csv says which.")
+        console.print(
+            f"{notes} masks needed a guess (grey values cut at half, or a photograph turned by its Exif tag); --csv says which."
+        )
     if evaluation.untrained:
         console.print("These weights were never trained: the scores mean nothing.")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.imaging.decode import read_image, read_orientation
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.masks import Mask, read_mask
 
@@ -159,10 +159,26 @@ class DatasetFolder:
         if mask.shape != image.shape[:2]:
             raise UserError(
                 f"{file} is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {image.shape[1]}x{image.shape[0]}.",
-                "Find the mask that belongs to it, or take the id out of the split.",
+                "Find the mask that belongs to it (drawn on the photograph as stored, while its Exif tag turns it?), "
+                "or take the id out of the split."
+                if turned_apart(self.image_files[id_], file)
+                else "Find the mask that belongs to it, or take the id out of the split.",
                 exit_code=1,
             )
-        return Sample(id_, image, mask, f"{file.name}: {grey} grey pixels were cut at half" if grey else "")
+        notes = [f"{file.name}: {grey} grey pixels were cut at half"] if grey else []
+        if turned_apart(self.image_files[id_], file):
+            notes.append(f"{self.image_files[id_].name} is turned by its Exif tag, {file.name} is not")
+        return Sample(id_, image, mask, "; ".join(notes))
+
+
+def turned_apart(image: Path, mask: Path) -> bool:
+    """Whether an Exif tag turns the image and nothing turns its mask alike: it may be drawn on the pixels as stored.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    orientation = read_orientation(image)
+    return orientation != 1 and read_orientation(mask) != orientation
 
 
 def read_split(file: Path) -> Split:

@@ -28,6 +28,7 @@ DEFAULT_MAX_PIXELS = 100_000_000
 
 _MAX_PIXELS_VARIABLE = "ESPMEDSAM_MAX_PIXELS"
 _DEPTHS = (8, 10, 12, 14, 16)
+_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def read_image(path: str | Path) -> Frame:
@@ -60,7 +61,7 @@ def decode_image(data: bytes, name: str = "the image") -> Frame:
     return _decode(data, name)[0]
 
 
-def _decode(data: bytes, name: str) -> tuple[Frame, ImageHeader]:
+def _decode(data: bytes, name: str, flags: int = _COLOUR) -> tuple[Frame, ImageHeader]:
     try:
         header = read_header(data)
     except HeaderError as error:
@@ -69,7 +70,6 @@ def _decode(data: bytes, name: str) -> tuple[Frame, ImageHeader]:
     if header.format == "HEIC":
         return _decode_heic(data, name), header
     quiet_opencv()
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says, and before 5.0 some a tile at a time
         data = without_orientation(data)
     try:
@@ -80,7 +80,9 @@ def _decode(data: bytes, name: str) -> tuple[Frame, ImageHeader]:
         packed = compression_name(data) if header.format == "TIFF" else None
         what = f"compression by {packed} is not read" if packed else f"its {header.format} data cannot be decoded"
         raise UserError(f"cannot read {name}: {what}.", _REMEDY, exit_code=1)
-    return _upright(_to_8_bits(pixels, header, name), header), header
+    if flags == _COLOUR:
+        pixels = _to_8_bits(pixels, header, name)
+    return _upright(pixels, header), header
 
 
 def _decode_heic(data: bytes, name: str) -> Frame:
@@ -101,6 +103,34 @@ def _decode_heic(data: bytes, name: str) -> Frame:
     if pixels.ndim == 2:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
     return np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def read_samples(path: str | Path) -> NDArray[Any]:
+    """Read a file's samples as they are stored, for masks and labels: no scaling, no colour model, no inversion.
+
+    Returns:
+        (H, W) or (H, W, C), uint8 or uint16, upright; of a palette, its colours.
+
+    Raises:
+        UserError: as ``read_image``.
+    """
+    path = Path(path)
+    data = _read(path)
+    frame, header = _decode(data, str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    # OpenCV shows 8 bits that count down from white as they look.
+    return 255 - frame if header.white_is_zero and frame.dtype == np.uint8 else frame
+
+
+def read_orientation(path: str | Path) -> int:
+    """Exif's number, 1 to 8, by which ``read_image`` turns a file's picture; 1: it is upright as stored.
+
+    Raises:
+        UserError: as ``read_image``.
+    """
+    try:
+        return read_header(_read(Path(path))).orientation
+    except HeaderError as error:
+        raise UserError(f"cannot read {path}: {error}.", _REMEDY, exit_code=1) from error
 
 
 def max_pixels() -> int:
@@ -173,7 +203,7 @@ def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str) -> Frame:
 
 def _upright(frame: Frame, header: ImageHeader) -> Frame:
     if header.orientation >= 5:
-        frame = np.transpose(frame, (1, 0, 2))
+        frame = np.swapaxes(frame, 0, 1)
     if header.orientation in (2, 3, 6, 7):
         frame = frame[:, ::-1]
     if header.orientation in (3, 4, 7, 8):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.masks import binary, read_mask, resize_mask
 from espmedsam_edge.phantoms import phantom
 
@@ -45,6 +46,64 @@ def test_a_jpeg_mask_is_cut_at_half_and_says_so(tmp_path: Path) -> None:
     found = read_mask(tmp_path / "m.jpg")
     assert found.grey > 0
     assert np.array_equal(found.mask, mask)  # quality 90 strays far less than half
+
+
+def written(path: Path, kind: str, disc: np.ndarray) -> Path:
+    """The same disc as labelling tools write it."""
+    Image, tifffile = pytest.importorskip("PIL.Image"), pytest.importorskip("tifffile")
+    white, nothing = disc * np.uint8(255), disc * np.uint8(0)
+    arrays_ = {
+        "0-127.png": disc * np.uint8(127), "0-1-16bit.png": disc.astype(np.uint16), "0-960.png": disc * np.uint16(960),
+        "3-200.png": np.where(disc, 200, 3).astype(np.uint8),
+        "alpha.png": np.dstack([nothing + np.uint8(255)] * 3 + [white]),
+        "black-with-alpha.png": np.dstack([nothing] * 3 + [white]),
+    }  # fmt: skip
+    if kind in arrays_:
+        cv2.imwrite(str(path / kind), arrays_[kind])
+    elif kind == "palette.png":
+        image = Image.fromarray(disc.astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 64, 127] + [0] * 762)  # a dark colour
+        image.save(path / kind)
+    elif kind == "bool.tif":
+        tifffile.imwrite(path / kind, disc)
+    elif kind == "white-is-zero.tif":
+        tifffile.imwrite(path / kind, white, photometric="miniswhite")
+    else:
+        Image.fromarray(white).save(path / kind)
+    return path / kind
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["0-127.png", "0-1-16bit.png", "0-960.png", "3-200.png", "alpha.png", "black-with-alpha.png", "palette.png",
+     "bool.tif", "white-is-zero.tif", "m.gif", "m.bmp", "m.png"],
+)  # fmt: skip
+def test_two_values_are_a_mask_whichever_they_are(tmp_path: Path, kind: str) -> None:
+    mask = _mask()
+    found = read_mask(written(tmp_path, kind, mask > 0))
+    assert np.array_equal(found.mask, mask)
+    assert found.grey == 0
+
+
+@pytest.mark.parametrize("kind", ["labels", "colours", "ids", "ones-through-jpeg"])
+def test_labels_and_numbers_are_refused_never_silently_empty(tmp_path: Path, kind: str) -> None:
+    mask, file = _mask() > 0, tmp_path / "m.png"
+    labels = mask.astype(np.uint8)
+    labels[:9, :9] = 2
+    if kind == "colours":
+        labels = np.array([[0, 0, 0], [0, 64, 127], [64, 0, 0]], np.uint8)[labels]
+    elif kind == "ids":
+        labels = np.where(mask, np.arange(mask.shape[1]) // 8 * 60 + 60, 0).astype(np.uint16)
+    elif kind == "ones-through-jpeg":
+        file, labels = tmp_path / "m.jpg", (mask * 3).astype(np.uint8)
+    cv2.imwrite(str(file), labels)
+    with pytest.raises(UserError, match=r"as a mask: it holds the values 0, .* Write the target's pixels as 255"):
+        read_mask(file)
+
+
+def test_empty_and_full_masks_are_what_they_are() -> None:
+    assert not binary(np.zeros((4, 5), np.uint16)).mask.any()
+    assert binary(np.full((4, 5), 7, np.uint8)).mask.all()
 
 
 def test_values_are_cut_at_half() -> None:

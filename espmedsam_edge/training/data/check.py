@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.dataset import SPLITS, DatasetFolder
+from espmedsam_edge.imaging.dataset import SPLITS, DatasetFolder, turned_apart
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.masks import read_mask
 
@@ -62,6 +62,7 @@ class _Facts:
     id: str
     problem: tuple[str, str] | None = None
     grey: int = 0
+    turned_apart: bool = False
     foreground: float | None = None
     digest: str = ""
     details: NDArray[np.float32] | None = None
@@ -135,6 +136,7 @@ def _examine(folder: DatasetFolder, id_: str) -> _Facts:
         return facts
     try:
         mask, facts.grey = read_mask(file)
+        facts.turned_apart = turned_apart(folder.image_files[id_], file)
     except UserError as error:
         facts.problem = ("mask that cannot be read", error.message)
         return facts
@@ -162,6 +164,11 @@ def _check_pixels(facts: Sequence[_Facts], report: CheckReport) -> None:
     for kind in ("image that cannot be read", "mask that cannot be read", "mask of another size than its image"):
         report.add(kind, "replace the file" if "read" in kind else "find the right mask", problems[kind])
     grey = [f"{fact.id} ({fact.grey} pixels)" for fact in facts if fact.grey]
+    report.add(
+        "photograph turned by its Exif tag, its mask not",
+        "look at them together; if the mask was drawn on the pixels as stored, turn it, or remove the tag",
+        [fact.id for fact in facts if fact.turned_apart],
+    )
     report.add("mask with grey values", "it is cut at half; save masks as PNG of 0 and 255", grey)
     report.add(
         "empty mask", "remove the image, unless 'nothing there' is meant", [f.id for f in facts if f.foreground == 0]

@@ -53,7 +53,17 @@ def _write(name: str, array: np.ndarray) -> Callable[[Path], object]:
 
 def _grey(path: Path) -> None:
     mask = cv2.imread(str(path / "masks" / "3.png"), cv2.IMREAD_GRAYSCALE)
-    cv2.imwrite(str(path / "masks" / "3.png"), np.where(mask > 0, 253, 2).astype(np.uint8))
+    values = np.where(mask > 0, 253, 2).astype(np.uint8)
+    values[0, 0] = 9  # two values alone would be a mask without doubt
+    cv2.imwrite(str(path / "masks" / "3.png"), values)
+
+
+def _turned(path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    exif = Image.Exif()
+    exif[274] = 3  # the camera was upside down; the sizes still agree
+    with Image.open(path / "images" / "3.png") as picture:
+        picture.save(path / "images" / "3.png", exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +78,7 @@ def _grey(path: Path) -> None:
         (_write("masks/3.png", np.zeros(SIZE, np.uint8)), "empty mask", "3"),
         (_write("masks/3.png", np.full(SIZE, 255, np.uint8)), "mask that covers the whole image", "3"),
         (_grey, "mask with grey values", f"3 ({SIZE[0] * SIZE[1]} pixels)"),
+        (_turned, "photograph turned by its Exif tag, its mask not", "3"),
         (_unlink("split.json"), "no split.json", "set"),
     ],
 )
