@@ -99,7 +99,7 @@ def _show(evaluation: Evaluation, native: bool) -> None:
     notes = sum(bool(result.note) for result in evaluation.results)
     if notes:
         console.print(
-            f"{notes} masks needed a guess (grey values cut at half, or a photograph turned by its Exif tag); --csv says which."
+            f"{notes} masks hold grey values, cut at half, or belong to a turned photograph; --csv says which."
         )
     if evaluation.untrained:
         console.print("These weights were never trained: the scores mean nothing.")
