@@ -109,4 +109,5 @@ _EXTRA_OF = {
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
     "starlette": "serve", "uvicorn": "serve", "anyio": "serve", "websockets": "serve", "wsproto": "serve",
+    "prometheus_client": "serve",
 }  # fmt: skip

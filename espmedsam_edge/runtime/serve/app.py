@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from espmedsam_edge.runtime.serve.address import Names
 from espmedsam_edge.runtime.serve.gate import COOKIE, SESSION_SECONDS, Access, Gate, client_of, refusal, session_of
-from espmedsam_edge.runtime.serve.metrics import CONTENT_TYPE, Counters, metrics_text
+from espmedsam_edge.runtime.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.segment_api import SegmentService
 from espmedsam_edge.runtime.serve.viewer import MAX_VIEWERS, TOO_MANY_VIEWERS, Viewer
@@ -54,7 +54,7 @@ def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
             Route("/v1/segment", routes.segment, methods=["POST"]),
             WebSocketRoute("/live", routes.live),
         ],
-        middleware=[Middleware(Gate, access=access, names=names, answered=routes.counters.answered)],
+        middleware=[Middleware(Gate, access=access, names=names, answered=routes.counts.answered)],
         exception_handlers={404: _not_found, 405: _not_allowed},
     )
 
@@ -69,9 +69,9 @@ async def _not_allowed(request: Request, error: Exception) -> Response:
 
 class _Routes:
     def __init__(self, panel: Panel, access: Access) -> None:
-        self.counters = Counters()
+        self.counts = ServiceMetrics(panel, access)
         self._panel, self._access = panel, access
-        self._service = SegmentService(panel, self.counters)
+        self._service = SegmentService(panel, self.counts)
         self._painters = CapacityLimiter(2)
 
     async def page(self, request: Request) -> Response:
@@ -133,7 +133,7 @@ class _Routes:
         return JSONResponse({"status": "stalled", "seconds_without_frame": round(seconds, 1)}, status_code=503)
 
     async def metrics(self, request: Request) -> Response:
-        text = await anyio.to_thread.run_sync(metrics_text, self._panel, self.counters, self._access)
+        text = await anyio.to_thread.run_sync(self.counts.text)
         return PlainTextResponse(text, headers={"Content-Type": CONTENT_TYPE})
 
     async def segment(self, request: Request) -> Response:
@@ -141,15 +141,15 @@ class _Routes:
 
     async def live(self, socket: WebSocket) -> None:
         await socket.accept()
-        if self.counters.viewers >= MAX_VIEWERS:
-            self.counters.viewers_refused += 1
+        if self.counts.viewers >= MAX_VIEWERS:
+            self.counts.viewers_refused.inc()
             await socket.close(TOO_MANY_VIEWERS, "there are enough viewers")
             return
-        self.counters.viewers += 1
+        self.counts.viewers += 1
         try:
-            await Viewer(socket, self._panel, self.counters, self._painters).serve()
+            await Viewer(socket, self._panel, self.counts, self._painters).serve()
         finally:
-            self.counters.viewers -= 1
+            self.counts.viewers -= 1
 
 
 def _page(name: str) -> Response:

@@ -3,125 +3,99 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from espmedsam_edge import __version__
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.panel import Panel
-from espmedsam_edge.runtime.serve.statistics import BOUNDS, Histogram
+from espmedsam_edge.runtime.serve.statistics import BOUNDS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _KNOWN_PATHS = frozenset({"/", "/login", "/logout", "/healthz", "/metrics", "/live", "/v1/segment"})
 
 
-Series = dict[tuple[tuple[str, str], ...], float]
-"""Values by their labels."""
+class ServiceMetrics:
+    """What one service counts, in a registry of its own; any thread may count.
 
+    Args:
+        panel: the run's controls and view, which are asked when the metrics are.
+        access: counts the wrong tokens.
+    """
 
-class Counters:
-    """What the server counts about itself; the event loop writes, worker threads too."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._answers: Counter[tuple[str, int]] = Counter()
-        self.segmented = Histogram()
-        self.viewers = 0
-        self.viewers_refused = 0
-        self.frames_sent = 0
-        self.bytes_sent = 0
+    def __init__(self, panel: Panel, access: Access) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.viewers = 0  # the event loop counts them
+        self.segmented = Histogram(
+            "espmedsam_segment_request_seconds",
+            "/v1/segment: from the whole image to the answer.",
+            buckets=BOUNDS,
+            registry=registry,
+        )
+        self.viewers_refused = Counter(
+            "espmedsam_viewers_refused", "Browsers turned away because there were enough.", registry=registry
+        )
+        self.frames_sent = Counter("espmedsam_view_frames", "Pictures sent to viewers.", registry=registry)
+        self.bytes_sent = Counter("espmedsam_view_bytes", "Bytes of pictures sent to viewers.", registry=registry)
+        self._answers = Counter(
+            "espmedsam_http_answers", "Answers by path and status.", ["path", "code"], registry=registry
+        )
+        Gauge("espmedsam_viewers", "Browsers that look.", registry=registry).set_function(lambda: self.viewers)
+        Gauge("espmedsam_threads", "Threads of Python.", registry=registry).set_function(threading.active_count)
+        registry.register(panel.view.statistics.latency)
+        registry.register(panel.view.statistics.stage_seconds)
+        registry.register(_RunCollector(panel, access))
+        ProcessCollector(registry=registry)
 
     def answered(self, path: str, status: int) -> None:
         """Count an answer; the page's files and unknown paths count together, so that nobody can grow the list."""
         name = path if path in _KNOWN_PATHS else "/page" if path.startswith("/page/") else "other"
-        with self._lock:
-            self._answers[name, status] += 1
+        self._answers.labels(name, str(status)).inc()
 
-    def segmented_one(self, seconds: float) -> None:
-        """Count an image that ``/v1/segment`` has answered."""
-        with self._lock:
-            self.segmented.add(seconds)
+    def text(self) -> bytes:
+        """All metrics, for an answer of the type ``CONTENT_TYPE``."""
+        return generate_latest(self)
 
-    def answers(self) -> dict[tuple[str, int], int]:
-        """A copy of the answers by path and status."""
-        with self._lock:
-            return dict(self._answers)
-
-
-def metrics_text(panel: Panel, counters: Counters, access: Access) -> str:
-    """All metrics."""
-    lines: list[str] = []
-    summary, totals = panel.view.statistics.summary(), panel.view.statistics.totals()
-    segmenter = panel.segmenter
-
-    def metric(name: str, kind: str, text: str, values: float | Series) -> None:
-        lines.extend((f"# HELP espmedsam_{name} {text}", f"# TYPE espmedsam_{name} {kind}"))
-        for labels, value in values.items() if isinstance(values, dict) else [((), values)]:
-            lines.append(f"espmedsam_{name}{_labels(labels)} {_number(value)}")
-
-    info = {"version": __version__}
-    if segmenter is not None:
-        info |= {
-            "modality": segmenter.modality,
-            "precision": segmenter.precision,
-            "backend": segmenter.choice.backend.name,
-        }
-    metric("info", "gauge", "What runs; always 1.", {tuple(info.items()): 1})
-    metric("frames_total", "counter", "Frames segmented.", summary.frames)
-    metric("frames_skipped_total", "counter", "Frames that live sources passed over.", summary.skipped)
-    metric("frames_per_second", "gauge", "Over the last two seconds.", 0 if panel.view.ended else summary.fps)
-    stages: Series = {(("stage", stage),): seconds for stage, seconds in totals.stage_seconds.items()}
-    metric("stage_seconds_total", "counter", "Time spent on frames, by stage.", stages)
-    _histogram(lines, "frame_latency_seconds", "From capture (live) or frame (files) to mask.", totals.latency)
-    metric("mask_area_pixels", "gauge", "Foreground of the last frame.", summary.area)
-    metric("mask_area_ratio", "gauge", "Foreground of the last frame, 0 to 1.", summary.fraction)
-    metric("paused", "gauge", "1 while the run is paused.", int(panel.controls.current().paused))
-    metric("viewers", "gauge", "Browsers that look.", counters.viewers)
-    metric(
-        "viewers_refused_total", "counter", "Browsers turned away because there were enough.", counters.viewers_refused
-    )
-    metric("view_frames_total", "counter", "Pictures sent to viewers.", counters.frames_sent)
-    metric("view_bytes_total", "counter", "Bytes of pictures sent to viewers.", counters.bytes_sent)
-    answers: Series = {(("path", p), ("code", str(s))): n for (p, s), n in sorted(counters.answers().items())}
-    metric("http_answers_total", "counter", "Answers by path and status.", answers)
-    _histogram(lines, "segment_request_seconds", "/v1/segment: from the whole image to the answer.", counters.segmented)
-    metric("wrong_tokens_total", "counter", "Tokens that were not the right one.", access.refused)
-    if (resident := _resident_bytes()) is not None:
-        lines += ["# HELP process_resident_memory_bytes Resident size.", "# TYPE process_resident_memory_bytes gauge"]
-        lines.append(f"process_resident_memory_bytes {resident}")
-    metric("threads", "gauge", "Threads of Python.", threading.active_count())
-    return "\n".join(lines) + "\n"
+    def collect(self) -> Iterator[Metric]:
+        """What the registry has but for the times at which its counters were made, which would double the text."""
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
-def _histogram(lines: list[str], name: str, text: str, histogram: Histogram) -> None:
-    lines += [f"# HELP espmedsam_{name} {text}", f"# TYPE espmedsam_{name} histogram"]
-    below = 0
-    for bound, count in zip((*map(str, BOUNDS), "+Inf"), histogram.counts, strict=True):
-        below += count
-        lines.append(f'espmedsam_{name}_bucket{{le="{bound}"}} {below}')
-    lines += [f"espmedsam_{name}_sum {_number(histogram.sum)}", f"espmedsam_{name}_count {below}"]
+class _RunCollector:
+    """Metrics of what others keep anyway: the run's statistics and controls, the gate."""
 
+    def __init__(self, panel: Panel, access: Access) -> None:
+        self._panel, self._access = panel, access
 
-def _labels(labels: Iterable[tuple[str, str]]) -> str:
-    def escaped(value: str) -> str:
-        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-    text = ",".join(f'{name}="{escaped(value)}"' for name, value in labels)
-    return f"{{{text}}}" if text else ""
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
-def _resident_bytes() -> int | None:
-    """The process's resident size; None where /proc is not."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as they are now."""
+        panel, segmenter = self._panel, self._panel.segmenter
+        summary = panel.view.statistics.summary()
+        info = GaugeMetricFamily("espmedsam_info", "What runs; always 1.")
+        labels = {"version": __version__}
+        if segmenter is not None:
+            labels |= {
+                "modality": segmenter.modality,
+                "precision": segmenter.precision,
+                "backend": segmenter.choice.backend.name,
+            }
+        info.add_sample("espmedsam_info", labels, 1)
+        yield info
+        for name, text, count in (
+            ("frames", "Frames segmented.", summary.frames),
+            ("frames_skipped", "Frames that live sources passed over.", summary.skipped),
+            ("wrong_tokens", "Tokens that were not the right one.", self._access.refused),
+        ):
+            yield CounterMetricFamily(f"espmedsam_{name}", text, count)
+        for name, text, value in (
+            ("frames_per_second", "Over the last two seconds.", 0 if panel.view.ended else summary.fps),
+            ("mask_area_pixels", "Foreground of the last frame.", summary.area),
+            ("mask_area_ratio", "Foreground of the last frame, 0 to 1.", summary.fraction),
+            ("paused", "1 while the run is paused.", int(panel.controls.current().paused)),
+        ):
+            yield GaugeMetricFamily(f"espmedsam_{name}", text, value)

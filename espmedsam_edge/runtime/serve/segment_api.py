@@ -21,7 +21,7 @@ from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import refusal
-from espmedsam_edge.runtime.serve.metrics import Counters
+from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
 from espmedsam_edge.runtime.serve.panel import Panel
 
 MAX_BODY = 32 << 20
@@ -51,8 +51,8 @@ class Refused(Exception):
 class SegmentService:
     """Answers one image at a time; eight more may wait, others are told to come back."""
 
-    def __init__(self, panel: Panel, counters: Counters) -> None:
-        self._panel, self._counters = panel, counters
+    def __init__(self, panel: Panel, counts: ServiceMetrics) -> None:
+        self._panel, self._counts = panel, counts
         self._worker = CapacityLimiter(1)
         self._waiting = 0
 
@@ -75,7 +75,7 @@ class SegmentService:
             return refused.response
         except ClientDisconnect:
             return refusal(400, "the image did not arrive whole.", "Send it again.")
-        self._counters.segmented_one(time.perf_counter() - begin)
+        self._counts.segmented.observe(time.perf_counter() - begin)
         return response
 
     def _parameters(self, request: Request) -> tuple[str, float | None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from prometheus_client import Counter, Histogram
 
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -18,22 +18,10 @@ from espmedsam_edge.runtime.sources.source import SourceFrame
 BOUNDS: tuple[float, ...] = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds in seconds of the histograms' buckets."""
 
+_STAGES = ("preprocess", "inference", "postprocess")
 _RECENT = 300
 _FPS_SECONDS = 2.0
 _CURVE_POINTS = 1800
-
-
-class Histogram:
-    """Counts of seconds below ``BOUNDS``, as Prometheus has them; not safe for several threads at once."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.sum += seconds
 
 
 @dataclass(frozen=True)
@@ -71,18 +59,13 @@ class Summary:
     square_millimetres: float | None = None
 
 
-@dataclass
-class Totals:
-    """Sums since the start, for metrics."""
-
-    stage_seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("preprocess", "inference", "postprocess"), 0.0)
-    )
-    latency: Histogram = field(default_factory=Histogram)
-
-
 class Statistics:
-    """Gathers frames as they come; any thread may ask. ``clock`` is ``time.monotonic`` outside of tests."""
+    """Gathers frames as they come; any thread may ask. ``clock`` is ``time.monotonic`` outside of tests.
+
+    Attributes:
+        latency: seconds of all frames since the start, for metrics.
+        stage_seconds: sums since the start of each of a frame's stages, for metrics.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._start = clock, clock()
@@ -94,7 +77,16 @@ class Statistics:
         self._latency_of: Literal["capture", "segment"] = "segment"
         self._curve: deque[Point] = deque(maxlen=_CURVE_POINTS)
         self._area: tuple[int, float, float | None] = (0, 0.0, None)
-        self._totals = Totals()
+        self.latency = Histogram(
+            "espmedsam_frame_latency_seconds",
+            "From capture (live) or frame (files) to mask.",
+            buckets=BOUNDS,
+            registry=None,
+        )
+        self.stage_seconds = Counter(
+            "espmedsam_stage_seconds", "Time spent on frames, by stage.", ["stage"], registry=None
+        )
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in _STAGES}
 
     def add(self, frame: SourceFrame, result: Segmentation) -> None:
         """Count one frame."""
@@ -112,9 +104,9 @@ class Statistics:
             self._latency_of = "segment" if frame.captured is None else "capture"
             self._curve.append(Point(self._frames, now - self._start, fraction))
             self._area = (area, fraction, area * frame.spacing[0] * frame.spacing[1] if frame.spacing else None)
-            self._totals.latency.add(latency)
-            for stage in self._totals.stage_seconds:
-                self._totals.stage_seconds[stage] += getattr(result.timings, stage)
+        self.latency.observe(latency)
+        for stage, seconds in self._stages.items():
+            seconds.inc(getattr(result.timings, stage))
 
     @property
     def waited(self) -> float:
@@ -151,10 +143,3 @@ class Statistics:
             points = [point for point in self._curve if point.number > after]
         step = -(-len(points) // most)
         return points[::-1][:: max(1, step)][::-1]  # the newest stays
-
-    def totals(self) -> Totals:
-        """A copy of the sums since the start."""
-        with self._lock:
-            histogram = Histogram()
-            histogram.counts, histogram.sum = list(self._totals.latency.counts), self._totals.latency.sum
-            return Totals(dict(self._totals.stage_seconds), histogram)

@@ -25,7 +25,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.serve.adaptation import Adaptation
 from espmedsam_edge.runtime.serve.limits import TokenBucket
 from espmedsam_edge.runtime.serve.live_view import Picture
-from espmedsam_edge.runtime.serve.metrics import Counters
+from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
 from espmedsam_edge.runtime.serve.panel import Change, Panel
 from espmedsam_edge.runtime.serve.statistics import Statistics
 
@@ -67,12 +67,12 @@ class Viewer:
     Args:
         socket: accepted already.
         panel: the run's controls.
-        counters: where what is sent is counted.
+        counts: where what is sent is counted.
         worker: how many pictures are drawn at a time, over all viewers.
     """
 
-    def __init__(self, socket: WebSocket, panel: Panel, counters: Counters, worker: CapacityLimiter) -> None:
-        self._socket, self._panel, self._counters, self._worker = socket, panel, counters, worker
+    def __init__(self, socket: WebSocket, panel: Panel, counts: ServiceMetrics, worker: CapacityLimiter) -> None:
+        self._socket, self._panel, self._counts, self._worker = socket, panel, counts, worker
         self._adaptation = Adaptation()
         self._bucket = TokenBucket(_MESSAGES_A_SECOND, _MESSAGES_AT_ONCE)
         self._wake = asyncio.Event()
@@ -131,7 +131,7 @@ class Viewer:
     async def _send_state(self) -> None:
         while self._notes:
             await self._send_message(json.dumps(self._notes.pop(0)))
-        state = {**self._panel.state(), "viewers": self._counters.viewers, "level": self._adaptation.level}
+        state = {**self._panel.state(), "viewers": self._counts.viewers, "level": self._adaptation.level}
         await self._send_message(json.dumps(state))
         await self._send_curve()
 
@@ -160,8 +160,8 @@ class Viewer:
         self._unacknowledged = (picture.number, time.monotonic())
         message = frame_message(picture)
         await self._send_message(message)
-        self._counters.frames_sent += 1
-        self._counters.bytes_sent += len(message)
+        self._counts.frames_sent.inc()
+        self._counts.bytes_sent.inc(len(message))
 
     async def _send_message(self, message: str | bytes) -> None:
         try:

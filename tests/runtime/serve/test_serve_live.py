@@ -59,7 +59,10 @@ def test_statistics_are_of_what_came() -> None:
     assert summary.fps == pytest.approx(30)
     assert summary.latency == pytest.approx((0.030, 0.054, 0.0594))
     assert (summary.area, summary.fraction, summary.square_millimetres) == (60, 0.3, 7.5)
-    assert sum(statistics.totals().latency.counts) == 61
+    (latency,) = statistics.latency.collect()
+    values = {(sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value for sample in latency.samples}
+    assert values["count", None] == values["bucket", "+Inf"] == 61
+    assert values["bucket", "0.01"] == 11  # 0, 1, ... 10 ms
     curve = statistics.curve(after=0, most=20)
     assert len(curve) <= 20
     assert curve[-1].number == 61
@@ -318,7 +321,7 @@ def test_one_viewer_too_many_is_told(stage: Stage) -> None:
 
     assert connect(viewer.MAX_VIEWERS - 1) == viewer.TOO_MANY_VIEWERS
     text = stage.client.get("/metrics").text
-    assert "espmedsam_viewers_refused_total 1\n" in text
+    assert "espmedsam_viewers_refused_total 1.0\n" in text
 
 
 def test_a_viewer_that_goes_leaves_nothing(stage: Stage) -> None:
@@ -326,7 +329,7 @@ def test_a_viewer_that_goes_leaves_nothing(stage: Stage) -> None:
     for _ in range(5):
         with stage.connect() as socket:
             socket.receive_json()
-    while "espmedsam_viewers 0\n" not in stage.client.get("/metrics").text:
+    while "espmedsam_viewers 0.0\n" not in stage.client.get("/metrics").text:
         time.sleep(0.01)
     assert stage.view._listeners == []
 
