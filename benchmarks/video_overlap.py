@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -148,14 +149,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("espmedsam_edge").setLevel(logging.INFO)
     environment = collect_environment()
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else shipped_bundle("microscopy")
     graph = bundle.graph(arguments.modality, arguments.precision)
     style = OverlayStyle(color_of(graph.modality))
     frames = [image for image, _ in phantom_clip(graph.modality, 0, DIFFERENT_FRAMES, SIZE)]
-    with Segmenter.load(
-        bundle, graph.modality, graph.precision, arguments.backend, overlay=style, say=print
-    ) as segmenter:
+    with Segmenter.load(bundle, graph.modality, graph.precision, arguments.backend, overlay=style) as segmenter:
         measured = measure(segmenter, frames, arguments.frames, arguments.rounds, style)
         backend, device = segmenter.choice.backend.name, segmenter.choice.backend.device
     times = ", ".join(f"{name} {value:.2f}" for name, value in measured["ms_a_frame"].items())

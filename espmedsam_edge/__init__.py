@@ -5,10 +5,13 @@ The names a device program needs load on first use, so importing the package sta
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown, and where
 
 _LAZY = {
     "Bundle": "espmedsam_edge.bundle",

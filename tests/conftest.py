@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
 import pytest
+from listening import listening
 from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge import modalities
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.runtime.backends import onnxruntime_backend
-from espmedsam_edge.runtime.backends.backend import Backend, Say
+from espmedsam_edge.runtime.backends.backend import Backend
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
 
@@ -68,13 +70,21 @@ def toy_bundle_of_two(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The lines that the package tells (``logging``, from INFO on), as they come."""
+    lines: list[str] = []
+    with listening(lines.append):
+        yield lines
+
+
+@pytest.fixture
 def announced_load(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """What ONNX Runtime, the backend where there is no GPU, says when it loads, as if it had to build an engine."""
     line, load = "Building an engine, once; this takes minutes.", onnxruntime_backend.load
 
-    def announced(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say) -> Backend:
-        say(line)
-        return load(name, bundle, graph, threads, say)
+    def announced(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backend:
+        logging.getLogger("espmedsam_edge.runtime").info("%s", line)
+        return load(name, bundle, graph, threads)
 
     monkeypatch.setattr(onnxruntime_backend, "load", announced)
     return line

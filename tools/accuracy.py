@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,16 +54,13 @@ KEEP = 10_000  # all cases of a dataset, to pick the best and the median from
 
 
 class _Lines:
-    """What a calibration says, on the terminal."""
+    """How a calibration gets on, on the terminal."""
 
     def phase(self, title: str, total: int | None) -> None:
         print(f"    {title}", flush=True)
 
     def step(self) -> None:
         """Steps are not shown."""
-
-    def say(self, line: str) -> None:
-        print(f"    {line}", flush=True)
 
 
 def bundle_of(
@@ -250,6 +249,8 @@ def main() -> None:
     write = commands.add_parser("page")
     write.add_argument("--name", required=True)
     arguments = parser.parse_args()
+    logging.basicConfig(format="    %(message)s", stream=sys.stdout)
+    logging.getLogger("espmedsam_edge").setLevel(logging.INFO)
     if arguments.command == "measure":
         measure(arguments.data, arguments.out, arguments.name, arguments.precision, arguments.images)
     page(arguments.name)

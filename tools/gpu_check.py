@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -251,6 +252,17 @@ def working_backend(out: Path) -> str | None:
     return None
 
 
+class _Kept(logging.Handler):
+    """Keeps what the package tells."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+
 def check_engine(flavour: str, out: Path) -> int:
     """Build a small engine of the shipped weights, run it and compare its mask with ONNX Runtime's; writes JSON."""
     from espmedsam_edge.errors import UserError
@@ -261,6 +273,9 @@ def check_engine(flavour: str, out: Path) -> int:
     from espmedsam_edge.shipped.bundles import shipped_bundle
 
     said: list[str] = []
+    logger = logging.getLogger("espmedsam_edge")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Kept(said))
     found: dict[str, Any] = {"flavour": flavour, "gpu": str(find_gpu()), "works": False, "error": None, "said": said}
     out.mkdir(parents=True, exist_ok=True)
     reason = unavailable(flavour)
@@ -270,7 +285,7 @@ def check_engine(flavour: str, out: Path) -> int:
     try:
         ((frame, _),) = phantom_clip(SMALL, 0, 1, (480, 640))
         bundle = shipped_bundle(SMALL)
-        with Segmenter.load(bundle, SMALL, "fp32", flavour, say=said.append) as segmenter:
+        with Segmenter.load(bundle, SMALL, "fp32", flavour) as segmenter:
             found["device"] = segmenter.choice.backend.device
             mask = segmenter.segment(frame).mask
             found["stages_ms"] = {name: 1000 * value for name, value in segmenter.stage_seconds([frame]).items()}

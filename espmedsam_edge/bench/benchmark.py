@@ -16,7 +16,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, Say, silent
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class Request:
     roofline: bool = True
 
 
-def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None, say: Say = silent) -> Result:
+def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None) -> Result:
     """Measure a bundle, alone or in turn with competitors; all are loaded before anything is measured.
 
-    A competitor that this machine cannot run is left out; the result says why. ``say`` gets a line for what takes long,
-    and before anything is measured what the bundle runs on.
+    A competitor that this machine cannot run is left out; the result says why. What the bundle runs on is
+    logged before anything is measured.
 
     Raises:
         UserError: a bundle, source or competitor that is not what it should be, or a backend that cannot run here.
     """
     environment = collect_environment()  # first: what it says of the load must not be our own
     bundle = Bundle.open(request.bundle)
-    contenders = [load_first(bundle, request.modality, request.precision, request.backend, request.threads, say)]
+    contenders = [load_first(bundle, request.modality, request.precision, request.backend, request.threads)]
     try:
         first = contenders[0].segmenter
         material = read_material(request.source, first.modality)
         left_out = []
         for what in request.compare:
             try:
-                competitor = load_competitor(what, first, request.checkpoint, request.threads, say)
+                competitor = load_competitor(what, first, request.checkpoint, request.threads)
             except BackendUnavailable as error:
                 left_out.append(f"{what}: {error}")
                 continue
@@ -72,13 +72,13 @@ def run_benchmark(request: Request, settings: Settings, progress: Progress | Non
             except BackendUnavailable as error:
                 left_out.append(f"{what}: {error}")
                 contenders.pop().segmenter.close()
-        first.choice.tell(say)
+        first.choice.tell()
         result = bench(contenders, material, settings, environment, progress)
         result = replace(result, material=time_encoding(material, first))
         if request.roofline:
             try:
                 threads = request.threads or usable_cores()
-                result = replace(result, roofline=roofline(first, threads, _graph_seconds(result), say))
+                result = replace(result, roofline=roofline(first, threads, _graph_seconds(result)))
             except UserError as error:  # a bench that is done is worth more than what it could be compared with
                 left_out.append(f"roofline: {error}")
         return replace(result, left_out=tuple(left_out))

@@ -17,7 +17,7 @@ from espmedsam_edge.files import read_regular, sha256_file
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice, Say, silent
+from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice
 from espmedsam_edge.runtime.onnx_session import open_session
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -74,25 +74,20 @@ def load_first(
     precision: str | None,
     backend: str,
     threads: int | None,
-    say: Say = silent,
 ) -> Contender:
     """The bundle's own graph, drawing overlays as ``infer`` does: the one that the others are compared with."""
     graph = bundle.graph(modality, precision)
     style = OverlayStyle(color_of(graph.modality))
     contender = Contender.load(
         "",
-        lambda: Segmenter.load(
-            bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style, say=say
-        ),
+        lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style),
         graph.sha256,
     )
     contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
     return contender
 
 
-def load_competitor(
-    what: str, first: Segmenter, checkpoint: Path | None, threads: int | None, say: Say = silent
-) -> Contender:
+def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, threads: int | None) -> Contender:
     """A competitor by name.
 
     Args:
@@ -101,7 +96,6 @@ def load_competitor(
         first: what it is compared with; gives modality, shapes, threshold, normalisation and the overlay to draw.
         checkpoint: the safetensors file the bundle was exported from.
         threads: CPU threads; None: as ``Segmenter.load``.
-        say: gets a line for what takes long, such as an engine that is built once.
 
     Raises:
         BackendUnavailable: this machine cannot run it.
@@ -112,7 +106,7 @@ def load_competitor(
     if what in BACKENDS:
         return Contender.load(
             f"{what} {graph.precision}",
-            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style, say),
+            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style),
             graph.sha256,
         )
     if what in PRECISIONS:
@@ -120,7 +114,7 @@ def load_competitor(
         name = first.choice.backend.name
         return Contender.load(
             f"{name} {what}",
-            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style, say),
+            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style),
             other.sha256,
         )
     if what in TORCH:
@@ -137,7 +131,7 @@ def load_competitor(
         name = first.choice.backend.name
         return Contender.load(
             path.name,
-            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style, say),
+            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style),
             other.sha256,
         )
     known = [*BACKENDS, *PRECISIONS, *TORCH]

@@ -17,7 +17,7 @@ from espmedsam_edge.bench.competitors import runs_on_gpu
 from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.roofline import GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
-from espmedsam_edge.runtime.backends.backend import FrameOptions, Say, load_backend, silent
+from espmedsam_edge.runtime.backends.backend import FrameOptions, load_backend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Stream
@@ -33,21 +33,20 @@ _DEVICE_COPY, _DEVICE_COPIES = 256 << 20, 10  # bytes: more than any cache on a 
 _MINOR = 0.1  # a type with less of the products is not measured for itself
 
 
-def roofline(segmenter: Segmenter, threads: int, seconds: float, say: Say = silent) -> Roofline:
+def roofline(segmenter: Segmenter, threads: int, seconds: float) -> Roofline:
     """A segmenter's graph against what its machine can do.
 
     Args:
         segmenter: what was measured.
         threads: CPU threads that it may use.
         seconds: median of one run of its graph.
-        say: told when an engine is built for the product.
 
     Raises:
         UserError: onnx is not installed, or the backend does not take the product.
     """
     bundle, graph = segmenter.bundle, segmenter.graph
     cost = graph_cost(bundle.read_graph(graph), bundle.graph_path(graph))
-    return Roofline(cost, measured_rates(segmenter, threads, _main_types(cost), say), seconds)
+    return Roofline(cost, measured_rates(segmenter, threads, _main_types(cost)), seconds)
 
 
 def _main_types(cost: GraphCost) -> list[Precision]:
@@ -55,14 +54,13 @@ def _main_types(cost: GraphCost) -> list[Precision]:
     return [name for name in PRECISIONS if cost.flop.get(name, 0) > _MINOR * total] or ["fp32"]
 
 
-def measured_rates(segmenter: Segmenter, threads: int, types: Sequence[Precision], say: Say = silent) -> Rates:
+def measured_rates(segmenter: Segmenter, threads: int, types: Sequence[Precision]) -> Rates:
     """The best rates of a segmenter's backend.
 
     Args:
         segmenter: whose backend; a graph of products alone is compiled for the same one.
         threads: CPU threads.
         types: of products: "fp32", "fp16", "int8".
-        say: told when an engine is built.
 
     Raises:
         UserError: the backend does not take the product.
@@ -70,7 +68,7 @@ def measured_rates(segmenter: Segmenter, threads: int, types: Sequence[Precision
     on_gpu, backend = runs_on_gpu(segmenter), segmenter.choice.backend.name
     products: dict[str, float] = {}
     for name in types:
-        products[name] = product_rate(backend, name, threads, on_gpu=on_gpu, say=say)
+        products[name] = product_rate(backend, name, threads, on_gpu=on_gpu)
     return Rates(products, copy_rate() if on_gpu else host_copy_rate(threads))
 
 
@@ -86,7 +84,7 @@ def host_copy_rate(threads: int) -> float:
     return 2 * _HOST_COPY * threads / best
 
 
-def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bool = False, say: Say = silent) -> float:
+def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bool = False) -> float:
     """FLOP/s of one large matrix product, many times over, as a backend compiles it; the best of several runs.
 
     Args:
@@ -94,7 +92,6 @@ def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bo
         type_name: "fp32", "fp16" or "int8".
         threads: CPU threads.
         on_gpu: measure products large enough for a GPU.
-        say: told when an engine is built.
 
     Raises:
         UserError: the backend does not take it.
@@ -104,7 +101,7 @@ def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bo
     with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
         bundle = _product_bundle(Path(folder) / "product.bundle", type_name, side, width, count)
         graph = bundle.manifest.graphs[0]
-        loaded = load_backend(bundle, graph, backend, threads, say).backend
+        loaded = load_backend(bundle, graph, backend, threads).backend
         try:
             if hasattr(loaded, "stage_seconds"):
                 frame, options = (

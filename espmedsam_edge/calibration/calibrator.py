@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.masks import read_mask
 from espmedsam_edge.machine.cores import check_threads, usable_cores
 
+log = logging.getLogger(__name__)
+
 _REPORT = "report.md"
 _LOW_SHARE = 0.9
 _WORTH_INT8 = 0.5
@@ -45,9 +48,6 @@ class Listener(Protocol):
 
     def step(self) -> None:
         """One step of the phase is done."""
-
-    def say(self, line: str) -> None:
-        """A line that people should see."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Calibration:
 
     def _warn(self, note: str) -> None:
         self.notes.append(note)
-        self.listener.say(f"warning: {note}")
+        log.warning("warning: %s", note)
 
     def _tensors(
         self, pictures: Sequence[Picture], seen: Resemblance | None
@@ -164,7 +164,7 @@ class _Calibration:
         """The record of an earlier run if it still holds, else a new measurement."""
         images, listener = self.images, self.listener
         for note in self.notes:
-            listener.say(f"warning: {note}")
+            log.warning("warning: %s", note)
         wanted = images.content_hash()
         record, reason = read_record(self.bundle.path)
         earlier = record.modalities.get(self.request.modality)
@@ -173,12 +173,12 @@ class _Calibration:
             if reason is None:
                 seen = self._look()
                 if seen.count == earlier.images:
-                    listener.say(f"ranges: {CALIBRATION} reused, measured on {earlier.images} images")
+                    log.info("ranges: %s reused, measured on %d images", CALIBRATION, earlier.images)
                     self._check_resemblance(seen)
                     return earlier, True
                 reason = f"{seen.count} of the images can be read, it was measured on {earlier.images}"
         if reason is not None:
-            listener.say(f"ranges: {CALIBRATION} not reused: {reason}; measuring again")
+            log.info("ranges: %s not reused: %s; measuring again", CALIBRATION, reason)
         listener.phase("measuring ranges", len(images.calibration))
         seen = Resemblance.of(self.request.modality)
         tensors = (
@@ -255,12 +255,12 @@ class _Calibration:
         tried: list[_Found] = []
         for method in ((asked,) if asked else METHODS) if plan.int8 else METHODS[:1]:
             found = self._lower(plan, ranges, method, gate)
-            listener.say(f"{plan.precision}{f', {method}' if plan.int8 else ''}: {found.result}")
+            log.info("%s%s: %s", plan.precision, f", {method}" if plan.int8 else "", found.result)
             if found.result.passed:
                 return found, []
             tried.append(found)
         best = min(tried, key=lambda found: _badness(found.result))
-        listener.say("over the budget; measuring which layer groups cause it")
+        log.info("over the budget; measuring which layer groups cause it")
         thresholds = _thresholds(ranges, best.method)
 
         def on_group(group: str, index: int, count: int) -> None:
@@ -271,12 +271,12 @@ class _Calibration:
 
         ranking = sensitivities(self.network, best.plan, simulated, gate, on_group)
         for s in sorted(ranking, key=lambda s: s.harm, reverse=True)[:5]:
-            listener.say(f"  {s.group}: {s.loss:+.3f} Dice points alone, {100 * s.share:.1f} % of the work")
+            log.info("  %s: %+.3f Dice points alone, %.1f %% of the work", s.group, s.loss, 100 * s.share)
         listener.phase("searching the cheapest set to keep higher", None)
-        for candidate in passing_plans(self.network, best.plan, simulated, gate, ranking, listener.say):
+        for candidate in passing_plans(self.network, best.plan, simulated, gate, ranking):
             found = self._lower(candidate, ranges, best.method, gate)
             if found.result.passed:
-                listener.say(f"kept in {'FP16' if plan.int8 else 'FP32'}: {', '.join(candidate.raised)}")
+                log.info("kept in %s: %s", "FP16" if plan.int8 else "FP32", ", ".join(candidate.raised))
                 return found, ranking
         raise UserError(
             f"no choice of layers brings {plan.precision} within {self.budget:g} Dice points "

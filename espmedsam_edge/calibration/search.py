@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,14 @@ from espmedsam_edge.calibration.gate import Gate
 from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import Plan
 
+log = logging.getLogger(__name__)
+
 SENSITIVITY_IMAGES = 3
 """Held-out images that each group is measured on; sets are measured on all."""
 
 _GIVEN_BACK = 4  # groups of a passing set that are tried without
 
 Simulate = Callable[[Plan], ModelProto]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _only(plan: Plan, network: Network, group: str) -> Plan:
 
 
 def passing_plans(
-    network: Network, plan: Plan, simulate: Simulate, gate: Gate, ranking: list[Sensitivity], say: Say
+    network: Network, plan: Plan, simulate: Simulate, gate: Gate, ranking: list[Sensitivity]
 ) -> list[Plan]:
     """Plans with groups kept one step higher that meet the budget, the cheapest first; empty where none does.
 
@@ -85,7 +87,7 @@ def passing_plans(
         result = gate.judge_emulated(simulate(candidate), hasty=True)
         if result.passed:
             passing.append(candidate)
-        say(f"{len(groups)} of {len(order)} groups kept higher: {result}")
+        log.info("%d of %d groups kept higher: %s", len(groups), len(order), result)
         return result.passed
 
     if not passes(order[:-1]):  # one group at least stays low, else nothing is gained

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from espmedsam_edge import __version__
+from espmedsam_edge.cli.messages import QUIET, VERBOSE, Messages, talking
 from espmedsam_edge.errors import UserError, nearest, printable
 from espmedsam_edge.terminal import show_tracebacks_printable, tell
 
@@ -43,9 +44,13 @@ def _version(show: bool) -> None:
 
 
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    verbose: bool = VERBOSE,
+    quiet: bool = QUIET,
 ) -> None:
     """Promptless medical segmentation on a device: import or train, export, calibrate, build, infer, bench."""
+    context.with_resource(Messages()).choose(verbose=verbose, quiet=quiet)
 
 
 def _listed() -> None:
@@ -62,16 +67,18 @@ def build_app(name: str | None) -> typer.Typer:
             continue
         module = import_module(f"espmedsam_edge.cli.{module_name}")
         if hasattr(module, "app"):
+            for below in module.app.registered_commands:
+                below.callback = talking(below.callback)
             app.add_typer(module.app, name=command, help=line)
         else:
-            app.command(command)(module.command)
+            app.command(command)(talking(module.command))
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0 all well, 1 some inputs failed, 2 wrong use."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    name = args[0] if args and not args[0].startswith("-") else None
+    name = _command_of(args)
     show_tracebacks_printable()
     try:
         if name is not None and name not in COMMANDS:
@@ -100,6 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _command_of(args: Sequence[str]) -> str | None:
+    """The command's name, which --verbose and --quiet may stand before."""
+    first = next((word for word in args if word not in _TALKING), "-")
+    return None if first.startswith("-") else first
+
+
+_TALKING = ("--verbose", "-v", "--quiet", "-q")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _EXTRA_OF = {

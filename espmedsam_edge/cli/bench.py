@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Annotated
 
 import typer
 
+from espmedsam_edge.cli.messages import shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
+
+log = logging.getLogger(__name__)
 
 
 def command(
@@ -57,8 +61,8 @@ def command(
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
-    with _bar("measuring") as (progress, say):
-        result = run_benchmark(request, Settings(duration=duration), progress, say)
+    with _bar("measuring") as progress:
+        result = run_benchmark(request, Settings(duration=duration), progress)
     tell(as_text(result))
     if json_file:
         atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
@@ -67,7 +71,7 @@ def command(
     if plot:
         reason = why_no_plot()
         if reason:
-            tell(f"notice: {plot} was not drawn: {reason}", err=True)
+            log.warning("notice: %s was not drawn: %s", plot, reason)
         else:
             atomic_write(plot, draw_plot(result))
     if any(not line.startswith("roofline:") for line in result.left_out):
@@ -75,10 +79,12 @@ def command(
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[tuple[Callable[[float], None], Callable[[str], None]]]:
-    """A bar on stderr that goes when it is done (nothing where stderr is no terminal), and lines that stay above it."""
+def _bar(name: str) -> Iterator[Callable[[float], None] | None]:
+    """A bar on stderr that goes when it is done; nothing where stderr is no terminal."""
+    if not shows_progress():
+        yield None
+        return
     import time
-    from functools import partial
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,4 +99,4 @@ def _bar(name: str) -> Iterator[tuple[Callable[[float], None], Callable[[str], N
             bar.update(task, completed=fraction, refresh=due)
             drawn = time.monotonic() if due else drawn
 
-        yield update, partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+        yield update

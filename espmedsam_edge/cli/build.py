@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from espmedsam_edge.cli.messages import once, shows_progress
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.terminal import tell, terminal_console
 
@@ -44,7 +45,6 @@ def command(
 ) -> None:
     """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime.backends.backend import once
     from espmedsam_edge.runtime.engines import cache as engine_cache
     from espmedsam_edge.runtime.engines import child
     from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
@@ -56,30 +56,29 @@ def command(
     tell(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
     failed = 0
     plans: list[EnginePlan] = []
-    say = once(tell)
-    for graph in graphs:
-        try:
-            if check:
-                result = child.check(graph, opened.graph_path(graph), api.flavour)
-                failed += _report_check(graph, api.title, result, opened.manifest.macs(graph))
-                continue
-            with _bar(f"{graph.modality} {graph.precision}") as on_progress:
-                plan = engine_cache.find_or_build(
-                    opened,
-                    graph,
-                    flavour=api.flavour,
-                    targets=targets,
-                    tf32=tf32,
-                    cache=cache,
-                    force=force,
-                    say=say,
-                    on_progress=on_progress,
-                )
-            plans.append(plan)
-            _report(graph, plan)
-        except UserError as error:
-            failed += 1
-            tell(f"error: {graph.modality} {graph.precision}: {error}", err=True)
+    with once():
+        for graph in graphs:
+            try:
+                if check:
+                    result = child.check(graph, opened.graph_path(graph), api.flavour)
+                    failed += _report_check(graph, api.title, result, opened.manifest.macs(graph))
+                    continue
+                with _bar(f"{graph.modality} {graph.precision}") as on_progress:
+                    plan = engine_cache.find_or_build(
+                        opened,
+                        graph,
+                        flavour=api.flavour,
+                        targets=targets,
+                        tf32=tf32,
+                        cache=cache,
+                        force=force,
+                        on_progress=on_progress,
+                    )
+                plans.append(plan)
+                _report(graph, plan)
+            except UserError as error:
+                failed += 1
+                tell(f"error: {graph.modality} {graph.precision}: {error}", err=True)
     for line in engine_cache.int8_not_faster(opened, plans):
         tell(line)
     if failed:
@@ -102,7 +101,7 @@ def _bar(title: str) -> Iterator[Callable[[str, float], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = terminal_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress()) as progress:
         task = progress.add_task(title, total=1.0)
 
         def on_progress(phase: str, fraction: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from espmedsam_edge.cli.messages import shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _modality(bundle: Bundle, modality: str | None, images: list[str]) -> str:
 
 @contextmanager
 def _listener() -> Iterator[Listener]:
-    """Lines on stdout, and a progress bar on the terminal if there is one."""
+    """A progress bar on the terminal, if there is one."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -92,7 +93,7 @@ def _listener() -> Iterator[Listener]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress()) as progress:
         task = progress.add_task("", total=None)
 
         class Bar:
@@ -101,9 +102,6 @@ def _listener() -> Iterator[Listener]:
 
             def step(self) -> None:
                 progress.advance(task)
-
-            def say(self, line: str) -> None:
-                tell(line)
 
         yield Bar()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from espmedsam_edge.cli.messages import shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
 
 app = typer.Typer(
@@ -104,7 +105,7 @@ def check_command(
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on the terminal; nothing where there is none."""
-    if not sys.stderr.isatty():
+    if not shows_progress():
         yield None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from espmedsam_edge.cli.messages import once
 from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
@@ -19,20 +20,18 @@ def command(
 ) -> None:
     """Segment pictures and a clip, to see it work; needs no torch and no GPU."""
     import time
-    from functools import partial
 
     from espmedsam_edge.demo.demo import demo_bundles, run_demo
     from espmedsam_edge.demo.sheet import contact_sheet
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.machine.installation import near
-    from espmedsam_edge.runtime.backends.backend import once
 
     start = time.perf_counter()
-    bundles = demo_bundles(bundle, tell)
+    bundles = demo_bundles(bundle)
     tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
-    notice = once(partial(tell, err=True))
-    demo = run_demo(bundles, out, _say_row, shipped=bundle is None, notice=notice)
+    with once():
+        demo = run_demo(bundles, out, _say_row, shipped=bundle is None)
     sheet = out / "contact-sheet.png"
     write_image(sheet, contact_sheet(demo))
     _say_end(demo, sheet, time.perf_counter() - start)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from espmedsam_edge.cli.messages import once, shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
-    from rich.console import Console  # noqa: TID251 (the type)
-
     from espmedsam_edge.evaluation.evaluate import Evaluation, Task
 
 _LISTED_FAILURES = 20
@@ -42,14 +41,10 @@ def command(
 
     An image that cannot be read is reported at the end and the rest is done (exit code 1).
     """
-    from functools import partial
-
     from espmedsam_edge.evaluation.candidates import open_candidate
     from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
     from espmedsam_edge.evaluation.report import write_csv, write_json, write_sheets
-    from espmedsam_edge.runtime.backends.backend import once
 
-    console = terminal_console(stderr=True)
     candidate = open_candidate(
         model,
         precision=precision,
@@ -57,10 +52,9 @@ def command(
         threads=threads,
         sam=sam,
         device=device,
-        say=once(partial(console.print, markup=False, highlight=False, soft_wrap=True)),
     )
     tasks = plan_tasks(candidate, data, modality, split, limit)
-    with _progress(sum(len(task.ids) for task in tasks), console) as progress:
+    with once(), _progress(sum(len(task.ids) for task in tasks)) as progress:
         evaluation = evaluate(
             candidate,
             tasks,
@@ -106,14 +100,14 @@ def _show(evaluation: Evaluation, native: bool) -> None:
 
 
 @contextmanager
-def _progress(images: int, console: Console) -> Iterator[Callable[[Task], None] | None]:
+def _progress(images: int) -> Iterator[Callable[[Task], None] | None]:
     """A bar on the terminal; nothing where there is none."""
-    if not sys.stderr.isatty():
+    if not shows_progress():
         yield None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=terminal_console(stderr=True), transient=True) as bar:
         line = bar.add_task("starting", total=images)
         yield lambda task: bar.update(line, advance=1, description=f"{task.modality} {task.folder.name}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from espmedsam_edge.cli.messages import shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from espmedsam_edge.runtime.sinks.background import BackgroundSinks
     from espmedsam_edge.runtime.sinks.places import Places
     from espmedsam_edge.runtime.sources.source import Failure
+
+log = logging.getLogger(__name__)
 
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]
@@ -128,7 +131,7 @@ def command(
     names = SourceNames()
     anonymous = names if anonymous_names else None
     with names.in_errors():
-        opened, modality, sources = choose_bundle(arguments or (), modality, _notice, anonymous)
+        opened, modality, sources = choose_bundle(arguments or (), modality, anonymous)
     if not sources:
         if serve is None:
             raise UserError("nothing to segment.", f"Name images, videos or a camera after {opened.path}.")
@@ -137,7 +140,7 @@ def command(
         return
     graph = opened.graph(modality, precision)
     sources = [scene_named(source, graph.modality) for source in sources]
-    live_options = LiveOptions(BackOff(give_up=give_up), _notice, decoder)
+    live_options = LiveOptions(BackOff(give_up=give_up), decoder)
     found, failures = open_sources(sources, live_options, anonymous)
     measured = Measurements(jsonl, contours, uids, csv, plot)
     if not found:
@@ -155,7 +158,7 @@ def command(
         called=names.files,
     )
     if places.kept is not None:
-        _notice(f"{places.kept} exists and is kept; this run writes {numbered(places.kept, places.number)}.")
+        log.info("%s exists and is kept; this run writes %s.", places.kept, numbered(places.kept, places.number))
     measured = measured.numbered(places.number)
     origin = opened.manifest.weights.origin
     untrained = origin == "random"
@@ -169,7 +172,7 @@ def command(
         return style if opacity is None else replace(style, opacity=opacity)
 
     others = serve is not None or any(not source.live for source in found)
-    background = BackgroundSinks(failures, _notice, max_latency, others)
+    background = BackgroundSinks(failures, max_latency, others)
     algorithm = _algorithm(opened, graph.precision, trained=not untrained)
     paced = serve is not None and not written
     with names.in_errors():
@@ -187,7 +190,6 @@ def command(
                 threshold=threshold,
                 threads=threads,
                 overlay=None if places.overlays is None and stream is None else style,
-                say=_notice,
             )
         )
         server = None
@@ -207,7 +209,6 @@ def command(
                     opacity=opacity,
                     writes=written,
                     live=any(source.live for source in found),
-                    say=_notice,
                 )
             )
             sinks = [*sinks, view]
@@ -220,13 +221,13 @@ def command(
                     segmenter, jobs, shared, progress, WithoutPause(controls) if written else controls, limits
                 )
             except KeyboardInterrupt:
-                tell("interrupted: finished files were kept, unfinished ones removed.", err=True)
+                log.warning("interrupted: finished files were kept, unfinished ones removed.")
                 raise typer.Exit(130) from None
         _say(segmenter, report, results, background, untrained=untrained, to_stderr=jsonl == "-")
         if server is not None and report.frames and not report.interrupted:
             _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
     if report.interrupted and any(not source.live for source in found):
-        tell("interrupted: what live sources gave was kept, unfinished files removed.", err=True)
+        log.warning("interrupted: what live sources gave was kept, unfinished files removed.")
         raise typer.Exit(130)
     _end(report, names.hide_all(failures + report.failures))
 
@@ -253,7 +254,6 @@ def _serve_alone(
             backend=backend,
             threshold=threshold,
             threads=threads,
-            say=_notice,
         ) as server,
     ):
         _until_interrupted(server)
@@ -263,14 +263,10 @@ def _until_interrupted(server: Server, line: str | None = None) -> None:
     """Wait for Ctrl-C, from the moment that ``line`` says so."""
     try:
         if line is not None:
-            _notice(line)
+            log.info("%s", line)
         server.wait()
     except KeyboardInterrupt:
         return
-
-
-def _notice(text: str) -> None:
-    tell(text, err=True)
 
 
 def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
@@ -363,7 +359,7 @@ def _end(report: RunReport | None, failures: Sequence[Failure]) -> None:
 @contextmanager
 def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
     """A bar on the terminal with FPS and remaining time, a fresh one for each source; nothing where there is none."""
-    if not sys.stderr.isatty():
+    if not shows_progress():
         yield None
         return
     from rich.markup import escape

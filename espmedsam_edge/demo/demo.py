@@ -27,7 +27,6 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -105,18 +104,17 @@ class Demo:
         return self.manifest.weights.origin != "random"
 
 
-def demo_bundles(path: Path | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Bundle]:
+def demo_bundles(path: Path | None = None) -> dict[str, Bundle]:
     """Modality -> bundle: of the bundle at ``path``, or of the weights that came with the program.
 
     Args:
         path: of a bundle.
-        say: gets a line before what takes a few seconds.
 
     Raises:
         UserError: there is none, or it is not valid.
     """
     if path is None:
-        return {name: shipped_bundle(name, say=say) for name in _SHIPPED_SHOWN}
+        return {name: shipped_bundle(name) for name in _SHIPPED_SHOWN}
     bundle = Bundle.open(path)
     return dict.fromkeys(bundle.manifest.modalities, bundle)
 
@@ -124,10 +122,9 @@ def demo_bundles(path: Path | None = None, say: Callable[[str], None] = lambda l
 def run_demo(
     bundles: dict[str, Bundle],
     out: Path,
-    say: Callable[[Row], None] = lambda row: None,
+    on_row: Callable[[Row], None] = lambda row: None,
     *,
     shipped: bool = False,
-    notice: Say = silent,
 ) -> Demo:
     """Draw pictures, segment them as ``infer`` would, and write everything under ``out``.
 
@@ -139,8 +136,7 @@ def run_demo(
         shipped: they are of the weights that came with the program: photographs in place of generated pictures, where
             scikit-image is installed.
         out: a folder, made if need be; files of an earlier demo are replaced.
-        say: called with each line of the table as soon as it is known.
-        notice: gets a line for what takes long, and what the bundles run on.
+        on_row: called with each line of the table as soon as it is known.
 
     Raises:
         UserError: the bundle cannot be run, or a file cannot be written.
@@ -154,15 +150,15 @@ def run_demo(
     with ExitStack() as stack:
         lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": demo.manifest.weights.origin}))
         for modality, bundle in bundles.items():
-            with Segmenter.load(bundle, modality, say=notice) as segmenter:
-                segmenter.choice.tell(notice)
+            with Segmenter.load(bundle, modality) as segmenter:
+                segmenter.choice.tell()
                 demo.backend = segmenter.choice.taken
                 if modality in generated:
-                    _pictures(demo, segmenter, lines, say)
+                    _pictures(demo, segmenter, lines, on_row)
                 if modality in photographs:
-                    _photographs(demo, segmenter, photographs[modality], lines, say)
+                    _photographs(demo, segmenter, photographs[modality], lines, on_row)
                 if modality == moving:
-                    _clip(demo, segmenter, None if modality in generated else photographs[modality][0], lines, say)
+                    _clip(demo, segmenter, None if modality in generated else photographs[modality][0], lines, on_row)
     return demo
 
 
@@ -170,7 +166,7 @@ def _style(demo: Demo, modality: str) -> OverlayStyle:
     return OverlayStyle(color_of(modality), notice="" if demo.trained else "untrained weights")
 
 
-def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row], None]) -> None:
+def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, on_row: Callable[[Row], None]) -> None:
     truths: dict[Path, NDArray[np.uint8]] = {}
     for number in range(PICTURES):
         image, truth = phantom(segmenter.modality, FIRST_SEED + number, PICTURE_SIZE)
@@ -180,7 +176,7 @@ def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, say: Callable[[Row]
         truths[path] = truth
     seen = _segment_files(demo, segmenter, list(truths), lines)
     demo.pictures += [seen.shown(frame, truths[frame.path]) for frame in seen.frames]
-    _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame in seen.frames], say)
+    _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame in seen.frames], on_row)
 
 
 def _find_photographs(modalities: Iterable[str]) -> dict[str, list[Path]]:
@@ -199,7 +195,7 @@ def _find_photographs(modalities: Iterable[str]) -> dict[str, list[Path]]:
 
 
 def _photographs(
-    demo: Demo, segmenter: Segmenter, files: Sequence[Path], lines: Sink, say: Callable[[Row], None]
+    demo: Demo, segmenter: Segmenter, files: Sequence[Path], lines: Sink, on_row: Callable[[Row], None]
 ) -> None:
     """Real pictures, without a true mask."""
     paths = []
@@ -208,7 +204,7 @@ def _photographs(
         write_image(paths[-1], read_image(file))
     seen = _segment_files(demo, segmenter, paths, lines)
     demo.photographs += [seen.shown(frame, None) for frame in seen.frames]
-    _tell(demo, paths[0].stem, seen, None, say)
+    _tell(demo, paths[0].stem, seen, None, on_row)
 
 
 def _segment_files(demo: Demo, segmenter: Segmenter, paths: Sequence[Path], lines: Sink) -> _Seen:
@@ -222,7 +218,9 @@ def _segment_files(demo: Demo, segmenter: Segmenter, paths: Sequence[Path], line
     return seen
 
 
-def _clip(demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink, say: Callable[[Row], None]) -> None:
+def _clip(
+    demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink, on_row: Callable[[Row], None]
+) -> None:
     """A clip: generated, with true masks, or a window that moves over a photograph."""
     path = demo.out / "clip.mp4"
     frames: Iterator[tuple[Frame, NDArray[np.uint8] | None]]
@@ -237,7 +235,7 @@ def _clip(demo: Demo, segmenter: Segmenter, photograph: Path | None, lines: Sink
     step = max(1, len(seen.frames) // (3 * PICTURES))
     demo.clip = [seen.shown(frame, truths[frame.index]) for frame in seen.frames[::step]]
     known = [truth for frame in seen.frames if (truth := truths[frame.index]) is not None]
-    _tell(demo, f"{segmenter.modality} clip", seen, known or None, say)
+    _tell(demo, f"{segmenter.modality} clip", seen, known or None, on_row)
 
 
 def _pan(picture: Frame, count: int) -> Iterator[tuple[Frame, NDArray[np.uint8] | None]]:
@@ -272,7 +270,7 @@ def _run(segmenter: Segmenter, source: Source, sinks: Sequence[Sink], lines: Sin
 
 
 def _tell(
-    demo: Demo, name: str, seen: _Seen, truths: Sequence[NDArray[np.uint8]] | None, say: Callable[[Row], None]
+    demo: Demo, name: str, seen: _Seen, truths: Sequence[NDArray[np.uint8]] | None, on_row: Callable[[Row], None]
 ) -> None:
     scores = None if truths is None else [dice(r.mask, truth) for r, truth in zip(seen.results, truths, strict=True)]
     row = Row(
@@ -283,7 +281,7 @@ def _tell(
         seconds=float(np.median([result.timings.total for result in seen.results])),
     )
     demo.rows.append(row)
-    say(row)
+    on_row(row)
 
 
 class _Seen:

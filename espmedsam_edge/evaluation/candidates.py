@@ -15,7 +15,6 @@ from espmedsam_edge.bundle import MANIFEST, Bundle, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
-from espmedsam_edge.runtime.backends.backend import Say, silent
 
 if TYPE_CHECKING:
     from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -69,7 +68,6 @@ class BundleCandidate:
     backend: str = "auto"
     threads: int | None = None
     method: str = STUDENT
-    say: Say = silent
 
     @property
     def name(self) -> str:
@@ -100,10 +98,8 @@ class BundleCandidate:
         """Load the modality's graph."""
         from espmedsam_edge.runtime.segmenter import Segmenter
 
-        with Segmenter.load(
-            self.bundle, modality, self.precision, self.backend, threads=self.threads, say=self.say
-        ) as segmenter:
-            segmenter.choice.tell(self.say)
+        with Segmenter.load(self.bundle, modality, self.precision, self.backend, threads=self.threads) as segmenter:
+            segmenter.choice.tell()
             yield _SegmenterPredictor(segmenter)
 
 
@@ -164,7 +160,6 @@ def open_candidate(
     threads: int | None = None,
     sam: Path | None = None,
     device: str = "auto",
-    say: Say = silent,
 ) -> Candidate:
     """Open whatever a path holds: a bundle's folder, a checkpoint or a teacher.
 
@@ -173,7 +168,6 @@ def open_candidate(
         precision, backend, threads: of a bundle, as ``Segmenter.load`` takes them.
         sam: SAM's checkpoint, for a teacher that was saved without it.
         device: of a checkpoint: "cpu", "cuda" or "auto".
-        say: gets a line for what takes long, and what a bundle's graphs run on.
 
     Raises:
         UserError: nothing of the kind is there, or an option does not go with what is.
@@ -181,7 +175,7 @@ def open_candidate(
     if path.is_dir() or (not path.exists() and path.suffix != ".safetensors"):
         if path.is_dir() and not (path / MANIFEST).is_file():
             raise UserError(f"{path} is no bundle.", "Name a bundle or a .safetensors checkpoint before the datasets.")
-        return BundleCandidate(Bundle.open(path), precision, backend, threads, say=say)
+        return BundleCandidate(Bundle.open(path), precision, backend, threads)
     if precision not in (None, "fp32") or backend not in ("auto", "torch"):
         raise UserError(
             f"{path} is a checkpoint: PyTorch runs it in float32.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.uris import parse_uri
 from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_scores
 
+log = logging.getLogger(__name__)
+
 
 class Chosen(NamedTuple):
     """A bundle, the modality to run (None: its only one) and the sources that are left."""
@@ -28,7 +31,6 @@ class Chosen(NamedTuple):
 def choose_bundle(
     arguments: Sequence[str],
     modality: str | None,
-    say: Callable[[str], None] = lambda line: None,
     names: SourceNames | None = None,
 ) -> Chosen:
     """Split a command's arguments into bundle and sources.
@@ -39,7 +41,6 @@ def choose_bundle(
     Args:
         arguments: as the user named them; none where a service alone is wanted.
         modality: as the user named it.
-        say: gets a line on what was recognised and on what takes a few seconds.
         names: what lines call the picture by; None: its own name.
 
     Raises:
@@ -51,9 +52,9 @@ def choose_bundle(
     if arguments and means_a_bundle(first):
         return Chosen(Bundle.open(first), modality, list(arguments[1:]))
     if modality is None:
-        modality = _recognise(first, say, names)
-    bundle = shipped_bundle(modality, say=say)
-    say(bundle.manifest.weights.note)
+        modality = _recognise(first, names)
+    bundle = shipped_bundle(modality)
+    log.info("%s", bundle.manifest.weights.note)
     return Chosen(bundle, modality, list(arguments))
 
 
@@ -68,7 +69,7 @@ def means_a_bundle(argument: str) -> bool:
     )
 
 
-def _recognise(source: str, say: Callable[[str], None], names: SourceNames | None) -> str:
+def _recognise(source: str, names: SourceNames | None) -> str:
     known = list(shipped_scores())
     choices = f"Name it: --modality {'|'.join(known)}"
     picture = _first_picture(source, names)
@@ -81,7 +82,7 @@ def _recognise(source: str, say: Callable[[str], None], names: SourceNames | Non
     guess = recognise(picture, known)
     if guess is None or not guess.sure:
         raise UserError(f"{shown} looks like none of the modalities with certainty.", choices)
-    say(f"{shown} looks like {guess.modality} ({guess.probability:.0%}). Another: --modality NAME")
+    log.info("%s looks like %s (%.0f%%). Another: --modality NAME", shown, guess.modality, 100 * guess.probability)
     return guess.modality
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,14 +24,14 @@ from espmedsam_edge.runtime.backends.backend import (
     Choice,
     FrameBackend,
     FrameOptions,
-    Say,
     Started,
     load_backend,
-    silent,
 )
 from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation, Timings
+
+log = logging.getLogger(__name__)
 
 
 class Segmenter:
@@ -49,7 +50,6 @@ class Segmenter:
         threshold: float,
         overlay: OverlayStyle | None = None,
         fall_back: Callable[[], Choice] | None = None,
-        say: Say = silent,
     ) -> None:
         """Take a loaded backend; ``load`` is the usual way.
 
@@ -60,13 +60,12 @@ class Segmenter:
             overlay: see ``load``.
             fall_back: loads the backend on the CPU that takes what a GPU cannot: all once it is lost, before that what
                 does not fit there. None: such frames fail.
-            say: told when that happens.
         """
         self.bundle = bundle
         self.graph = choice.backend.graph
         self.threshold = threshold
         self._lock = threading.RLock()
-        self._fall_back, self._say = fall_back, say
+        self._fall_back = fall_back
         self._on_cpu: Choice | None = None  # what ``fall_back`` gave
         if overlay is not None:
             overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
@@ -89,7 +88,6 @@ class Segmenter:
         threshold: float | None = None,
         threads: int | None = None,
         overlay: OverlayStyle | None = None,
-        say: Say = silent,
     ) -> Segmenter:
         """Open a bundle and load one of its graphs.
 
@@ -99,11 +97,10 @@ class Segmenter:
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
             backend: a name of ``runtime.backends.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was
                 taken. With
-                "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU, and ``say`` is told.
+                "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU; that is logged.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
-            say: gets a line for what takes long, such as an engine that is built once.
 
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
@@ -116,10 +113,10 @@ class Segmenter:
         graph = opened.graph(modality, precision)
 
         def on_the_cpu() -> Choice:
-            return load_backend(opened, graph, "onnxruntime-cpu", threads, say)
+            return load_backend(opened, graph, "onnxruntime-cpu", threads)
 
-        choice = load_backend(opened, graph, backend, threads, say)
-        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None, say)
+        choice = load_backend(opened, graph, backend, threads)
+        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None)
 
     @property
     def modality(self) -> str:
@@ -227,12 +224,12 @@ class Segmenter:
         first = self._on_cpu is None
         found = self._on_cpu = self._on_cpu or self._fall_back()
         if lost and self.frame_backend is not None:
-            self._say(f"The GPU is lost: {error.message} Going on with {found.taken}, more slowly. {error.hint}")
+            log.warning("The GPU is lost: %s Going on with %s, more slowly. %s", error.message, found.taken, error.hint)
             gone = self.choice
             self._take(Choice(found.backend, (*gone.passed_over, f"not {gone.backend.name}: {error}")))
             gone.backend.close()
         elif first:
-            self._say(f"{error.message} Such frames go to {found.taken}, more slowly. {error.hint}")
+            log.warning("%s Such frames go to %s, more slowly. %s", error.message, found.taken, error.hint)
         return self._segment_tensors(found.backend, cast(Sequence[Frame], frames), options)
 
     def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:

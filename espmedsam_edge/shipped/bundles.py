@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import lzma
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,8 @@ from espmedsam_edge.machine.cache import cache_place
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.shipped.assembly import assemble
 from espmedsam_edge.shipped.packed import SUFFIX, read_packed, write_plain
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 CHECKPOINT = f"espmedsam-s{SUFFIX}"
@@ -105,7 +108,6 @@ def shipped_bundle(
     modality: str | None,
     out: Path | None = None,
     folder: Path = WEIGHTS,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """A bundle of one modality (None: of all) of the weights that came with the program.
 
@@ -113,7 +115,6 @@ def shipped_bundle(
         modality: one of ``shipped_scores``.
         out: where to write it; None: in the cache, where it is made once.
         folder: of the weights.
-        say: gets a line before what takes a few seconds.
 
     Raises:
         UserError: no weights here, an unknown modality, damaged files, or nowhere to write.
@@ -127,7 +128,7 @@ def shipped_bundle(
         where = kept / f"{names[0] if len(names) == 1 else 'all'}.bundle"
         if (where / MANIFEST).is_file():
             return Bundle.open(where)
-    say(f"Preparing {', '.join(names)} from {_WHERE} (once): {where}")
+    log.info("Preparing %s from %s (once): %s", ", ".join(names), _WHERE, where)
     return make_bundle(names, where, folder, note=" ".join(scores[name].line(name) for name in names))
 
 

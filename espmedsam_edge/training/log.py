@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from espmedsam_edge.terminal import terminal_console
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 TERMS = ("loss", "pixel", "dice", "patch")
 _STEPS = ("step", "epoch", "modality", "learning_rate", *TERMS, "images_per_second")
@@ -115,8 +118,9 @@ class RunLog:
         self._writer.add_image("sheet", np.ascontiguousarray(picture[..., ::-1]), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """A line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        """Log a line for the person who watches; of several processes the first alone does."""
+        if not self.quiet:
+            log.info("%s", line)
 
     def flush(self) -> None:
         """Append the rows noted so far; on an epoch's end and before a state is saved."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from listening import listening
 from onnx import numpy_helper
 from trained_graphs import MODALITY, hostile, save_bundle, save_images, tensor, trained_graph
 from typer.testing import CliRunner
@@ -57,8 +58,10 @@ class Log:
     def step(self) -> None:
         self.steps += 1
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def calibrate(self, *arguments: Any) -> Summary:
+        """``calibrate`` with this listener, whose lines it remembers, too."""
+        with listening(self.lines.append):
+            return calibrate(*arguments, self)
 
     @property
     def text(self) -> str:
@@ -79,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[
         # Twice the default budgets: a network trained for seconds, on 64 x 64 pixels, has blurred edges.
         budget = {"fp16": 0.2, "int8": 1.0}[precision]
         request = Request(MODALITY, precision, budget=budget, threads=1)  # type: ignore[arg-type]
-        calibrate(path, request, find_images([str(pictures)], held_out=3), log)
+        log.calibrate(path, request, find_images([str(pictures)], held_out=3))
     return path, log
 
 
@@ -132,7 +135,7 @@ def test_ranges_are_measured_anew_for_other_images_or_another_graph(
     log = Log()
     fewer = [str(file) for file in sorted(pictures.iterdir())[:5]]
     request = Request(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
-    calibrate(path, request, find_images(fewer), log)
+    log.calibrate(path, request, find_images(fewer))
     assert "not reused: the images have changed (measured on 10, now 4)" in log.text
     assert not (path / f"{MODALITY}-fp16-worst.jpg").exists()  # nor the picture of the graph that was replaced
     (path / CALIBRATION).write_text('{"schema_version": 1, "modalities": {"dermoscopy": 3}}')
@@ -140,7 +143,7 @@ def test_ranges_are_measured_anew_for_other_images_or_another_graph(
     other = save_bundle(tmp_path / "other.bundle", hostile(trained_graph()))
     shutil.copy(finished[0] / CALIBRATION, other.path)
     log = Log()
-    calibrate(other.path, request, find_images([str(pictures)], held_out=3), log)
+    log.calibrate(other.path, request, find_images([str(pictures)], held_out=3))
     assert "not reused: the graph has changed" in log.text
 
 
@@ -174,7 +177,7 @@ def test_an_incomplete_record_is_not_reused(
     monkeypatch.setattr(calibrator, "measure_ranges", stop)
     log = Log()
     with pytest.raises(InterruptedError):
-        calibrate(path, Request(MODALITY, "int8"), find_images([str(pictures)], held_out=3), log)
+        log.calibrate(path, Request(MODALITY, "int8"), find_images([str(pictures)], held_out=3))
     assert re.search(rf"{CALIBRATION} not reused: it lacks numbers of \d+ tensors, the first '", log.text)
 
 
@@ -268,9 +271,9 @@ def test_a_real_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, pictures: Path,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
-    assert process.stdout is not None
+    assert process.stderr is not None
     if moment == "measuring":
-        while "Only 10 images calibrate" not in process.stdout.readline():  # said just before the first is measured
+        while "Only 10 images calibrate" not in process.stderr.readline():  # said just before the first is measured
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=300)
@@ -426,7 +429,7 @@ def test_images_that_can_be_read_by_now_are_measured(
         calibrate(bundle, request, images, Log())
     assert len(images.failures) == 1
     log = Log()
-    calibrate(bundle, request, find_images([str(pictures)], held_out=3), log)
+    log.calibrate(bundle, request, find_images([str(pictures)], held_out=3))
     assert "not reused: 10 of the images can be read, it was measured on 9" in log.text
 
 

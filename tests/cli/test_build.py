@@ -255,7 +255,7 @@ class TestRtx:
         assert run("engines", "verify") == 1
         assert "damaged: fundus fp16" in capsys.readouterr().out
         assert run(*build) == 0
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert "the engine in the cache is not used, its plan is damaged (SHA-256 differs); building anew." in said
         assert run("engines", "clean") == 0
         assert "removed 0 things" in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_adds_it(
     def missing() -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(demo_module, "demo_bundles", lambda path, say: missing())
+    monkeypatch.setattr(demo_module, "demo_bundles", lambda path: missing())
     assert run("demo", "--bundle", toy_bundle.path) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: 'demo' needs the package torch. Install it: ")

@@ -120,7 +120,7 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
     monkeypatch.setattr(demo_module, "_PAN_FRAMES", 4)
     asked: list[str] = []
 
-    def toy(modality: str, say: object) -> Bundle:
+    def toy(modality: str) -> Bundle:
         asked.append(modality)
         return save_toy_bundle(tmp_path / f"{modality}.bundle", (modality,))
 
@@ -144,7 +144,7 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
 
 
 def test_an_installation_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(modality: str, say: object) -> Bundle:
+    def absent(modality: str) -> Bundle:
         return shipped_bundle(modality, folder=tmp_path / "absent")
 
     monkeypatch.setattr(demo_module, "shipped_bundle", absent)

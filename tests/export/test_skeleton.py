@@ -110,16 +110,15 @@ def shipped(tmp_path: Path, skeleton: bytes) -> Path:
 
 
 def test_shipped_weights_segment_as_their_checkpoint(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
-    said: list[str] = []
-    bundle = shipped_bundle("fundus", folder=shipped, say=said.append)
+    bundle = shipped_bundle("fundus", folder=shipped)
     assert len(said) == 1
     assert str(bundle.path) in said[0]
     assert bundle.manifest.weights.note == "fundus is usable for research: Dice 71.2 % on 14 test images of drive."
     assert bundle.path.is_relative_to(tmp_path / "cache")
-    again = shipped_bundle("fundus", folder=shipped, say=said.append)
+    again = shipped_bundle("fundus", folder=shipped)
     assert (again.path, len(said)) == (bundle.path, 1)  # made once
     model, info = load_checkpoint(shipped / CHECKPOINT)
     assert info.modalities == ["fundus", "xray"]

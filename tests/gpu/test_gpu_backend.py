@@ -87,9 +87,13 @@ def check(result: Segmentation, frame: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize("release", tensorrt_surface.RELEASES)
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (77, 333), (200, 320)])
-def test_a_frame_in_and_a_mask_out(load: Load, release: str, size: tuple[int, int]) -> None:
-    said: list[str] = []
-    segmenter = load(release, say=said.append)
+def test_a_frame_in_and_a_mask_out(
+    load: Load,
+    release: str,
+    size: tuple[int, int],
+    said: list[str],
+) -> None:
+    segmenter = load(release)
     for seed in range(3):
         frame = frame_of(*size, seed)
         check(segmenter.segment(frame), frame)
@@ -473,10 +477,14 @@ def test_a_gpu_that_tensorrt_finds_lost_is_lost(
     assert machine.calls() == []
 
 
-def test_without_capture_it_runs_all_the_same(load: Load, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_capture_it_runs_all_the_same(
+    load: Load,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+) -> None:
     monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
-    said: list[str] = []
-    segmenter = load(say=said.append)
+    segmenter = load()
     assert any("cannot be captured into a CUDA graph (cuStreamBeginCapture failed" in line for line in said)
     for seed in range(2):
         frame = frame_of(50, 60, seed)

@@ -124,14 +124,13 @@ def _compare_graph(
 
 
 def test_the_engine_is_found_again_and_loads_faster(
-    flavour: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    flavour: str, folder: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setenv("ESPMEDSAM_CACHE", str(folder / "cache"))
     path = folder / "toy.bundle"
     bundle = Bundle.open(path) if path.exists() else save_toy_bundle(path)
     _open(bundle, flavour, "fp32").close()
-    said: list[str] = []
-    with Segmenter.load(bundle, backend=flavour, say=said.append) as segmenter:
+    with Segmenter.load(bundle, backend=flavour) as segmenter:
         backend = segmenter.choice.backend
         assert isinstance(backend, TensorRtBackend)
         assert not backend.plan.built_now

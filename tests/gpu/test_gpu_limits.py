@@ -41,9 +41,9 @@ def test_the_cpu_takes_what_does_not_fit_and_the_gpu_the_rest(
     monkeypatch: pytest.MonkeyPatch,
     size: tuple[int, int],
     overlapping: bool,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
-    segmenter = load_auto(which=bundle, say=said.append)
+    segmenter = load_auto(which=bundle)
     frames = [frame_of(*side, seed) for seed, side in enumerate([SMALL, size, SMALL, size, SMALL])]
     leave_free(segmenter, 1_000_000, monkeypatch)
     if overlapping:
@@ -65,10 +65,14 @@ def test_the_cpu_takes_what_does_not_fit_and_the_gpu_the_rest(
 
 @pytest.mark.parametrize("call", ["cuMemHostAlloc", "cuMemAlloc", "cuEventCreate", "cuGraphLaunch"])
 def test_memory_that_lacks_at_the_first_frame(
-    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch, call: str
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
-    segmenter = load_auto(which=bundle, say=said.append)
+    segmenter = load_auto(which=bundle)
     frame = frame_of(*SMALL)
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"{call}=2")
     with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
@@ -81,10 +85,13 @@ def test_memory_that_lacks_at_the_first_frame(
 
 
 def test_what_does_not_fit_then_a_gpu_that_is_lost(
-    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
-    segmenter = load_auto(which=bundle, say=said.append)
+    segmenter = load_auto(which=bundle)
     frame = frame_of(*SMALL)
     with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
         for code in (2, 719):

@@ -374,10 +374,14 @@ def agree(result: Segmentation, frame: NDArray[np.uint8], expected: Segmenter) -
 
 @pytest.mark.parametrize("where", ["cuStreamSynchronize", "cuEventSynchronize", "cuMemcpyHtoDAsync"])
 def test_a_gpu_lost_under_way_is_replaced_by_the_cpu_where_the_choice_was_ours(
-    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch, where: str
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
-    segmenter = warmed_up(load_auto(which=bundle, say=said.append, overlay=STYLE), (50, 60))
+    segmenter = warmed_up(load_auto(which=bundle, overlay=STYLE), (50, 60))
     with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
         assert segmenter.choice.backend.name == "tensorrt"
         frames = [frame_of(50, 60, seed) for seed in range(IN_FLIGHT + 2)]
@@ -403,11 +407,14 @@ def test_a_gpu_lost_under_way_is_replaced_by_the_cpu_where_the_choice_was_ours(
 
 
 def test_the_cpu_goes_on_too_where_tensorrt_notices_first(
-    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
     monkeypatch.setenv("CUDA_MACHINE_FAIL", "cuStreamBeginCapture=900")
-    segmenter = load_auto(which=bundle, say=said.append)
+    segmenter = load_auto(which=bundle)
     segmenter.segment(frame_of(50, 60))
     context = tensorrt_api.load("tensorrt").module.IExecutionContext
     monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
@@ -432,10 +439,13 @@ def test_frames_that_lay_on_the_lost_gpu_are_lost_with_it(
 
 
 def test_the_pipeline_goes_on_when_the_gpu_is_lost(
-    load_auto: Callable[..., Segmenter], bundle: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
-    said: list[str] = []
-    segmenter = warmed_up(load_auto(which=bundle, say=said.append), (50, 60), (70, 40))
+    segmenter = warmed_up(load_auto(which=bundle), (50, 60), (70, 40))
     clip = Clip(30)
     order: list[int] = []
 

@@ -27,7 +27,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]
     """The modalities that bundles of shipped weights were asked for; each such bundle is a toy."""
     asked: list[str | None] = []
 
-    def toy(modality: str | None, say: object = None) -> Bundle:
+    def toy(modality: str | None) -> Bundle:
         asked.append(modality)
         assert modality is not None
         return save_toy_bundle(tmp_path / f"{modality}.bundle", (modality,))
@@ -48,16 +48,20 @@ def test_a_bundle_that_is_named_is_taken(tmp_path: Path, toy_bundle: Bundle, shi
     assert (chosen.modality, chosen.sources, shipped) == (None, ["a.png", "b.png"], [])
 
 
-def test_without_a_bundle_the_picture_tells_the_modality(tmp_path: Path, shipped: list[str | None]) -> None:
-    picture, said = _picture(tmp_path / "retina.png"), []
-    chosen = choose_bundle([picture, "more.png"], None, said.append)
+def test_without_a_bundle_the_picture_tells_the_modality(
+    tmp_path: Path, shipped: list[str | None], said: list[str]
+) -> None:
+    picture = _picture(tmp_path / "retina.png")
+    chosen = choose_bundle([picture, "more.png"], None)
     assert (chosen.modality, chosen.sources, shipped) == ("fundus", [picture, "more.png"], ["fundus"])
     assert any("looks like fundus" in line for line in said)
 
 
-def test_a_picture_without_a_name_is_recognised_by_its_number(tmp_path: Path, shipped: list[str | None]) -> None:
-    picture, said = _picture(tmp_path / "DOE^JANE.png"), []
-    assert choose_bundle([picture], None, said.append, SourceNames()).modality == "fundus"
+def test_a_picture_without_a_name_is_recognised_by_its_number(
+    tmp_path: Path, shipped: list[str | None], said: list[str]
+) -> None:
+    picture = _picture(tmp_path / "DOE^JANE.png")
+    assert choose_bundle([picture], None, SourceNames()).modality == "fundus"
     assert any(line.startswith("source-1 looks like fundus") for line in said)
     assert "DOE" not in "".join(said)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -15,24 +16,7 @@ from espmedsam_edge.machine.cores import check_threads
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
-Say = Callable[[str], None]
-"""Called with one line for the user."""
-
-
-def silent(line: str) -> None:
-    """Lines that nobody reads."""
-
-
-def once(say: Say) -> Say:
-    """Passes on each line the first time: what holds for every graph is said once."""
-    said: set[str] = set()
-
-    def told(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            say(line)
-
-    return told
+log = logging.getLogger(__name__)
 
 
 class DlpackFrame(Protocol):
@@ -181,8 +165,8 @@ class BackendModule(Protocol):
     def unavailable(self, name: str) -> str | None:
         """Why this backend cannot run on this machine, with the remedy, as one sentence; None if it can."""
 
-    def load(self, name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say) -> Backend:
-        """Load a graph of a bundle; ``say`` gets a line for what takes long.
+    def load(self, name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backend:
+        """Load a graph of a bundle.
 
         Raises:
             BackendUnavailable: cannot run this graph on this machine.
@@ -219,10 +203,11 @@ class Choice:
         """For people: ``onnxruntime (CPU, 4 threads)``."""
         return f"{self.backend.name} ({self.backend.device})"
 
-    def tell(self, say: Say) -> None:
-        """Say what was taken, and why nothing better, a line each."""
-        for line in (f"Running on {self.taken}.", *self.passed_over):
-            say(line)
+    def tell(self) -> None:
+        """Log what was taken, and why nothing better, a line each."""
+        log.info("Running on %s.", self.taken)
+        for reason in self.passed_over:
+            log.info("%s", reason)
 
     def __str__(self) -> str:
         return "; ".join((self.taken, *self.passed_over))
@@ -233,9 +218,7 @@ def unavailable(name: str) -> str | None:
     return _module(name).unavailable(name)
 
 
-def load_backend(
-    bundle: Bundle, graph: Graph, name: str = "auto", threads: int | None = None, say: Say = silent
-) -> Choice:
+def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int | None = None) -> Choice:
     """Load a graph on a backend.
 
     Args:
@@ -243,7 +226,6 @@ def load_backend(
         graph: one of its graphs.
         name: a key of ``BACKENDS``, or "auto" for the first of ``AUTO`` that can run it here.
         threads: CPU threads for backends that compute on the CPU; None: the physical cores the process may use.
-        say: gets one line for each thing worth waiting for, such as an engine that is built once.
 
     Raises:
         UserError: unknown name, a graph that does not fit its manifest, or no backend that can run it here.
@@ -255,13 +237,13 @@ def load_backend(
         reason = unavailable(name)
         if reason is not None:
             raise BackendUnavailable(f"backend {name} cannot run here: {reason}", exit_code=1)
-        return Choice(_module(name).load(name, bundle, graph, threads, say))
+        return Choice(_module(name).load(name, bundle, graph, threads))
     reasons: dict[str, list[str]] = {}  # reason -> the backends that have it
     for candidate in AUTO:
         reason = unavailable(candidate)
         if reason is None:
             try:
-                return Choice(_module(candidate).load(candidate, bundle, graph, threads, say), _sentences(reasons))
+                return Choice(_module(candidate).load(candidate, bundle, graph, threads), _sentences(reasons))
             except BackendUnavailable as error:
                 reason = str(error)
         reasons.setdefault(reason, []).append(candidate)

@@ -10,7 +10,7 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, Say, silent
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 from espmedsam_edge.runtime.onnx_session import (
     INPUT,
     OUTPUT,
@@ -31,7 +31,7 @@ def unavailable(name: str) -> str | None:
     return None
 
 
-def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> OnnxRuntimeBackend:
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OnnxRuntimeBackend:
     """Create a session for a graph and check it against the manifest; see ``BackendModule.load``.
 
     ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda`` and ``onnxruntime-cpu`` insist.

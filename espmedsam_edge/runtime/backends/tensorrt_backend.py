@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import outline_width
 from espmedsam_edge.machine.environment import jetson
-from espmedsam_edge.runtime.backends.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions, Say, silent
+from espmedsam_edge.runtime.backends.backend import AnyFrame, BackendUnavailable, DeviceUse, FrameOptions
 from espmedsam_edge.runtime.backends.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, FrameGraphs, StartedGroup
 from espmedsam_edge.runtime.backends.gpu_arrays import frame_in_place, on_gpu
@@ -36,6 +37,8 @@ from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.kernels.parameters import MAX_OUTLINE
 from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation
 
+log = logging.getLogger(__name__)
+
 _MEMORY_VARIABLE = "ESPMEDSAM_FRAME_MEMORY"
 
 
@@ -53,7 +56,7 @@ def unavailable(name: str) -> str | None:
     return cuda_api.unavailable()
 
 
-def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say = silent) -> TensorRtBackend:
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> TensorRtBackend:
     """Load a graph's engine from the cache, or build it; ``threads`` is for other backends.
 
     Where the GPU shares the host's memory, its kernels read and write frames and results there in place (mapped);
@@ -66,14 +69,14 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None, say: Say 
     flavour, chosen = cast(Flavour, name), _chosen_memory()
     try:
         api = load_tensorrt(flavour)
-        plan = find_or_build(bundle, graph, flavour=flavour, say=say, on_progress=_announced(graph, flavour, say))
+        plan = find_or_build(bundle, graph, flavour=flavour, on_progress=_announced(graph, flavour))
         with ExitStack() as opened:
             device = opened.enter_context(CudaDevice.open())
             free = device.memory().free
             stream, upload, download = (Stream(device) for _ in range(3))
-            engine = Engine(api, plan.read(), plan.path, graph, stream, say)
+            engine = Engine(api, plan.read(), plan.path, graph, stream)
             opened.callback(engine.close)
-            kernels = FrameKernels.load(device, say=say)
+            kernels = FrameKernels.load(device)
             lender, mapped = Lender(device), device.gpu.integrated if chosen is None else chosen == "mapped"
             machine = FrameMachine(stream, engine, kernels, graph, lender, upload, download, mapped=mapped)
             taken = max(0, free - device.memory().free)
@@ -239,7 +242,7 @@ def _restored(results: Sequence[Segmentation], order: Sequence[int]) -> list[Seg
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 
-def _announced(graph: Graph, flavour: Flavour, say: Say) -> Callable[[str, float], None]:
+def _announced(graph: Graph, flavour: Flavour) -> Callable[[str, float], None]:
     """A progress callback that says once that a build is under way."""
     told: list[str] = []
 
@@ -247,6 +250,6 @@ def _announced(graph: Graph, flavour: Flavour, say: Say) -> Callable[[str, float
         if not told:
             told.append(phase)
             what = f"the {TITLES[flavour]} engine of {graph.modality} {graph.precision}"
-            say(f"Building {what} for this GPU, once; this takes minutes.")
+            log.info("Building %s for this GPU, once; this takes minutes.", what)
 
     return on_progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from espmedsam_edge.runtime.cuda.device import CudaDevice, Resource
 from espmedsam_edge.runtime.cuda.driver import CudaError
-from espmedsam_edge.runtime.cuda.nvrtc import KernelSource, Say, cache_file, kernel_image, silent
+from espmedsam_edge.runtime.cuda.nvrtc import KernelSource, cache_file, kernel_image
 from espmedsam_edge.runtime.cuda.stream import Stream
 
 _UNREADABLE = (200, 209, 218, 222)  # images a driver refuses: invalid, no binary, invalid PTX, unsupported PTX
@@ -29,9 +29,7 @@ class KernelModule(Resource):
         super().__init__(device)
 
     @classmethod
-    def load(
-        cls, device: CudaDevice, source: KernelSource, cache: str | Path | None = None, say: Say = silent
-    ) -> KernelModule:
+    def load(cls, device: CudaDevice, source: KernelSource, cache: str | Path | None = None) -> KernelModule:
         """Load a source's kernels, compiling them where the cache has nothing that this driver takes.
 
         Raises:
@@ -39,13 +37,13 @@ class KernelModule(Resource):
         """
         sm = device.gpu.sm
         try:
-            return cls(device, kernel_image(source, sm, cache, say), source.name)
+            return cls(device, kernel_image(source, sm, cache), source.name)
         except CudaError as error:
             file = cache_file(source, sm, cache)
             if error.code not in _UNREADABLE or not file.exists():
                 raise
             file.unlink()  # compiled for another driver: this one gets its own
-            return cls(device, kernel_image(source, sm, cache, say), source.name)
+            return cls(device, kernel_image(source, sm, cache), source.name)
 
     def launch(
         self,

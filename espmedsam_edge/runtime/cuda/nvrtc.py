@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,14 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.cache import cache_place
 
+log = logging.getLogger(__name__)
+
 _OPTIONS = (
     "--std=c++17",
     "--device-as-default-execution-space",  # for lambdas: NVRTC 12 takes them for the host's otherwise
     "--generate-line-info",  # for compute-sanitizer and Nsight; the code is the same
 )
 _DIGEST_BYTES = hashlib.sha256().digest_size
-
-Say = Callable[[str], None]
-"""Called with one line for the user."""
-
-
-def silent(line: str) -> None:
-    """Lines that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,10 @@ def compile_kernels(source: KernelSource, target: CompileTarget, options: tuple[
         given = [f"--gpu-architecture={target.architecture}".encode(), *(o.encode() for o in (*_OPTIONS, *options))]
         code, *_ = nvrtc.nvrtcCompileProgram(program, len(given), given)
         if int(code):
-            log = bytes(_nvrtc_call(nvrtc, "nvrtcGetProgramLogSize", program))
-            _nvrtc_call(nvrtc, "nvrtcGetProgramLog", program, log)  # fills the bytes in place
+            text = bytes(_nvrtc_call(nvrtc, "nvrtcGetProgramLogSize", program))
+            _nvrtc_call(nvrtc, "nvrtcGetProgramLog", program, text)  # fills the bytes in place
             raise UserError(
-                f"NVRTC cannot compile {source.name}.cu for {target.architecture}: {_first_errors(log)}",
+                f"NVRTC cannot compile {source.name}.cu for {target.architecture}: {_first_errors(text)}",
                 "Update nvidia-cuda-nvrtc, or report this.",
                 exit_code=1,
             )
@@ -133,7 +128,7 @@ def kernels_folder(cache: str | Path | None = None) -> Path:
     return cache_place(cache) / "kernels"
 
 
-def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None, say: Say = silent) -> bytes:
+def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None) -> bytes:
     """A source compiled for a GPU: from the cache, or by NVRTC and then kept there.
 
     A folder that cannot be written only costs the compilation of a few seconds in every process.
@@ -142,7 +137,6 @@ def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None,
         source: what to compile.
         sm: ``sm87``.
         cache: the cache folder; None: $ESPMEDSAM_CACHE, else the user's.
-        say: told that a compilation starts.
 
     Raises:
         UserError: it is not in the cache, and NVRTC is missing or refuses it.
@@ -152,12 +146,12 @@ def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None,
     if kept is not None:
         return kept
     target = compile_target(sm, supported_targets())
-    say(f"Compiling {source.name} for this GPU ({target.architecture}), once.")
+    log.info("Compiling %s for this GPU (%s), once.", source.name, target.architecture)
     image = compile_kernels(source, target)
     try:
         atomic_write(file, hashlib.sha256(image).digest() + image)
     except UserError as error:
-        say(f"The compiled kernels cannot be kept: {error.message}")
+        log.warning("The compiled kernels cannot be kept: %s", error.message)
     return image
 
 
@@ -203,6 +197,6 @@ def _nvrtc_call(nvrtc: Any, name: str, *arguments: Any) -> Any:
     return None if not values else values[0] if len(values) == 1 else tuple(values)
 
 
-def _first_errors(log: bytes) -> str:
-    lines = [line.strip() for line in log.rstrip(b"\0").decode("utf-8", "replace").splitlines() if "error" in line]
+def _first_errors(text: bytes) -> str:
+    lines = [line.strip() for line in text.rstrip(b"\0").decode("utf-8", "replace").splitlines() if "error" in line]
     return "; ".join(lines[:3]) or "no reason given."

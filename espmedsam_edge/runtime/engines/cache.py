@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,17 +30,12 @@ from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, d
 from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
 from espmedsam_edge.runtime.engines.worker import Request, read_wanted
 
+log = logging.getLogger(__name__)
+
 # What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
 # FP32 matrix products there.
 USUAL_TARGETS = ("sm86", "sm89", "sm120")
 _WAIT_S = 0.2
-
-Say = Callable[[str], None]
-"""Called with one line for the user."""
-
-
-def _silent(line: str) -> None:
-    """Lines that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,6 @@ def want(
     flavour: str | None = None,
     targets: Sequence[str] = (),
     tf32: bool = False,
-    say: Say = _silent,
 ) -> Wanted:
     """What an engine for this graph must be on this machine.
 
@@ -87,7 +82,7 @@ def want(
         known = api.target_names()
         if gpu is None:
             chosen = [target for target in USUAL_TARGETS if target in known] or known
-            say(f"No GPU here: building for {', '.join(chosen)}. Choose with --target.")
+            log.info("No GPU here: building for %s. Choose with --target.", ", ".join(chosen))
         elif gpu.sm in known:
             chosen = [gpu.sm]
     if gpu is None and not chosen:
@@ -116,7 +111,6 @@ def find_or_build(
     tf32: bool = False,
     cache: str | Path | None = None,
     force: bool = False,
-    say: Say = _silent,
     on_progress: child.OnProgress = lambda phase, fraction: None,
 ) -> EnginePlan:
     """The engine of a bundle's graph for this machine: from the cache where it fits and is whole, else built.
@@ -130,7 +124,6 @@ def find_or_build(
         tf32: let TensorRT compute FP32 layers in TF32.
         cache: the folder to keep engines under (None: ``cache_folder``'s choice).
         force: build even where a fitting engine is there.
-        say: gets one line for each thing a user should know (why an engine is rebuilt, that another process builds).
         on_progress: gets TensorRT's phase and the part done, 0..1, while it builds.
 
     Raises:
@@ -138,20 +131,25 @@ def find_or_build(
     """
     folder = cache_folder(cache)
     graph_bytes = len(bundle.read_graph(graph))
-    wanted = want(bundle, graph, flavour=flavour, targets=targets, tf32=tf32, say=say)
+    wanted = want(bundle, graph, flavour=flavour, targets=targets, tf32=tf32)
     if not force:
         plan, _ = find(folder, wanted)
         if plan is not None:
             return plan
     require_space(folder, 2 * graph_bytes)
-    with building_lock(folder, wanted.stem, say) as waited:
+    with building_lock(folder, wanted.stem) as waited:
         reason = None
         if not force or waited:
             plan, reason = find(folder, wanted)
             if plan is not None:
                 return plan
         if reason:
-            say(f"{graph.modality} {graph.precision}: the engine in the cache is not used, {reason}; building anew.")
+            log.info(
+                "%s %s: the engine in the cache is not used, %s; building anew.",
+                graph.modality,
+                graph.precision,
+                reason,
+            )
         request = Request(
             command="build",
             graph=graph,
@@ -163,7 +161,7 @@ def find_or_build(
             targets=wanted.targets,
             tf32=tf32,
         )
-        return _build(folder, wanted, request, say, on_progress)
+        return _build(folder, wanted, request, on_progress)
 
 
 def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
@@ -215,7 +213,7 @@ def require_space(folder: Path, plan_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def building_lock(folder: Path, stem: str, say: Say = _silent) -> Iterator[bool]:
+def building_lock(folder: Path, stem: str) -> Iterator[bool]:
     """Hold the right to build one engine; waits while another process holds it. Yields whether it had to wait.
 
     The lock goes with its process, however that ends. On file systems without locks the build goes on without one:
@@ -229,7 +227,7 @@ def building_lock(folder: Path, stem: str, say: Say = _silent) -> Iterator[bool]
     while True:
         descriptor = _open_lock(folder, file)
         try:
-            waited = _acquire(descriptor, stem, say) or waited
+            waited = _acquire(descriptor, stem) or waited
             if not is_open_file(descriptor, file):
                 continue  # removed by a clean-up between opening and locking: another process may hold a new one
             yield waited
@@ -256,14 +254,14 @@ def _open_lock(folder: Path, file: Path) -> int:
         ) from error
 
 
-def _acquire(descriptor: int, stem: str, say: Say) -> bool:
+def _acquire(descriptor: int, stem: str) -> bool:
     waited = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not waited:
-                say(f"Another process is building {stem}; waiting for it.")
+                log.info("Another process is building %s; waiting for it.", stem)
             waited = True
             time.sleep(_WAIT_S)
         except OSError:
@@ -272,7 +270,7 @@ def _acquire(descriptor: int, stem: str, say: Say) -> bool:
             return waited
 
 
-def _build(folder: Path, wanted: Wanted, request: Request, say: Say, on_progress: child.OnProgress) -> EnginePlan:
+def _build(folder: Path, wanted: Wanted, request: Request, on_progress: child.OnProgress) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
@@ -303,7 +301,7 @@ def _build(folder: Path, wanted: Wanted, request: Request, say: Say, on_progress
             workspace_bytes=result.workspace_bytes,
             build_seconds=result.build_seconds,
             median_ms=_time(request) if result.engine_loaded else None,
-            agreement=_compare(request, say) if result.engine_loaded else None,
+            agreement=_compare(request) if result.engine_loaded else None,
             peak_memory_bytes=result.peak_memory_bytes,
             built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             built_by=f"espmedsam-edge {__version__}",
@@ -322,17 +320,18 @@ def _time(request: Request) -> float | None:
         return None
 
 
-def _compare(request: Request, say: Say) -> Agreement | None:
+def _compare(request: Request) -> Agreement | None:
     """How the new engine agrees with ONNX Runtime; None where it cannot be found out, which is said.
 
     Raises:
         UserError: it computes what no engine may.
     """
     graph = request.graph
+    name = f"{graph.modality} {graph.precision}"
     try:
         agreement = child.run(request.model_copy(update={"command": "compare", "log_path": None})).agreement
     except UserError as error:
-        say(f"{graph.modality} {graph.precision}: the engine was not compared with ONNX Runtime: {error.message}")
+        log.warning("%s: the engine was not compared with ONNX Runtime: %s", name, error.message)
         return None
     assert agreement is not None
     if agreement.fault is not None:
@@ -342,7 +341,7 @@ def _compare(request: Request, say: Say) -> Agreement | None:
             exit_code=1,
         )
     if agreement.dice < DOUBTFUL_DICE:
-        say(f"{graph.modality} {graph.precision}: {agreement}, which is little: see espmedsam-edge evaluate.")
+        log.warning("%s: %s, which is little: see espmedsam-edge evaluate.", name, agreement)
     return agreement
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,6 @@ from espmedsam_edge.bundle import Graph as BundleGraph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.geometry import Tensor
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Graph, Stream
@@ -23,6 +23,8 @@ from espmedsam_edge.runtime.engines.tensorrt_api import Log, TensorRT, make_logg
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+log = logging.getLogger(__name__)
 
 _INPUT, _OUTPUT = "image", "logits"
 _FP32_BYTES = 4
@@ -39,9 +41,7 @@ class Engine:
         logits: address of the (B, 1, S/4, S/4) float32 output on the GPU.
     """
 
-    def __init__(
-        self, api: TensorRT, content: bytes, plan: Path, graph: BundleGraph, stream: Stream, say: Say = silent
-    ) -> None:
+    def __init__(self, api: TensorRT, content: bytes, plan: Path, graph: BundleGraph, stream: Stream) -> None:
         """Load, warm up and capture; the device's context must be current.
 
         Args:
@@ -50,12 +50,11 @@ class Engine:
             plan: its file, whose name messages use; kernels compiled for it are kept beside it.
             graph: the bundle's entry that it was built from.
             stream: not the default one; everything runs there.
-            say: told when the engine cannot be captured.
 
         Raises:
             UserError: TensorRT does not load or run it, or the GPU's memory is full.
         """
-        self._api, self._plan, self._graph, self._stream, self._say = api, plan, graph, stream, say
+        self._api, self._plan, self._graph, self._stream = api, plan, graph, stream
         self._plan_bytes = len(content)
         self._log = Log()
         self._captured: Graph | None = None
@@ -69,7 +68,7 @@ class Engine:
             raise self._refused(f"cannot load {plan.name}")
         self._check_signature(engine)
         self.activation_bytes = _activation_bytes(engine)
-        self._runtime_cache = RuntimeCache.of(engine, plan, say)
+        self._runtime_cache = RuntimeCache.of(engine, plan)
         context = self._runtime_cache.context(engine) if self._runtime_cache else engine.create_execution_context()
         if context is None:
             raise self._refused(f"cannot prepare {plan.name}, which needs {megabytes(self.activation_bytes)} to run,")
@@ -162,7 +161,9 @@ class Engine:
             if isinstance(error, CudaError) and error.lost:
                 raise
             self.capturable = False
-            self._say(f"{self._plan.name} cannot be captured into a CUDA graph ({error.message}): it runs without one.")
+            log.warning(
+                "%s cannot be captured into a CUDA graph (%s): it runs without one.", self._plan.name, error.message
+            )
 
     def _check_signature(self, engine: trt.ICudaEngine) -> None:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -199,7 +200,7 @@ class RuntimeCache:
     The file is their SHA-256 and then what TensorRT-RTX made of them: it takes bytes on trust.
     """
 
-    def __init__(self, config: Any, cache: Any, file: Path, say: Say = silent) -> None:
+    def __init__(self, config: Any, cache: Any, file: Path) -> None:
         self._config, self._cache, self._file = config, cache, file
         self._kept = b""
         try:
@@ -208,12 +209,12 @@ class RuntimeCache:
             return
         digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(kept).digest() != digest:
-            say(f"{file.name} is damaged and not used: TensorRT-RTX compiles its kernels for this GPU again.")
+            log.warning("%s is damaged and not used: TensorRT-RTX compiles its kernels for this GPU again.", file.name)
         elif cache.deserialize(kept):  # False: of another GPU, driver or version
             self._kept = kept
 
     @classmethod
-    def of(cls, engine: Any, plan: Path, say: Say = silent) -> RuntimeCache | None:
+    def of(cls, engine: Any, plan: Path) -> RuntimeCache | None:
         """The engine's cache, or None where this TensorRT has none."""
         if not hasattr(engine, "create_runtime_config"):
             return None
@@ -221,7 +222,7 @@ class RuntimeCache:
         if not hasattr(config, "create_runtime_cache"):
             return None
         cache = config.create_runtime_cache()
-        return None if cache is None else cls(config, cache, plan.with_suffix(".runtime"), say)
+        return None if cache is None else cls(config, cache, plan.with_suffix(".runtime"))
 
     def context(self, engine: Any) -> Any:
         """An execution context that uses the cache; None where TensorRT gives none."""

@@ -17,7 +17,6 @@ from espmedsam_edge.imaging.geometry import logit
 from espmedsam_edge.imaging.overlay import OverlayStyle, outline_width
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.module import KernelModule
-from espmedsam_edge.runtime.cuda.nvrtc import Say, silent
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels import parameters
 from espmedsam_edge.runtime.kernels.cu_sources import KERNELS, kernel_source
@@ -80,18 +79,17 @@ class FrameKernels:
         self._postprocess = postprocess
 
     @classmethod
-    def load(cls, device: CudaDevice, cache: str | Path | None = None, say: Say = silent) -> FrameKernels:
+    def load(cls, device: CudaDevice, cache: str | Path | None = None) -> FrameKernels:
         """Load the kernels on a device, compiling them where the cache has none; the device's ``close`` frees them.
 
         Args:
             device: where.
             cache: the cache folder; None: $ESPMEDSAM_CACHE, else the user's.
-            say: told when a compilation starts.
 
         Raises:
             UserError: no NVRTC, or the driver refuses what it made.
         """
-        return cls(*(KernelModule.load(device, kernel_source(name), cache, say) for name in KERNELS))
+        return cls(*(KernelModule.load(device, kernel_source(name), cache) for name in KERNELS))
 
     def preprocess(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
-from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.run.jobs import Job
@@ -86,7 +85,7 @@ def plan_jobs(
             sinks.append((source.name, Paced()))
         if stream is not None:
             destination = parse_destination(stream)
-            sinks.append((destination.address, OverlayStream(destination, source, style, background.say or silent)))
+            sinks.append((destination.address, OverlayStream(destination, source, style)))
         jobs.append(Job(source, [background.add(name, sink) if source.live else sink for name, sink in sinks]))
     return jobs
 

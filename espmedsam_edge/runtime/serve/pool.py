@@ -8,7 +8,6 @@ from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.runtime.backends.backend import silent
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 _PATIENCE = 10.0
@@ -88,13 +87,12 @@ def loader(
     *,
     threshold: float | None = None,
     threads: int | None = None,
-    say: Callable[[str], None] = silent,
 ) -> Load:
     """Loads modalities as ``Segmenter.load`` does with these arguments; one that lacks the precision gets another."""
 
     def load(modality: str) -> Segmenter:
         has = {graph.precision for graph in bundle.manifest.graphs if graph.modality == modality}
         chosen = precision if precision in has else None
-        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads, say=say)
+        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads)
 
     return load

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.address import parse_address
@@ -15,6 +15,8 @@ from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
 from espmedsam_edge.runtime.serve.server import Server
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,7 +32,6 @@ def serve_run(
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
     live: bool = False,
-    say: Say = silent,
 ) -> Iterator[tuple[LiveView, Server]]:
     """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
 
@@ -43,20 +44,19 @@ def serve_run(
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
         live: whether there are live sources.
-        say: gets the address, and a token that was made here.
 
     Raises:
         UserError: as ``Server``.
     """
     bundle = segmenter.bundle
-    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads)
     view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes, live=live)
     with SegmenterPool(bundle, load, [segmenter.modality] if writes else None) as pool:
         pool.add(segmenter)
         with Server(
             Panel(controls, pool, view, segmenter), parse_address(options.address), options.token, options.allowed_hosts
         ) as server:
-            announce(server, "view", options.token, say)
+            announce(server, "view", options.token)
             try:
                 yield view, server
             finally:
@@ -73,21 +73,20 @@ def serve_alone(
     backend: str = "auto",
     threshold: float | None = None,
     threads: int | None = None,
-    say: Say = silent,
 ) -> Iterator[Server]:
     """Serve ``POST /v1/segment`` and the page without a run. The modality, or a bundle's only one, is loaded at once.
 
     Raises:
         UserError: as ``Server`` and ``Segmenter.load``.
     """
-    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, say=say)
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads)
     controls = Adjustable()
     with SegmenterPool(bundle, load) as pool:
         only = modality or (pool.modalities[0] if len(pool.modalities) == 1 else None)
         first = None if only is None else pool.get(only)
         panel = Panel(controls, pool, LiveView(controls), first, service=True)
         with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
-            announce(server, "service", options.token, say)
+            announce(server, "service", options.token)
             yield server
 
 
@@ -96,10 +95,11 @@ def notice_of(bundle: Bundle) -> str:
     return "untrained weights" if bundle.manifest.weights.origin == "random" else ""
 
 
-def announce(server: Server, what: str, given: str | None, say: Say) -> None:
-    """Say where it is, and once, if it was made here, the token."""
-    say(f"{what}: {server.url}")
+def announce(server: Server, what: str, given: str | None) -> None:
+    """Log where it is, and once, if it was made here, the token."""
+    log.info("%s: %s", what, server.url)
     if server.token is not None and given is None:
-        say(f"token: {server.token} (asked for by the page; this is the only time it is shown)")
+        # A warning, so that it is shown to who wants to hear little: nobody gets in without it.
+        log.warning("token: %s (asked for by the page; this is the only time it is shown)", server.token)
     if not server.loopback:
-        say("Others can reach this address, and nothing on the way is encrypted: put a TLS proxy before it.")
+        log.warning("Others can reach this address, and nothing on the way is encrypted: put a TLS proxy before it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -15,6 +16,8 @@ from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
+
+log = logging.getLogger(__name__)
 
 _LAG_SECONDS = 0.3  # that a frame may wait before fewer are taken, and how long a change has to work
 _MOST_THINNING = 16
@@ -41,7 +44,6 @@ class BackgroundSink:
         sink: not yet entered; used from that thread only.
         name: what to call it in messages.
         failures: takes what failed.
-        say: called with a line about what failed, when it does, from another thread.
         patience: seconds to wait for it at the end.
         clock: seconds, as ``time.monotonic``, by which frames are captured, too.
         max_latency: seconds; a live frame that is older when its turn comes is refused. None: none is.
@@ -53,7 +55,6 @@ class BackgroundSink:
         sink: Sink,
         name: str,
         failures: list[Failure],
-        say: Callable[[str], None] | None = None,
         patience: float = _PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         max_latency: float | None = None,
@@ -62,7 +63,6 @@ class BackgroundSink:
         self.name = name
         self._goes_on = goes_on
         self._sink, self._failures, self._patience = sink, failures, patience
-        self._say = say or (lambda line: None)
         self._clock, self._max_latency = clock, max_latency
         self._waiting: deque[tuple[float, SourceFrame, Segmentation]] = deque()  # with the time since when
         self._step, self._stepped = 1, clock()  # every which frame is taken, and since when
@@ -106,7 +106,7 @@ class BackgroundSink:
             if thinned or (self._waiting and full):
                 self.left_out += 1
                 if self.left_out == 1:
-                    self._say(f"warning: {self.name} cannot keep up: frames are left out of it.")
+                    log.warning("warning: %s cannot keep up: frames are left out of it.", self.name)
                 return
             self._waiting.append((self._clock(), frame, result))
             self._size += size
@@ -174,7 +174,7 @@ class BackgroundSink:
             self._failures.append(Failure(self.name, line))
             ending = self._end is not None
         if not ending and self._goes_on():
-            self._say(f"warning: {line} The rest goes on without it.")
+            log.warning("warning: %s The rest goes on without it.", line)
 
     def _next(self) -> tuple[SourceFrame, Segmentation] | None:
         with self._changed:
@@ -207,23 +207,19 @@ class BackgroundSinks:
 
     Attributes:
         failures: takes what fails of them.
-        say: gets a line about it when it does.
         max_latency: see ``BackgroundSink``.
         others: whether the run has something to go on for besides these: a view, or files.
         sinks: all of them.
     """
 
     failures: list[Failure] = field(default_factory=list)
-    say: Callable[[str], None] | None = None
     max_latency: float | None = None
     others: bool = False
     sinks: list[BackgroundSink] = field(default_factory=list)
 
     def add(self, name: str, sink: Sink) -> BackgroundSink:
         """Let a sink work in the background; ``name`` is what messages call it."""
-        self.sinks.append(
-            BackgroundSink(sink, name, self.failures, self.say, max_latency=self.max_latency, goes_on=self._go_on)
-        )
+        self.sinks.append(BackgroundSink(sink, name, self.failures, max_latency=self.max_latency, goes_on=self._go_on))
         return self.sinks[-1]
 
     def _go_on(self) -> bool:

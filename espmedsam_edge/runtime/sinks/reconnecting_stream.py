@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Protocol
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.sources.live import BackOff
+
+log = logging.getLogger(__name__)
 
 _PROOF_SECONDS = 1.0  # that a stream must last to count as open: GStreamer tells of a refusal some frames later
 
@@ -49,14 +51,11 @@ class LastingStream:
         open_writer: opens the stream, called in a thread; an error of its first call, or of the first second, is this
             stream's own.
         address: what lines call it.
-        say: gets a line when it breaks off, when it is back, and at the end how often that was.
         back_off: how it is opened again; it is never given up.
     """
 
-    def __init__(
-        self, open_writer: Callable[[], StreamWriter], address: str, say: Say = silent, back_off: BackOff | None = None
-    ) -> None:
-        self._open, self._address, self._say = open_writer, address, say
+    def __init__(self, open_writer: Callable[[], StreamWriter], address: str, back_off: BackOff | None = None) -> None:
+        self._open, self._address = open_writer, address
         self._back_off = back_off or BackOff()
         self._pause = self._back_off.first
         self._proven = False
@@ -91,7 +90,7 @@ class LastingStream:
         self.unsent += 1
         if self._lost is None:
             self._lost, self._pause = (time.monotonic(), why), self._back_off.first
-            self._say(f"{why.message.rstrip('.')}; trying again.")
+            log.warning("%s; trying again.", why.message.rstrip("."))
         else:  # it was open for less than a second
             self._pause = min(2 * self._pause, self._back_off.longest)
         self._writer = None
@@ -104,7 +103,7 @@ class LastingStream:
         self._proven = True
         if self._lost is not None:
             self.reconnects += 1
-            self._say(f"the stream to {self._address} is back after {opened_at - self._lost[0]:.1f} s.")
+            log.info("the stream to %s is back after %.1f s.", self._address, opened_at - self._lost[0])
             self._lost = None
 
     def close(self) -> None:
@@ -118,9 +117,11 @@ class LastingStream:
         if self._writer is not None:
             self._writer.close()
         if self.unsent:
-            self._say(
-                f"the stream to {self._address} broke off {self.reconnects + (self._lost is not None)} times; "
-                f"{self.unsent} frames were not sent."
+            log.warning(
+                "the stream to %s broke off %d times; %d frames were not sent.",
+                self._address,
+                self.reconnects + (self._lost is not None),
+                self.unsent,
             )
         if self._lost is not None:
             raise self._lost[1]

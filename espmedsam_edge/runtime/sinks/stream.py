@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.machine.installation import install_command
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import gstreamer_stream
 from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream, StreamWriter, broken_off
@@ -90,20 +89,18 @@ class OverlayStream:
         destination: where to.
         source: where the frames come from.
         style: how the mask is drawn.
-        say: gets lines about a stream that breaks off and comes back.
 
     Raises:
         UserError: neither PyAV nor GStreamer is here.
     """
 
-    def __init__(self, destination: Destination, source: Source, style: Styling, say: Say = silent) -> None:
+    def __init__(self, destination: Destination, source: Source, style: Styling) -> None:
         if not has_pyav() and not gstreamer_stream.available(destination.scheme):
             raise UserError(
                 f"cannot stream to {destination.address}: neither PyAV nor what GStreamer needs is installed.",
                 f"Install PyAV: {install_command('video')}",
             )
         self._destination, self._source, self._style = destination, source, style
-        self._say = say
         self._writer: StreamWriter | None = None
         self._began: tuple[float, float] | None = None  # on the clock, in the source
 
@@ -128,7 +125,7 @@ class OverlayStream:
         def opened() -> StreamWriter:
             return open_stream(self._destination, size, fps)
 
-        return LastingStream(opened, self._destination.address, self._say) if self._source.live else opened()
+        return LastingStream(opened, self._destination.address) if self._source.live else opened()
 
     def _keep_pace(self, at: float) -> None:
         now = time.monotonic()

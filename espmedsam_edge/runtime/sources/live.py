@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,9 @@ from typing import Literal, Protocol
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.backends.backend import Say, silent
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
+
+log = logging.getLogger(__name__)
 
 _LEAVING_SECONDS = 1.0  # a read that blocks longer is left to end by itself
 
@@ -70,12 +72,10 @@ class LiveOptions:
 
     Attributes:
         back_off: how they are opened again.
-        say: gets a line when one drops out and when it is back.
         decoder: "software": PyAV; "hardware": GStreamer with the Jetson's decoder; "auto": hardware where there is one.
     """
 
     back_off: BackOff = BackOff()
-    say: Say = silent
     decoder: Literal["auto", "software", "hardware"] = "auto"
 
 
@@ -91,15 +91,12 @@ class LiveSource:
         address: what messages and records call it.
         label: the name of its results, a file name without a suffix.
         back_off: how it is opened again.
-        say: gets a line when it drops out and when it is back.
     """
 
     kind: Literal["images", "video"] = "video"
     live = True
 
-    def __init__(
-        self, feed: Feed, address: str, label: str, back_off: BackOff | None = None, say: Say = silent
-    ) -> None:
+    def __init__(self, feed: Feed, address: str, label: str, back_off: BackOff | None = None) -> None:
         self.feed = feed
         self.name = address
         self.files = [Path(label)]
@@ -108,7 +105,6 @@ class LiveSource:
         self.skipped = 0
         self.reconnects = 0
         self._back_off = back_off or BackOff()
-        self._say = say
         self._changed = threading.Condition()
         self._leaving = threading.Event()
         self._newest: SourceFrame | None = None
@@ -219,7 +215,7 @@ class LiveSource:
                         return
                     if lost_at is not None:
                         self.reconnects += 1
-                        self._say(f"{self.name} is back after {time.monotonic() - lost_at:.1f} s.")
+                        log.info("%s is back after %.1f s.", self.name, time.monotonic() - lost_at)
                         lost_at, pause = None, self._back_off.first
                     self._deliver(image)
             except (Disconnected, UserError) as error:
@@ -228,7 +224,7 @@ class LiveSource:
                 if lost_at is None:
                     lost_at = time.monotonic()
                     if not self._leaving.is_set():
-                        self._say(f"{self.name} dropped out ({_reason(error)}); trying again.")
+                        log.warning("%s dropped out (%s); trying again.", self.name, _reason(error))
                 self._check_patience(lost_at, error)
             finally:
                 self.feed.close()
@@ -271,12 +267,12 @@ class FirstThatOpens:
 
     Args:
         feeds: the best first.
-        note: what it means that the last one had to be taken, the beginning of a line.
-        say: gets that line.
+        note: what it means that the last one had to be taken, the beginning of the line that is logged then;
+            empty: none is.
     """
 
-    def __init__(self, feeds: Sequence[Feed], note: str = "", say: Say = silent) -> None:
-        self._feeds, self._note, self._say = list(feeds), note, say
+    def __init__(self, feeds: Sequence[Feed], note: str = "") -> None:
+        self._feeds, self._note = list(feeds), note
 
     @property
     def fps(self) -> Fraction | None:
@@ -295,8 +291,8 @@ class FirstThatOpens:
                     raise
                 refusal = refusal or error
                 continue
-            if refusal is not None and feed is self._feeds[-1]:
-                self._say(f"{self._note} ({refusal.message.rstrip('.')}).")
+            if self._note and refusal is not None and feed is self._feeds[-1]:
+                log.warning("%s (%s).", self._note, refusal.message.rstrip("."))
             self._feeds = [feed]
             return
 

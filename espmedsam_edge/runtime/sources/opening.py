@@ -125,7 +125,7 @@ def _open_uri(uri: Uri, live: LiveOptions | None) -> Source:
         raise UserError(f"{uri.address} cannot be used here.", "Give files, folders or globs.")
     if uri.scheme == "test":
         return open_phantom(uri)
-    return LiveSource(_feed(uri, live), uri.address, uri.label, live.back_off, live.say)
+    return LiveSource(_feed(uri, live), uri.address, uri.label, live.back_off)
 
 
 def _feed(uri: Uri, live: LiveOptions) -> Feed:
@@ -140,7 +140,7 @@ def _feed(uri: Uri, live: LiveOptions) -> Feed:
         hardware = hardware_rtsp_feed(uri)
         if live.decoder == "hardware" or not has_pyav():
             return hardware
-        return FirstThatOpens([hardware, NetworkFeed(uri)], f"{uri.address} is decoded in software", live.say)
+        return FirstThatOpens([hardware, NetworkFeed(uri)], f"{uri.address} is decoded in software")
     return NetworkFeed(uri)
 
 

@@ -165,7 +165,7 @@ def test_a_driver_too_old_for_cuda_python(toy_bundle: Bundle, monkeypatch: pytes
         load_backend(toy_bundle, toy_bundle.graph(), "tensorrt")
 
 
-def test_a_build_is_announced_once(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_announced_once(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     def find_or_build(*_: Any, on_progress: Any, **__: Any) -> None:
         for step in range(5):
             on_progress("Building Engine", step / 5)
@@ -174,9 +174,8 @@ def test_a_build_is_announced_once(toy_bundle: Bundle, monkeypatch: pytest.Monke
     monkeypatch.setattr(tensorrt_backend, "unavailable", lambda name: None)
     monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda flavour: None)
     monkeypatch.setattr(tensorrt_backend, "find_or_build", find_or_build)
-    said: list[str] = []
     with pytest.raises(BackendUnavailable, match="stop"):
-        load_backend(toy_bundle, toy_bundle.graph(), "tensorrt-rtx", say=said.append)
+        load_backend(toy_bundle, toy_bundle.graph(), "tensorrt-rtx")
     assert said == ["Building the TensorRT-RTX engine of fundus fp32 for this GPU, once; this takes minutes."]
 
 
@@ -266,7 +265,7 @@ def test_a_runtime_cache_of_another_gpu_is_replaced_and_a_folder_may_be_read_onl
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "empty", "no checksum"])
-def test_a_damaged_runtime_cache_is_not_used_and_replaced(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_runtime_cache_is_not_used_and_replaced(tmp_path: Path, damage: str, said: list[str]) -> None:
     plan, file = tmp_path / "fundus.plan", tmp_path / "fundus.runtime"
     first = RuntimeCache.of(_Engine(), plan)
     assert first is not None
@@ -276,8 +275,7 @@ def test_a_damaged_runtime_cache_is_not_used_and_replaced(tmp_path: Path, damage
     damaged = {"a flipped bit": flipped, "cut short": whole[:-1], "empty": b"", "no checksum": b"compiled"}[damage]
     file.write_bytes(damaged)
     engine = _Engine()
-    said: list[str] = []
-    again = RuntimeCache.of(engine, plan, said.append)
+    again = RuntimeCache.of(engine, plan)
     assert again is not None
     assert engine.config.cache.loaded == []
     assert said == ["fundus.runtime is damaged and not used: TensorRT-RTX compiles its kernels for this GPU again."]

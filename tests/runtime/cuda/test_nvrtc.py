@@ -114,10 +114,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_source_is_compiled_once_for_a_gpu(compiled: list[str], tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_source_is_compiled_once_for_a_gpu(compiled: list[str], tmp_path: Path, said: list[str]) -> None:
     for sm in ("sm86", "sm86", "sm90"):
-        assert kernel_image(SOURCE, sm, tmp_path, said.append) == f"toy sm_{sm[2:]}".encode()
+        assert kernel_image(SOURCE, sm, tmp_path) == f"toy sm_{sm[2:]}".encode()
     assert compiled == ["toy sm_86", "toy sm_90"]
     assert said[0] == "Compiling toy for this GPU (sm_86), once."
     assert {file.suffix for file in kernels_folder(tmp_path).iterdir()} == {".bin"}
@@ -146,10 +145,9 @@ def test_a_damaged_file_is_not_used(compiled: list[str], tmp_path: Path, content
     assert len(compiled) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(compiled: list[str], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(compiled: list[str], tmp_path: Path, said: list[str]) -> None:
     (tmp_path / "kernels").write_text("a file where the folder should be")
-    said: list[str] = []
-    assert kernel_image(SOURCE, "sm86", tmp_path, said.append) == b"toy sm_86"
+    assert kernel_image(SOURCE, "sm86", tmp_path) == b"toy sm_86"
     assert said[1].startswith("The compiled kernels cannot be kept: cannot write ")
 
 

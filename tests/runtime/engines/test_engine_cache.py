@@ -90,12 +90,12 @@ class Machine:
 
     def engine(self, bundle: Bundle, precision: str = "fp16", **options: Any) -> EnginePlan:
         self.said.clear()
-        return find_or_build(bundle, bundle.graph(None, precision), cache=self.folder, say=self.said.append, **options)
+        return find_or_build(bundle, bundle.graph(None, precision), cache=self.folder, **options)
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(tmp_path / "cache")
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Machine:
+    made = Machine(tmp_path / "cache", said=said)
     monkeypatch.setattr(child, "run", lambda *arguments: made.run(*arguments))
     monkeypatch.setattr(engine_cache, "find_gpu", lambda: made.gpu)
     monkeypatch.setattr(engine_cache, "load", lambda flavour: made.api)
@@ -422,15 +422,15 @@ class TestTwoProcesses:
         machine.before = hold
         graph = bundle.graph(None, "fp16")
         plans: list[EnginePlan] = []
-        said: list[str] = []
+        said = machine.said
 
-        def want(say: Callable[[str], None]) -> None:
-            plans.append(find_or_build(bundle, graph, cache=machine.folder, say=say))
+        def want() -> None:
+            plans.append(find_or_build(bundle, graph, cache=machine.folder))
 
-        first = threading.Thread(target=want, args=(lambda line: None,))
+        first = threading.Thread(target=want)
         first.start()
         assert building.wait(30)
-        second = threading.Thread(target=want, args=(said.append,))
+        second = threading.Thread(target=want)
         second.start()
         _until(lambda: bool(said))
         go.set()
@@ -581,14 +581,14 @@ class TestInt8EarnsItsPlace:
         timed = EnginePlan(int8.path, int8.sidecar.model_copy(update={"median_ms": int8_ms}))
         return engine_cache.int8_not_faster(bundle, [timed])
 
-    @pytest.mark.parametrize(("int8_ms", "said"), [(6.0, True), (5.0, True), (4.9, False), (None, False)])
+    @pytest.mark.parametrize(("int8_ms", "told"), [(6.0, True), (5.0, True), (4.9, False), (None, False)])
     def test_said_when_it_is_not_faster(
-        self, int8_ms: float | None, said: bool, machine: Machine, bundle: Bundle
+        self, int8_ms: float | None, told: bool, machine: Machine, bundle: Bundle
     ) -> None:
         machine.engine(bundle, "fp16")
         lines = self.lines(machine, bundle, int8_ms)
-        assert bool(lines) == said
-        if said:
+        assert bool(lines) == told
+        if told:
             assert lines[0].startswith(f"fundus: int8 takes {int8_ms:.2f} ms and fp16 5.00 ms on Orin")
 
     def test_nothing_to_compare_with(self, machine: Machine, bundle: Bundle) -> None:

@@ -368,12 +368,11 @@ def test_a_failing_sink_ends_its_source_only(segmenter: Segmenter) -> None:
     assert [failure.message for failure in report.failures] == ["no space left."]
 
 
-def test_a_source_whose_results_all_failed_ends_and_others_go_on(segmenter: Segmenter) -> None:
+def test_a_source_whose_results_all_failed_ends_and_others_go_on(segmenter: Segmenter, said: list[str]) -> None:
     def fail(frame: SourceFrame) -> None:
         raise UserError("no space left.")
 
-    said, background = list[str](), BackgroundSinks()
-    background.say = said.append
+    background = BackgroundSinks()
     feed, good = EndlessFeed(), Sink()
     jobs = [Job(live(feed, "test://a"), [background.add("a.mkv", Sink(fail)), background.add("a.mp4", Sink(fail))])]
     jobs += [Job(live(EndlessFeed(), "test://b"), [background.add("b.mkv", good)])]
@@ -383,12 +382,11 @@ def test_a_source_whose_results_all_failed_ends_and_others_go_on(segmenter: Segm
     assert said == ["warning: no space left. The rest goes on without it."] * 2
 
 
-def test_a_run_whose_results_all_failed_ends(segmenter: Segmenter) -> None:
+def test_a_run_whose_results_all_failed_ends(segmenter: Segmenter, said: list[str]) -> None:
     def fail(frame: SourceFrame) -> None:
         raise UserError("no space left.")
 
-    said, background = list[str](), BackgroundSinks()
-    background.say = said.append
+    background = BackgroundSinks()
     with background.add("r.jsonl", Sink(fail)) as shared:
         run_pipeline(segmenter, [Job(live(EndlessFeed()), [background.add("a.mkv", Sink(fail))])], [shared])
     assert [failure.name for failure in background.failures] in (["a.mkv", "r.jsonl"], ["r.jsonl", "a.mkv"])

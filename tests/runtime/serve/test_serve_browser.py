@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium
+from listening import listening
 
 pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
@@ -58,8 +59,9 @@ def running(
     sources, failures = open_sources([source], LiveOptions())
     assert failures == []
     with ExitStack() as stack:
+        stack.enter_context(listening(said.append))
         segmenter = stack.enter_context(Segmenter.load(bundle, "fundus", threads=1))
-        view, server = stack.enter_context(serve_run(options, segmenter, controls, threads=1, say=said.append))
+        view, server = stack.enter_context(serve_run(options, segmenter, controls, threads=1))
         reports: list[RunReport] = []
 
         def run() -> None:
@@ -224,9 +226,8 @@ def test_a_socket_server_answers_and_frees_its_port(toy_bundle: Bundle) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
 
 
-def test_an_open_address_makes_a_token(toy_bundle: Bundle) -> None:
-    said: list[str] = []
-    with serve_alone(ServeOptions("0.0.0.0:0"), toy_bundle, say=said.append) as server:
+def test_an_open_address_makes_a_token(toy_bundle: Bundle, said: list[str]) -> None:
+    with serve_alone(ServeOptions("0.0.0.0:0"), toy_bundle) as server:
         assert server.token is not None
         assert sum(server.token in line for line in said) == 1
         url = f"http://127.0.0.1:{server.address.port}/metrics"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import listening
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
@@ -69,11 +70,11 @@ def test_frames_arrive_in_order_in_another_thread() -> None:
     assert (sink.ended, failures) == ([None], [])
 
 
-def test_a_sink_that_hangs_holds_nothing_up() -> None:
+def test_a_sink_that_hangs_holds_nothing_up(said: list[str]) -> None:
     """The disk of the sink stands still: writing returns at once all the same, and so does the end."""
-    let, said, failures = threading.Event(), list[str](), list[Failure]()
+    let, failures = threading.Event(), list[Failure]()
     sink = Slow(lambda number: waited(let.wait(600)))
-    with BackgroundSink(sink, "o.mp4", failures, said.append, patience=0.01) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, patience=0.01) as detached:
         for number in range(200):
             detached.write(frame(number), RESULT)
     assert detached.left_out >= 139  # 60 wait; one more may be in the sink's hands
@@ -163,13 +164,13 @@ def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:
         if number == 3:
             raise UserError("no space left to write o.mp4.", "Free some space.", exit_code=1)
 
-    said, failures, sink = list[str](), list[Failure](), Slow(full)
+    failures, sink, said = list[Failure](), Slow(full), list[str]()
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         said.append(line)
         told.set()
 
-    with BackgroundSink(sink, "o.mp4", failures, say) as detached:
+    with listening(tell), BackgroundSink(sink, "o.mp4", failures) as detached:
         for number in range(4):
             detached.write(frame(number), RESULT)
         assert told.wait(60)

@@ -72,9 +72,9 @@ def begun(receiver: Receiver, stream: LastingStream) -> int:
 
 
 @pytest.mark.usefixtures("_proven_at_once")
-def test_a_receiver_that_restarts_gets_the_stream_again() -> None:
-    receiver, lines = Receiver(), list[str]()
-    stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, QUICK)
+def test_a_receiver_that_restarts_gets_the_stream_again(said: list[str]) -> None:
+    receiver = Receiver()
+    stream = LastingStream(receiver.open, "rtsp://r/live", QUICK)
     begun(receiver, stream)
     sent = 1
 
@@ -97,7 +97,7 @@ def test_a_receiver_that_restarts_gets_the_stream_again() -> None:
     assert len(receiver.streams) == 4
     assert receiver.closed == 4
     assert sum(map(len, receiver.streams)) + stream.unsent == sent
-    assert [line.partition(" after")[0] for line in lines] == [
+    assert [line.partition(" after")[0] for line in said] == [
         *["the stream to rtsp://r/live broke off: Broken pipe; trying again.", "the stream to rtsp://r/live is back"]
         * 3,
         f"the stream to rtsp://r/live broke off 3 times; {stream.unsent} frames were not sent.",
@@ -137,12 +137,12 @@ def test_what_does_not_last_at_the_start_is_an_error() -> None:
         begun(receiver, stream)
 
 
-def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     """As GStreamer does, which opens at once and tells some frames later that nobody is there."""
     now, wait = [100.0], threading.Event().wait
-    receiver, lines = Receiver(), list[str]()
+    receiver = Receiver()
     monkeypatch.setattr(reconnecting_stream.time, "monotonic", lambda: now[0])
-    stream = LastingStream(receiver.open, "udp://r:1", lines.append, QUICK)
+    stream = LastingStream(receiver.open, "udp://r:1", QUICK)
     begun(receiver, stream)
     now[0] += 1.5
     stream.write(PICTURE, 0)
@@ -155,24 +155,24 @@ def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.Mo
         while not receiver.streams[-1]:
             stream.write(PICTURE, 0)  # goes out, but the stream is too young
             wait(0.001)
-    assert len(lines) == 1
+    assert len(said) == 1
     now[0] += 1.5
     stream.write(PICTURE, 0)
-    assert len(lines) == 2
+    assert len(said) == 2
     assert stream.reconnects == 1
     stream.close()
 
 
 @pytest.mark.usefixtures("_proven_at_once")
-def test_a_stream_that_is_not_back_at_the_end_is_a_failure() -> None:
-    receiver, lines = Receiver(), list[str]()
-    stream = LastingStream(receiver.open, "rtsp://r/live", lines.append, BackOff(0.001, 600.0))
+def test_a_stream_that_is_not_back_at_the_end_is_a_failure(said: list[str]) -> None:
+    receiver = Receiver()
+    stream = LastingStream(receiver.open, "rtsp://r/live", BackOff(0.001, 600.0))
     begun(receiver, stream)
     receiver.up.clear()
     stream.write(PICTURE, 1)
     with pytest.raises(UserError, match=r"the stream to rtsp://r/live broke off: Broken pipe\. Check the receiver"):
         stream.close()
-    assert lines[-1] == "the stream to rtsp://r/live broke off 1 times; 1 frames were not sent."
+    assert said[-1] == "the stream to rtsp://r/live broke off 1 times; 1 frames were not sent."
 
 
 @pytest.mark.usefixtures("_proven_at_once")

@@ -150,13 +150,13 @@ def rtsp_recorder(tmp_path: Path) -> Iterator[RtspRecorder]:
 @needs_pyav
 @pytest.mark.parametrize("writer", ["PyAV", "GStreamer"])
 def test_an_rtsp_server_is_fed_again_after_it_was_restarted(
-    rtsp_recorder: RtspRecorder, writer: str, monkeypatch: pytest.MonkeyPatch
+    rtsp_recorder: RtspRecorder, writer: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     if writer == "GStreamer":
         if not gstreamer_stream.available("rtsp"):
             pytest.skip("needs GStreamer with rtspclientsink, and PyGObject")
         monkeypatch.setattr(streaming, "has_pyav", lambda: False)
-    lines, number, deadline = list[str](), 0, time.monotonic() + 120
+    number, deadline = 0, time.monotonic() + 120
     source = source_of(live=True, fps=Fraction(30))
 
     def send_until(condition: Callable[[], bool]) -> None:
@@ -167,18 +167,18 @@ def test_an_rtsp_server_is_fed_again_after_it_was_restarted(
             number += 1
             time.sleep(1 / 30)  # as the frames say; GStreamer waits for those that are ahead of time
 
-    with OverlayStream(parse_destination(rtsp_recorder.url), source, INVISIBLE, lines.append) as sink:
+    with OverlayStream(parse_destination(rtsp_recorder.url), source, INVISIBLE) as sink:
         began = time.monotonic()
         send_until(lambda: rtsp_recorder.pictures() >= 20 and time.monotonic() - began > 1.5)
         rtsp_recorder.stop()
-        send_until(lambda: len(lines) == 1)
+        send_until(lambda: len(said) == 1)
         for picture in rtsp_recorder.folder.glob("*.jpg"):
             picture.unlink()
         rtsp_recorder.start()
-        send_until(lambda: rtsp_recorder.pictures() >= 20 and len(lines) == 2)
-    assert "broke off" in lines[0]
-    assert "is back after" in lines[1]
-    assert "broke off 1 times" in lines[2]
+        send_until(lambda: rtsp_recorder.pictures() >= 20 and len(said) == 2)
+    assert "broke off" in said[0]
+    assert "is back after" in said[1]
+    assert "broke off 1 times" in said[2]
 
 
 @needs_pyav

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
+from listening import listening
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sources import camera as camera_source
@@ -116,7 +117,7 @@ def test_another_format(capture: type[Capture], device: Path) -> None:
 def test_unplugged_and_plugged_in_again(capture: type[Capture], device: Path) -> None:
     lines: list[str] = []
 
-    def said(line: str) -> None:
+    def tell(line: str) -> None:
         lines.append(line)
         if "dropped out" in line and not gone:
             gone.append(device.rename(device.with_name("gone")))
@@ -133,7 +134,7 @@ def test_unplugged_and_plugged_in_again(capture: type[Capture], device: Path) ->
             raise
 
     camera.open = open_and_plug_in  # type: ignore[method-assign]
-    with LiveSource(camera, "v4l2:///dev/video0", "video0", BackOff(0.001, 0.001), said) as source:
+    with listening(tell), LiveSource(camera, "v4l2:///dev/video0", "video0", BackOff(0.001, 0.001)) as source:
         frames = iter(source)
         while source.reconnects < 2:
             next(frames)

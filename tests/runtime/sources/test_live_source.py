@@ -79,12 +79,11 @@ def test_times_start_at_the_first_frame() -> None:
     assert second.time == pytest.approx(second.captured - first.captured)
 
 
-def test_a_feed_that_drops_out_is_opened_again() -> None:
-    lines: list[str] = []
+def test_a_feed_that_drops_out_is_opened_again(said: list[str]) -> None:
     refused = UserError("no answer.", exit_code=1)
     feed = ScriptedFeed(1, opening=(None, refused, refused, None))
     got = []
-    with LiveSource(feed, NAME, "camera", QUICK, lines.append) as source:
+    with LiveSource(feed, NAME, "camera", QUICK) as source:
         for frame in source:
             got.append(value(frame))
             feed.put(*{1: (Disconnected("the cable is out"), 2), 2: (Disconnected("again"), 3), 3: (END,)}[got[-1]])
@@ -92,7 +91,7 @@ def test_a_feed_that_drops_out_is_opened_again() -> None:
     assert source.reconnects == 2
     assert feed.opened == 5
     assert feed.closed == 5
-    assert [line.partition(" is back after")[0] for line in lines] == [
+    assert [line.partition(" is back after")[0] for line in said] == [
         f"{NAME} dropped out (the cable is out); trying again.",
         NAME,
         f"{NAME} dropped out (again); trying again.",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from listening import listening
 from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 from video_files import clip_frame, number_of, save_clip
 
@@ -26,8 +27,8 @@ pytest.importorskip("av", reason="needs PyAV (extra video)")
 QUICK = BackOff(first=0.01, longest=0.05)
 
 
-def opened(text: str, lines: list[str] | None = None, decoder: Any = "auto") -> LiveSource:
-    (source,), failures = open_sources([text], LiveOptions(QUICK, (lines if lines is not None else []).append, decoder))
+def opened(text: str, decoder: Any = "auto") -> LiveSource:
+    (source,), failures = open_sources([text], LiveOptions(QUICK, decoder))
     assert failures == []
     assert isinstance(source, LiveSource)
     return source
@@ -52,9 +53,8 @@ def test_motion_jpeg_over_http(server: MjpegServer) -> None:
     assert ((steps >= 1) & (steps <= 11)).all()
 
 
-def test_every_forced_disconnect_is_recovered(server: MjpegServer) -> None:
-    lines: list[str] = []
-    with opened(server.url, lines) as source:
+def test_every_forced_disconnect_is_recovered(server: MjpegServer, said: list[str]) -> None:
+    with opened(server.url) as source:
         frames = iter(source)
         for count in range(10):
             before = next(frames).index
@@ -63,8 +63,8 @@ def test_every_forced_disconnect_is_recovered(server: MjpegServer) -> None:
             while source.reconnects == count:
                 assert next(frames).index > before
     assert source.reconnects == 10
-    assert sum("dropped out" in line for line in lines) == 10
-    assert sum("is back" in line for line in lines) == 10
+    assert sum("dropped out" in line for line in said) == 10
+    assert sum("is back" in line for line in said) == 10
 
 
 def test_a_server_that_stalls_counts_as_dropped_out(server: MjpegServer) -> None:
@@ -90,16 +90,15 @@ def test_a_server_that_is_starting_is_awaited(server: MjpegServer) -> None:
             next(frames)
 
 
-def test_a_password_is_used_and_not_shown(server: MjpegServer) -> None:
-    lines: list[str] = []
-    with opened(f"http://doctor:s3cret@127.0.0.1:{server.port}/video?key=k3y", lines) as source:
+def test_a_password_is_used_and_not_shown(server: MjpegServer, said: list[str]) -> None:
+    with opened(f"http://doctor:s3cret@127.0.0.1:{server.port}/video?key=k3y") as source:
         frames = iter(source)
         frame = next(frames)
         server.drop()
         while source.reconnects == 0:
             next(frames)
     assert b"key=k3y" in server.requests[0]
-    shown = [*lines, source.name, frame.source, str(frame.path)]
+    shown = [*said, source.name, frame.source, str(frame.path)]
     for secret in ("doctor", "s3cret", "k3y"):
         assert not any(secret in text for text in shown)
 
@@ -227,12 +226,11 @@ def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("jetson")
 @pytest.mark.parametrize("codec", ["h264", "h265"])
-def test_the_hardware_decoder_takes_either_codec_unasked(codec: str) -> None:
+def test_the_hardware_decoder_takes_either_codec_unasked(codec: str, said: list[str]) -> None:
     missing = rtsp_server_missing(codec)
     if missing:
         pytest.skip(f"needs GStreamer's RTSP server: {missing}")
-    lines: list[str] = []
-    with RtspServer(codec=codec) as server, opened(server.url, lines) as source:
+    with RtspServer(codec=codec) as server, opened(server.url) as source:
         frames = iter(source)
         assert next(frames).image.shape == (120, 160, 3)
         assert isinstance(source.feed, FirstThatOpens)
@@ -240,19 +238,18 @@ def test_the_hardware_decoder_takes_either_codec_unasked(codec: str) -> None:
         assert server.drop() >= 1
         while source.reconnects == 0:
             next(frames)
-    assert len(lines) == 2  # dropped out and came back, nothing else
+    assert len(said) == 2  # dropped out and came back, nothing else
 
 
 def test_what_the_hardware_cannot_open_is_decoded_in_software(
-    rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch
+    rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     if has_element("nvv4l2decoder"):
         pytest.skip("this is a Jetson")
     monkeypatch.setattr(opening, "has_element", lambda name: True)
-    lines: list[str] = []
-    with opened(rtsp.url, lines) as source:
+    with opened(rtsp.url) as source:
         assert next(iter(source)).image.shape == (120, 160, 3)
-    assert lines == [f"{rtsp.url} is decoded in software ({rtsp.url} needs GStreamer's nvv4l2decoder, nvvidconv)."]
+    assert said == [f"{rtsp.url} is decoded in software ({rtsp.url} needs GStreamer's nvv4l2decoder, nvvidconv)."]
     source = opened(rtsp.url, decoder="hardware")
     with pytest.raises(UserError, match="nvv4l2decoder"), source:
         pass
@@ -263,21 +260,21 @@ def test_gstreamer_waits_as_long_as_it_is_told(rtsp: RtspServer) -> None:
         pytest.skip("needs GStreamer's avdec_h264 (gstreamer1.0-libav)")
     uri = parse_uri(f"{rtsp.url}#timeout=0.5&codec=h264")
     assert uri is not None
-    lines, told = list[str](), threading.Event()
+    said, told = list[str](), threading.Event()
 
-    def say(line: str) -> None:
-        lines.append(line)
+    def tell(line: str) -> None:
+        said.append(line)
         told.set()
 
-    source = LiveSource(rtsp_feed(uri, "avdec_h264", elements=("avdec_h264",)), uri.address, uri.label, QUICK, say)
-    with source:
+    source = LiveSource(rtsp_feed(uri, "avdec_h264", elements=("avdec_h264",)), uri.address, uri.label, QUICK)
+    with listening(tell), source:
         frames = iter(source)
         next(frames)
         with rtsp.stalled():
             assert told.wait(60)
         while source.reconnects == 0:
             next(frames)
-    assert lines[0] == f"{rtsp.url} dropped out (no frame in 0.5 s); trying again."
+    assert said[0] == f"{rtsp.url} dropped out (no frame in 0.5 s); trying again."
 
 
 # GStreamer without a network.
@@ -317,14 +314,13 @@ def test_gstreamer_keeps_the_newest_frame_only() -> None:
 
 
 @pytest.mark.usefixtures("gstreamer")
-def test_a_gstreamer_stream_that_ends_is_opened_again() -> None:
-    lines: list[str] = []
+def test_a_gstreamer_stream_that_ends_is_opened_again(said: list[str]) -> None:
     pipeline = feed("videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48")
-    with LiveSource(pipeline, "csi://0", "csi-0", QUICK, lines.append) as source:
+    with LiveSource(pipeline, "csi://0", "csi-0", QUICK) as source:
         frames = iter(source)
         while source.reconnects < 3:
             next(frames)
-    assert lines[0] == "csi://0 dropped out (the stream ended); trying again."
+    assert said[0] == "csi://0 dropped out (the stream ended); trying again."
 
 
 @pytest.mark.usefixtures("gstreamer")

@@ -1,0 +1,121 @@
+"""What a command tells beside its results: the package's log records as lines on standard error."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from types import TracebackType
+from typing import Any, get_type_hints
+
+import typer
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.terminal import tell
+
+PACKAGE = __name__.partition(".")[0]
+VERBOSE = typer.Option(False, "--verbose", "-v", help="Tell more, and which module each line is from.")
+QUIET = typer.Option(False, "--quiet", "-q", help="Tell of warnings and errors alone.")
+
+
+class Messages(logging.Handler):
+    """Prints the package's records while it is entered, the bare message each; other loggers stay as they are.
+
+    ``tell`` writes to what ``sys.stderr`` is then, so a progress bar (rich puts itself there) keeps the lines
+    above it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logger = logging.getLogger(PACKAGE)
+        self._verbose = self._quiet = False
+
+    def __enter__(self) -> Messages:
+        self._before = self._logger.level, self._logger.propagate
+        self._logger.addHandler(self)
+        self._logger.propagate = False  # else a handler that some library put on the root logger would print it again
+        self._logger.setLevel(logging.INFO)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._logger.removeHandler(self)
+        level, self._logger.propagate = self._before
+        self._logger.setLevel(level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        with suppress(UserError):  # standard error cannot be written: nobody is left to tell
+            tell(self.format(record), err=True)
+
+    def choose(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        """Print more, with the name of each record's logger, or warnings and errors alone; neither changes nothing.
+
+        Raises:
+            UserError: both were asked for.
+        """
+        self._verbose, self._quiet = self._verbose or verbose, self._quiet or quiet
+        if self._verbose and self._quiet:
+            raise UserError("--verbose and --quiet exclude each other.", "Leave one of them out.")
+        if self._verbose:
+            self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        self._logger.setLevel(logging.DEBUG if self._verbose else logging.WARNING if self._quiet else logging.INFO)
+
+
+Command = Callable[..., None]
+
+
+def talking(function: Command) -> Command:
+    """A command's function with --verbose and --quiet after its own options."""
+    signature = inspect.signature(function, eval_str=True)
+    if "quiet" in signature.parameters:  # a group's module is kept, when ``main`` is called again
+        return function
+    hints = {**get_type_hints(function, include_extras=True), "verbose": bool, "quiet": bool}
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool)
+        for name, option in (("verbose", VERBOSE), ("quiet", QUIET))
+    ]
+
+    @wraps(function)
+    def command(*arguments: Any, verbose: bool, quiet: bool, **named: Any) -> None:
+        for messages in _installed():
+            messages.choose(verbose=verbose, quiet=quiet)
+        function(*arguments, **named)
+
+    command.__annotations__ = hints
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *options])  # type: ignore[attr-defined]
+    return command
+
+
+def _installed() -> list[Messages]:
+    return [handler for handler in logging.getLogger(PACKAGE).handlers if isinstance(handler, Messages)]
+
+
+def shows_progress() -> bool:
+    """Whether a command draws a bar: on a terminal, unless it is to be quiet."""
+    return sys.stderr.isatty() and logging.getLogger(PACKAGE).isEnabledFor(logging.INFO)
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """Print what is told in the block the first time only: what holds for every graph is told once."""
+    told: set[str] = set()
+
+    def first(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        new = line not in told
+        told.add(line)
+        return new
+
+    handlers = _installed()
+    for handler in handlers:
+        handler.addFilter(first)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(first)
