@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espmedsam_edge.bundle import Normalization
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES, register
 from espmedsam_edge.model.config import ModelConfig
-from espmedsam_edge.training.data.augmentation import default_augmentation
-from espmedsam_edge.training.data.dataset import FolderSource, PhantomSource, Source, TrainingSet
+from espmedsam_edge.training.data.augmentation import default_augmentation, strong_augmentation
+from espmedsam_edge.training.data.dataset import FolderSource, NegativeSource, PhantomSource, Source, TrainingSet
 from espmedsam_edge.training.recipe import Recipe
 
 NATURAL = "natural"
@@ -43,12 +43,15 @@ def modalities_of(recipe: Recipe) -> list[str]:
     """The modalities that a recipe has images for.
 
     Raises:
-        UserError: none.
+        UserError: none, or ``data.only`` names one that has none.
     """
     names = list(recipe.data.folders) or (list(PAPER_MODALITIES) if recipe.data.phantoms else [])
     if not names:
         raise UserError("the recipe names no images.", "Fill in [data.folders], or try --set data.phantoms=8.")
-    return names
+    for name in recipe.data.only:
+        if name not in names:
+            raise UserError(f"data.only: the recipe has no images of '{name}'.", nearest(name, names))
+    return [name for name in names if name in recipe.data.only] if recipe.data.only else names
 
 
 def labelled_images(
@@ -82,6 +85,8 @@ def labelled_images(
         if bare and masks:
             raise UserError(f"{bare[0].path} has no masks/, so {name} cannot be learned from it.", "Take it out.")
         train[name] = [FolderSource(folder, "train", recipe.data.limit) for folder in opened]
+        for path in recipe.data.negatives.get(name, ()):
+            train[name].append(NegativeSource(*_unlisted(DatasetFolder.open(recipe.data.root / path), recipe)))
         lists = [FolderSource(folder, "valid") for folder in opened if folder.split and folder.split.valid]
         if lists:
             valid[name] = list(lists)
@@ -100,12 +105,16 @@ def natural_images(recipe: Recipe, config: ModelConfig, normalization: Normaliza
     if recipe.data.phantoms:
         train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, config.image_size)
     for path in recipe.data.natural if not recipe.data.phantoms else ():
-        folder = DatasetFolder.open(recipe.data.root / path)
-        listed = folder.split is not None and folder.split.train  # photographs need no split, or one without lists
-        train[NATURAL].append(FolderSource(folder, "train" if listed else "all", recipe.data.limit))
+        train[NATURAL].append(FolderSource(*_unlisted(DatasetFolder.open(recipe.data.root / path), recipe)))
     if not train[NATURAL]:
         raise UserError("the recipe names no photographs to distil on.", "Fill in data.natural (docs/data.md).")
     return _collect(recipe, config, normalization, train, {}, [])
+
+
+def _unlisted(folder: DatasetFolder, recipe: Recipe) -> tuple[DatasetFolder, str, int]:
+    """What a source of pictures without masks takes: they need no split, or one without lists."""
+    listed = folder.split is not None and folder.split.train
+    return folder, "train" if listed else "all", recipe.data.limit
 
 
 def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Source]]:
@@ -122,8 +131,9 @@ def _collect(
     remarks: list[str],
 ) -> Collection:
     augmentations = {}
-    if recipe.data.augment == "standard":
-        augmentations = {name: recipe.data.augmentations.get(name, default_augmentation(name)) for name in train}
+    if recipe.data.augment != "none":
+        own = strong_augmentation if recipe.data.augment == "strong" else default_augmentation
+        augmentations = {name: recipe.data.augmentations.get(name, own(name)) for name in train}
     cache = int(recipe.data.cache_gb * 2**30)
     return Collection(
         TrainingSet(

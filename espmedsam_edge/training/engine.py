@@ -24,6 +24,7 @@ from espmedsam_edge.training.collection import Collection
 from espmedsam_edge.training.data.dataset import Batch
 from espmedsam_edge.training.data.loader import BatchLoader
 from espmedsam_edge.training.data.sampler import ModalityBatchSampler
+from espmedsam_edge.training.data.stock import DeviceStock, fits
 from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import Objective, Segmentation
 from espmedsam_edge.training.optimizer import learning_rate_factor, make_optimizer
@@ -89,6 +90,7 @@ class Engine:
         self.progress = Progress(
             stage=self.stage, identity=self.recipe.identity(), world_size=fabric.world_size, sampler={}
         )
+        self._stock: DeviceStock | None = None
         self._random: dict[str, Tensor] | None = None
         self._stop = False
         self._between_steps = True
@@ -175,7 +177,7 @@ class Engine:
     def _epoch(self, log: RunLog) -> None:
         """The rest of the sampler's epoch, its validation, and the step to the next."""
         epoch, begin = self.sampler.epoch, time.perf_counter()
-        loader = BatchLoader(self.images.train, self.sampler, self.recipe.data.workers)
+        loader = self._loader()
         losses = []
         saved = time.monotonic()
         group: list[Batch] = []
@@ -209,6 +211,15 @@ class Engine:
         if epoch == 0:
             for note in self.images.train.notes[:_NOTES]:
                 log.say(f"  {note}")
+
+    def _loader(self) -> BatchLoader:
+        """The epoch's batches, from images on the device where the recipe asks for that and they fit."""
+        data, train = self.recipe.data, self.images.train
+        if self._stock is None and fits(train, self.fabric.device, data):
+            self._stock = DeviceStock(train, self.fabric.device, data.workers)
+        if self._stock is not None:
+            return BatchLoader(self._stock, self.sampler, workers=0)
+        return BatchLoader(train, self.sampler, data.workers)
 
     def _step(self, group: list[Batch], log: RunLog) -> float:
         """One optimiser step on one or more batches; returns the mean loss."""

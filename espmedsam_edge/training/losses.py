@@ -55,10 +55,13 @@ class MaskLoss(nn.Module):
         self.pixel = pixel
         self.weight = weight
         self.focal = FocalLoss(gamma=FOCAL_GAMMA, alpha=FOCAL_ALPHA)
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=DICE_SMOOTHING, smooth_dr=DICE_SMOOTHING)
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=DICE_SMOOTHING, smooth_dr=DICE_SMOOTHING, reduction="none")
 
     def forward(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The pixel loss (unweighted) and the Dice loss (mean over the images).
+
+        Dice is not defined for an image without target, and its smoothed form has no gradient where the prediction is
+        large. Such an image counts as 0 in the mean; the pixel loss alone teaches it.
 
         Args:
             logits: (B, 1, h, w), resized bilinearly to the mask's size first, as the runtime does.
@@ -71,8 +74,8 @@ class MaskLoss(nn.Module):
             pixel: Tensor = self.focal(logits, mask)
         else:
             pixel = F.binary_cross_entropy_with_logits(logits, mask)
-        dice: Tensor = self.dice(logits, mask)
-        return pixel, dice
+        dice: Tensor = self.dice(logits, mask).flatten()  # (B,)
+        return pixel, (dice * mask.flatten(1).amax(1)).mean()
 
 
 class SegmentationLoss(NamedTuple):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.training.recipe import OptimizerSection, ScheduleSection
+from espmedsam_edge.training.sections import OptimizerSection, ScheduleSection
 
 
 def make_optimizer(network: nn.Module, section: OptimizerSection) -> Optimizer:

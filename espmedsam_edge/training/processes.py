@@ -10,7 +10,7 @@ from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.training.recipe import RunSection
+from espmedsam_edge.training.sections import RunSection
 
 
 def make_fabric(run: RunSection) -> Fabric:

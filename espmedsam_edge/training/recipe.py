@@ -8,14 +8,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.model.config import ImageSize
-from espmedsam_edge.training.data.augmentation import Augmentation
+from espmedsam_edge.training.sections import (
+    AblationSection,
+    DataSection,
+    LossSection,
+    ModelSection,
+    NewModalitySection,
+    OptimizerSection,
+    Part,
+    RunSection,
+    ScheduleSection,
+    TeacherSection,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,178 +35,8 @@ Stage = Literal["teacher", "distill-encoder", "distill-controllers", "segment", 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 SCRATCH = "scratch"
 
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=64, le=8192, multiple_of=32)]
-Part = Literal["vit", "additions", "encoder", "controller", "prompt", "decoder"]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
-    """The student. None: as the preset has it.
-
-    Attributes:
-        preset: a name of ``model_config``.
-        variant: "paper", or "published" for the authors' code where it differs.
-        image_size: side of the square input in pixels.
-        image_sizes: modality -> side, for those that want another (thin structures a larger one).
-        drop_path: stochastic depth of the encoder.
-        patch_layers: L of the SPPG.
-        bag_tokens, bag_mlp_ratio: T and the MLP's hidden width over the channels in a controller bag.
-    """
-
-    preset: str = "espmedsam-s"
-    variant: Literal["paper", "published"] = "paper"
-    image_size: ImageSize | None = None
-    image_sizes: dict[Name, ImageSize] = {}
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patch_layers: Annotated[int, Field(ge=0, le=2)] | None = None
-    bag_tokens: Count | None = None
-    bag_mlp_ratio: Annotated[float, Field(gt=0)] | None = None
-
-
-class TeacherSection(_Section):
-    """ESP-MedSAM-T.
-
-    Attributes:
-        preset: a name of ``teacher_config``.
-        sam: SAM's checkpoint file of that size (None: random weights, or stored in ``checkpoint``).
-        checkpoint: a trained teacher, for the distillations.
-        tokens, mlp_ratio: size of the additions in every block.
-    """
-
-    preset: str = "vit_b"
-    sam: Path | None = None
-    checkpoint: Path | None = None
-    tokens: Count = 1
-    mlp_ratio: Annotated[float, Field(gt=0)] = 0.25
-
-
-class DataSection(_Section):
-    """Where the images are and how they are served.
-
-    Attributes:
-        root: what relative folders below start from (a relative root: from the working directory).
-        folders: modality -> dataset folders with images/, masks/, split.json.
-        natural: dataset folders of photographs for the first distillation; no masks needed.
-        targets: modality -> what its mask shows, for modalities that are not the paper's.
-        phantoms: so many synthetic images a modality in place of its folders, and a quarter as many for validation;
-            without ``folders`` for the paper's six modalities. 0: off.
-        limit: at most so many training images a modality, the first by id; 0: all.
-        windows: modality -> side in pixels: training sees random windows of that side, cut from the stretched image,
-            in place of the whole; for large inputs of fine, repeating structure. Validation sees the whole.
-        balance: how far small data sets are repeated: probability of a modality ~ images^balance. 1: as they come,
-            0: every modality alike.
-        augment: "standard" (each modality's own settings), or "none".
-        augmentations: settings for a modality in place of its own.
-        workers: threads that read and augment; 0: none, each batch is made when it is needed.
-        cache_gb: memory for images as read and stretched; 0: read them anew each time.
-    """
-
-    root: Path = Path()
-    folders: dict[Name, list[Path]] = {}
-    natural: list[Path] = []
-    targets: dict[Name, str] = {}
-    phantoms: Annotated[int, Field(ge=0, le=4000)] = 0
-    limit: Annotated[int, Field(ge=0)] = 0
-    windows: dict[Name, Side] = {}
-    balance: Fraction = 0.5
-    augment: Literal["standard", "none"] = "standard"
-    augmentations: dict[Name, Augmentation] = {}
-    workers: Annotated[int, Field(ge=0)] = 2
-    cache_gb: Annotated[float, Field(ge=0)] = 4.0
-
-
-class OptimizerSection(_Section):
-    """Adam or AdamW; ``gradient_clip`` is the largest norm of all gradients together, 0: no limit."""
-
-    name: Literal["adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
-
-
-class ScheduleSection(_Section):
-    """Learning rate over the run: from ``lr`` down to ``final_factor`` · lr, after a linear warm-up."""
-
-    name: Literal["exponential", "cosine", "constant"] = "exponential"
-    final_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-
-
-class LossSection(_Section):
-    """Eq. 8 and eq. 5: ``weight`` is lambda, ``patch_weight`` the SPPG's."""
-
-    pixel: Literal["focal", "bce"] = "focal"
-    weight: Annotated[float, Field(ge=0)] = 20.0
-    patch_weight: Annotated[float, Field(ge=0)] = 1.0
-
-
-class AblationSection(_Section):
-    """Table VI's columns; each may be switched off.
-
-    Attributes:
-        mmdkd: distillation; off, ``train all`` trains the student on masks alone.
-        sppg: off, no dense prompt carries information: the patch prompt is empty for every image.
-        qdmd: off, all modalities share one query and one hypernetwork MLP.
-    """
-
-    mmdkd: bool = True
-    sppg: bool = True
-    qdmd: bool = True
-
-
-class RunSection(_Section):
-    """Length, arithmetic and bookkeeping.
-
-    Attributes:
-        epochs, batch_size: batch_size is a process's; every batch is of one modality.
-        steps_per_epoch: optimiser steps an epoch; 0: as many as it takes to see as many images as there are.
-        accumulate: batches an optimiser step.
-        precision: fabric's names.
-        ema: decay of the averaged weights that are validated and written; 0: off.
-        batch_norm_fraction: after this share of the run, the encoder's batch normalisation stops updating and uses
-            its running statistics, as at inference; 1: never.
-        small_size, small_fraction: for this share of the run, batches are shrunk to that side in pixels first: more
-            steps in the same time while the network learns what is coarse; 0: never. Not those of the modalities in
-            ``small_except``, whose targets would vanish; of those in ``data.windows`` a part of that side is taken.
-        activation_checkpointing: compute the encoder's activations again backwards instead of keeping them.
-        seed: of weights, order and augmentation.
-        validate_every: epochs between validations; the last epoch always has one.
-        save_minutes: the training state is saved at every epoch's end and at least this often.
-        sheet_images: images a modality on the contact sheet.
-    """
-
-    epochs: Count = 200
-    batch_size: Count = 4
-    steps_per_epoch: Annotated[int, Field(ge=0)] = 0
-    accumulate: Count = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    batch_norm_fraction: Fraction = 1.0
-    small_size: Side = 128
-    small_fraction: Fraction = 0.0
-    small_except: list[Name] = []
-    activation_checkpointing: bool = False
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    validate_every: Count = 1
-    save_minutes: Annotated[float, Field(gt=0)] = 10.0
-    sheet_images: Annotated[int, Field(ge=0)] = 4
-
-
-class NewModalitySection(_Section):
-    """For add-modality: its name, and whose bag, query and MLP it starts from (None: new ones, or SAM's)."""
-
-    name: Name | None = None
-    like: Name | None = None
-
-
-class Recipe(_Section):
+class Recipe(BaseModel):
     """A training run.
 
     Attributes:
@@ -208,6 +47,8 @@ class Recipe(_Section):
         stages: what ``train all`` runs, in order.
         stage: changes for one stage, e.g. ``[stage.teacher.run]``.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     init: str = SCRATCH
     train: list[Part] | None = None

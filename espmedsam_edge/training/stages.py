@@ -22,7 +22,8 @@ from espmedsam_edge.training.engine import WEIGHTS, Engine, prepare_folder
 from espmedsam_edge.training.losses import MaskLoss
 from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
 from espmedsam_edge.training.processes import make_fabric
-from espmedsam_edge.training.recipe import Part, Recipe, Stage
+from espmedsam_edge.training.recipe import Recipe, Stage
+from espmedsam_edge.training.sections import Part
 from espmedsam_edge.training.start import (
     StudentStart,
     sam_encoder,

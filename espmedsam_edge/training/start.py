@@ -20,7 +20,8 @@ from espmedsam_edge.model.published import is_published
 from espmedsam_edge.model.sam import decoder_initialisation, import_mobilesam, import_sam
 from espmedsam_edge.model.teacher import EspMedSamTeacher, load_sam_encoder, teacher_config
 from espmedsam_edge.model.teacher_checkpoint import load_teacher
-from espmedsam_edge.training.recipe import SCRATCH, Part, Recipe
+from espmedsam_edge.training.recipe import SCRATCH, Recipe
+from espmedsam_edge.training.sections import Part
 from espmedsam_edge.training.trainable import STUDENT_PREFIXES
 
 

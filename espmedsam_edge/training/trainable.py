@@ -12,7 +12,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.model.decoder import SHARED
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.teacher import PREFIXES, EspMedSamTeacher
-from espmedsam_edge.training.recipe import Part, Stage
+from espmedsam_edge.training.recipe import Stage
+from espmedsam_edge.training.sections import Part
 
 Network = EspMedSam | EspMedSamTeacher
 
@@ -22,6 +23,8 @@ STUDENT_PREFIXES: dict[Part, str] = {
     "prompt": "prompt.",
     "decoder": "decoder.",
 }
+_OWN: Part = "modality"
+"""The part that is not a prefix: what belongs to one modality alone, its bag, query and MLP."""
 TEACHER_PREFIXES: dict[Part, str] = {
     "vit": PREFIXES["vit"],
     "additions": PREFIXES["additions"],
@@ -62,11 +65,12 @@ def trainable_names(network: Network, parts: Iterable[Part], modalities: Collect
     prefixes = TEACHER_PREFIXES if isinstance(network, EspMedSamTeacher) else STUDENT_PREFIXES
     parts = list(parts)
     for part in parts:
-        if part not in prefixes:
+        if part not in {*prefixes, _OWN}:
             what = "teacher" if isinstance(network, EspMedSamTeacher) else "student"
-            raise UserError(f"train: the {what} has no part '{part}'.", f"It has {', '.join(prefixes)}.")
-    chosen = tuple(prefixes[part] for part in parts)
-    return {
+            raise UserError(f"train: the {what} has no part '{part}'.", f"It has {', '.join([*prefixes, _OWN])}.")
+    chosen = tuple(prefixes[part] for part in parts if part != _OWN)
+    own = {name for modality in modalities for name in modality_names(network, modality)} if _OWN in parts else set()
+    return own | {
         name
         for name, _ in network.named_parameters(remove_duplicate=False)
         if name.startswith(chosen) and _owner(name) in {None, *modalities}

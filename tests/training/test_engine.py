@@ -20,7 +20,8 @@ from espmedsam_edge.training.averaging import WeightAverage
 from espmedsam_edge.training.engine import STATE, WEIGHTS
 from espmedsam_edge.training.objectives import Segmentation, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
-from espmedsam_edge.training.recipe import OptimizerSection, Recipe
+from espmedsam_edge.training.recipe import Recipe
+from espmedsam_edge.training.sections import OptimizerSection
 from espmedsam_edge.training.stages import run_stage
 from espmedsam_edge.training.state import read_state
 

@@ -88,3 +88,19 @@ def test_reduced_precision_logits_are_computed_in_float32() -> None:
     pixel, dice = MaskLoss()(logits, mask)
     assert pixel.dtype == dice.dtype == torch.float32
     assert pixel.item() == pytest.approx((0.75 * 60 + 0.25 * 60) / 4, rel=1e-4)
+
+
+def test_an_image_without_target_is_taught_by_the_pixel_loss_alone() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    mask = (torch.rand(2, 1, 8, 8) > 0.5).float()
+    mask[1] = 0
+    pixel, dice = MaskLoss("bce")(logits, mask)
+    _, first = MaskLoss("bce")(logits[:1], mask[:1])
+    torch.testing.assert_close(dice, first / 2)  # counts as 0 in the mean of two
+    (gradient,) = torch.autograd.grad(dice, logits, retain_graph=True)
+    assert float(gradient[1].abs().max()) == 0
+    (gradient,) = torch.autograd.grad(pixel, logits)
+    assert float(gradient[1].min()) > 0  # less of everything
+    _, nothing = MaskLoss("bce")(logits, torch.zeros_like(mask))
+    assert nothing.item() == 0

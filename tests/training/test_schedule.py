@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from espmedsam_edge.training.optimizer import learning_rate_factor
-from espmedsam_edge.training.recipe import ScheduleSection
+from espmedsam_edge.training.sections import ScheduleSection
 
 
 def factors(schedule: ScheduleSection, steps: int = 101, steps_per_epoch: int = 10) -> list[float]:

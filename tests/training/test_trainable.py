@@ -177,3 +177,21 @@ def test_without_sppg_the_patch_generator_stays_off_in_the_checkpoint(tmp_path: 
     assert last.bias is not None
     assert last.bias.item() == -1
     assert not last.weight.any()
+
+
+def test_what_is_one_modalitys_alone_learns_on_its_own(
+    trained_student: Path, tmp_path: Path, small_recipe: MakeRecipe
+) -> None:
+    network = EspMedSam(model_config("espmedsam-tiny"), ["fundus", "xray"])
+    select(network, trainable_names(network, ["modality"], ["fundus"]))
+    assert gradients(network, "fundus") == modality_names(network, "fundus")
+    recipe = small_recipe(
+        f"init={trained_student}", 'train=["modality"]', 'data.only=["fundus"]', "data.feeding=device",
+        "data.augment=strong", "run.batch_norm_fraction=0",
+    )  # fmt: skip
+    weights, _ = run_stage("segment", recipe, tmp_path / "run")
+    before, after = (load_checkpoint(path)[0].state_dict() for path in (trained_student, weights))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert changed <= modality_names(network, "fundus")
+    assert {name.split(".")[0] for name in changed} == {"controller", "decoder"}

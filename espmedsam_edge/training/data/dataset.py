@@ -24,7 +24,8 @@ from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.geometry import Frame, stretch
 from espmedsam_edge.imaging.masks import Mask, resize_mask
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training.data.augmentation import NO_AUGMENTATION, Augmentation, augment
+from espmedsam_edge.training.data.augmentation import NO_AUGMENTATION, Augmentation, Box
+from espmedsam_edge.training.data.image_augmentation import augment, paste
 from espmedsam_edge.training.data.sampler import BatchPlan, Draw
 
 DEFAULT_CACHE_BYTES = 4 << 30
@@ -86,6 +87,15 @@ class FolderSource:
             return Pair(self.folder.load_image(self.ids[index]), None)
         sample = self.folder.load(self.ids[index])
         return Pair(sample.image, sample.mask, sample.note)
+
+
+class NegativeSource(FolderSource):
+    """Pictures that show nothing of a modality's target: their masks are empty, whatever the folder has."""
+
+    def load(self, index: int) -> Pair:
+        """Read the picture."""
+        image = self.folder.load_image(self.ids[index])
+        return Pair(image, np.zeros(image.shape[:2], np.uint8))
 
 
 class PhantomSource:
@@ -196,6 +206,37 @@ class TrainingSet:
         source, place = self._locate(modality, index)
         return source.name(place)
 
+    def names(self, plan: BatchPlan) -> tuple[str, ...]:
+        """What to call a plan's images."""
+        return tuple(self.name(plan.modality, draw.index) for draw in plan.draws)
+
+    def size_of(self, modality: str) -> int:
+        """S, the side of a modality's images as they are kept."""
+        return self._sizes.get(modality, self.image_size)
+
+    def side_of(self, modality: str) -> int:
+        """Side of its images in a batch: S, or its windows'."""
+        return min(self.size_of(modality), self._windows.get(modality, self.size_of(modality)))
+
+    def settings_of(self, modality: str) -> Augmentation:
+        """What may happen to a modality's images."""
+        return self._augmentations.get(modality, NO_AUGMENTATION)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(..., 3, S, S) float32 in 0..255, in place, to what the network expects."""
+        return pixels.sub_(self._mean.to(pixels.device)).mul_(self._inverse_std.to(pixels.device))
+
+    def require_all_or_no_masks(self, modality: str, masks: Mapping[int, object | None]) -> None:
+        """Refuse images by index of which only some have a mask.
+
+        Raises:
+            UserError: names one without.
+        """
+        bare = [index for index, mask in masks.items() if mask is None]
+        if bare and len(bare) < len(masks):
+            name = self.name(modality, bare[0])
+            raise UserError(f"{name} has no mask but other {modality} images have.", "Add masks/ or drop the set.")
+
     def batch(self, plan: BatchPlan) -> Batch:
         """The batch that a plan describes.
 
@@ -203,13 +244,13 @@ class TrainingSet:
             UserError: an image cannot be read, or only some of the batch's images have masks; names the file.
         """
         rows = [self._row(plan.modality, draw) for draw in plan.draws]
-        names = tuple(self.name(plan.modality, draw.index) for draw in plan.draws)
-        masks = [mask for _, mask in rows if mask is not None]
-        if masks and len(masks) < len(rows):
-            bare = next(name for name, (_, mask) in zip(names, rows, strict=True) if mask is None)
-            raise UserError(f"{bare} has no mask but other {plan.modality} images have.", "Add masks/ or drop the set.")
-        images = torch.stack([image for image, _ in rows])
-        return Batch(plan.modality, images, torch.stack(masks) if masks else None, names)
+        self.require_all_or_no_masks(
+            plan.modality, {draw.index: row[1] for draw, row in zip(plan.draws, rows, strict=True)}
+        )
+        images = torch.stack([image for image, _, _ in rows])
+        masks = torch.stack([mask for _, mask, _ in rows if mask is not None]) if rows[0][1] is not None else None
+        paste(images, masks, [pasted for _, _, pasted in rows])
+        return Batch(plan.modality, images, masks, self.names(plan))
 
     def in_order(self, modality: str, batch_size: int) -> list[BatchPlan]:
         """Every image of a modality once, in order, for validation."""
@@ -219,24 +260,16 @@ class TrainingSet:
             for start in range(0, count, batch_size)
         ]
 
-    def _row(self, modality: str, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    def _row(self, modality: str, draw: Draw) -> tuple[Tensor, Tensor | None, Box | None]:
         image, mask = self._square(modality, draw.index)
-        settings = self._augmentations.get(modality, NO_AUGMENTATION)
         opaque = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
         rng = np.random.default_rng(draw.seed)
-        whole = len(image)
-        side = self._windows.get(modality, whole)
-        if side < whole:
-            top, left = (int(at) for at in rng.integers(0, whole - side + 1, 2))
-            rows, columns = slice(top, top + side), slice(left, left + side)
-            image, opaque = image[rows, columns], opaque[rows, columns]
-        pixels, target = augment(image, opaque, settings, rng)
-        pixels.sub_(self._mean).mul_(self._inverse_std)
-        return pixels, None if mask is None else target
+        pixels, target, change = augment(image, opaque, self.settings_of(modality), rng, self.side_of(modality))
+        return self.normalise(pixels), None if mask is None else target, change.pasted
 
     def _square(self, modality: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """(S, S, 3) uint8 RGB and (S, S) uint8 0/255, from the cache or the source."""
-        size = self._sizes.get(modality, self.image_size)
+        size = self.size_of(modality)
         kept = self._cache.get((modality, index))
         if kept is not None:
             image, packed = kept
@@ -244,19 +277,30 @@ class TrainingSet:
                 return image, None
             mask = np.unpackbits(packed, count=size * size).reshape(size, size) * np.uint8(255)
             return image, mask
-        source, place = self._locate(modality, index)
-        pair = source.load(place)
-        image = np.ascontiguousarray(stretch(pair.image, size)[..., ::-1])
-        mask = None if pair.mask is None else resize_mask(pair.mask, (size, size))
+        image, mask = self.read(modality, index)
         packed = None if mask is None else np.packbits(mask > 0)
         needed = image.nbytes + (0 if packed is None else packed.nbytes)
         with self._lock:
-            if pair.note and len(self.notes) < 1000 and pair.note not in self.notes:
-                self.notes.append(pair.note)
             # When full, what is in stays: of a set that is read in turn, evicting would lose each image before its use.
             if (modality, index) not in self._cache and needed <= self._cache_left:
                 self._cache[modality, index] = (image, packed)
                 self._cache_left -= needed
+        return image, mask
+
+    def read(self, modality: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """(S, S, 3) uint8 RGB and (S, S) uint8 0/255 or None, from the source.
+
+        Raises:
+            UserError: it cannot be read; names the file.
+        """
+        size = self.size_of(modality)
+        source, place = self._locate(modality, index)
+        pair = source.load(place)
+        image = np.ascontiguousarray(stretch(pair.image, size)[..., ::-1])
+        mask = None if pair.mask is None else resize_mask(pair.mask, (size, size))
+        with self._lock:
+            if pair.note and len(self.notes) < 1000 and pair.note not in self.notes:
+                self.notes.append(pair.note)
         return image, mask
 
     def _locate(self, modality: str, index: int) -> tuple[Source, int]:

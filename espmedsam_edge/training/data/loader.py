@@ -11,11 +11,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 
-from espmedsam_edge.training.data.dataset import Batch, TrainingSet
-from espmedsam_edge.training.data.sampler import ModalityBatchSampler
+from espmedsam_edge.training.data.dataset import Batch
+from espmedsam_edge.training.data.sampler import BatchPlan, ModalityBatchSampler
+
+
+class BatchMaker(Protocol):
+    """Where batches come from: a ``TrainingSet``, or a ``DeviceStock``."""
+
+    def batch(self, plan: BatchPlan) -> Batch:
+        """The batch that a plan describes; the same plan gives the same batch."""
 
 
 class BatchLoader:
@@ -34,7 +42,7 @@ class BatchLoader:
         waited: seconds that the training spent waiting for batches since the loader was made.
     """
 
-    def __init__(self, images: TrainingSet, sampler: ModalityBatchSampler, workers: int = 2, ahead: int = 2) -> None:
+    def __init__(self, images: BatchMaker, sampler: ModalityBatchSampler, workers: int = 2, ahead: int = 2) -> None:
         self.images = images
         self.sampler = sampler
         self.workers = workers

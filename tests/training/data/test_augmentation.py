@@ -13,9 +13,15 @@ from espmedsam_edge.phantoms import phantom  # noqa: E402
 from espmedsam_edge.training.data.augmentation import (  # noqa: E402
     NO_AUGMENTATION,
     Augmentation,
-    augment,
     default_augmentation,
 )
+from espmedsam_edge.training.data.image_augmentation import augment as augment_and_tell  # noqa: E402
+
+
+def augment(
+    image: np.ndarray, mask: np.ndarray, settings: Augmentation, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return augment_and_tell(image, mask, settings, rng)[:2]
 
 
 def _pair(modality: str = "dermoscopy", size: int = 64) -> tuple[np.ndarray, np.ndarray]:
