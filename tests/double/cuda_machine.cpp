@@ -18,7 +18,11 @@ int machine_open() {
 }
 
 int cuGetProcAddress_v2(const char* symbol, void** function, int, std::uint64_t, int* status) {
-    static void* self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    static void* self = [] {  // by its file: the library has no other name, so that only who looks for it there finds it
+        Dl_info found;
+        dladdr(reinterpret_cast<void*>(&machine_open), &found);
+        return dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    }();
     *function = nullptr;
     for (const char* suffix : {"_v2", ""}) {
         if ((*function = dlsym(self, (std::string(symbol) + suffix).c_str()))) break;
@@ -35,7 +39,7 @@ int cuGetExportTable(const void** table, const void*) {
 
 int cuInit(unsigned) {
     BEGIN("cuInit");
-    return SUCCESS;
+    return has_gpu() ? SUCCESS : NO_DEVICE;
 }
 
 int cuDriverGetVersion(int* version) {
@@ -54,7 +58,7 @@ int cuGetErrorString(int code, const char** text) {
 }
 
 int cuDeviceGetCount(int* count) {
-    *count = 1;
+    *count = has_gpu();
     return SUCCESS;
 }
 
@@ -65,13 +69,14 @@ int cuDeviceGet(int* device, int ordinal) {
 }
 
 int cuDeviceGetName(char* name, int size, int) {
-    std::snprintf(name, size, "CPU as GPU");
+    std::snprintf(name, size, "%s", described(0, "CPU as GPU").c_str());
     return SUCCESS;
 }
 
 int cuDeviceGetPCIBusId(char* bus, int size, int) {
-    std::snprintf(bus, size, "0000:41:00.0");
-    return SUCCESS;
+    const std::string place = described(8, "");
+    std::snprintf(bus, size, "%s", place.c_str());
+    return place.empty() ? INVALID_VALUE : SUCCESS;
 }
 
 int cuDeviceTotalMem_v2(std::size_t* total, int) {
@@ -80,9 +85,9 @@ int cuDeviceTotalMem_v2(std::size_t* total, int) {
 }
 
 int cuDeviceGetAttribute(int* value, int which, int) {
-    const int sm = int(setting("CUDA_MACHINE_SM", 90));
-    *value = which == 75 ? sm / 10 : which == 76 ? sm % 10 : which == 16 ? 1
-           : which == 18 ? int(setting("CUDA_MACHINE_INTEGRATED", 0)) : 0;
+    *value = which == 75 ? int(described_number(1, "9")) : which == 76 ? int(described_number(2, "0"))
+           : which == 16 ? int(described_number(3, "1"))
+           : which == 18 ? int(setting("CUDA_MACHINE_INTEGRATED", long(described_number(6, "0")))) : 0;
     return SUCCESS;
 }
 
@@ -90,7 +95,7 @@ int cuDevicePrimaryCtxRetain(void** context, int) {
     BEGIN("cuDevicePrimaryCtxRetain");
     static int context_itself;
     *context = &context_itself;
-    return SUCCESS;
+    return usable_memory() ? SUCCESS : OUT_OF_MEMORY;  // a context takes memory, too
 }
 
 int cuDevicePrimaryCtxRelease_v2(int) {
@@ -108,7 +113,7 @@ int cuMemGetInfo_v2(std::size_t* free_size, std::size_t* total) {
     BEGIN("cuMemGetInfo");
     NEED_CONTEXT;
     *total = total_memory();
-    *free_size = *total - used;
+    *free_size = usable_memory() - std::min(usable_memory(), used);
     return SUCCESS;
 }
 
@@ -122,8 +127,9 @@ int cuMemAlloc_v2(std::uintptr_t* address, std::size_t size) {
         }
     }
     if (size == 0) return INVALID_VALUE;
-    if (used + size > total_memory()) return OUT_OF_MEMORY;
-    *address = std::uintptr_t(allocate(device_memory, size));
+    if (used + size > usable_memory()) return OUT_OF_MEMORY;
+    *address = std::uintptr_t(allocate_on_device(size));
+    if (!*address) return OUT_OF_MEMORY;
     used += size;
     return SUCCESS;
 }
@@ -133,9 +139,10 @@ int cuMemFree_v2(std::uintptr_t address) {
     NEED_CONTEXT;
     auto found = device_memory.find(address);
     if (found == device_memory.end()) return INVALID_VALUE;
-    used -= found->second;
+    const std::size_t size = found->second;
+    used -= size;
     device_memory.erase(found);
-    std::free(reinterpret_cast<void*>(address));
+    free_on_device(address, size);
     return SUCCESS;
 }
 

@@ -6,10 +6,13 @@
 // Linked with the host builds of the kernels; with -fsanitize=address the heap around every buffer is guarded, which
 // makes the address sanitizer a memcheck for kernels.
 //
-// Environment: CUDA_MACHINE_SM "90"; CUDA_MACHINE_MEMORY in bytes; CUDA_MACHINE_INTEGRATED "1" for a GPU that shares
-// the host's memory; CUDA_MACHINE_FAIL "cuMemAlloc=2" lets that call answer an error. machine_calls() gives the names of the calls so far, machine_forget() empties them.
+// Environment: CUDA_MACHINE_GPU "name|major|minor|SMs|total|free|integrated|ms|pci" describes the GPU (sizes in bytes; an
+// event measures "ms"), "none" lets the driver find none; CUDA_MACHINE_MEMORY, in bytes, and CUDA_MACHINE_INTEGRATED, "1"
+// for a GPU that shares the host's memory, change what it says there; CUDA_MACHINE_FAIL "cuMemAlloc=2" lets that call
+// answer an error. machine_calls() gives the names of the calls so far, machine_forget() empties them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -21,12 +24,39 @@
 #include <string>
 #include <vector>
 
+#include <sys/mman.h>
+
 namespace machine {
 
 using Action = std::function<void()>;
 
-enum : int { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
+enum : int { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
              INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, CAPTURE_UNSUPPORTED = 900 };
+
+// The GPU's memory is within reach while the GPU works, and only then: a host that reads or writes there itself ends
+// with SIGSEGV, as on a real one. Built with the address sanitizer it lies on the heap instead, guarded on both sides.
+inline std::map<std::uintptr_t, std::size_t> device_memory, host_memory;
+inline int at_work = 0;
+
+inline std::size_t pages(std::size_t size) { return (size + 4095) & ~std::size_t(4095); }
+
+inline void reach_device_memory(bool within) {
+#ifndef __SANITIZE_ADDRESS__
+    for (const auto& [address, size] : device_memory)
+        mprotect(reinterpret_cast<void*>(address), pages(size), within ? PROT_READ | PROT_WRITE : PROT_NONE);
+#else
+    (void)within;
+#endif
+}
+
+struct AtWork {
+    AtWork() {
+        if (at_work++ == 0) reach_device_memory(true);
+    }
+    ~AtWork() {
+        if (--at_work == 0) reach_device_memory(false);
+    }
+};
 
 struct Stream;
 
@@ -51,6 +81,7 @@ struct Stream {
     }
 
     void run_to(std::uint64_t position) {
+        const AtWork guard;
         while (done < position) {
             Action action = std::move(waiting.front());
             waiting.pop_front();
@@ -70,7 +101,6 @@ struct Graph {
 
 inline std::recursive_mutex machine_lock;
 inline std::string calls;
-inline std::map<std::uintptr_t, std::size_t> device_memory, host_memory;
 inline std::set<void*> streams, events, graphs, executables, modules;
 inline std::size_t used = 0;
 inline Stream legacy_stream;
@@ -81,7 +111,28 @@ inline long setting(const char* name, long otherwise) {
     return text && *text ? std::atol(text) : otherwise;
 }
 
-inline std::size_t total_memory() { return std::size_t(setting("CUDA_MACHINE_MEMORY", 4l << 30)); }
+// A part of the GPU's description, or what stands for it where there is none.
+inline std::string described(int part, const char* otherwise) {
+    const char* text = std::getenv("CUDA_MACHINE_GPU");
+    for (; text && part; part--) {
+        text = std::strchr(text, '|');
+        if (text) text++;
+    }
+    return text ? std::string(text, std::strcspn(text, "|")) : otherwise;
+}
+
+inline double described_number(int part, const char* otherwise) { return std::atof(described(part, otherwise).c_str()); }
+inline bool has_gpu() { return described(0, "") != "none"; }
+
+inline std::size_t total_memory() {
+    return std::size_t(setting("CUDA_MACHINE_MEMORY", long(described_number(4, "4294967296"))));
+}
+
+// What may be allocated of it: others may hold the rest.
+inline std::size_t usable_memory() {
+    const std::size_t total = total_memory();
+    return std::min(total, std::size_t(described_number(5, std::to_string(total).c_str())));
+}
 
 // Notes a call and answers what it was told to fail with.
 inline int note(const char* name) {
@@ -123,6 +174,28 @@ inline void* allocate(std::map<std::uintptr_t, std::size_t>& memory, std::size_t
     std::memset(place, 0xa7, size);
     memory[std::uintptr_t(place)] = size;
     return place;
+}
+
+inline void* allocate_on_device(std::size_t size) {
+#ifndef __SANITIZE_ADDRESS__
+    void* place = mmap(nullptr, pages(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (place == MAP_FAILED) return nullptr;
+    std::memset(place, 0xa7, size);
+    if (!at_work) mprotect(place, pages(size), PROT_NONE);
+    device_memory[std::uintptr_t(place)] = size;
+    return place;
+#else
+    return allocate(device_memory, size);
+#endif
+}
+
+inline void free_on_device(std::uintptr_t address, std::size_t size) {
+#ifndef __SANITIZE_ADDRESS__
+    munmap(reinterpret_cast<void*>(address), pages(size));
+#else
+    (void)size;
+    std::free(reinterpret_cast<void*>(address));
+#endif
 }
 
 inline int copy(std::uintptr_t target, std::uintptr_t source, std::size_t size, void* handle) {

@@ -128,7 +128,7 @@ int cuEventQuery(void* event) {
 int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
     BEGIN("cuEventElapsedTime");
     if (!events.count(start) || !events.count(end)) return INVALID_HANDLE;
-    *milliseconds = 1.5f;
+    *milliseconds = float(described_number(7, "1.5"));
     return cuEventQuery(end);
 }
 

@@ -43,8 +43,6 @@ def build(*, driver: bool = False, sanitized: bool = False) -> Path:
     command = [compiler(), *_OPTIONS, "-Wno-unknown-pragmas", "-Werror", f"-I{KERNELS}", f"-I{DOUBLE}"]
     if sanitized:
         command += _SANITIZED
-    if driver:
-        command += ["-Wl,-soname,libcuda.so.1"]
     read = [*sources, *sorted(DOUBLE.glob("*.h")), *sorted(KERNELS.glob("*.cu*"))]
     digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in read), " ".join(command).encode()]))
     folder = Path(tempfile.gettempdir()) / f"espmedsam-kernels-{os.getuid()}-{digest.hexdigest()[:16]}"

@@ -31,12 +31,22 @@ def package_folder() -> Path | None:
 
 
 def link_libraries(package: Path, folder: Path) -> None:
-    """The names by which the plugin looks for the libraries that come with it: libx.so and libx.so.1 of libx.so.1.7."""
+    """The names by which the plugin looks for the libraries that come with it: libx.so and libx.so.1 of libx.so.1.7.
+
+    What the package's own import has written beside them (links, or short texts where links should be) is left out.
+    """
     folder.mkdir()
-    for file in package.glob("lib*.so.*"):
+    for file in sorted(package.glob("lib*.so.*")):
+        if file.is_symlink() or not _is_library(file):
+            continue
         base, version = file.name.split(".so.")
         for name in (f"{base}.so", f"{base}.so.{version.split('.')[0]}"):
             (folder / name).symlink_to(file)
+
+
+def _is_library(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"\x7fELF"
 
 
 def run_in_child(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from host_build import build
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines import tensorrt_api
@@ -22,26 +21,18 @@ ORIN = "Orin|8|7|8|7990000000|4000000000|0|5.5"
 """A GPU with 4 GB free; not marked as sharing its memory, so that the test's own machine does not matter."""
 
 
-@pytest.fixture(scope="session")
-def driver_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiled stand-in for libcuda.so.1."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler for the stand-in of the GPU driver")
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", library, DOUBLE / "cuda.c"], check=True)
-    return library
-
-
 @pytest.fixture
-def gpu(driver_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Call it with a description (see ``ORIN``) and this process and its children see that GPU."""
-    from espmedsam_edge.runtime.cuda import gpu as cuda_driver
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Call it with a description (see ``ORIN``) and this process and its children see that GPU.
+
+    Only children can run something on it: cuda-python looks for the driver once, and here there may be another.
+    """
+    library = build(driver=True)
 
     def describe(description: str) -> None:
-        monkeypatch.setenv("FAKE_GPU", description)
-        monkeypatch.setattr(cuda_driver, "_LIBRARY", str(driver_library))
-        monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_library.parent))
+        monkeypatch.setenv("CUDA_MACHINE_GPU", description)
+        monkeypatch.setattr("espmedsam_edge.runtime.cuda.gpu._LIBRARY", str(library))
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
 
     return describe
 

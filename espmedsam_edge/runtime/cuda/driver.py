@@ -66,6 +66,19 @@ class CudaError(UserError):
         return _HINTS.get(self.code) is _STOPPED
 
 
+def cuda_error(what: str, code: int, words: str = "") -> CudaError:
+    """The error of a call that failed, with what to do about it.
+
+    Args:
+        what: was called: ``"cuMemAlloc for 24 MB"``.
+        code: CUresult's value.
+        words: what the driver calls it; without them the number is named.
+    """
+    if not words:
+        words = "out of memory" if code == _OUT_OF_MEMORY else f"CUDA error {code}"
+    return CudaError(f"{what} failed: {words}.", _HINTS.get(code, _OTHERWISE), code=code)
+
+
 class CudaUnavailable(UserError):
     """This machine cannot run CUDA at all: no cuda-python, no driver or no GPU."""
 
@@ -96,7 +109,7 @@ class CudaDriver:
         """
         code, value = self.attempt(name, *arguments)
         if code != _SUCCESS:
-            raise self._error(name, about, code)
+            raise cuda_error(f"{name} {about}".strip(), code, self._words(code))
         return value
 
     def attempt(self, name: str, *arguments: Any) -> tuple[int, Any]:
@@ -121,20 +134,16 @@ class CudaDriver:
         """A foreign handle as cuda-python takes it: ``handle("CUstream", 2)``."""
         return getattr(self._bindings, kind)(value)
 
-    def _error(self, name: str, about: str, code: int) -> CudaError:
-        what = f"{name} {about}".strip()
-        return CudaError(f"{what} failed: {self._words(code)}.", _HINTS.get(code, _OTHERWISE), code=code)
-
     def _words(self, code: int) -> str:
-        """``CUDA_ERROR_OUT_OF_MEMORY (out of memory)``, as far as the driver can tell."""
+        """``CUDA_ERROR_OUT_OF_MEMORY (out of memory)``; "" where the driver cannot tell."""
         try:
             member = self._bindings.CUresult(code)
         except ValueError:  # newer than these bindings
-            return f"CUDA error {code}"
+            return ""
         named, name = self.attempt("cuGetErrorName", member)
         told, text = self.attempt("cuGetErrorString", member)
         if named != _SUCCESS or told != _SUCCESS:
-            return f"CUDA error {code}"
+            return ""
         return f"{_text(name)} ({_text(text)})"
 
 

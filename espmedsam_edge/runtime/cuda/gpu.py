@@ -1,4 +1,7 @@
-"""The GPU of this machine, asked of NVIDIA's driver through ctypes, which works wherever the driver does."""
+"""The GPU of this machine, asked of NVIDIA's driver through ctypes: what must work before cuda-python is installed.
+
+That is to find a GPU, and to know how much of its memory a build may take. All else goes through ``cuda.driver``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import memory
+from espmedsam_edge.runtime.cuda.driver import cuda_error
 
 _LIBRARY = "libcuda.so.1"
 # CUdevice_attribute
@@ -16,7 +20,6 @@ _SM_COUNT = 16
 _INTEGRATED = 18
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
-_OUT_OF_MEMORY = 2
 
 
 @dataclass(frozen=True)
@@ -93,42 +96,20 @@ def free_bytes(gpu: GpuDevice, ordinal: int = 0) -> int:
         available = memory().available
         if available is not None:
             return available
-    cuda = with_context(gpu, ordinal)
-    free, total = c_size_t(), c_size_t()
-    checked(gpu, cuda.cuMemGetInfo_v2(byref(free), byref(total)))
-    return free.value
-
-
-def with_context(gpu: GpuDevice, ordinal: int = 0) -> Any:
-    """The driver's library, with the GPU's primary context (the one TensorRT uses) current in this thread.
-
-    Raises:
-        UserError: not even a context fits, or the GPU does not answer.
-    """
     cuda = _driver()
     if cuda is None:
         raise UserError(f"{gpu.name} does not answer any more.", "Check its driver.", exit_code=1)
-    device, context = c_int(), c_void_p()
-    checked(gpu, cuda.cuDeviceGet(byref(device), ordinal))
-    checked(gpu, cuda.cuDevicePrimaryCtxRetain(byref(context), device))
-    checked(gpu, cuda.cuCtxSetCurrent(context))
-    return cuda
-
-
-def checked(gpu: GpuDevice, code: int) -> None:
-    """Turn an error code of the driver into one line.
-
-    Raises:
-        UserError: the code is not CUDA_SUCCESS.
-    """
-    if code == _OUT_OF_MEMORY:
-        raise UserError(
-            f"{gpu.name} has no free memory: other programs hold it.",
-            "Stop them (nvidia-smi, or tegrastats on a Jetson, shows which) and try again.",
-            exit_code=1,
-        )
-    if code != 0:
-        raise UserError(f"{gpu.name} does not answer (CUDA error {code}).", "Check its driver.", exit_code=1)
+    device, context, free, total = c_int(), c_void_p(), c_size_t(), c_size_t()
+    for name, *arguments in (
+        ("cuDeviceGet", byref(device), ordinal),
+        ("cuDevicePrimaryCtxRetain", byref(context), device),
+        ("cuCtxSetCurrent", context),
+        ("cuMemGetInfo_v2", byref(free), byref(total)),
+    ):
+        code = getattr(cuda, name)(*arguments)
+        if code != 0:
+            raise cuda_error(f"{name.removesuffix('_v2')} on {gpu.name}", code)
+    return free.value
 
 
 def _driver() -> Any | None:

@@ -85,5 +85,19 @@ class PinnedBuffer(Resource):
         shared: NDArray[Any] = np.ndarray(shape, dtype, raw, offset, strides)
         return shared
 
+    def write(self, content: bytes) -> None:
+        """Copy bytes into the first of these.
+
+        Raises:
+            ValueError: more than there are.
+        """
+        if len(content) > self.size:
+            raise ValueError(f"{len(content)} bytes for {self.size}")
+        ctypes.memmove(self.address, content, len(content))
+
+    def read(self) -> bytes:
+        """A copy of them all."""
+        return ctypes.string_at(self.address, self.size)
+
     def _free(self) -> None:
         self.device.driver.call("cuMemFreeHost", self.address)

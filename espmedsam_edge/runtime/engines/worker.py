@@ -47,10 +47,11 @@ from espmedsam_edge.runtime.engines.tensorrt_api import (
     refusal_error,
     set_targets,
 )
-from espmedsam_edge.runtime.engines.trial import median_milliseconds, outputs
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+    from espmedsam_edge.runtime.cuda.device import CudaDevice
 
 MIB = 1 << 20
 # A context, the parsed weights and the smallest useful kernels; below it TensorRT fails with words nobody understands.
@@ -316,38 +317,48 @@ def time_engine(request: Request) -> Result:
     """The median time of one run of the plan on this GPU.
 
     Raises:
-        UserError: there is no GPU, or it does not load or run the plan.
+        UserError: there is no GPU or no cuda-python, or the GPU does not load or run the plan.
     """
-    api, gpu, _runtime, engine = _loaded(request)
-    return Result(version=api.version, median_ms=round(median_milliseconds(gpu, engine), 4))
+    from espmedsam_edge.runtime.engines.trial import median_milliseconds  # not for a build: it brings NumPy
+
+    with _loaded(request) as (api, device, engine):
+        return Result(version=api.version, median_ms=round(median_milliseconds(device, engine), 4))
 
 
 def compare_engine(request: Request) -> Result:
     """How the plan's masks agree with ONNX Runtime's of the same graph.
 
     Raises:
-        UserError: there is no GPU, it does not load or run the plan, or ONNX Runtime does not run the graph.
+        UserError: there is no GPU or no cuda-python, the GPU does not load or run the plan, or ONNX Runtime does not
+            run the graph.
     """
-    api, gpu, _runtime, engine = _loaded(request)
-    agreement = agree(
-        request.graph,
-        read_wanted(request.graph_path, request.graph.sha256),
-        lambda image: outputs(gpu, engine, {"image": image})["logits"],
-        normalization=request.normalization,
-        threshold=request.threshold,
-    )
+    from espmedsam_edge.runtime.engines.trial import outputs
+
+    with _loaded(request) as (api, device, engine):
+        agreement = agree(
+            request.graph,
+            read_wanted(request.graph_path, request.graph.sha256),
+            lambda image: outputs(device, engine, {"image": image})["logits"],
+            normalization=request.normalization,
+            threshold=request.threshold,
+        )
     return Result(version=api.version, agreement=agreement)
 
 
-def _loaded(request: Request) -> tuple[TensorRT, GpuDevice, trt.Runtime, trt.ICudaEngine]:
+@contextmanager
+def _loaded(request: Request) -> Iterator[tuple[TensorRT, CudaDevice, trt.ICudaEngine]]:
     """The plan that an earlier child built, on this GPU."""
+    from espmedsam_edge.runtime.cuda.device import CudaDevice
+
     assert request.plan_path is not None
     assert request.plan_sha256 is not None
     api = load(request.flavour)
-    gpu = find_gpu()
-    if gpu is None:
-        raise UserError("there is no GPU to run the engine on.", exit_code=1)
-    return api, gpu, *load_engine(api, read_wanted(request.plan_path, request.plan_sha256), Log())
+    with CudaDevice.open() as device:
+        runtime, engine = load_engine(api, read_wanted(request.plan_path, request.plan_sha256), Log())
+        try:
+            yield api, device, engine
+        finally:
+            del engine, runtime  # in this order, and before the GPU's context
 
 
 def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:

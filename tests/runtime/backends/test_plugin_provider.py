@@ -54,6 +54,26 @@ def test_a_provider_that_was_not_registered_offers_none(graph: Path, image: np.n
     assert f"{PROVIDER} offers no device; there are: CPUExecutionProvider" in ended.stdout
 
 
+def test_what_the_package_s_import_writes_beside_its_libraries_does_not_matter(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "libtrt.so.1.7.1").write_bytes(b"\x7fELF and so on")
+    (package / "libcudart.so.13.4").write_bytes(b"\x7fELF and so on")
+    link_libraries(package, tmp_path / "before")
+    (package / "libtrt.so").symlink_to("libtrt.so.1.7.1")
+    (package / "libtrt.so.1").symlink_to("libtrt.so.1.7.1")
+    (package / "libcudart.so.13").write_text("libcudart.so.13.4")  # where the file system has no links
+    link_libraries(package, tmp_path / "after")
+    links = [{file.name: file.readlink() for file in (tmp_path / when).iterdir()} for when in ("before", "after")]
+    assert links[0] == links[1]
+    assert links[0] == {
+        "libtrt.so": package / "libtrt.so.1.7.1",
+        "libtrt.so.1": package / "libtrt.so.1.7.1",
+        "libcudart.so": package / "libcudart.so.13.4",
+        "libcudart.so.13": package / "libcudart.so.13.4",
+    }
+
+
 def test_with_a_driver_without_a_gpu_the_plugin_registers_and_offers_none(
     package: Path, graph: Path, image: np.ndarray, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ def test_describes_the_gpu(gpu: GpuFixture) -> None:
     found = find_gpu()
     assert found is not None
     assert str(found) == "NVIDIA GeForce RTX 4090 (SM 8.9, 128 SMs)"
-    assert (found.sm, found.total_bytes, found.integrated, found.cuda) == ("sm89", 25_300_000_000, False, "12.6")
+    assert (found.sm, found.total_bytes, found.integrated, found.cuda) == ("sm89", 25_300_000_000, False, "13.0")
     assert free_bytes(found) == 24_000_000_000
     assert found.pci == ""
 
@@ -44,7 +44,7 @@ def test_none_without_a_driver() -> None:
 
 def test_none_without_a_gpu(gpu: GpuFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu("x|8|6|1|1|1|0|1")
-    monkeypatch.delenv("FAKE_GPU")  # the driver is there and finds nothing
+    monkeypatch.setenv("CUDA_MACHINE_GPU", "none")  # the driver is there and finds nothing
     assert find_gpu() is None
     gpu("x|8|6|1|1|1|0|1")
     assert find_gpu(ordinal=1) is None
@@ -54,7 +54,9 @@ def test_a_full_gpu_is_one_line(gpu: GpuFixture) -> None:
     gpu("Orin|8|7|8|7990000000|0|0|1")
     found = find_gpu()
     assert found is not None
-    with pytest.raises(UserError, match=r"^Orin has no free memory: other programs hold it\. Stop them"):
+    with pytest.raises(
+        UserError, match=r"^cuDevicePrimaryCtxRetain on Orin failed: out of memory\. Other programs hold"
+    ):
         free_bytes(found)
 
 
@@ -62,6 +64,6 @@ def test_a_driver_that_goes_away(gpu: GpuFixture, monkeypatch: pytest.MonkeyPatc
     gpu("Orin|8|7|8|7990000000|9|0|1")
     found = find_gpu()
     assert found is not None
-    monkeypatch.delenv("FAKE_GPU")
+    monkeypatch.setenv("CUDA_MACHINE_GPU", "none")
     with pytest.raises(UserError, match="Orin does not answer any more"):
         free_bytes(found)
