@@ -9,7 +9,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from espmedsam_edge.version import __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown, and where
 

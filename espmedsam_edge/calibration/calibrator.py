@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph, Manifest, Precision, graph_file_name, write_bundle
 from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.emulation import simulate
@@ -32,6 +31,7 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.masks import read_mask
 from espmedsam_edge.machine.cores import check_threads, usable_cores
+from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
-from espmedsam_edge import __version__
 from espmedsam_edge.cli.messages import QUIET, VERBOSE, Messages, talking
 from espmedsam_edge.errors import UserError, nearest, printable
 from espmedsam_edge.terminal import show_tracebacks_printable, tell
+from espmedsam_edge.version import __version__
 
 # command -> (module in this package, its line in the list of commands)
 COMMANDS: dict[str, tuple[str, str]] = {

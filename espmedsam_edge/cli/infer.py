@@ -271,8 +271,8 @@ def _until_interrupted(server: Server, line: str | None = None) -> None:
 
 def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
     """What DICOM-SEGs say of how they were made."""
-    from espmedsam_edge import __version__
     from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+    from espmedsam_edge.version import __version__
 
     checkpoint = bundle.manifest.weights.checkpoint_sha256
     return Algorithm(__version__, {"precision": precision, "checkpoint": checkpoint}, trained)

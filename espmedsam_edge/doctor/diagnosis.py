@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from platformdirs import user_cache_dir
 
-from espmedsam_edge import __version__
 from espmedsam_edge.doctor.probe import Answer, ask_all
 from espmedsam_edge.machine import environment
 from espmedsam_edge.machine.environment import ROOT, run_tool
 from espmedsam_edge.machine.installation import install_command, installed
 from espmedsam_edge.runtime.backends.backend import BACKENDS
+from espmedsam_edge.version import __version__
 
 Status = Literal["ok", "absent", "problem"]
 _GIB = 1 << 30

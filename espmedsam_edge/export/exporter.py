@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, InputSpec, Manifest, Weights, graph_file_name, write_bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.fusion import FusedSegmenter
@@ -16,6 +15,7 @@ from espmedsam_edge.export.verify import Agreement, verify_graph
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.model.checkpoint import load_checkpoint
 from espmedsam_edge.model.config import check_image_size
+from espmedsam_edge.version import __version__
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espmedsam_edge import __version__
 from espmedsam_edge.bundle import (
     MANIFEST,
     Bundle,
@@ -31,6 +30,7 @@ from espmedsam_edge.machine.cache import cache_place
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.shipped.assembly import assemble
 from espmedsam_edge.shipped.packed import SUFFIX, read_packed, write_plain
+from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 

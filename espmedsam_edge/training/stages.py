@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espmedsam_edge import __version__
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, sha256_file
 from espmedsam_edge.modalities import register, target_of
@@ -45,6 +44,7 @@ from espmedsam_edge.training.trainable import (
     trainable_names,
     without_self_prompt,
 )
+from espmedsam_edge.version import __version__
 
 
 @dataclass(frozen=True)

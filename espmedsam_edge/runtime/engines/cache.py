@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from espmedsam_edge import __version__
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, write_errors
@@ -29,6 +28,7 @@ from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
 from espmedsam_edge.runtime.engines.worker import Request, read_wanted
+from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 

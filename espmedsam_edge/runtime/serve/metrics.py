@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from espmedsam_edge import __version__
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.statistics import BOUNDS
+from espmedsam_edge.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

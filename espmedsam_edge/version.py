@@ -1,0 +1,3 @@
+"""The program's version; ``pyproject.toml`` reads it here."""
+
+__version__ = "0.2.0"
