@@ -15,17 +15,50 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the pa
 
 _LAZY = {
     "Bundle": "espmedsam_edge.bundle",
+    "Inference": "espmedsam_edge.runtime.inference",
+    "InferenceReport": "espmedsam_edge.runtime.request",
+    "InferenceRequest": "espmedsam_edge.runtime.request",
+    "ModelOptions": "espmedsam_edge.runtime.request",
+    "Outputs": "espmedsam_edge.runtime.request",
+    "ReadingOptions": "espmedsam_edge.runtime.request",
     "Segmentation": "espmedsam_edge.runtime.segmentation",
     "Segmenter": "espmedsam_edge.runtime.segmenter",
+    "ServeOptions": "espmedsam_edge.runtime.serve.options",
     "UserError": "espmedsam_edge.errors",
+    "infer": "espmedsam_edge.runtime.inference",
+    "infer_frames": "espmedsam_edge.runtime.inference",
 }
-__all__ = ["Bundle", "Segmentation", "Segmenter", "UserError", "__version__"]
+__all__ = [
+    "Bundle",
+    "Inference",
+    "InferenceReport",
+    "InferenceRequest",
+    "ModelOptions",
+    "Outputs",
+    "ReadingOptions",
+    "Segmentation",
+    "Segmenter",
+    "ServeOptions",
+    "UserError",
+    "__version__",
+    "infer",
+    "infer_frames",
+]
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.runtime.inference import Inference, infer, infer_frames
+    from espmedsam_edge.runtime.request import (
+        InferenceReport,
+        InferenceRequest,
+        ModelOptions,
+        Outputs,
+        ReadingOptions,
+    )
     from espmedsam_edge.runtime.segmentation import Segmentation
     from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.serve.options import ServeOptions
 
 
 def __getattr__(name: str) -> Any:

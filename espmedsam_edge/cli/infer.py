@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,17 +15,11 @@ from espmedsam_edge.cli.messages import shows_progress
 from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
-    from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+    from espmedsam_edge.runtime.inference import Inference
     from espmedsam_edge.runtime.latency import Latency
-    from espmedsam_edge.runtime.run.jobs import LiveReport, RunProgress, RunReport
-    from espmedsam_edge.runtime.run.plan import Measurements
-    from espmedsam_edge.runtime.segmenter import Segmenter
-    from espmedsam_edge.runtime.serve.options import ServeOptions
+    from espmedsam_edge.runtime.request import InferenceReport
+    from espmedsam_edge.runtime.run.jobs import LiveReport, RunProgress
     from espmedsam_edge.runtime.serve.server import Server
-    from espmedsam_edge.runtime.sinks.background import BackgroundSinks
-    from espmedsam_edge.runtime.sinks.places import Places
-    from espmedsam_edge.runtime.sources.source import Failure
 
 log = logging.getLogger(__name__)
 
@@ -112,151 +105,42 @@ def command(
     the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
     from espmedsam_edge.errors import UserError
-    from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
-    from espmedsam_edge.runtime.bundle_choice import choose_bundle
-    from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
-    from espmedsam_edge.runtime.run.pipeline import Limits, run_pipeline
-    from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
-    from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.bundle_choice import means_a_bundle
+    from espmedsam_edge.runtime.inference import Inference, open_service
+    from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs, ReadingOptions
     from espmedsam_edge.runtime.serve.options import ServeOptions
-    from espmedsam_edge.runtime.sinks.background import BackgroundSinks
-    from espmedsam_edge.runtime.sinks.places import numbered, plan_places
-    from espmedsam_edge.runtime.sources.anonymous import SourceNames
-    from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
-    from espmedsam_edge.runtime.sources.opening import open_sources
-    from espmedsam_edge.runtime.sources.phantom import scene_named
 
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
-    names = SourceNames()
-    anonymous = names if anonymous_names else None
-    with names.in_errors():
-        opened, modality, sources = choose_bundle(arguments or (), modality, anonymous)
-    if not sources:
-        if serve is None:
-            raise UserError("nothing to segment.", f"Name images, videos or a camera after {opened.path}.")
-        options = ServeOptions(serve, token, allow_host or ())
-        _serve_alone(opened, options, modality, precision, backend, threshold, threads)
-        return
-    graph = opened.graph(modality, precision)
-    sources = [scene_named(source, graph.modality) for source in sources]
-    live_options = LiveOptions(BackOff(give_up=give_up), decoder)
-    found, failures = open_sources(sources, live_options, anonymous)
-    measured = Measurements(jsonl, contours, uids, csv, plot)
-    if not found:
-        _end(None, names.hide_all(failures))
-    places = plan_places(
-        found,
-        out,
-        masks,
-        Path(jsonl) if jsonl not in (None, "-") else None,
-        overwrite=overwrite,
-        mask_video=mask_video,
-        dicom_seg=dicom_seg,
-        tables=[path for path in (csv, plot) if path is not None],
-        elsewhere=stream is not None or serve is not None or jsonl == "-",
-        called=names.files,
-    )
-    if places.kept is not None:
-        log.info("%s exists and is kept; this run writes %s.", places.kept, numbered(places.kept, places.number))
-    measured = measured.numbered(places.number)
-    origin = opened.manifest.weights.origin
-    untrained = origin == "random"
-    style = OverlayStyle(color_of(graph.modality), opacity, notice="untrained weights" if untrained else "")
-    results = _results(places, measured)
-    written = bool(results) or jsonl is not None or stream is not None
-    controls = Adjustable()
-
-    def current_style() -> OverlayStyle:
-        opacity = controls.current().opacity
-        return style if opacity is None else replace(style, opacity=opacity)
-
-    others = serve is not None or any(not source.live for source in found)
-    background = BackgroundSinks(failures, max_latency, others)
-    algorithm = _algorithm(opened, graph.precision, trained=not untrained)
-    paced = serve is not None and not written
-    with names.in_errors():
-        jobs = plan_jobs(found, places, current_style, algorithm, stream, background, paced=paced)
-    sinks = shared_sinks(found, measured, {"weights": origin}, background)
-    with ExitStack() as held:
-        held.enter_context(names.in_errors())
-        held.enter_context(_terminated_like_interrupted())
-        segmenter = held.enter_context(
-            Segmenter.load(
-                opened,
-                modality,
-                precision,
-                backend,
-                threshold=threshold,
-                threads=threads,
-                overlay=None if places.overlays is None and stream is None else style,
-            )
+    bundle, sources = None, arguments or []
+    if sources and means_a_bundle(sources[0]):
+        bundle, *sources = sources
+    model = ModelOptions(bundle, modality, precision, backend, threshold, threads)
+    serving = None if serve is None else ServeOptions(serve, token, allow_host or ())
+    with _terminated_like_interrupted():
+        if serving is not None and not sources:
+            with open_service(model, serving) as server:
+                _until_interrupted(server)
+            return
+        outputs = Outputs(
+            out, masks, mask_video, jsonl, contours, uids, csv, plot, dicom_seg, stream, opacity, overwrite
         )
-        server = None
-        if serve is not None:
-            from espmedsam_edge.runtime.serve.serving import serve_run
-
-            options = ServeOptions(serve, token, allow_host or ())
-            view, server = held.enter_context(
-                serve_run(
-                    options,
-                    segmenter,
-                    controls,
-                    precision=precision,
-                    backend=backend,
-                    threshold=threshold,
-                    threads=threads,
-                    opacity=opacity,
-                    writes=written,
-                    live=any(source.live for source in found),
-                )
-            )
-            sinks = [*sinks, view]
-        with ExitStack() as stack:
-            shared = [stack.enter_context(sink) for sink in sinks]
-            progress = stack.enter_context(_progress(len(jobs)))
-            limits = Limits(frames, duration, max_latency)
-            try:
-                report = run_pipeline(
-                    segmenter, jobs, shared, progress, WithoutPause(controls) if written else controls, limits
-                )
-            except KeyboardInterrupt:
-                log.warning("interrupted: finished files were kept, unfinished ones removed.")
-                raise typer.Exit(130) from None
-        _say(segmenter, report, results, background, untrained=untrained, to_stderr=jsonl == "-")
-        if server is not None and report.frames and not report.interrupted:
-            _until_interrupted(server, f"the view stays at {server.url}: Ctrl-C ends it.")
-    if report.interrupted and any(not source.live for source in found):
-        log.warning("interrupted: what live sources gave was kept, unfinished files removed.")
-        raise typer.Exit(130)
-    _end(report, names.hide_all(failures + report.failures))
+        reading = ReadingOptions(frames, duration, max_latency, give_up, decoder, anonymous_names)
+        with Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
+            report = _run(run)
+            _print(report, to_stderr=jsonl == "-")
+            if run.server is not None and report.frames and not report.interrupted:
+                _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
+    _leave(report)
 
 
-def _serve_alone(
-    bundle: Bundle,
-    options: ServeOptions,
-    modality: str | None,
-    precision: str | None,
-    backend: str,
-    threshold: float | None,
-    threads: int | None,
-) -> None:
-    """Without a SOURCE: the service and its page, until Ctrl-C."""
-    from espmedsam_edge.runtime.serve.serving import serve_alone
-
-    with (
-        _terminated_like_interrupted(),
-        serve_alone(
-            options,
-            bundle,
-            modality,
-            precision=precision,
-            backend=backend,
-            threshold=threshold,
-            threads=threads,
-        ) as server,
-    ):
-        _until_interrupted(server)
+def _run(run: Inference) -> InferenceReport:
+    with _progress(len(run.sources)) as progress:
+        try:
+            return run.run(progress)
+        except KeyboardInterrupt:
+            log.warning("interrupted: finished files were kept, unfinished ones removed.")
+            raise typer.Exit(130) from None
 
 
 def _until_interrupted(server: Server, line: str | None = None) -> None:
@@ -269,77 +153,43 @@ def _until_interrupted(server: Server, line: str | None = None) -> None:
         return
 
 
-def _algorithm(bundle: Bundle, precision: str, *, trained: bool) -> Algorithm:
-    """What DICOM-SEGs say of how they were made."""
-    from espmedsam_edge.runtime.dicom.segmentation import Algorithm
-    from espmedsam_edge.version import __version__
-
-    checkpoint = bundle.manifest.weights.checkpoint_sha256
-    return Algorithm(__version__, {"precision": precision, "checkpoint": checkpoint}, trained)
-
-
-def _results(places: Places, measured: Measurements) -> list[tuple[str, Path]]:
-    """What each result is called, and where it is."""
-    json_file = Path(measured.jsonl) if measured.jsonl not in (None, "-") else None
-    named = (
-        ("overlays", places.overlay_folder),
-        ("masks", places.mask_folder),
-        ("mask videos", places.mask_video_folder),
-        ("DICOM-SEG", places.segmentation_folder),
-        ("measurements", json_file),
-        ("areas", measured.table),
-        ("plot", measured.plot),
-    )
-    return [(what, place) for what, place in named if place is not None]
-
-
-def _say(
-    segmenter: Segmenter,
-    report: RunReport,
-    results: Sequence[tuple[str, Path]],
-    background: BackgroundSinks,
-    *,
-    untrained: bool,
-    to_stderr: bool,
-) -> None:
+def _print(report: InferenceReport, *, to_stderr: bool) -> None:
     def line(text: str) -> None:
         tell(text, err=to_stderr)
 
-    line(f"{segmenter.bundle.path}: {segmenter.modality}, {segmenter.precision}, {segmenter.choice.taken}")
-    for reason in segmenter.choice.passed_over:
+    if report.bundle is None:
+        return
+    line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}")
+    for reason in report.passed_over:
         line(reason)
     for live in report.live:
-        line(_live_line(live, background))
+        line(_live_line(live))
     if not report.frames:
         return
-    if segmenter.frame_backend is not None:
-        line(f"GPU memory: {segmenter.frame_backend.device_use()}")
+    if report.gpu_memory is not None:
+        line(f"GPU memory: {report.gpu_memory}")
     stages = ", ".join(
         f"{stage} {1000 * seconds / report.frames:.1f}" for stage, seconds in report.stage_seconds.items()
     )
-    if segmenter.frame_backend is not None:
-        line(f"GPU memory: {segmenter.frame_backend.device_use()}")
     frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
     line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
-    for what, place in results:
-        if place.exists():
-            line(f"{what}: {place}")
-    if untrained:
+    for what, place in report.results.items():
+        line(f"{what}: {place}")
+    if not report.trained:
         line("These weights were never trained: the masks mean nothing.")
 
 
-def _live_line(live: LiveReport, background: BackgroundSinks) -> str:
+def _live_line(live: LiveReport) -> str:
     """What became of a live source: counts, and the age of its masks and of its written results in milliseconds."""
-    refused, slowest = live.refused + background.refused(live.label), background.slowest(live.label)
     parts = [f"{live.frames} frames", f"{live.skipped} skipped"]
-    if refused:
-        parts.append(f"{refused} refused as too old")
+    if live.refused:
+        parts.append(f"{live.refused} refused as too old")
     if live.reconnects:
         parts.append(f"dropped out {live.reconnects} times")
     if live.latency is not None:
         parts.append(f"latency {_percentiles(live.latency)} to the mask")
-    if slowest is not None:
-        parts.append(f"{_percentiles(slowest[1])} to {slowest[0]}")
+    if live.written is not None:
+        parts.append(f"{_percentiles(live.written[1])} to {live.written[0]}")
     return f"{live.name}: {', '.join(parts)}"
 
 
@@ -347,13 +197,16 @@ def _percentiles(latency: Latency) -> str:
     return f"p50 {1000 * latency.p50:.0f} ms, p99 {1000 * latency.p99:.0f} ms"
 
 
-def _end(report: RunReport | None, failures: Sequence[Failure]) -> None:
+def _leave(report: InferenceReport) -> None:
     """List what failed, one line each, and leave."""
-    for failure in failures[:_LISTED_FAILURES]:
+    if report.unfinished:
+        log.warning("interrupted: what live sources gave was kept, unfinished files removed.")
+        raise typer.Exit(130)
+    for failure in report.failures[:_LISTED_FAILURES]:
         tell(f"failed: {failure.message}", err=True)
-    if len(failures) > _LISTED_FAILURES:
-        tell(f"failed: {len(failures) - _LISTED_FAILURES} more.", err=True)
-    raise typer.Exit(1 if failures else 0)
+    if len(report.failures) > _LISTED_FAILURES:
+        tell(f"failed: {len(report.failures) - _LISTED_FAILURES} more.", err=True)
+    raise typer.Exit(1 if report.failures else 0)
 
 
 @contextmanager

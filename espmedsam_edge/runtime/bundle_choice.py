@@ -1,4 +1,4 @@
-"""Which bundle a command runs: the one named first, or one made from the weights that came with the program."""
+"""Which bundle runs: the one that is named, or one made from the weights that came with the program."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ log = logging.getLogger(__name__)
 
 
 class Chosen(NamedTuple):
-    """A bundle, the modality to run (None: its only one) and the sources that are left."""
+    """A bundle, and the modality to run (None: its only one)."""
 
     bundle: Bundle
     modality: str | None
-    sources: list[str]
 
 
 def choose_bundle(
-    arguments: Sequence[str],
+    bundle: Bundle | str | Path | None,
     modality: str | None,
+    sources: Sequence[str],
     names: SourceNames | None = None,
 ) -> Chosen:
-    """Split a command's arguments into bundle and sources.
+    """The bundle and the modality that are wanted.
 
-    If the first argument is no bundle, all are sources, and the bundle is made from the weights that came with the
-    program; the modality, unless named, is recognised from the first picture.
+    Without a bundle, it is made from the weights that came with the program; then the modality, unless named, is
+    recognised from the first picture.
 
     Args:
-        arguments: as the user named them; none where a service alone is wanted.
+        bundle: a bundle or its path, if one was named.
         modality: as the user named it.
+        sources: as the user named them; none where a service alone is wanted.
         names: what lines call the picture by; None: its own name.
 
     Raises:
         UserError: no such bundle, no weights here, or the modality is not clear.
     """
-    if not arguments and modality is None:
-        raise UserError("no bundle and no modality is named.", f"Name one: --modality {'|'.join(shipped_scores())}")
-    first = arguments[0] if arguments else ""
-    if arguments and means_a_bundle(first):
-        return Chosen(Bundle.open(first), modality, list(arguments[1:]))
+    if bundle is not None:
+        return Chosen(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), modality)
     if modality is None:
-        modality = _recognise(first, names)
-    bundle = shipped_bundle(modality)
-    log.info("%s", bundle.manifest.weights.note)
-    return Chosen(bundle, modality, list(arguments))
+        if not sources:
+            raise UserError("no bundle and no modality is named.", f"Name one: --modality {'|'.join(shipped_scores())}")
+        modality = _recognise(sources[0], names)
+    made = shipped_bundle(modality)
+    log.info("%s", made.manifest.weights.note)
+    return Chosen(made, modality)
 
 
 def means_a_bundle(argument: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which bundle a command runs: the one named, or one of the weights that came with the program, by the picture."""
+"""Which bundle runs: the one named, or one of the weights that came with the program, by the picture."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ def _picture(path: Path, modality: str = "fundus") -> str:
 
 
 def test_a_bundle_that_is_named_is_taken(tmp_path: Path, toy_bundle: Bundle, shipped: list[str | None]) -> None:
-    chosen = choose_bundle([str(toy_bundle.path), "a.png", "b.png"], None)
+    chosen = choose_bundle(str(toy_bundle.path), None, ["a.png", "b.png"])
     assert chosen.bundle.path == toy_bundle.path
-    assert (chosen.modality, chosen.sources, shipped) == (None, ["a.png", "b.png"], [])
+    assert (chosen.modality, shipped) == (None, [])
+    assert choose_bundle(toy_bundle, "fundus", []) == (toy_bundle, "fundus")
 
 
 def test_without_a_bundle_the_picture_tells_the_modality(
     tmp_path: Path, shipped: list[str | None], said: list[str]
 ) -> None:
     picture = _picture(tmp_path / "retina.png")
-    chosen = choose_bundle([picture, "more.png"], None)
-    assert (chosen.modality, chosen.sources, shipped) == ("fundus", [picture, "more.png"], ["fundus"])
+    chosen = choose_bundle(None, None, [picture, "more.png"])
+    assert (chosen.modality, shipped) == ("fundus", ["fundus"])
     assert any("looks like fundus" in line for line in said)
 
 
@@ -61,7 +62,7 @@ def test_a_picture_without_a_name_is_recognised_by_its_number(
     tmp_path: Path, shipped: list[str | None], said: list[str]
 ) -> None:
     picture = _picture(tmp_path / "DOE^JANE.png")
-    assert choose_bundle([picture], None, SourceNames()).modality == "fundus"
+    assert choose_bundle(None, None, [picture], SourceNames()).modality == "fundus"
     assert any(line.startswith("source-1 looks like fundus") for line in said)
     assert "DOE" not in "".join(said)
 
@@ -69,29 +70,32 @@ def test_a_picture_without_a_name_is_recognised_by_its_number(
 def test_a_folder_and_a_video_are_sources_too(tmp_path: Path, shipped: list[str | None]) -> None:
     (tmp_path / "pictures").mkdir()
     _picture(tmp_path / "pictures" / "1.png")
-    assert choose_bundle([str(tmp_path / "pictures")], None).modality == "fundus"
+    assert choose_bundle(None, None, [str(tmp_path / "pictures")]).modality == "fundus"
     writer = open_writer(tmp_path / "clip.mp4", (120, 160), Fraction(10))
     writer.write(phantom("fundus", 3, (120, 160))[0], 0.0)
     writer.finish()
     writer.close()
-    assert choose_bundle([str(tmp_path / "clip.mp4")], None).modality == "fundus"
+    assert choose_bundle(None, None, [str(tmp_path / "clip.mp4")]).modality == "fundus"
 
 
 def test_a_modality_that_is_named_is_not_questioned(tmp_path: Path, shipped: list[str | None]) -> None:
-    assert choose_bundle([_picture(tmp_path / "a.png")], "xray").modality == "xray"
-    assert choose_bundle(["rtsp://host/stream"], "fundus").sources == ["rtsp://host/stream"]
+    assert choose_bundle(None, "xray", [_picture(tmp_path / "a.png")]).modality == "xray"
+    assert choose_bundle(None, "fundus", ["rtsp://host/stream"]).modality == "fundus"
+    assert shipped == ["xray", "fundus"]
 
 
 def test_what_is_not_clear_asks_for_the_modality(tmp_path: Path, shipped: list[str | None]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "noise.png"), noise)
     with pytest.raises(UserError, match=r"none of the modalities.*--modality fundus\|xray"):
-        choose_bundle([str(tmp_path / "noise.png")], None)
+        choose_bundle(None, None, [str(tmp_path / "noise.png")])
     with pytest.raises(UserError, match="cannot be told"):
-        choose_bundle(["test://fundus"], None)
+        choose_bundle(None, None, ["test://fundus"])
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"broken\.png"):
-        choose_bundle([str(tmp_path / "broken.png")], None)
+        choose_bundle(None, None, [str(tmp_path / "broken.png")])
+    with pytest.raises(UserError, match=r"no bundle and no modality is named\. Name one: --modality fundus\|xray"):
+        choose_bundle(None, None, [])
     assert shipped == []
 
 
@@ -114,4 +118,4 @@ def test_a_folder_with_graphs_but_no_manifest_is_a_broken_bundle(tmp_path: Path)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "fp32.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no manifest\.json"):
-        choose_bundle([str(tmp_path / "b"), "a.png"], None)
+        choose_bundle(str(tmp_path / "b"), None, ["a.png"])

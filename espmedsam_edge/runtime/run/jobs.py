@@ -44,8 +44,9 @@ class LiveReport:
         skipped: how many newer ones took the place of before they could be segmented.
         refused: how many were older than ``Limits.max_latency``.
         reconnects: how often it dropped out and came back.
-        latency: seconds from a frame's capture to its mask, of the last frames; None without any. Until a sink in
-            the background has written it: see ``BackgroundSinks``.
+        latency: seconds from a frame's capture to its mask, of the last frames; None without any.
+        written: which sink in the background wrote its frames last, and their age then; None without such sinks, or
+            where ``BackgroundSinks`` was not asked yet.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LiveReport:
     refused: int
     reconnects: int
     latency: Latency | None
+    written: tuple[str, Latency] | None = None
 
 
 @dataclass(frozen=True)

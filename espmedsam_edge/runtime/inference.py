@@ -1,0 +1,369 @@
+"""One whole run: a request in, files and a report out, and frame by frame for those who want them.
+
+``infer`` and ``infer_frames`` are the front; ``Inference`` is the run as an object, for those who watch it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.bundle_choice import choose_bundle
+from espmedsam_edge.runtime.output_plan import OutputPlan, plan_outputs
+from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ModelOptions, Outputs, ReadingOptions
+from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
+from espmedsam_edge.runtime.run.handover import Handover
+from espmedsam_edge.runtime.run.jobs import Limits, LiveReport, RunProgress, RunReport
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.serve.options import ServeOptions
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
+from espmedsam_edge.runtime.sinks.sink import Sink
+from espmedsam_edge.runtime.sources.anonymous import SourceNames
+from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
+from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.phantom import scene_named
+from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.serve.server import Server
+
+log = logging.getLogger(__name__)
+
+Model = ModelOptions | Segmenter | Bundle | str | Path | None
+Sources = str | Path | Sequence[str | Path]
+
+
+def infer(
+    sources: Sources,
+    model: Model = None,
+    outputs: Outputs = Outputs(),
+    reading: ReadingOptions = ReadingOptions(),
+    serve: ServeOptions | None = None,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> InferenceReport:
+    """Segment files, cameras and streams and write the results, as the command ``espmedsam-edge infer`` does.
+
+    Example:
+        >>> import cv2
+        >>> from espmedsam_edge import Outputs, infer
+        >>> from espmedsam_edge.phantoms import phantom
+        >>> picture, _ = phantom("fundus", seed=3, size=(120, 160))
+        >>> cv2.imwrite("retina.png", picture)
+        True
+        >>> report = infer("retina.png", outputs=Outputs(masks="masks", jsonl="areas.jsonl"))
+        >>> report.modality, report.frames, report.failures
+        ('fundus', 1, [])
+        >>> cv2.imread("masks/retina.png", cv2.IMREAD_UNCHANGED).shape
+        (120, 160)
+
+    Args:
+        sources: one or several: images, videos, DICOM files, folders, globs, cameras and streams.
+        model: a bundle, its path, or ``ModelOptions``; None: the weights that came with the program. A ``Segmenter``
+            that is loaded already stays the caller's.
+        outputs: what is written; without any, overlays beside where you are.
+        reading: limits, and how streams are read.
+        serve: shows the run in the browser until it ends.
+        on_progress: called after each frame, from another thread.
+
+    Returns:
+        What was done. A source that fails is in ``failures``, and the rest is done.
+
+    Raises:
+        UserError: nothing to segment, a bundle, an option or a place that will not do, or a result that all sources
+            share could not be written.
+        KeyboardInterrupt: Ctrl-C, without a live source; finished files are kept, unfinished ones removed.
+    """
+    with Inference(_request(sources, model, outputs, reading, serve)) as run:
+        return run.run(on_progress)
+
+
+def infer_frames(
+    sources: Sources, model: Model = None, outputs: Outputs | None = None, reading: ReadingOptions = ReadingOptions()
+) -> Iterator[tuple[SourceFrame, Segmentation]]:
+    """Segment files, cameras and streams, and give each frame with its result as soon as it is there.
+
+    Reading, segmenting and writing go on meanwhile, some frames ahead and no more, and wait for whoever takes longer;
+    live sources skip to their newest frame instead. Leaving the loop ends the run as Ctrl-C does: what is finished and
+    what live sources gave is kept, unfinished files are removed. What fails is raised once the rest is done; with
+    ``Inference`` it is in the report instead.
+
+    Example:
+        >>> import cv2
+        >>> from espmedsam_edge import ModelOptions, infer_frames
+        >>> from espmedsam_edge.phantoms import phantom
+        >>> for number in (1, 2):
+        ...     _ = cv2.imwrite(f"cells-{number}.png", phantom("microscopy", seed=number, size=(120, 160))[0])
+        >>> for frame, result in infer_frames("cells-*.png", ModelOptions(modality="microscopy")):
+        ...     print(frame.source, result.mask.shape, result.area > 0)
+        cells-1.png (120, 160) True
+        cells-2.png (120, 160) True
+
+    Args:
+        sources, model, reading: see ``infer``.
+        outputs: what is written besides; None: nothing.
+
+    Yields:
+        A frame (``image`` is (H, W, 3) uint8 BGR) and its result, in order within each source.
+
+    Raises:
+        UserError: see ``infer``, when the first frame is asked for or later; after the last one, what failed.
+    """
+    with Inference(_request(sources, model, outputs, reading)) as run:
+        yield from run.frames()
+        failures = run.report.failures if run.report is not None else []
+    for failure in failures:
+        log.warning("failed: %s", failure.message)
+    if failures:
+        more = f"{len(failures) - 1} more failed: see the report of Inference." if len(failures) > 1 else ""
+        raise UserError(failures[0].message, more, exit_code=1)
+
+
+def _request(
+    sources: Sources,
+    model: Model,
+    outputs: Outputs | None,
+    reading: ReadingOptions,
+    serve: ServeOptions | None = None,
+) -> InferenceRequest:
+    named = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    chosen = model if isinstance(model, (ModelOptions, Segmenter)) else ModelOptions(model)
+    return InferenceRequest(named, chosen, outputs, reading, serve)
+
+
+@contextmanager
+def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
+    """Answer ``POST /v1/segment``, and its page, without a run.
+
+    Raises:
+        UserError: a bundle or an option that will not do, or the address is taken.
+    """
+    from espmedsam_edge.runtime.serve.serving import serve_alone
+
+    chosen = choose_bundle(model.bundle, model.modality, [])
+    with serve_alone(
+        serve,
+        chosen.bundle,
+        chosen.modality,
+        precision=model.precision,
+        backend=model.backend,
+        threshold=model.threshold,
+        threads=model.threads,
+    ) as server:
+        yield server
+
+
+class Inference:
+    """One run: enter it to have everything opened, planned and loaded, then ``run`` it once, or take its ``frames``.
+
+    What stays open until it is left: the segmenter and, if asked for, the server.
+
+    Args:
+        request: what is wanted.
+
+    Attributes:
+        sources: those that could be opened; empty: there is nothing to run, and the report says why.
+        segmenter: what runs, once entered, if there are sources.
+        background: takes sinks of live sources, so that a slow one holds nothing up.
+        server: shows the run, if that was asked for.
+        report: once the run has ended.
+    """
+
+    segmenter: Segmenter
+    background: BackgroundSinks
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self.request = request
+        self.sources: list[Source] = []
+        self.server: Server | None = None
+        self.report: InferenceReport | None = None
+        self._names = SourceNames()
+        self._failures: list[Failure] = []
+        self._controls = Adjustable()
+        self._plan: OutputPlan | None = None
+        self._held: ExitStack | None = None
+
+    def __enter__(self) -> Inference:
+        """Open, plan and load.
+
+        Raises:
+            UserError: see ``infer``.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._names.in_errors())
+            self._open(stack)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            self._held.__exit__(kind, error, traceback)
+
+    def run(
+        self,
+        on_progress: Callable[[RunProgress], None] | None = None,
+        sinks: Sequence[Sink] = (),
+        stop: threading.Event | None = None,
+    ) -> InferenceReport:
+        """Segment everything.
+
+        Args:
+            on_progress: called after each frame, from another thread.
+            sinks: take the frames of all sources besides; entered by the caller.
+            stop: does what Ctrl-C does once it is set, from any thread.
+
+        Raises:
+            UserError, KeyboardInterrupt: see ``infer``.
+        """
+        if self._held is None or self.report is not None:
+            raise RuntimeError("enter a run before it runs, and run it once")
+        if self._plan is None:  # no source could be opened
+            self.report = InferenceReport(self._names.hide_all(self._failures))
+            return self.report
+        reading = self.request.reading
+        limits = Limits(reading.frames, reading.duration, reading.max_latency)
+        controls = WithoutPause(self._controls) if self._plan.writes else self._controls
+        with ExitStack() as stack:
+            shared = [*(stack.enter_context(sink) for sink in self._plan.shared), *sinks]
+            done = run_pipeline(self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop)
+        self.report = self._reported(done, self._plan)
+        return self.report
+
+    def frames(self) -> Iterator[tuple[SourceFrame, Segmentation]]:
+        """Run, and give each frame with its result; see ``infer_frames``."""
+        handed, stop, errors = Handover(), threading.Event(), list[BaseException]()
+
+        def work() -> None:
+            try:
+                self.run(sinks=[handed], stop=stop)
+            except BaseException as error:  # noqa: BLE001 (nothing is swallowed: it is raised below)
+                errors.append(error)
+            finally:
+                handed.end()
+
+        thread = threading.Thread(target=work, name="espmedsam-frames", daemon=True)
+        thread.start()
+        try:
+            yield from handed.take()
+        finally:
+            stop.set()
+            handed.leave()
+            thread.join()
+            for error in errors:
+                if not isinstance(error, KeyboardInterrupt):  # of ``stop``
+                    raise error
+
+    # The stages of opening, each on its own.
+
+    def _open(self, stack: ExitStack) -> None:
+        bundle, modality, graph = self._choose()
+        self._open_sources(graph.modality)
+        if not self.sources:
+            return
+        reading, serve = self.request.reading, self.request.serve
+        others = serve is not None or any(not source.live for source in self.sources)
+        self.background = BackgroundSinks(self._failures, reading.max_latency, others)
+        self._plan = plan_outputs(
+            self.request,
+            self.sources,
+            bundle,
+            graph,
+            controls=self._controls,
+            background=self.background,
+            names=self._names,
+        )
+        self.segmenter = self._loaded(stack, bundle, modality, self._plan.style)
+        if serve is not None:
+            self._serve(stack, serve, self._plan)
+
+    def _choose(self) -> tuple[Bundle, str | None, Graph]:
+        """The bundle, the modality that was named or recognised, and the graph these mean."""
+        model = self.request.model
+        if isinstance(model, Segmenter):
+            return model.bundle, model.modality, model.graph
+        names = self._names if self.request.reading.anonymous_names else None
+        sources = [str(source) for source in self.request.sources]
+        bundle, modality = choose_bundle(model.bundle, model.modality, sources, names)
+        if not sources:
+            raise UserError("nothing to segment.", f"Name images, videos or a camera after {bundle.path}.")
+        return bundle, modality, bundle.graph(modality, model.precision)
+
+    def _open_sources(self, modality: str) -> None:
+        reading = self.request.reading
+        live = LiveOptions(BackOff(give_up=reading.give_up), reading.decoder)
+        named = [scene_named(str(source), modality) for source in self.request.sources]
+        self.sources, self._failures = open_sources(named, live, self._names if reading.anonymous_names else None)
+
+    def _loaded(self, stack: ExitStack, bundle: Bundle, modality: str | None, style: OverlayStyle | None) -> Segmenter:
+        model = self.request.model
+        if isinstance(model, Segmenter):
+            return model
+        return stack.enter_context(
+            Segmenter.load(
+                bundle,
+                modality,
+                model.precision,
+                model.backend,
+                threshold=model.threshold,
+                threads=model.threads,
+                overlay=style,
+            )
+        )
+
+    def _serve(self, stack: ExitStack, serve: ServeOptions, plan: OutputPlan) -> None:
+        from espmedsam_edge.runtime.serve.serving import serve_run
+
+        model = self.request.model if isinstance(self.request.model, ModelOptions) else ModelOptions()
+        view, self.server = stack.enter_context(
+            serve_run(
+                serve,
+                self.segmenter,
+                self._controls,
+                precision=model.precision,
+                backend=model.backend,
+                threshold=model.threshold,
+                threads=model.threads,
+                opacity=(self.request.outputs or Outputs()).opacity,
+                writes=plan.writes,
+                live=any(source.live for source in self.sources),
+            )
+        )
+        self._plan = replace(plan, shared=[*plan.shared, view])
+
+    def _reported(self, done: RunReport, plan: OutputPlan) -> InferenceReport:
+        segmenter = self.segmenter
+        on_gpu = segmenter.frame_backend if done.frames else None
+        return InferenceReport(
+            failures=self._names.hide_all(self._failures + done.failures),
+            bundle=segmenter.bundle.path,
+            modality=segmenter.modality,
+            precision=segmenter.precision,
+            backend=segmenter.choice.taken,
+            passed_over=segmenter.choice.passed_over,
+            trained=segmenter.bundle.manifest.weights.origin != "random",
+            frames=done.frames,
+            seconds=done.seconds,
+            stage_seconds=done.stage_seconds,
+            live=[self._with_written(live) for live in done.live],
+            results={what: place for what, place in plan.results.items() if place.exists()},
+            gpu_memory=None if on_gpu is None else on_gpu.device_use(),
+            interrupted=done.interrupted,
+            unfinished=done.interrupted and any(not source.live for source in self.sources),
+        )
+
+    def _with_written(self, live: LiveReport) -> LiveReport:
+        """With what the sinks in the background made of it."""
+        refused = live.refused + self.background.refused(live.label)
+        return replace(live, refused=refused, written=self.background.slowest(live.label))

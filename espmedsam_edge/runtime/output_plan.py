@@ -1,0 +1,136 @@
+"""From what a run is asked to write to the sinks that do it, each with its place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+from espmedsam_edge.runtime.request import InferenceRequest, Outputs
+from espmedsam_edge.runtime.run.controls import Controls
+from espmedsam_edge.runtime.run.jobs import Job
+from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
+from espmedsam_edge.runtime.sinks.background import BackgroundSinks
+from espmedsam_edge.runtime.sinks.places import Places, numbered, plan_places
+from espmedsam_edge.runtime.sinks.sink import Sink
+from espmedsam_edge.runtime.sources.anonymous import SourceNames
+from espmedsam_edge.runtime.sources.source import Source
+from espmedsam_edge.version import __version__
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Who takes what.
+
+    Attributes:
+        jobs: each source with its own sinks.
+        shared: the sinks of all sources.
+        results: what each result is called, and where it is.
+        style: of the overlays; None where none are drawn for a file or a stream.
+        writes: whether anything is written at all.
+    """
+
+    jobs: Sequence[Job]
+    shared: Sequence[Sink]
+    results: dict[str, Path]
+    style: OverlayStyle | None
+    writes: bool
+
+
+def plan_outputs(
+    request: InferenceRequest,
+    sources: Sequence[Source],
+    bundle: Bundle,
+    graph: Graph,
+    *,
+    controls: Controls,
+    background: BackgroundSinks,
+    names: SourceNames,
+) -> OutputPlan:
+    """Decide on every place and make the sinks, before anything is read.
+
+    Args:
+        request: what is to be written, and whether the run is shown.
+        sources: not yet entered.
+        bundle, graph: what will run.
+        controls: may change the overlay's opacity under way.
+        background: takes the sinks of live sources.
+        names: what results are named after.
+
+    Raises:
+        UserError: a place that will not do, a result that such a source cannot have, or a missing package.
+    """
+    outputs = request.outputs or Outputs()
+    places, measured = _places(request, outputs, sources, names)
+    origin = bundle.manifest.weights.origin
+    notice = "untrained weights" if origin == "random" else ""
+    style = OverlayStyle(color_of(graph.modality), outputs.opacity, notice=notice)
+
+    def current_style() -> OverlayStyle:
+        opacity = controls.current().opacity
+        return style if opacity is None else replace(style, opacity=opacity)
+
+    results = _results(places, measured)
+    writes = bool(results) or outputs.jsonl is not None or outputs.stream is not None
+    paced = request.serve is not None and not writes
+    algorithm = _algorithm(bundle, graph)
+    jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
+    shared = shared_sinks(sources, measured, {"weights": origin}, background)
+    drawn = places.overlays is not None or outputs.stream is not None
+    return OutputPlan(jobs, shared, results, style if drawn else None, writes)
+
+
+def _places(
+    request: InferenceRequest, outputs: Outputs, sources: Sequence[Source], names: SourceNames
+) -> tuple[Places, Measurements]:
+    """Where files go, numbered where those of an earlier run stay."""
+    jsonl = None if outputs.jsonl is None else str(outputs.jsonl)
+    csv, plot = _path(outputs.csv), _path(outputs.plot)
+    nothing_by_default = request.outputs is None or request.serve is not None
+    places = plan_places(
+        sources,
+        _path(outputs.out),
+        _path(outputs.masks),
+        None if jsonl == "-" else _path(jsonl),
+        overwrite=outputs.overwrite,
+        mask_video=_path(outputs.mask_video),
+        dicom_seg=_path(outputs.dicom_seg),
+        tables=[path for path in (csv, plot) if path is not None],
+        elsewhere=nothing_by_default or outputs.stream is not None or jsonl == "-",
+        called=names.files,
+    )
+    if places.kept is not None:
+        log.info("%s exists and is kept; this run writes %s.", places.kept, numbered(places.kept, places.number))
+    return places, Measurements(jsonl, outputs.contours, outputs.uids, csv, plot).numbered(places.number)
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _algorithm(bundle: Bundle, graph: Graph) -> Algorithm:
+    """What DICOM-SEGs say of how they were made."""
+    weights = bundle.manifest.weights
+    details = {"precision": graph.precision, "checkpoint": weights.checkpoint_sha256}
+    return Algorithm(__version__, details, weights.origin != "random")
+
+
+def _results(places: Places, measured: Measurements) -> dict[str, Path]:
+    """What each result is called, and where it is."""
+    json_file = None if measured.jsonl in (None, "-") else Path(measured.jsonl)
+    named = (
+        ("overlays", places.overlay_folder),
+        ("masks", places.mask_folder),
+        ("mask videos", places.mask_video_folder),
+        ("DICOM-SEG", places.segmentation_folder),
+        ("measurements", json_file),
+        ("areas", measured.table),
+        ("plot", measured.plot),
+    )
+    return {what: place for what, place in named if place is not None}

@@ -1,0 +1,184 @@
+"""What a run is asked for (network, reading, outputs; None always means the default), and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.runtime.backends.backend import DeviceUse
+from espmedsam_edge.runtime.run.jobs import LiveReport
+from espmedsam_edge.runtime.serve.options import ServeOptions
+from espmedsam_edge.runtime.sources.source import Failure
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.segmenter import Segmenter
+
+Decoder = Literal["auto", "software", "hardware"]
+Contours = Literal["none", "polygons", "rle", "both"]
+Uids = Literal["hashed", "plain"]
+
+
+def _check_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise UserError(f"{name} {value} is less than {least}.", f"Give {least} or more, or leave it out.")
+
+
+def _check_known(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in (names := tuple(known)):
+        raise UserError(f"no {name} '{value}'.", nearest(value, names))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network segments, and on what.
+
+    Attributes:
+        bundle: a bundle or the path of one; None: made from the weights that came with the program.
+        modality: what to segment; None: the bundle's only one; without a bundle, as the first picture looks.
+        precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
+        backend: a name of ``runtime.backends.backend.BACKENDS``, or "auto" for the best that works here.
+        threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the bundle's.
+        threads: CPU threads; None: the physical cores the process may use.
+    """
+
+    bundle: Bundle | str | Path | None = None
+    modality: str | None = None
+    precision: str | None = None
+    backend: str = "auto"
+    threshold: float | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_least("threads", self.threads, 1)
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How sources are read, and when to end.
+
+    Attributes:
+        frames: stop after that many frames of each source; None: read all.
+        duration: stop reading after that many seconds; None: read all.
+        max_latency: seconds; refuse frames of live sources that are older; None: refuse none.
+        give_up: give a live source up that is gone for that many seconds; None: never.
+        decoder: of streams: "software" is PyAV, "hardware" the Jetson's, "auto" hardware where there is one.
+        anonymous_names: call sources source-1, source-2-0001, ... in results and messages: names may hold a patient's.
+    """
+
+    frames: int | None = None
+    duration: float | None = None
+    max_latency: float | None = None
+    give_up: float | None = None
+    decoder: Decoder = "auto"
+    anonymous_names: bool = False
+
+    def __post_init__(self) -> None:
+        _check_least("frames", self.frames, 1)
+        for name in ("duration", "max_latency", "give_up"):
+            _check_least(name, getattr(self, name), 0)
+        _check_known("decoder", self.decoder, get_args(Decoder))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written, and where. None: that result is not wanted, but for ``out``.
+
+    Attributes:
+        out: overlays: a file for one image or video, else a folder. None: ``NAME-overlay.png`` or ``.mp4``, or the
+            folder ``overlays``, in the working folder; none at all if other results alone are asked for.
+        masks: a folder for masks: PNG, 0 and 255, at the frame's size.
+        mask_video: masks as video, white on black: a file for one video, else a folder.
+        jsonl: a file for one line of JSON a frame; "-" for standard output.
+        contours: in those lines, the mask as polygons, as COCO's rle, or both.
+        uids: in those lines, DICOM's study, series and instance identifiers, "hashed" or "plain"; None: neither.
+        csv: a file for a table of the area in each frame.
+        plot: a PNG of the area over time.
+        dicom_seg: DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data.
+        stream: where the overlay is sent: udp://HOST:PORT, rtp://HOST:PORT or rtsp://SERVER/PATH.
+        opacity: of the overlay's tint, 0 to 1.
+        overwrite: replace results that exist; those of cameras and streams stay, and new ones are numbered.
+    """
+
+    out: str | Path | None = None
+    masks: str | Path | None = None
+    mask_video: str | Path | None = None
+    jsonl: str | Path | None = None
+    contours: Contours = "none"
+    uids: Uids | None = None
+    csv: str | Path | None = None
+    plot: str | Path | None = None
+    dicom_seg: str | Path | None = None
+    stream: str | None = None
+    opacity: float = 0.35
+    overwrite: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise UserError(f"opacity {self.opacity} is not from 0 to 1.", "0.35 is usual.")
+        _check_known("contours", self.contours, get_args(Contours))
+        if self.uids is not None:
+            _check_known("uids", self.uids, get_args(Uids))
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """One run.
+
+    Attributes:
+        sources: images, videos, DICOM files, folders, globs, cameras and streams, as the command takes them.
+        model: which network; or a segmenter that is loaded already and stays the caller's.
+        outputs: what is written; None: nothing.
+        reading: how sources are read.
+        serve: where the run is shown in the browser; None: nowhere. Then nothing is written unless asked for.
+
+    Raises:
+        UserError: from any of these classes: a value that is out of its range.
+    """
+
+    sources: Sequence[str | Path]
+    model: ModelOptions | Segmenter = ModelOptions()
+    outputs: Outputs | None = Outputs()
+    reading: ReadingOptions = ReadingOptions()
+    serve: ServeOptions | None = None
+
+
+@dataclass(frozen=True)
+class InferenceReport:
+    """What a run did.
+
+    Attributes:
+        failures: inputs and outputs that failed, each with the line that says why and what next.
+        bundle: the path of the bundle that ran; None: no source could be opened, so nothing ran.
+        modality, precision: what was segmented, and with which graph.
+        backend: what ran the graph.
+        passed_over: why each better backend was not taken, a line each.
+        trained: whether the masks mean anything.
+        frames: how many were segmented and written.
+        seconds: wall time.
+        stage_seconds: time spent in each of ``run.jobs.STAGES``.
+        live: what became of each live source.
+        results: what was written: "overlays", "masks", "measurements", ... and where.
+        gpu_memory: what the run held on its GPU; None without one.
+        interrupted: Ctrl-C ended a run of live sources; what they gave is finished.
+        unfinished: Ctrl-C ended it with files under way, whose results were removed.
+    """
+
+    failures: list[Failure]
+    bundle: Path | None = None
+    modality: str = ""
+    precision: str = ""
+    backend: str = ""
+    passed_over: Sequence[str] = ()
+    trained: bool = True
+    frames: int = 0
+    seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    live: list[LiveReport] = field(default_factory=list)
+    results: dict[str, Path] = field(default_factory=dict)
+    gpu_memory: DeviceUse | None = None
+    interrupted: bool = False
+    unfinished: bool = False
