@@ -55,25 +55,6 @@ def dice(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
     return _dice(*_counts(*_binary_pair(prediction, truth)))
 
 
-def iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Intersection over union |A∩B| / |A∪B|, 0..1; 1 where both masks are empty."""
-    return _iou(*_counts(*_binary_pair(prediction, truth)))
-
-
-def hausdorff(prediction: NDArray[Any], truth: NDArray[Any], percentile: float = 100.0) -> float:
-    """Symmetric Hausdorff distance between the masks' edges, in pixels; see the module for empty masks.
-
-    An edge pixel is a foreground pixel with a background or missing pixel among its four neighbours. Each direction
-    takes the percentile (linear interpolation) of its edge pixels' distances to the other edge; the larger one counts.
-
-    Args:
-        prediction: (H, W) mask.
-        truth: (H, W) mask.
-        percentile: 100 for HD, 95 for HD95.
-    """
-    return _hausdorff(*_binary_pair(prediction, truth), percentiles=(percentile,))[0]
-
-
 def _binary_pair(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[_Binary, _Binary]:
     if prediction.shape != truth.shape or prediction.ndim != 2 or prediction.size == 0:
         raise UserError(
@@ -98,6 +79,11 @@ def _iou(both: int, first: int, second: int) -> float:
 
 
 def _hausdorff(prediction: _Binary, truth: _Binary, percentiles: tuple[float, ...]) -> tuple[float, ...]:
+    """Symmetric Hausdorff distances between the masks' edges in pixels, at percentiles (100: HD, 95: HD95).
+
+    An edge pixel is a foreground pixel with a background or missing pixel among its four neighbours. Each direction
+    takes the percentile (linear interpolation) of its edge pixels' distances to the other edge; the larger one counts.
+    """
     if not prediction.any() and not truth.any():
         return (0.0,) * len(percentiles)
     if not prediction.any() or not truth.any():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.metrics import Scores, dice, hausdorff, iou, scores
+from espmedsam_edge.metrics import Scores, dice, scores
 
 torch = pytest.importorskip("torch", reason="MONAI, the reference, needs torch (extra train)")
 monai_metrics = pytest.importorskip("monai.metrics", reason="MONAI is the reference (extra train)")
@@ -95,8 +95,7 @@ def test_any_nonzero_value_is_foreground(dtype: type) -> None:
     first, second = _disc((30, 30), (15, 15), 8), _disc((30, 30), (12, 15), 9)
     expected = scores(first, second)
     assert scores((first != 0).astype(dtype), (second != 0).astype(dtype)) == expected
-    assert (dice(first, second), iou(first, second)) == (expected.dice, expected.iou)
-    assert (hausdorff(first, second), hausdorff(first, second, 95)) == (expected.hd, expected.hd95)
+    assert dice(first, second) == expected.dice
 
 
 def test_two_empty_masks_agree() -> None:

@@ -61,11 +61,6 @@ class Summary:
     ranking: list[Sensitivity] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
-    @property
-    def low_share(self) -> float:
-        """Share of the multiply-accumulates below FP32, 0..1."""
-        return 1 - self.macs.get("fp32", 0.0)
-
     def macs_text(self) -> str:
         """``93.8 % int8, 6.2 % fp16``."""
         shares = sorted(self.macs.items(), key=lambda item: -item[1])

@@ -131,11 +131,6 @@ def check_image_size(size: int) -> None:
 _PRESETS: dict[str, Callable[[], ModelConfig]] = {"espmedsam-s": espmedsam_s, "espmedsam-tiny": espmedsam_tiny}
 
 
-def list_presets() -> list[str]:
-    """The names that ``model_config`` takes."""
-    return list(_PRESETS)
-
-
 def model_config(preset: str, *, published: bool = False) -> ModelConfig:
     """The configuration of a preset, as the paper has it or (``published``) as the authors' code has it.
 

@@ -83,11 +83,6 @@ _PRESETS: dict[str, Callable[[], TeacherConfig]] = {
 }
 
 
-def list_teachers() -> list[str]:
-    """The names that ``teacher_config`` takes."""
-    return list(_PRESETS)
-
-
 def teacher_config(preset: str) -> TeacherConfig:
     """The sizes of a teacher.
 

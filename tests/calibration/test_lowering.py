@@ -13,6 +13,8 @@ from trained_graphs import SIZE, hostile, tensor, trained_graph
 
 pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)")
 
+from engines_in_process import build_plan
+
 from espmedsam_edge.bundle import Graph, Precision
 from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.emulation import emulate, simulate
@@ -234,4 +236,4 @@ def test_tensorrt_rtx_builds_the_graph_in_its_precision(
     ours = Network.of(model).macs_by_type()
     for dtype, macs in ours.items():  # TensorRT counts the same shares
         assert result.arithmetic.share(dtype) == pytest.approx(macs / sum(ours.values()), abs=0.02)
-    assert len(tensorrt_api.build_plan(file, ["sm86"], "tensorrt-rtx")) > 100_000
+    assert len(build_plan(file, ["sm86"], "tensorrt-rtx")) > 100_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from engines_in_process import build_plan, check_parse
 from networks import scrambled_model
 
 from espmedsam_edge.export.fusion import FusedSegmenter
@@ -24,6 +25,6 @@ def test_tensorrt_rtx_parses_and_builds(preset: str, size: int, published: bool,
     model = scrambled_model(preset, ["fundus"], published=published)
     path = tmp_path / "fp32.onnx"
     save_graph(build_graph(FusedSegmenter(model, "fundus", size), size), path)
-    assert tensorrt_api.check_parse(path, "tensorrt-rtx") == []
-    plan = tensorrt_api.build_plan(path, ["sm86"], "tensorrt-rtx")
+    assert check_parse(path, "tensorrt-rtx") == []
+    plan = build_plan(path, ["sm86"], "tensorrt-rtx")
     assert len(plan) > 100_000  # an engine with its weights, not an empty shell

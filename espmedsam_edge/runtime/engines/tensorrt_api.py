@@ -287,20 +287,6 @@ def _last(log: Log) -> str:
     return errors[-1].rstrip(".") if errors else "it gave no reason"
 
 
-def check_parse(path: str | Path, flavour: str | None = None) -> list[Refusal]:
-    """The nodes of an ONNX file that the installed parser refuses, and why; empty when it takes the graph.
-
-    Needs no GPU. Runs in this process; ``engine_build.check`` does the same in a child.
-
-    Raises:
-        UserError: neither TensorRT nor TensorRT-RTX can be loaded, or there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no graph at {path}.", "Name an ONNX file.")
-    return parse_graph(load(flavour), path.read_bytes(), path).refusals
-
-
 def resolve_targets(api: TensorRT, targets: Sequence[str]) -> list[str]:
     """Targets as the API calls them (``sm86``), in order and without repeats; ``8.6``, ``86`` and ``SM86`` work too.
 
@@ -340,21 +326,3 @@ def refusal_error(path: Path, api: TensorRT, refusals: Sequence[Refusal]) -> Use
     if any(refusal.unknown_operator for refusal in refusals):
         hint = "The graph is newer than this parser: update TensorRT, or export the graph again for an older one."
     return UserError(f"{api.title} refuses {path.name}: {refusals[0]}{more}.", hint, exit_code=1)
-
-
-def build_plan(path: str | Path, targets: Sequence[str] = (), flavour: str | None = None) -> bytes:
-    """Build a graph in this process and return the plan; for GPU generations ``targets`` no GPU is needed.
-
-    Raises:
-        UserError: the parser refuses the graph, or the builder fails; carries TensorRT's own reason.
-    """
-    api = load(flavour)
-    parsed = parse_graph(api, Path(path).read_bytes(), Path(path))
-    if parsed.refusals:
-        raise refusal_error(Path(path), api, parsed.refusals)
-    config = parsed.builder.create_builder_config()
-    set_targets(api, config, resolve_targets(api, targets))
-    plan = parsed.builder.build_serialized_network(parsed.network, config)
-    if plan is None:
-        raise UserError(f"{api.title} could not build {Path(path).name}: {_last(parsed.log)}.", exit_code=1)
-    return bytes(cast(Any, plan))

@@ -7,23 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.segmentation import Mask, Segmentation
 
 Form = Literal["none", "polygons", "rle", "both"]
-FORMS: tuple[Form, ...] = ("none", "polygons", "rle", "both")
-
-
-def check_form(name: str) -> Form:
-    """The form of that name.
-
-    Raises:
-        UserError: there is none; with the nearest.
-    """
-    for form in FORMS:
-        if name == form:
-            return form
-    raise UserError(f"contours cannot be written as '{name}'.", nearest(name, FORMS))
 
 
 def contour_fields(result: Segmentation, form: Form) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engines_in_process import build_plan, check_parse
 from hand_graphs import hand_graph
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines import tensorrt_api
-from espmedsam_edge.runtime.engines.tensorrt_api import Log, Refusal, TensorRT, build_plan, check_parse, resolve_targets
+from espmedsam_edge.runtime.engines.tensorrt_api import Log, Refusal, TensorRT, resolve_targets
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -141,8 +142,3 @@ def test_tensorrt_takes_no_targets(double: Callable[..., TensorRT]) -> None:
     assert resolve_targets(api, []) == []
     with pytest.raises(UserError, match=r"builds for the GPU it runs on"):
         resolve_targets(api, ["sm86"])
-
-
-def test_no_such_file() -> None:
-    with pytest.raises(UserError, match=r"no graph at nowhere.onnx"):
-        check_parse("nowhere.onnx")

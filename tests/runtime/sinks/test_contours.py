@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sink_material import blob, result_of
 
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sinks.contours import check_form, contour_fields, encode_rle
+from espmedsam_edge.runtime.sinks.contours import contour_fields, encode_rle
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 
@@ -76,6 +75,3 @@ def test_forms() -> None:
     assert contour_fields(result, "none") == {}
     assert set(contour_fields(result, "both")) == {"polygons", "rle"}
     assert contour_fields(result_of(np.zeros((9, 9), np.uint8)), "polygons") == {"polygons": []}
-    assert check_form("rle") == "rle"
-    with pytest.raises(UserError, match="Did you mean 'polygons'"):
-        check_form("polygon")
