@@ -17,6 +17,7 @@ from espmedsam_edge.files import write_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 def tell(text: object, *, err: bool = False) -> None:
@@ -25,8 +26,12 @@ def tell(text: object, *, err: bool = False) -> None:
     Raises:
         UserError: it cannot be written, as to a full disk.
     """
+    line = printable_lines(str(text))
     with write_errors(Path("standard error" if err else "standard output")):
-        typer.echo(printable_lines(str(text)), err=err)
+        if err and _drawing:  # by the console that draws: anything else would write into its bar
+            _drawing[-1].print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            typer.echo(line, err=err)
 
 
 def printable_lines(text: str) -> str:
@@ -52,6 +57,33 @@ def terminal_console(**options: Any) -> Console:
                     yield Segment(printable_lines(segment.text), segment.style)
 
     return PrintableConsole(**options)
+
+
+_drawing: list[Console] = []
+"""The consoles on standard error that draw bars now."""
+
+
+def progress_bars(*columns: Any, **options: Any) -> Progress:
+    """rich's bars on standard error, gone when they end; a line of ``tell`` there stands above them meanwhile.
+
+    Args:
+        columns: as ``rich.progress.Progress`` takes them.
+        options: as it takes them.
+    """
+    from rich.progress import Progress
+
+    class Bars(Progress):
+        def start(self) -> None:
+            super().start()
+            if not self.disable:
+                _drawing.append(self.console)
+
+        def stop(self) -> None:
+            super().stop()
+            if self.console in _drawing:
+                _drawing.remove(self.console)
+
+    return Bars(*columns, console=terminal_console(stderr=True), transient=True, **options)
 
 
 def show_tracebacks_printable() -> None:

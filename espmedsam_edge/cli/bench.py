@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from espmedsam_edge.cli.messages import shows_progress
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +86,11 @@ def _bar(name: str) -> Iterator[Callable[[float], None] | None]:
         return
     import time
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     # A thread that redraws would disturb what is measured: it is drawn from here, between rounds.
-    with Progress(*columns, console=terminal_console(stderr=True), transient=True, auto_refresh=False) as bar:
+    with progress_bars(*columns, auto_refresh=False) as bar:
         task, drawn = bar.add_task(name, total=1.0), 0.0
 
         def update(fraction: float) -> None:

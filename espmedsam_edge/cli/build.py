@@ -11,7 +11,7 @@ import typer
 
 from espmedsam_edge.cli.messages import once, shows_progress
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,11 +97,10 @@ def _choose(bundle: Bundle, modalities: list[str] | None, precisions: list[str] 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[str, float], None]]:
     """A progress bar on the terminal, if there is one; it goes when the build is done."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = terminal_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not shows_progress()) as progress:
+    with progress_bars(*columns, disable=not shows_progress()) as progress:
         task = progress.add_task(title, total=1.0)
 
         def on_progress(phase: str, fraction: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from espmedsam_edge.cli.messages import shows_progress
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
@@ -83,17 +83,15 @@ def _listener() -> Iterator[Listener]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    console = terminal_console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not shows_progress()) as progress:
+    with progress_bars(*columns, disable=not shows_progress()) as progress:
         task = progress.add_task("", total=None)
 
         class Bar:

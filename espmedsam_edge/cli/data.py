@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from espmedsam_edge.cli.messages import shows_progress
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell, terminal_console
 
 app = typer.Typer(
     no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
@@ -108,9 +108,9 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     if not shows_progress():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal_console(stderr=True), transient=True) as bar:
+    with progress_bars(*columns) as bar:
         line = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from espmedsam_edge.cli.messages import once, shows_progress
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell, terminal_console
 
 if TYPE_CHECKING:
     from espmedsam_edge.evaluation.evaluate import Evaluation, Task
@@ -105,9 +105,9 @@ def _progress(images: int) -> Iterator[Callable[[Task], None] | None]:
     if not shows_progress():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal_console(stderr=True), transient=True) as bar:
+    with progress_bars(*columns) as bar:
         line = bar.add_task("starting", total=images)
         yield lambda task: bar.update(line, advance=1, description=f"{task.modality} {task.folder.name}")

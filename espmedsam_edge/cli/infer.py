@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from espmedsam_edge.cli.messages import shows_progress
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from espmedsam_edge.runtime.inference import Inference
@@ -217,7 +217,6 @@ def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
         return
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -225,7 +224,7 @@ def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
             return Text(f"{task.speed:.1f} FPS" if task.speed else "- FPS")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Bars(*columns, console=terminal_console(stderr=True), transient=True) as bars:
+    with progress_bars(*columns) as bars:
         tasks = {-1: bars.add_task("starting", total=None)}
 
         def show(progress: RunProgress) -> None:

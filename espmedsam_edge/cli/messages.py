@@ -24,8 +24,7 @@ QUIET = typer.Option(False, "--quiet", "-q", help="Tell of warnings and errors a
 class Messages(logging.Handler):
     """Prints the package's records while it is entered, the bare message each; other loggers stay as they are.
 
-    ``tell`` writes to what ``sys.stderr`` is then, so a progress bar (rich puts itself there) keeps the lines
-    above it.
+    A progress bar stays below the lines: see ``tell``.
     """
 
     def __init__(self) -> None:

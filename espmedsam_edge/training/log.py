@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
-from espmedsam_edge.terminal import terminal_console
+from espmedsam_edge.terminal import progress_bars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,18 +45,15 @@ class RunLog:
     def __init__(self, folder: Path, steps: int, step: int, *, quiet: bool = False) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = terminal_console(stderr=True, quiet=quiet)
         self._writer: SummaryWriter | None = None
         self._rows: dict[str, list[dict[str, object]]] = {"train.csv": [], "valid.csv": []}
         self._columns = {"train.csv": _STEPS, "valid.csv": _EPOCHS}
-        self._progress = Progress(
+        self._progress = progress_bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
+            disable=quiet or not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO),
         )
         self._task = self._progress.add_task("", total=steps, completed=step)
         self._last = time.perf_counter()

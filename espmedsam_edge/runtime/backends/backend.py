@@ -237,13 +237,14 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
         reason = unavailable(name)
         if reason is not None:
             raise BackendUnavailable(f"backend {name} cannot run here: {reason}", exit_code=1)
-        return Choice(_module(name).load(name, bundle, graph, threads))
+        return _chosen(Choice(_module(name).load(name, bundle, graph, threads)))
     reasons: dict[str, list[str]] = {}  # reason -> the backends that have it
     for candidate in AUTO:
         reason = unavailable(candidate)
         if reason is None:
             try:
-                return Choice(_module(candidate).load(candidate, bundle, graph, threads), _sentences(reasons))
+                backend = _module(candidate).load(candidate, bundle, graph, threads)
+                return _chosen(Choice(backend, _sentences(reasons)))
             except BackendUnavailable as error:
                 reason = str(error)
         reasons.setdefault(reason, []).append(candidate)
@@ -252,6 +253,12 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
         "See what is missing: espmedsam-edge doctor",
         exit_code=1,
     )
+
+
+def _chosen(choice: Choice) -> Choice:
+    graph = choice.backend.graph
+    log.debug("%s %s is loaded on %s", graph.modality, graph.precision, choice)
+    return choice
 
 
 def _sentences(reasons: dict[str, list[str]]) -> tuple[str, ...]:

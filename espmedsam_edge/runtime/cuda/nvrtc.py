@@ -144,6 +144,7 @@ def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None)
     file = cache_file(source, sm, cache)
     kept = _read(file)
     if kept is not None:
+        log.debug("%s for %s is kept in %s", source.name, sm, file)
         return kept
     target = compile_target(sm, supported_targets())
     log.info("Compiling %s for this GPU (%s), once.", source.name, target.architecture)

@@ -179,9 +179,11 @@ def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
         if misfit is None:
             misfit = damage(folder, sidecar)
             if misfit is None:
+                log.debug("%s fits: %s", wanted.stem, folder / sidecar.plan)
                 return EnginePlan(folder / sidecar.plan, sidecar), None
         elif not own and (sidecar.bundle, sidecar.flavour) != (wanted.bundle, wanted.flavour):
             continue  # another bundle's engine explains nothing
+        log.debug("%s does not fit: %s", file, misfit)
         reasons.append(misfit)
     if not reasons and (folder / f"{wanted.stem}.plan").exists():
         reasons.append("it has no sidecar")
