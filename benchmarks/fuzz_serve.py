@@ -26,22 +26,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-from soak import sleeping_segmenter
+from soak import Ordered, sleeping_segmenter
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.jobs import Job, RunReport
-from espmedsam_edge.runtime.run.pipeline import run_pipeline
+from espmedsam_edge.runtime.inference import Inference
+from espmedsam_edge.runtime.request import InferenceRequest
 from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server
-from espmedsam_edge.runtime.serve.serving import serve_run
-from espmedsam_edge.runtime.sources.live import LiveOptions
-from espmedsam_edge.runtime.sources.opening import open_sources
 
 RESULTS = Path(__file__).parent / "results"
 HANG_SECONDS = 10.0
@@ -252,31 +248,28 @@ def bombard(server: Server, messages: int, seed: int) -> dict[str, Any]:
 
 def fuzz(messages: int, seed: int) -> dict[str, Any]:
     """A run with its server under fire, and whether it went on."""
-    errors, controls = Errors(), Adjustable()
+    errors, ordered, stop = Errors(), Ordered(), threading.Event()
     logging.getLogger().addHandler(errors)
-    sources, failures = open_sources(["test://colonoscopy?fps=10&size=160x120"], LiveOptions())
-    assert not failures, failures
-    reports: list[RunReport] = []
+    source = "test://colonoscopy?fps=10&size=160x120"
     try:
         with (
             sleeping_segmenter() as segmenter,
-            serve_run(ServeOptions("0", TOKEN), segmenter, controls) as (view, server),
+            Inference(InferenceRequest([source], segmenter, None, serve=ServeOptions("0", TOKEN))) as inference,
         ):
+            server = inference.server
+            assert server is not None
             server.access.requests = Buckets(1e9, 1e9)  # the limits would answer for what is to be tested
             server.access.wrong_tokens = Buckets(1e9, 1e9)
-            jobs = [Job(sources[0], [])]
-            run = threading.Thread(
-                target=lambda: reports.append(run_pipeline(segmenter, jobs, [view], controls=controls))
-            )
+            run = threading.Thread(target=inference.run, kwargs={"sinks": [ordered], "stop": stop})
             run.start()
             result = bombard(server, messages, seed)
-            controls.change(paused=False)
-            before, until = view.statistics.summary().frames, time.monotonic() + 60
-            while view.statistics.summary().frames == before and time.monotonic() < until:
+            inference.controls.change(paused=False)
+            before, until = ordered.frames, time.monotonic() + 60
+            while ordered.frames == before and time.monotonic() < until:
                 time.sleep(0.05)
-            result["run_goes_on"] = run.is_alive() and view.statistics.summary().frames > before
+            result["run_goes_on"] = run.is_alive() and ordered.frames > before
             result["health_after"] = exchange(server.address.port, request("GET", "/healthz", {}))
-            sources[0].stop()  # type: ignore[attr-defined]
+            stop.set()
             run.join()
     finally:
         logging.getLogger().removeHandler(errors)

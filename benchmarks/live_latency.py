@@ -16,7 +16,6 @@ import json
 import os
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -28,17 +27,15 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import Choice
+from espmedsam_edge.runtime.inference import Inference
 from espmedsam_edge.runtime.latency import Latency
-from espmedsam_edge.runtime.run.jobs import Job, Limits
-from espmedsam_edge.runtime.run.pipeline import run_pipeline
+from espmedsam_edge.runtime.request import InferenceRequest, ReadingOptions
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.live import LiveSource
-from espmedsam_edge.runtime.sources.phantom import PhantomFeed, read_clock
+from espmedsam_edge.runtime.sources.phantom import read_clock
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,32 +96,30 @@ def measure(
     segmenter: Segmenter, fps: int, seconds: float, folder: Path, writing: Writing, warm_up: int = WARM_UP
 ) -> dict[str, Any]:
     """One run; the first frames count as warm-up."""
-    source = LiveSource(PhantomFeed(segmenter.modality, 0, SIZE, Fraction(fps), None), "test://bench", "bench")
-    background, probes = BackgroundSinks(), [Probe()]
-    if writing != "nothing":
-        video = overlay_video(folder / f"{fps}.mkv", source, OverlayStyle((0, 255, 255)))
-        probes = [Probe(video), Probe(JsonLines(folder / f"{fps}.jsonl"))]
-    sinks: list[Sink] = (
-        [background.add("sink", probe) for probe in probes] if writing == "in the background" else [*probes]
-    )
-    report = run_pipeline(segmenter, [Job(source, sinks)], limits=Limits(seconds=seconds))
-    failures = report.failures + background.failures
-    assert not failures, failures
+    source = f"test://{segmenter.modality}?fps={fps}&size={SIZE[1]}x{SIZE[0]}"
+    probes = [Probe()]
+    with Inference(InferenceRequest([source], segmenter, None, ReadingOptions(duration=seconds))) as run:
+        if writing != "nothing":
+            video = overlay_video(folder / f"{fps}.mkv", run.sources[0], OverlayStyle((0, 255, 255)))
+            probes = [Probe(video), Probe(JsonLines(folder / f"{fps}.jsonl"))]
+        behind = writing == "in the background"
+        report = run.run(sinks=[run.background.add("sink", probe) if behind else probe for probe in probes])
+    assert not report.failures, report.failures
     written = sorted(set.intersection(*(set(probe.total) for probe in probes)))[warm_up:]
     total = [max(probe.total[index] for probe in probes) for index in written]
     own = [probes[0].own[index] for index in written]
     added = [whole - part for whole, part in zip(total, own, strict=True)]
-    interval, slowest = 1 / fps, background.slowest(source.files[0])
+    (live,), interval = report.live, 1 / fps
     return {
         "fps": fps,
         "interval_ms": round(1000 * interval, 3),
         "writes": "nothing" if writing == "nothing" else f"overlay video (H.264, Matroska) and JSON lines, {writing}",
         "frames": len(total),
-        "skipped": report.live[0].skipped,
+        "skipped": live.skipped,
         "total_ms": Latency.of(total).milliseconds(),
         "segmenter_ms": Latency.of(own).milliseconds(),
         "added_ms": Latency.of(added).milliseconds(),
-        "reported_ms": None if slowest is None else slowest[1].milliseconds(),
+        "reported_ms": None if live.written is None else live.written[1].milliseconds(),
         "added_p99_within_one_interval": bool(np.percentile(added, 99) <= interval),
         "load_average_1min": round(os.getloadavg()[0], 2),
     }

@@ -34,15 +34,11 @@ from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
-from espmedsam_edge.runtime.run.controls import Adjustable
-from espmedsam_edge.runtime.run.jobs import Job, Limits, RunReport
-from espmedsam_edge.runtime.run.pipeline import run_pipeline
+from espmedsam_edge.runtime.inference import Inference
+from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ReadingOptions
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions
-from espmedsam_edge.runtime.serve.serving import serve_run
-from espmedsam_edge.runtime.sources.live import LiveOptions
-from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 RESULTS = Path(__file__).parent / "results"
@@ -180,20 +176,18 @@ def sample() -> dict[str, int]:
 
 def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = "640x480") -> dict[str, Any]:
     """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds."""
-    ordered, controls, samples = Ordered(), Adjustable(), list[dict[str, float]]()
-    sources, failures = open_sources([f"test://colonoscopy?fps={fps}&size={size}"], LiveOptions())
-    assert not failures, failures
+    ordered, samples = Ordered(), list[dict[str, float]]()
+    source, reading = f"test://colonoscopy?fps={fps}&size={size}", ReadingOptions(duration=seconds)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    with sleeping_segmenter() as segmenter, serve_run(ServeOptions("0"), segmenter, controls) as (view, server):
-        reports: list[RunReport] = []
-        limits = Limits(seconds=seconds)
-        run = threading.Thread(
-            target=lambda: reports.append(
-                run_pipeline(segmenter, [Job(sources[0], [ordered])], [view], controls=controls, limits=limits)
-            )
-        )
-        viewers = context.Process(target=clients, args=(server.url, seconds, every, there))
+    with (
+        sleeping_segmenter() as segmenter,
+        Inference(InferenceRequest([source], segmenter, None, reading, ServeOptions("0"))) as inference,
+    ):
+        assert inference.server is not None
+        reports: list[InferenceReport] = []
+        run = threading.Thread(target=lambda: reports.append(inference.run(sinks=[ordered])))
+        viewers = context.Process(target=clients, args=(inference.server.url, seconds, every, there))
         begin = time.monotonic()
         run.start()
         viewers.start()
@@ -207,6 +201,7 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
             raise SystemExit("the viewers failed; see above") from None
         viewers.join()
     (report,) = reports
+    assert not report.failures, report.failures
     latency = report.live[0].latency
     warm = [one for one in samples if warm_up <= one["at"] <= seconds - 1]
     resident = np.array([one["resident_bytes"] for one in warm], float)

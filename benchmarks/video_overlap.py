@@ -29,6 +29,8 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom_clip
+from espmedsam_edge.runtime.inference import infer
+from espmedsam_edge.runtime.request import Outputs
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -100,10 +102,9 @@ def writing(segmenter: Segmenter, frames: Sequence[Frame], count: int, style: Ov
     return time.perf_counter() - begin
 
 
-def whole(segmenter: Segmenter, clip: Path, style: OverlayStyle, out: Path) -> float:
+def whole(segmenter: Segmenter, clip: Path, out: Path) -> float:
     """Seconds from file to file."""
-    source = VideoFile(clip)
-    report = run_pipeline(segmenter, [Job(source, [overlay_video(out, source, style)])])
+    report = infer(clip, segmenter, Outputs(out=out))
     if report.failures:
         raise SystemExit(report.failures[0].message)
     return report.seconds
@@ -122,7 +123,7 @@ def measure(
             taken["decode"].append(reading(clip))
             taken["segment"].append(segmenting(segmenter, frames, count))
             taken["encode"].append(writing(segmenter, frames, count, style, out))
-            taken["whole"].append(whole(segmenter, clip, style, out))
+            taken["whole"].append(whole(segmenter, clip, out))
     return judged({name: median(seconds) / count for name, seconds in taken.items()})
 
 

@@ -12,30 +12,25 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import Bundle, Manifest
-from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
-from espmedsam_edge.runtime.run.jobs import Job
-from espmedsam_edge.runtime.run.pipeline import run_pipeline
+from espmedsam_edge.runtime.inference import infer_frames
+from espmedsam_edge.runtime.request import Outputs
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
-from espmedsam_edge.runtime.sinks.recording import overlay_video
-from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Sink
-from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
-from espmedsam_edge.runtime.sources.source import Source, SourceFrame
+from espmedsam_edge.runtime.sinks.sink import Sink
+from espmedsam_edge.runtime.sources.source import SourceFrame
 from espmedsam_edge.runtime.video.writing import open_writer
 from espmedsam_edge.shipped.bundles import shipped_bundle
 
@@ -162,10 +157,6 @@ def run_demo(
     return demo
 
 
-def _style(demo: Demo, modality: str) -> OverlayStyle:
-    return OverlayStyle(color_of(modality), notice="" if demo.trained else "untrained weights")
-
-
 def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, on_row: Callable[[Row], None]) -> None:
     truths: dict[Path, NDArray[np.uint8]] = {}
     for number in range(PICTURES):
@@ -174,9 +165,9 @@ def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, on_row: Callable[[R
         write_image(path, image)
         write_image(demo.out / "truth" / path.name, truth)
         truths[path] = truth
-    seen = _segment_files(demo, segmenter, list(truths), lines)
-    demo.pictures += [seen.shown(frame, truths[frame.path]) for frame in seen.frames]
-    _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame in seen.frames], on_row)
+    seen = _segment(segmenter, list(truths), _folders(demo), lines)
+    demo.pictures += [_shown(frame, result, truths[frame.path]) for frame, result in seen]
+    _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame, _ in seen], on_row)
 
 
 def _find_photographs(modalities: Iterable[str]) -> dict[str, list[Path]]:
@@ -202,20 +193,28 @@ def _photographs(
     for file in files:
         paths.append(demo.out / "pictures" / f"scikit-image-{file.stem}.png")
         write_image(paths[-1], read_image(file))
-    seen = _segment_files(demo, segmenter, paths, lines)
-    demo.photographs += [seen.shown(frame, None) for frame in seen.frames]
+    seen = _segment(segmenter, paths, _folders(demo), lines)
+    demo.photographs += [_shown(frame, result, None) for frame, result in seen]
     _tell(demo, paths[0].stem, seen, None, on_row)
 
 
-def _segment_files(demo: Demo, segmenter: Segmenter, paths: Sequence[Path], lines: Sink) -> _Seen:
-    seen = _Seen()
-    sinks: list[Sink] = [
-        OverlayImages({path: demo.out / "overlays" / path.name for path in paths}, _style(demo, segmenter.modality)),
-        MaskImages({path: demo.out / "masks" / path.name for path in paths}),
-        seen,
-    ]
-    _run(segmenter, ImageFiles(paths), sinks, lines)
+def _segment(
+    segmenter: Segmenter, sources: Sequence[Path], outputs: Outputs, lines: Sink
+) -> list[tuple[SourceFrame, Segmentation]]:
+    """Every frame with its result, for the table and the contact sheet."""
+    seen = []
+    for frame, result in infer_frames(sources, segmenter, outputs):
+        lines.write(frame, result)
+        seen.append((frame, result))
     return seen
+
+
+def _folders(demo: Demo) -> Outputs:
+    return Outputs(out=demo.out / "overlays", masks=demo.out / "masks")
+
+
+def _shown(frame: SourceFrame, result: Segmentation, truth: NDArray[np.uint8] | None) -> Shown:
+    return Shown(frame.path, result.modality, frame.image, result.mask, truth)
 
 
 def _clip(
@@ -229,12 +228,10 @@ def _clip(
     else:
         frames = _pan(read_image(photograph), _PAN_FRAMES)
     truths = list(_write_clip(path, frames))
-    source, seen = VideoFile(path), _Seen()
-    overlay = overlay_video(demo.out / "clip-overlay.mp4", source, _style(demo, segmenter.modality))
-    _run(segmenter, source, [overlay, seen], lines)
-    step = max(1, len(seen.frames) // (3 * PICTURES))
-    demo.clip = [seen.shown(frame, truths[frame.index]) for frame in seen.frames[::step]]
-    known = [truth for frame in seen.frames if (truth := truths[frame.index]) is not None]
+    seen = _segment(segmenter, [path], Outputs(out=demo.out / "clip-overlay.mp4"), lines)
+    step = max(1, len(seen) // (3 * PICTURES))
+    demo.clip = [_shown(frame, result, truths[frame.index]) for frame, result in seen[::step]]
+    known = [truth for frame, _ in seen if (truth := truths[frame.index]) is not None]
     _tell(demo, f"{segmenter.modality} clip", seen, known or None, on_row)
 
 
@@ -263,47 +260,20 @@ def _write_clip(
             writer.finish()
 
 
-def _run(segmenter: Segmenter, source: Source, sinks: Sequence[Sink], lines: Sink) -> None:
-    report = run_pipeline(segmenter, [Job(source, sinks)], [lines])
-    if report.failures:
-        raise UserError(report.failures[0].message, exit_code=1)
-
-
 def _tell(
-    demo: Demo, name: str, seen: _Seen, truths: Sequence[NDArray[np.uint8]] | None, on_row: Callable[[Row], None]
+    demo: Demo,
+    name: str,
+    seen: Sequence[tuple[SourceFrame, Segmentation]],
+    truths: Sequence[NDArray[np.uint8]] | None,
+    on_row: Callable[[Row], None],
 ) -> None:
-    scores = None if truths is None else [dice(r.mask, truth) for r, truth in zip(seen.results, truths, strict=True)]
+    scores = None if truths is None else [dice(r.mask, truth) for (_, r), truth in zip(seen, truths, strict=True)]
     row = Row(
         name=name,
-        target=target_of(seen.results[0].modality),
-        frames=len(seen.frames),
+        target=target_of(seen[0][1].modality),
+        frames=len(seen),
         dice=float(np.mean(scores)) if scores and demo.trained else None,
-        seconds=float(np.median([result.timings.total for result in seen.results])),
+        seconds=float(np.median([result.timings.total for _, result in seen])),
     )
     demo.rows.append(row)
     on_row(row)
-
-
-class _Seen:
-    """A sink that keeps frames and results for the table and the contact sheet."""
-
-    def __init__(self) -> None:
-        self.frames: list[SourceFrame] = []
-        self.results: list[Segmentation] = []
-
-    def __enter__(self) -> _Seen:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
-
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
-        self.frames.append(frame)
-        self.results.append(result)
-
-    def shown(self, frame: SourceFrame, truth: NDArray[np.uint8] | None) -> Shown:
-        result = self.results[self.frames.index(frame)]
-        return Shown(frame.path, result.modality, frame.image, result.mask, truth)

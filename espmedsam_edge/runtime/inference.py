@@ -175,6 +175,7 @@ class Inference:
         sources: those that could be opened; empty: there is nothing to run, and the report says why.
         segmenter: what runs, once entered, if there are sources.
         background: takes sinks of live sources, so that a slow one holds nothing up.
+        controls: what may change while it runs: threshold, opacity, modality, a pause.
         server: shows the run, if that was asked for.
         report: once the run has ended.
     """
@@ -189,7 +190,7 @@ class Inference:
         self.report: InferenceReport | None = None
         self._names = SourceNames()
         self._failures: list[Failure] = []
-        self._controls = Adjustable()
+        self.controls = Adjustable()
         self._plan: OutputPlan | None = None
         self._held: ExitStack | None = None
 
@@ -221,7 +222,7 @@ class Inference:
 
         Args:
             on_progress: called after each frame, from another thread.
-            sinks: take the frames of all sources besides; entered by the caller.
+            sinks: take the frames of all sources besides; not yet entered.
             stop: does what Ctrl-C does once it is set, from any thread.
 
         Raises:
@@ -234,9 +235,9 @@ class Inference:
             return self.report
         reading = self.request.reading
         limits = Limits(reading.frames, reading.duration, reading.max_latency)
-        controls = WithoutPause(self._controls) if self._plan.writes else self._controls
+        controls = WithoutPause(self.controls) if self._plan.writes else self.controls
         with ExitStack() as stack:
-            shared = [*(stack.enter_context(sink) for sink in self._plan.shared), *sinks]
+            shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks)]
             done = run_pipeline(self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop)
         self.report = self._reported(done, self._plan)
         return self.report
@@ -280,7 +281,7 @@ class Inference:
             self.sources,
             bundle,
             graph,
-            controls=self._controls,
+            controls=self.controls,
             background=self.background,
             names=self._names,
         )
@@ -330,7 +331,7 @@ class Inference:
             serve_run(
                 serve,
                 self.segmenter,
-                self._controls,
+                self.controls,
                 precision=model.precision,
                 backend=model.backend,
                 threshold=model.threshold,

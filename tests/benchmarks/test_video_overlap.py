@@ -69,7 +69,7 @@ def test_every_stage_has_all_frames(overlap: ModuleType, resting: Segmenter, tmp
     overlap.write_clip(clip, frames(), 7)
     for write in (
         lambda: overlap.writing(resting, frames(), 7, STYLE, out),
-        lambda: overlap.whole(resting, clip, STYLE, out),
+        lambda: overlap.whole(resting, clip, out),
     ):
         assert write() > 0
         with VideoFile(out) as source:
