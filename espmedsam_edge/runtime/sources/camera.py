@@ -13,7 +13,7 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.runtime.sources.live import Disconnected
+from espmedsam_edge.runtime.sources.live import Disconnected, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.uris import Uri
 
 _READ_SECONDS = 3  # until a silent camera counts as dropped out
@@ -87,6 +87,15 @@ class CameraFeed:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
+
+
+def open_camera(uri: Uri, live: LiveOptions) -> LiveSource:
+    """The source of ``v4l2:///dev/video0?size=1280x720&fps=30``.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    return LiveSource(CameraFeed(uri), uri.address, uri.label, live.back_off)
 
 
 def cameras() -> list[str]:

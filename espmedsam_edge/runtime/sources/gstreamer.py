@@ -10,7 +10,7 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens
+from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.uris import Uri
 from espmedsam_edge.runtime.video.gstreamer import error_class, load_gstreamer, without_addresses
 
@@ -120,7 +120,7 @@ class GStreamerFeed:
             self._pipeline = self._sink = None
 
 
-def csi_feed(uri: Uri) -> GStreamerFeed:
+def open_csi(uri: Uri, live: LiveOptions) -> LiveSource:
     """A Jetson's CSI camera: ``csi://SENSOR?size=1920x1080&fps=30&flip=0``, the image signal processor included.
 
     Raises:
@@ -137,7 +137,8 @@ def csi_feed(uri: Uri) -> GStreamerFeed:
         f"video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1 ! "
         f"nvvidconv flip-method={flip} ! video/x-raw,format=BGRx ! {_TO_BGR} ! {SINK}"
     )
-    return GStreamerFeed(uri.address, description, ("nvarguscamerasrc", "nvvidconv", "videoconvert"))
+    feed = GStreamerFeed(uri.address, description, ("nvarguscamerasrc", "nvvidconv", "videoconvert"))
+    return LiveSource(feed, uri.address, uri.label, live.back_off)
 
 
 def hardware_rtsp_feed(uri: Uri) -> Feed:

@@ -11,8 +11,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command
-from espmedsam_edge.runtime.sources.live import Disconnected
+from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, hardware_rtsp_feed
+from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.uris import Uri
+from espmedsam_edge.runtime.video.gstreamer import has_element
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.reading import turned
 
@@ -21,6 +23,27 @@ READ_SECONDS = 5.0
 OPTIONS = ("transport", "timeout", "codec")
 # A stream can name further addresses (a playlist); none of these reads this machine's files.
 _PROTOCOLS = "rtsp,rtp,srtp,rtmp,http,https,httpproxy,tcp,tls,udp,srt,crypto"
+
+
+def open_stream(uri: Uri, live: LiveOptions) -> LiveSource:
+    """The source of a stream, decoded in software, or an RTSP stream by the Jetson's decoder where there is one.
+
+    Raises:
+        UserError: what decodes it is not installed, or an option is wrong.
+    """
+    return LiveSource(_feed(uri, live), uri.address, uri.label, live.back_off)
+
+
+def _feed(uri: Uri, live: LiveOptions) -> Feed:
+    by_rtsp = uri.scheme in ("rtsp", "rtsps")
+    if live.decoder == "hardware" and not by_rtsp:
+        raise UserError(f"{uri.address} cannot be decoded in hardware.", "Only rtsp:// streams can: --decoder auto")
+    if live.decoder == "hardware" or (live.decoder == "auto" and by_rtsp and has_element(JETSON_DECODER)):
+        hardware = hardware_rtsp_feed(uri)
+        if live.decoder == "hardware" or not has_pyav():
+            return hardware
+        return FirstThatOpens([hardware, NetworkFeed(uri)], f"{uri.address} is decoded in software")
+    return NetworkFeed(uri)
 
 
 class NetworkFeed:

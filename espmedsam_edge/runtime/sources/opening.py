@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
@@ -15,17 +16,11 @@ from espmedsam_edge.imaging.headers import image_format
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
-from espmedsam_edge.runtime.sources.camera import CameraFeed
 from espmedsam_edge.runtime.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
-from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, csi_feed, hardware_rtsp_feed
-from espmedsam_edge.runtime.sources.live import Feed, FirstThatOpens, LiveOptions, LiveSource
-from espmedsam_edge.runtime.sources.network import NetworkFeed
-from espmedsam_edge.runtime.sources.phantom import open_phantom
+from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.source import Failure, Source
-from espmedsam_edge.runtime.sources.uris import Uri, parse_uri
+from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import looks_like_video
-from espmedsam_edge.runtime.video.gstreamer import has_element
-from espmedsam_edge.runtime.video.pyav import has_pyav
 
 
 def open_sources(
@@ -123,25 +118,9 @@ def _named_apart(uri: Uri, seen: set[str]) -> Uri:
 def _open_uri(uri: Uri, live: LiveOptions | None) -> Source:
     if live is None:
         raise UserError(f"{uri.address} cannot be used here.", "Give files, folders or globs.")
-    if uri.scheme == "test":
-        return open_phantom(uri)
-    return LiveSource(_feed(uri, live), uri.address, uri.label, live.back_off)
-
-
-def _feed(uri: Uri, live: LiveOptions) -> Feed:
-    if uri.scheme == "v4l2":
-        return CameraFeed(uri)
-    if uri.scheme == "csi":
-        return csi_feed(uri)
-    by_rtsp = uri.scheme in ("rtsp", "rtsps")
-    if live.decoder == "hardware" and not by_rtsp:
-        raise UserError(f"{uri.address} cannot be decoded in hardware.", "Only rtsp:// streams can: --decoder auto")
-    if live.decoder == "hardware" or (live.decoder == "auto" and by_rtsp and has_element(JETSON_DECODER)):
-        hardware = hardware_rtsp_feed(uri)
-        if live.decoder == "hardware" or not has_pyav():
-            return hardware
-        return FirstThatOpens([hardware, NetworkFeed(uri)], f"{uri.address} is decoded in software")
-    return NetworkFeed(uri)
+    module, _, function = SCHEMES[uri.scheme].opener.partition(":")
+    opener: Callable[[Uri, LiveOptions], Source] = getattr(import_module(module), function)
+    return opener(uri, live)
 
 
 def _expand(specification: str) -> list[Path]:

@@ -19,7 +19,7 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import SMALLEST, phantom
-from espmedsam_edge.runtime.sources.live import LiveSource
+from espmedsam_edge.runtime.sources.live import LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 from espmedsam_edge.runtime.sources.uris import Uri
 
@@ -132,7 +132,7 @@ def scene_named(specification: str, modality: str) -> str:
     return re.sub(r"^test://(?=\?|$)", f"test://{modality}", specification, flags=re.IGNORECASE)
 
 
-def open_phantom(uri: Uri) -> Source:
+def open_phantom(uri: Uri, live: LiveOptions) -> Source:
     """The source of ``test://MODALITY?fps=30&size=640x480&frames=300&seed=0&live=yes``.
 
     Raises:
@@ -148,10 +148,10 @@ def open_phantom(uri: Uri) -> Source:
     fps = Fraction(uri.number("fps", 0.1, 1000) or 30).limit_denominator(1001)
     frames = uri.whole("frames", 1, 10**9)
     seed = uri.whole("seed", 0, 10**9) or 0
-    live = uri.options.get("live", "yes")
-    if live not in ("yes", "no"):
-        raise UserError(f"live={live} in {uri.address} is neither yes nor no.")
-    if live == "no":
+    goes_on = uri.options.get("live", "yes")
+    if goes_on not in ("yes", "no"):
+        raise UserError(f"live={goes_on} in {uri.address} is neither yes nor no.")
+    if goes_on == "no":
         return PhantomClip(uri, modality, seed, size, fps, frames or 100)
     return LiveSource(PhantomFeed(modality, seed, size, fps, frames), uri.address, uri.label)
 

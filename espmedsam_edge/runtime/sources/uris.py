@@ -9,8 +9,40 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from espmedsam_edge.errors import UserError, nearest
 
-NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
-SCHEMES = ("file", "v4l2", "csi", "test", *NETWORK_SCHEMES)
+
+@dataclass(frozen=True)
+class Scheme:
+    """A kind of source that is named by a URI.
+
+    Attributes:
+        opener: ``module:function``, which is called with a ``Uri`` and ``LiveOptions`` and returns the ``Source``, not
+            yet opened; the module is imported when such a source is named. Empty for files.
+        example: for messages.
+        network: whether the query is the server's, so that options stand behind ``#``, and the rest may hold secrets.
+    """
+
+    opener: str
+    example: str
+    network: bool = False
+
+
+_SOURCES = "espmedsam_edge.runtime.sources"
+_STREAM = f"{_SOURCES}.network:open_stream"
+SCHEMES: dict[str, Scheme] = {
+    "file": Scheme("", "file:///data/clip.mp4"),
+    "v4l2": Scheme(f"{_SOURCES}.camera:open_camera", "v4l2:///dev/video0"),
+    "csi": Scheme(f"{_SOURCES}.gstreamer:open_csi", "csi://0"),
+    "test": Scheme(f"{_SOURCES}.phantom:open_phantom", "test://fundus"),
+    "rtsp": Scheme(_STREAM, "rtsp://192.168.1.20/stream", network=True),
+    "rtsps": Scheme(_STREAM, "rtsps://192.168.1.20/stream", network=True),
+    "http": Scheme(_STREAM, "http://192.168.1.20/stream", network=True),
+    "https": Scheme(_STREAM, "https://192.168.1.20/stream", network=True),
+    "rtmp": Scheme(_STREAM, "rtmp://192.168.1.20/stream", network=True),
+    "udp": Scheme(_STREAM, "udp://192.168.1.20/stream", network=True),
+    "tcp": Scheme(_STREAM, "tcp://192.168.1.20/stream", network=True),
+    "srt": Scheme(_STREAM, "srt://192.168.1.20/stream", network=True),
+}
+"""What is no plain file, by what stands before ``://``: a new kind of source is a module and a line here."""
 
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
 _MAX_LABEL = 80
@@ -114,16 +146,13 @@ def parse_uri(text: str) -> Uri | None:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         raise UserError(f"{scheme}://... is not a valid address.", "Check the host and the port.") from None
-    if scheme in NETWORK_SCHEMES:
+    if SCHEMES[scheme].network:
         return _network(scheme, text, host, port, parts.path, parts.fragment)
     place = unquote(parts.netloc + parts.path)
     if not place:
-        raise UserError(f"{scheme}:// names nothing.", f"For example {_EXAMPLES[scheme]}")
+        raise UserError(f"{scheme}:// names nothing.", f"For example {SCHEMES[scheme].example}")
     address = f"{scheme}://{place}"
     return Uri(scheme, place, _options(parts.query, address), address, _label(scheme, place))
-
-
-_EXAMPLES = {"file": "file:///data/clip.mp4", "v4l2": "v4l2:///dev/video0", "csi": "csi://0", "test": "test://fundus"}
 
 
 def _nearest(scheme: str) -> str:
@@ -133,7 +162,7 @@ def _nearest(scheme: str) -> str:
 
 def _network(scheme: str, text: str, host: str, port: int | None, path: str, fragment: str) -> Uri:
     if not host and scheme != "udp":
-        raise UserError(f"{scheme}:// names no host.", f"For example {scheme}://192.168.1.20/stream")
+        raise UserError(f"{scheme}:// names no host.", f"For example {SCHEMES[scheme].example}")
     shown_host = f"[{host}]" if ":" in host else host
     place = f"{shown_host}{f':{port}' if port else ''}{without_secrets(path)}"
     address = f"{scheme}://{place}"

@@ -16,7 +16,7 @@ from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 from video_files import clip_frame, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sources import opening
+from espmedsam_edge.runtime.sources import network
 from espmedsam_edge.runtime.sources.gstreamer import GStreamerFeed, rtsp_feed
 from espmedsam_edge.runtime.sources.live import BackOff, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.opening import open_sources
@@ -216,12 +216,12 @@ def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     """GStreamer's own choice of a software decoder, which takes H.264 and H.265, stands for the Jetson's."""
     if not (has_element("decodebin") and has_element("avdec_h265")):
         pytest.skip("needs GStreamer and its libav plugins")
-    monkeypatch.setattr(opening, "has_element", lambda name: True)
+    monkeypatch.setattr(network, "has_element", lambda name: True)
 
     def hardware(uri: Uri) -> Feed:
         return rtsp_feed(uri, "decodebin", elements=("decodebin",))
 
-    monkeypatch.setattr(opening, "hardware_rtsp_feed", hardware)
+    monkeypatch.setattr(network, "hardware_rtsp_feed", hardware)
 
 
 @pytest.mark.usefixtures("jetson")
@@ -246,7 +246,7 @@ def test_what_the_hardware_cannot_open_is_decoded_in_software(
 ) -> None:
     if has_element("nvv4l2decoder"):
         pytest.skip("this is a Jetson")
-    monkeypatch.setattr(opening, "has_element", lambda name: True)
+    monkeypatch.setattr(network, "has_element", lambda name: True)
     with opened(rtsp.url) as source:
         assert next(iter(source)).image.shape == (120, 160, 3)
     assert said == [f"{rtsp.url} is decoded in software ({rtsp.url} needs GStreamer's nvv4l2decoder, nvvidconv)."]
