@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import ChangedError, atomic_directory, directory_lock, read_checked, sha256_file
+from espmedsam_edge.graph_rules import check_graph
 from espmedsam_edge.modalities import choose
-from espmedsam_edge.onnx_file import check_self_contained
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -30,6 +30,16 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,119}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _whole_number(value: Any) -> Any:
+    if type(value) is not int:  # True and 1.0 are equal to 1
+        raise ValueError("a version is a whole number")
+    return value
+
+
+FormatVersion = Annotated[Literal[1], BeforeValidator(_whole_number)]
+"""The version of a file's format: 1, and nothing that is only equal to it."""
 
 
 class _Strict(BaseModel):
@@ -95,7 +105,7 @@ class Weights(_Strict):
 class Manifest(_Strict):
     """The contents of ``manifest.json``."""
 
-    schema_version: Literal[1] = 1
+    schema_version: FormatVersion = 1
     preset: str
     input: InputSpec = InputSpec()
     output: OutputSpec = OutputSpec()
@@ -158,9 +168,9 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}.", "Export the bundle again.") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise UserError(
-                f"{file} has schema version {version!r}; this program reads {SCHEMA_VERSION}.",
+                f"{file} has schema version {repr(version)[:40]}; this program reads {SCHEMA_VERSION}.",
                 "Export the bundle again, or update espmedsam-edge.",
             )
         try:
@@ -194,12 +204,13 @@ class Bundle:
         return self.path / graph.file
 
     def read_graph(self, graph: Graph) -> bytes:
-        """The graph as ONNX: read once, its SHA-256 checked against the manifest, and whole.
+        """The graph as ONNX: read once, its SHA-256 checked against the manifest, and such as this program writes.
 
         Run these bytes and none that are read again: another process may have put another file in its place.
 
         Raises:
-            UserError: missing, outside the folder (a link), changed, or with weights in another file.
+            UserError: missing, outside the folder (a link), changed, or with operators, sizes or weights elsewhere that
+                no graph of this program has.
         """
         file = self.graph_path(graph)
         if not file.is_file():
@@ -217,7 +228,7 @@ class Bundle:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot read {file}: {reason}.", "Check its permissions.", exit_code=1) from error
-        check_self_contained(content, str(file))
+        check_graph(content, graph.batch, graph.image_size, str(file))
         return content
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espmedsam_edge.bundle import Name, Sha256
+from espmedsam_edge.bundle import FormatVersion, Name, Sha256
 from espmedsam_edge.calibration.histogram import METHODS, Method
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantised_tensors
@@ -50,7 +50,7 @@ class Measured(_Strict):
 class CalibrationRecord(_Strict):
     """The contents of ``calibration.json``."""
 
-    schema_version: Literal[1] = 1
+    schema_version: FormatVersion = 1
     modalities: dict[Name, Measured] = {}
 
     def with_modality(self, modality: str, measured: Measured) -> CalibrationRecord:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from espmedsam_edge.bundle import Name, Normalization
+from espmedsam_edge.bundle import FormatVersion, Name, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
@@ -37,7 +37,7 @@ class CheckpointInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: FormatVersion = 1
     config: ModelConfig
     targets: dict[Name, str] = {}
     normalization: Normalization = Normalization()

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from espmedsam_edge.bundle import Name
+from espmedsam_edge.bundle import FormatVersion, Name
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
@@ -37,7 +36,7 @@ class TeacherInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: FormatVersion = 1
     config: TeacherConfig
     heads: ModelConfig
     targets: dict[Name, str]

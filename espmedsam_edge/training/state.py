@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.training.averaging import WeightAverage
@@ -42,7 +43,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: FormatVersion = 1
     stage: str
     identity: dict[str, Any]
     step: int = 0

@@ -70,4 +70,4 @@ def test_weights_outside_the_graph_are_refused(
         main(arguments)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert caught.value.code in (1, 2)
-    assert "fp32.onnx keeps weights outside the file. A bundle's graphs are whole; export it again." in error
+    assert "fp32.onnx is not run: it keeps weights outside the file." in error

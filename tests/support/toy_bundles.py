@@ -23,12 +23,15 @@ def toy_graph(*, batch: int = 1, image_size: int = TOY_SIZE, weights: Iterable[f
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["image", "kernel"], ["sum"]),
-            helper.make_node("AveragePool", ["sum"], ["logits"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Conv", ["sum", "average"], ["logits"], strides=[4, 4]),
         ],
         "toy",
         [helper.make_tensor_value_info("image", float32, [batch, 3, image_size, image_size])],
         [helper.make_tensor_value_info("logits", float32, [batch, 1, image_size // 4, image_size // 4])],
-        [onnx.numpy_helper.from_array(kernel, "kernel")],
+        [
+            onnx.numpy_helper.from_array(kernel, "kernel"),
+            onnx.numpy_helper.from_array(np.full((1, 1, 4, 4), 1 / 16, np.float32), "average"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)

@@ -6,11 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from espmedsam_edge.bundle import Graph, Sha256
+from espmedsam_edge.bundle import FormatVersion, Graph, Sha256
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
 from espmedsam_edge.runtime.engines.agreement import Agreement
@@ -48,7 +47,7 @@ class Sidecar(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: FormatVersion = 1
     plan: str
     plan_sha256: Sha256
     plan_bytes: int

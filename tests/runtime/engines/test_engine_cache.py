@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_graphs import empty_graph, hand_bundle
+from hand_graphs import hand_bundle
+from plain_graphs import plain_graph
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
@@ -104,7 +105,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) ->
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    graphs = {"fp16": empty_graph(b"graph of fp16"), "int8": empty_graph(b"graph of int8")}
+    graphs = {"fp16": plain_graph(b"graph of fp16"), "int8": plain_graph(b"graph of int8")}
     return hand_bundle(tmp_path / "fundus.bundle", graphs)  # type: ignore[arg-type]
 
 
@@ -170,7 +171,7 @@ class TestStaleAndForeign:
         return line.removeprefix("fundus fp16: the engine in the cache is not used, ").removesuffix("; building anew.")
 
     def test_an_older_graph(self, machine: Machine, bundle: Bundle, tmp_path: Path) -> None:
-        newer = hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph of fp16")})
+        newer = hand_bundle(bundle.path, {"fp16": plain_graph(b"a newer graph of fp16")})
         assert self.reason(machine, newer) == "it was built from an older fp16.onnx"
         assert not self.old.path.exists(), "nothing will want it again"
 
@@ -519,7 +520,7 @@ class TestInventory:
     ) -> None:
         kept = machine.engine(bundle, "int8")
         machine.engine(bundle, "fp16").path.write_bytes(b"damaged")
-        other = hand_bundle(bundle.path.with_name("other.bundle"), {"fp16": empty_graph(b"another")})
+        other = hand_bundle(bundle.path.with_name("other.bundle"), {"fp16": plain_graph(b"another")})
         machine.engine(other)
         for file in other.path.iterdir():
             file.unlink()
@@ -547,7 +548,7 @@ class TestInventory:
 
     def test_a_changed_graph_makes_its_engine_outdated(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         machine.engine(bundle)
-        hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph")})
+        hand_bundle(bundle.path, {"fp16": plain_graph(b"a newer graph")})
         (entry,) = inventory.entries(folder)
         assert entry.outdated == f"{bundle.path} has another fp16 graph of fundus now"
 
@@ -606,7 +607,7 @@ class TestInt8EarnsItsPlace:
         machine.engine(bundle, "fp16")
         assert len(self.lines(machine, bundle, 6.0)) == 1
         int8 = (bundle.path / "int8.onnx").read_bytes()
-        newer = hand_bundle(bundle.path, {"fp16": empty_graph(b"a newer graph"), "int8": int8})
+        newer = hand_bundle(bundle.path, {"fp16": plain_graph(b"a newer graph"), "int8": int8})
         assert self.lines(machine, newer, 6.0) == []
 
 
