@@ -62,7 +62,7 @@ class Recording:
         if self._writer is None:
             partial = self._file.begin()
             with write_errors(self._file.path, self._file.remains):
-                self._writer = open_writer(partial, result.size, fps, crf=self._crf)
+                self._writer = open_writer(partial, result.size, fps, crf=self._crf, aspect=frame.aspect)
         with write_errors(self._file.path, self._file.remains):
             self._file.check()
             self._writer.write(picture, float(frame.index / fps) if frame.time is None else frame.time)

@@ -14,27 +14,16 @@ from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dic
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".gif",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-    }
-)
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp"}
-)
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".avif", ".heic", ".heif",
+    ".hif",
+})  # fmt: skip
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".f4v", ".ogv",
+    ".mxf",
+    ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".tod", ".mjpeg", ".mjpg", ".y4m", ".ivf",
+    ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
+})  # fmt: skip
 
 
 class ImageFiles:
@@ -135,7 +124,7 @@ class VideoFile(_Clip):
 
     def _frames(self) -> Iterator[SourceFrame]:
         for index, (image, time) in enumerate(self._reader):
-            yield SourceFrame(image, self.path, index, time)
+            yield SourceFrame(image, self.path, index, time, aspect=self._reader.aspect)
         if self._reader.damage is not None:
             message = f"cannot read all of {self.path}: {self._reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))

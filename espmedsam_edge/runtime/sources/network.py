@@ -14,9 +14,9 @@ from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, hardware_rtsp_feed
 from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.uris import Uri
+from espmedsam_edge.runtime.video.display import seen
 from espmedsam_edge.runtime.video.gstreamer import has_element
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
-from espmedsam_edge.runtime.video.reading import turned
 
 OPEN_SECONDS = 8.0
 READ_SECONDS = 5.0
@@ -94,6 +94,13 @@ class NetworkFeed:
                 "Download it and give the file: then no frame is skipped.",
                 exit_code=1,
             )
+        if re.search(r"_pipe$|^image2", self._container.format.name):  # FFmpeg's names for single pictures
+            self.close()
+            raise UserError(
+                f"{self._uri.address} is one picture, not a stream.",
+                "Download it and give the file, or POST it to infer --serve.",
+                exit_code=1,
+            )
         stream = streams[0]
         stream.thread_type = "SLICE"
         stream.codec_context.flags |= av.codec.context.Flags.low_delay
@@ -116,7 +123,7 @@ class NetworkFeed:
                             exit_code=1,
                         )
                     if not frame.is_corrupt:
-                        yield turned(frame.to_ndarray(format="bgr24"), frame.rotation)
+                        yield seen(frame)
         except (av.error.FFmpegError, OSError) as error:
             raise Disconnected(_reason(error)) from error
 

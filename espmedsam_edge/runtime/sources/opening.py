@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.headers import image_format
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import image_format, read_header
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
@@ -20,7 +21,7 @@ from espmedsam_edge.runtime.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES,
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
-from espmedsam_edge.runtime.video.containers import looks_like_video
+from espmedsam_edge.runtime.video.containers import START_BYTES, looks_like_video
 
 
 def open_sources(
@@ -137,6 +138,8 @@ def _expand(specification: str) -> list[Path]:
                 exit_code=1,
             )
         return sorted(found, key=_natural)
+    if not path.exists() and (numbered := _numbered_files(path)):
+        return numbered
     if not path.exists() and glob.has_magic(specification):
         found = [Path(name) for name in glob.glob(specification, recursive=True)]
         found = [entry for entry in found if _is_known(entry)]
@@ -144,6 +147,18 @@ def _expand(specification: str) -> list[Path]:
             raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
         return sorted(found, key=_natural)
     return [path]
+
+
+def _numbered_files(pattern: Path) -> list[Path]:
+    """The files that FFmpeg would take for a name such as frame_%04d.png, in the order of their numbers."""
+    parts = re.split(r"%(0?)(\d*)d", pattern.name)
+    if len(parts) != 4 or not pattern.parent.is_dir():  # none, or more than one number
+        return []
+    before, zeros, width, after = parts
+    digits = rf"\d{{{width}}}" if zeros and width else r"\d+"
+    name = re.compile(f"{re.escape(before)}({digits}){re.escape(after)}")
+    found = [(int(match[1]), entry) for entry in pattern.parent.iterdir() if (match := name.fullmatch(entry.name))]
+    return [entry for _, entry in sorted(found)]
 
 
 def _dicom_below(folder: Path) -> list[Path]:
@@ -184,12 +199,27 @@ def _repeated(path: Path, seen: set[str]) -> bool:
     return False
 
 
+_JPEG_STREAMS = (".mjpeg", ".mjpg")  # pictures one after the other, which start like one
+
+
+def _is_animated(gif: Path) -> bool:
+    with suppress(OSError, HeaderError):
+        return gif.stat().st_size < _LARGEST_GIF and read_header(gif.read_bytes()).pictures > 1
+    return False
+
+
+_LARGEST_GIF = 1 << 28  # bytes
+
+
 def _is_video(path: Path) -> bool:
     """By content, else by suffix; what is neither is left to the image reader to refuse."""
     start = b""
     if path.is_file():  # opening a pipe would wait for its writer
         with suppress(OSError), path.open("rb") as stream:
-            start = stream.read(64)
-    if image_format(start):
-        return False
+            start = stream.read(START_BYTES)
+    form = image_format(start)
+    if form == "GIF":
+        return _is_animated(path)
+    if form:
+        return path.suffix.lower() in _JPEG_STREAMS
     return looks_like_video(start) or path.suffix.lower() in VIDEO_SUFFIXES

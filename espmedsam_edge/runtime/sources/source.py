@@ -34,6 +34,7 @@ class SourceFrame:
         spacing: millimetres between rows and between columns where the file says so (DICOM); else None.
         address: of a camera or a stream, without user names, passwords and queries; "" for files, unless they go by
             numbers (``anonymous``).
+        aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.
     """
 
     image: Frame
@@ -44,6 +45,7 @@ class SourceFrame:
     skipped: int = 0
     spacing: tuple[float, float] | None = None
     address: str = ""
+    aspect: Fraction = Fraction(1)
 
     @property
     def source(self) -> str:

@@ -9,11 +9,41 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+START_BYTES = 1024
+"""How much of a file's start ``looks_like_video`` wants to see."""
+
+_MP4_BOXES = frozenset(
+    b"ftyp moov mdat moof mfra sidx ssix free skip wide uuid meta styp pdin udta emsg prft pnot".split()
+)
+_STARTS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"\x06\x0e\x2b\x34\x02\x05\x01\x01",  # MXF
+    b"\x00\x00\x01\xba",  # MPEG program stream: VOB, MPG
+    b"\x00\x00\x01\xb3",  # MPEG-1 or -2 video
+    b"FLV\x01",
+    b"OggS",
+    b"YUV4MPEG2 ",
+    b"DKIF",  # IVF
+)
+# The first unit of raw H.264 (parameter set, delimiter, supplement) and H.265 (video parameter set, delimiter).
+_RAW_UNITS = frozenset((0x67, 0x27, 0x47, 0x09, 0x06, 0x40, 0x46))
+_PACKETS = ((0, 188), (4, 192), (0, 204))  # of MPEG transport streams: where the first starts, and how long each is
+
 
 def looks_like_video(start: bytes) -> bool:
-    """Whether a file's first 16 bytes are those of an MP4/MOV, AVI or Matroska/WebM container."""
-    return (
-        start[4:8] == b"ftyp" or (start[:4] == b"RIFF" and start[8:12] == b"AVI ") or start[:4] == b"\x1a\x45\xdf\xa3"
+    """Whether a file's first ``START_BYTES`` are those of a video container, or of raw H.264, H.265 or MPEG video."""
+    if start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
+        return True
+    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"pnot"):
+        return True
+    unit = 4 if start.startswith(b"\0\0\0\1") else 3 if start.startswith(b"\0\0\1") else None
+    if unit is not None and start[unit : unit + 1] and start[unit] in _RAW_UNITS:
+        return True
+    return any(
+        len(start) > first + 3 * length
+        and all(start[at] == 0x47 for at in range(first, first + 4 * length, length) if at < len(start))
+        for first, length in _PACKETS
     )
 
 
@@ -44,21 +74,26 @@ def _riff_end(stream: BinaryIO, length: int) -> int:
 
 
 def _mp4_cut(stream: BinaryIO, length: int) -> bool:
-    """Whether a box runs past the end of the file, or the movie's index is not there."""
-    position, indexed = 0, False
+    """Whether a box runs past the end of the file, or the movie's index or its pictures are not there.
+
+    Bytes behind the last box that are no box (a dash cam's padding, a maker's notes) do not matter.
+    """
+    position, found = 0, set()
     while position + 8 <= length:
         stream.seek(position)
         head = stream.read(16)
-        size = int.from_bytes(head[:4], "big")
-        indexed = indexed or head[4:8] == b"moov"
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if kind not in _MP4_BOXES:
+            break
+        found.add(kind)
         if size == 1:
             size = int.from_bytes(head[8:16], "big")
         elif size == 0:  # to the end of the file
             size = length - position
-        if size < 8:
+        if size < 8 or position + size > length:
             return True
         position += size
-    return position != length or not indexed
+    return not {b"moov", b"mdat"} <= found
 
 
 def _matroska_end(stream: BinaryIO) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,6 +36,10 @@ def load_gstreamer() -> Any:
     Raises:
         UserError: PyGObject or GStreamer's description for it is not installed.
     """
+    # GStreamer links Debian's libunwind, which has functions of libgcc's names: whatever loads later (matplotlib, say)
+    # and throws a C++ exception through them would crash. The first one loaded wins.
+    with suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1", ctypes.RTLD_GLOBAL)
     try:
         import gi
 

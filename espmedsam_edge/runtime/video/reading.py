@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +18,13 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
+from espmedsam_edge.runtime.video.display import SQUARE, pixel_aspect, seen
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
+log = logging.getLogger(__name__)
+
 _DEFAULT_FPS = Fraction(25)
+_SLOWEST, _FASTEST = Fraction(1, 1000), 10_000  # frames a second that mean something
 
 
 class VideoReader(Protocol):
@@ -32,11 +39,18 @@ class VideoReader(Protocol):
         """How many frames the container announces; None where it does not say. An estimate, for progress."""
 
     @property
+    def aspect(self) -> Fraction:
+        """Width by height of a pixel; known once the first frame is there."""
+
+    @property
     def damage(self) -> str | None:
         """After iterating: what could not be read, as the end of a sentence; None if all was."""
 
     def __iter__(self) -> Iterator[tuple[Frame, float]]:
-        """The frames in order, (H, W, 3) uint8 BGR, upright, each with its time in seconds; can be done once."""
+        """The frames in order, (H, W, 3) uint8 BGR, turned and mirrored as they play; can be done once.
+
+        Each comes with its time in seconds, which counts from the first frame and never goes back.
+        """
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -70,21 +84,44 @@ class PyAvReader:
             )
         except (av.error.FFmpegError, OSError) as error:
             raise _unreadable(path) from error
-        if not self._container.streams.video:
+        stream = self._main_stream()
+        if stream is None:
             self.close()
             raise UserError(f"{path} has no video in it.", "Name an image or a video file.", exit_code=1)
-        self._stream = self._container.streams.video[0]
+        self._stream = stream
+        self.aspect = SQUARE
         if self._stream.codec_context is None:  # a codec that FFmpeg does not know
             self.close()
             raise _unreadable(path)
         self._stream.thread_type = "AUTO"
-        self.fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_FPS)
+        self.fps = plain_rate(self._stream.average_rate or self._stream.guessed_rate)
         self.length: int | None = self._stream.frames or self._estimated_length()
         try:
             _check_size(path, self._stream.codec_context.width, self._stream.codec_context.height)
         except UserError:
             self.close()
             raise
+
+    def _main_stream(self) -> Any:
+        """The largest video stream that is no cover picture, or None; says so where there are several."""
+        covers = self._av.stream.Disposition.attached_pic | self._av.stream.Disposition.timed_thumbnails
+        streams = [stream for stream in self._container.streams.video if not stream.disposition & covers]
+        if not streams:
+            return None
+
+        def area(stream: Any) -> int:
+            context = stream.codec_context
+            return 0 if context is None else int(context.width * context.height)
+
+        main = max(streams, key=area)  # the first of equals
+        if len(streams) > 1:
+            context = main.codec_context
+            log.warning(
+                "%s holds %d video streams; number %d, of %dx%d, is read.",
+                *(self._path, len(streams), streams.index(main) + 1),
+                *((context.width, context.height) if context is not None else (0, 0)),
+            )
+        return main
 
     def _estimated_length(self) -> int | None:
         if self._stream.duration:
@@ -95,20 +132,27 @@ class PyAvReader:
     def __iter__(self) -> Iterator[tuple[Frame, float]]:
         count, damaged = 0, 0
         partial: set[int | None] = set()  # times of the packets that the file's end cut; some codecs decode them
+        clock = _Clock(self.fps)
+        # An AVI numbers what it stores, not what is shown: with B-frames the numbers come in another order.
+        stored: deque[float] | None = deque() if self._container.format.name == "avi" else None
         for packet in self._packets():
             if packet.is_corrupt:
                 partial.add(packet.pts)
+            if stored is not None and packet.size and packet.dts is not None:
+                stored.append(float(packet.dts * packet.time_base))
             try:
                 frames = packet.decode()
             except self._av.error.FFmpegError:
                 damaged += 1
                 continue
             for frame in frames:
+                stated = frame.time if not stored else stored.popleft()
                 if frame.is_corrupt or frame.pts in partial:
                     damaged += 1
                     continue
-                time = float(count / self.fps) if frame.time is None else frame.time
-                yield turned(frame.to_ndarray(format="bgr24"), frame.rotation), time
+                if count == 0:
+                    self.aspect = pixel_aspect(self._stream.sample_aspect_ratio, frame)
+                yield seen(frame), clock.time(stated)
                 count += 1
         self.damage = _damage(self._path, count, damaged)
 
@@ -137,7 +181,9 @@ class OpenCvReader:
         if not self._capture.isOpened():
             raise _unreadable(path)
         fps, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.fps = Fraction(fps).limit_denominator(100_000) if 0 < fps < 100_000 else _DEFAULT_FPS
+        self.fps = plain_rate(fps)
+        across, down = (int(self._capture.get(key)) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        self.aspect = pixel_aspect(Fraction(across, down) if across > 0 and down > 0 else None)
         self.length: int | None = int(count) if 0 < count < 1e9 else None
         try:
             width, height = (self._capture.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
@@ -162,14 +208,13 @@ class OpenCvReader:
         self.damage = _damage(self._path, count, missing if missing > 0.1 * (self.length or 0) else 0)
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
-        count = 0
+        clock = _Clock(self.fps)
         while True:
             done, frame = self._capture.read()
             if not done:
                 return
             milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-            yield np.asarray(frame, np.uint8), milliseconds / 1000 if milliseconds > 0 else float(count / self.fps)
-            count += 1
+            yield np.asarray(frame, np.uint8), clock.time(milliseconds / 1000)
 
     def close(self) -> None:
         """See ``VideoReader.close``."""
@@ -200,7 +245,25 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def turned(frame: Frame, degrees: float) -> Frame:
-    """Apply a display rotation (degrees counter-clockwise, as FFmpeg's display matrix counts)."""
-    quarters = round(degrees / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame, quarters)) if quarters else frame
+class _Clock:
+    """Times that count from the first frame and grow with every one, from times that a container states or does not."""
+
+    def __init__(self, fps: Fraction) -> None:
+        self._step = float(1 / fps)
+        self._first: float | None = None
+        self._last = -self._step
+
+    def time(self, stated: float | None) -> float:
+        """Seconds; where the container states none, or one that is not after the last, a frame's length after it."""
+        if stated is not None and self._first is None:
+            self._first = stated
+        since = None if stated is None or self._first is None else stated - self._first
+        self._last = since if since is not None and since > self._last else self._last + self._step
+        return self._last
+
+
+def plain_rate(stated: Fraction | float | None) -> Fraction:
+    """A frame rate that every container can hold: 30000/1001 stays as it is, a phone's average becomes one like it."""
+    if not stated or not 0 < stated < math.inf:
+        return _DEFAULT_FPS
+    return Fraction(stated).limit_denominator(1001) if _SLOWEST <= stated <= _FASTEST else _DEFAULT_FPS

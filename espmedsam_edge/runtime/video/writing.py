@@ -13,6 +13,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
+from espmedsam_edge.runtime.video.display import SQUARE
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
 WRITABLE_SUFFIXES: tuple[str, ...] = (".mp4", ".mov", ".mkv")
@@ -51,7 +52,9 @@ class VideoWriter(Protocol):
         """Let go of the file, finished or not."""
 
 
-def open_writer(path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = DEFAULT_CRF) -> VideoWriter:
+def open_writer(
+    path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = DEFAULT_CRF, aspect: Fraction = SQUARE
+) -> VideoWriter:
     """Start a video file at ``path`` (its suffix names the container) for frames of ``size`` = (H, W).
 
     With PyAV the file can be played at any moment while it is written; all but the last frame given are in it.
@@ -61,13 +64,16 @@ def open_writer(path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = 
         size: (H, W) in pixels.
         fps: the frames' usual rate.
         crf: x264's quality, from 1 (hardly any loss) to 51 (little is left).
+        aspect: width by height of a pixel as it is to be shown. OpenCV cannot say it, so its frames are stretched.
 
     Raises:
         UserError: a container that cannot be written, or no encoder here.
     """
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write '{path.suffix}' videos.", f"Use one of {', '.join(WRITABLE_SUFFIXES)}.")
-    return PyAvWriter(path, even_size(size), fps, crf) if has_pyav() else OpenCvWriter(path, even_size(size), fps)
+    if has_pyav():
+        return PyAvWriter(path, even_size(size), fps, crf, aspect)
+    return OpenCvWriter(path, even_size((size[0], round(size[1] * aspect))), fps)
 
 
 def even_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -84,10 +90,17 @@ class PyAvEncoder:
         fps: the frames' usual rate; times are kept to a sixteenth of a frame.
         crf: x264's quality.
         keyframe_seconds: how far apart frames are that one can start to play at.
+        aspect: width by height of a pixel as it is to be shown.
     """
 
     def __init__(
-        self, container: Any, size: tuple[int, int], fps: Fraction, crf: int, keyframe_seconds: float = 2
+        self,
+        container: Any,
+        size: tuple[int, int],
+        fps: Fraction,
+        crf: int,
+        keyframe_seconds: float = 2,
+        aspect: Fraction = SQUARE,
     ) -> None:
         av = self._av = load_pyav()
         self._container, self._size = container, size
@@ -109,6 +122,8 @@ class PyAvEncoder:
         context.time_base = self._tick
         # What FFmpeg's scaler makes of BGR: SMPTE 170M, limited range. Unsaid, players guess another for large frames.
         context.colorspace, context.color_range = 6, 1
+        if aspect != SQUARE:
+            context.sample_aspect_ratio = aspect.limit_denominator(255)
 
     def write(self, frame: Frame, time: float) -> None:
         """See ``VideoWriter.write``."""
@@ -138,11 +153,13 @@ class PyAvEncoder:
 class PyAvWriter(PyAvEncoder):
     """Writes a file that can be played at any moment while it grows."""
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction, crf: int = DEFAULT_CRF) -> None:
+    def __init__(
+        self, path: Path, size: tuple[int, int], fps: Fraction, crf: int = DEFAULT_CRF, aspect: Fraction = SQUARE
+    ) -> None:
         av = load_pyav()
         self._path = path
         container = av.open(f"file:{path.absolute()}", "w", options=_surviving(av, path))
-        super().__init__(container, size, fps, crf)
+        super().__init__(container, size, fps, crf, aspect=aspect)
 
     def finish(self) -> bool:
         """See ``VideoWriter.finish``."""

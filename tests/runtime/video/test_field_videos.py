@@ -1,0 +1,285 @@
+"""Videos as phones, recorders, broadcasts and converters leave them; FFmpeg's own decoding is the reference."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from video_files import clip_frame, number_of
+
+from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, VideoFile
+from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
+from espmedsam_edge.runtime.video.display import pixel_aspect, upright
+from espmedsam_edge.runtime.video.gstreamer import has_gstreamer
+from espmedsam_edge.runtime.video.reading import open_video, plain_rate
+from espmedsam_edge.runtime.video.writing import open_writer
+
+av = pytest.importorskip("av", reason="needs PyAV (extra video)")
+SIZE = (96, 128)
+
+
+def encode(
+    path: Path,
+    codec: str = "libx264",
+    *,
+    form: str | None = None,
+    pixels: str = "yuv420p",
+    times: Sequence[int] = range(12),
+    base: Fraction = Fraction(1, 25),
+    options: dict[str, str] | None = None,
+    prepare: Callable[[Any], None] = lambda stream: None,
+    pictures: Callable[[int], np.ndarray] = lambda number: clip_frame(number, SIZE),
+) -> Path:
+    """A clip of FFmpeg's whose pictures stand at ``times``, in units of ``base``."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"FFmpeg is built without {codec}")
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = SIZE[0], SIZE[1], pixels
+        stream.codec_context.time_base = base
+        prepare(stream)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(pictures(number), format="bgr24").reformat(format=pixels)
+            frame.pts, frame.time_base = time, base
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def read(path: Path) -> tuple[list[np.ndarray], list[float]]:
+    reader = open_video(path)
+    try:
+        frames = list(reader)
+    finally:
+        reader.close()
+    assert reader.damage is None, reader.damage
+    return [frame for frame, _ in frames], [time for _, time in frames]
+
+
+def test_a_phone_s_uneven_rate_is_read_and_written(tmp_path: Path) -> None:
+    steps = 3000 + np.random.default_rng(4).integers(-7, 8, 40)
+    ticks = [0, *np.cumsum(steps).tolist()]
+    path = encode(tmp_path / "phone.mp4", times=ticks, base=Fraction(1, 90000), options={"bf": "0"})
+    reader = open_video(path)
+    assert reader.fps.numerator < 1 << 24  # FFmpeg takes no rate of larger numbers
+    assert float(reader.fps) == pytest.approx(30, rel=1e-2)  # FFmpeg's own average over 41 frames
+    frames = list(reader)
+    reader.close()
+    assert [time for _, time in frames] == pytest.approx([tick / 90000 for tick in ticks], abs=1e-4)
+    writer = open_writer(tmp_path / "again.mp4", SIZE, reader.fps)
+    for frame, time in frames:
+        writer.write(frame, time)
+    assert writer.finish()
+    again = read(tmp_path / "again.mp4")[1]
+    assert again == pytest.approx([time for _, time in frames], abs=1 / 30 / 16)
+
+
+@pytest.mark.parametrize(
+    ("stated", "plain"),
+    [(Fraction(30000, 1001), Fraction(30000, 1001)), (None, 25), (0, 25), (float("nan"), 25), (Fraction(10**9), 25),
+     (Fraction(148_500_000, 4_954_957), None), (29.97002997, Fraction(30000, 1001))],
+)  # fmt: skip
+def test_rates_become_numbers_that_containers_hold(stated: Any, plain: Any) -> None:
+    rate = plain_rate(stated)
+    assert rate.denominator <= 1001
+    assert rate == plain if plain is not None else float(rate) == pytest.approx(float(stated), rel=1e-5)
+
+
+def test_a_broadcast_s_clock_counts_from_its_first_frame(tmp_path: Path) -> None:
+    path = encode(tmp_path / "late.ts", form="mpegts", times=range(15_000, 15_012), options={"bf": "0"})
+    assert read(path)[1] == pytest.approx([number / 25 for number in range(12)], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_b_frames_come_in_order_with_growing_times(tmp_path: Path, suffix: str) -> None:
+    path = encode(tmp_path / f"b{suffix}", "mpeg4", options={"bf": "2", "b_strategy": "0", "q": "2"})
+    frames, times = read(path)
+    assert [number_of(frame) for frame in frames] == list(range(12))
+    assert times == pytest.approx([number / 25 for number in range(12)], abs=2e-3)
+
+
+@pytest.mark.parametrize("trailer", [bytes(512), b"\x01\x02maker-data" * 40, b"\0\0\0", b"SEFT" + bytes(9)])
+def test_bytes_behind_the_last_box_do_not_matter(tmp_path: Path, trailer: bytes) -> None:
+    path = encode(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes() + trailer)
+    assert not cut_off(path)
+    assert len(read(path)[0]) == 12
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert cut_off(path)
+
+
+def with_cover(path: Path) -> None:
+    """Put a cover picture before the track, as drones and apps do; FFmpeg makes it stream 0."""
+    import cv2
+
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    cover = cv2.imencode(".jpg", np.full((90, 160, 3), 200, np.uint8))[1].tobytes()
+    handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    item = box(b"covr", box(b"data", struct.pack(">II", 13, 0) + cover))
+    extra = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", item)))
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4  # stands last, so nothing that it points to moves
+    size = struct.unpack_from(">I", data, at)[0]
+    header = at + 8 + struct.unpack_from(">I", data, at + 8)[0]
+    path.write_bytes(data[:at] + struct.pack(">I", size + len(extra)) + data[at + 4 : header] + extra + data[header:])
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = encode(tmp_path / "cover.mp4")
+    with_cover(path)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
+    frames, _ = read(path)
+    assert [number_of(frame) for frame in frames] == list(range(12))
+    assert not caplog.records
+
+
+def test_of_several_videos_the_largest_is_read_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "preview.mkv"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for height, width in ((48, 64), SIZE):
+            stream = container.add_stream("mpeg4", rate=25, options={"q": "2"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            streams.append(stream)
+        for number in range(12):
+            for stream in streams:
+                picture = clip_frame(number, (stream.height, stream.width))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert {frame.shape for frame in read(path)[0]} == {(*SIZE, 3)}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} holds 2 video streams; number 2, of 128x96, is read."
+    ]
+
+
+def corners(number: int) -> np.ndarray:
+    picture = np.zeros((*SIZE, 3), np.uint8)
+    picture[: SIZE[0] // 2, : SIZE[1] // 2] = (40, 40, 220)
+    picture[: SIZE[0] // 2, SIZE[1] // 2 :] = (40, 220, 40)
+    picture[SIZE[0] // 2 :, : SIZE[1] // 2] = (220, 40, 40)
+    return picture
+
+
+# Of the MP4 track header's matrix: x' = ax + cy, y' = bx + dy.
+MATRICES = {
+    (1, 0, 0, 1): lambda p: p, (-1, 0, 0, 1): lambda p: p[:, ::-1], (1, 0, 0, -1): lambda p: p[::-1],
+    (-1, 0, 0, -1): lambda p: p[::-1, ::-1], (0, 1, -1, 0): lambda p: np.rot90(p, -1), (0, -1, 1, 0): np.rot90,
+    (0, 1, 1, 0): lambda p: p.transpose(1, 0, 2), (0, -1, -1, 0): lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_pictures_are_turned_and_mirrored_as_they_play(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = encode(tmp_path / "a.mp4", pictures=corners, options={"crf": "5"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(bytes(data))
+    expected = MATRICES[matrix](corners(0))
+    assert np.array_equal(upright(corners(0), matrix), expected)
+    frame = read(path)[0][0]
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 6  # lossy, chroma halved
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_recording_plays_in_the_shape_of_its_source(tmp_path: Path, suffix: str) -> None:
+    def pal(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 15)
+
+    path = encode(tmp_path / "pal.mp4", prepare=pal)
+    with VideoFile(path) as source:
+        frames = list(source)
+    assert {frame.aspect for frame in frames} == {Fraction(16, 15)}
+    writer = open_writer(tmp_path / f"out{suffix}", SIZE, Fraction(25), aspect=frames[0].aspect)
+    for frame in frames:
+        writer.write(frame.image, frame.time or 0.0)
+    assert writer.finish()
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        (stream,) = container.streams.video
+        assert stream.sample_aspect_ratio == Fraction(16, 15)
+        assert (stream.height, stream.width) == SIZE
+    assert pixel_aspect(Fraction(0)) == pixel_aspect(None) == pixel_aspect(Fraction(900)) == 1
+
+
+RECORDERS = {
+    "00001.MTS": ("mpegts", "libx264", "yuv420p"), "VTS_01_1.VOB": ("vob", "mpeg2video", "yuv420p"),
+    "capture.h264": ("h264", "libx264", "yuv420p"), "capture.265": ("hevc", "libx265", "yuv420p"),
+    "clip.asf": ("asf", "mpeg4", "yuv420p"), "clip.ogv": ("ogg", "libtheora", "yuv420p"),
+    "loop.gif": ("gif", "gif", "rgb8"), "clip.mxf": ("mxf", "mpeg2video", "yuv420p"),
+    "clip.mjpeg": ("mjpeg", "mjpeg", "yuvj420p"), "clip.y4m": ("yuv4mpegpipe", "wrapped_avframe", "yuv420p"),
+    "clip.flv": ("flv", "flv1", "yuv420p"), "clip.webm": ("webm", "libvpx", "yuv420p"),
+    "clip.m2v": ("mpeg2video", "mpeg2video", "yuv420p"), "clip.mpg": ("mpeg", "mpeg1video", "yuv420p"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDERS)
+def test_what_recorders_leave_is_read_by_name_in_a_folder_and_by_content(tmp_path: Path, name: str) -> None:
+    form, codec, pixels = RECORDERS[name]
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    path = encode(tmp_path / name, codec, form=form, pixels=pixels, options=quiet)
+    assert path.suffix.lower() in VIDEO_SUFFIXES or name.endswith(".gif")
+    if not name.endswith((".gif", ".mjpeg")):  # these start as pictures do
+        assert looks_like_video(path.read_bytes()[:START_BYTES])
+        path.with_suffix("").write_bytes(path.read_bytes())
+        (unnamed,), failures = open_sources([str(path.with_suffix(""))])
+        assert (unnamed.kind, failures) == ("video", [])
+        path.with_suffix("").unlink()
+    (source,), failures = open_sources([str(tmp_path)])
+    assert (source.kind, failures) == ("video", [])
+    with source, av.open(str(path)) as container:
+        frames = list(source)
+        assert len(frames) == sum(1 for _ in container.decode(video=0))
+    times = [frame.time or 0.0 for frame in frames]
+    assert times[0] == 0
+    assert all(later > earlier for earlier, later in pairwise(times))
+
+
+def test_texts_and_pictures_do_not_look_like_video() -> None:
+    random = np.random.default_rng(0)
+    for start in (b"", b"GGGG", b"hello, this is text", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 ", bytes(1024)):
+        assert not looks_like_video(start)
+    assert not any(looks_like_video(b"\x80" + random.bytes(1023)) for _ in range(200))
+
+
+def test_numbered_pictures_are_named_as_in_ffmpeg(tmp_path: Path) -> None:
+    import cv2
+
+    for name in ("f_0002.png", "f_0010.png", "f_0001.png", "f_12345.png", "f_x.png", "g_0001.png", "f_1.png"):
+        cv2.imwrite(str(tmp_path / name), corners(0))
+    (source,), _ = open_sources([str(tmp_path / "f_%04d.png")])
+    assert [file.name for file in source.files] == ["f_0001.png", "f_0002.png", "f_0010.png"]
+    (source,), _ = open_sources([str(tmp_path / "f_%d.png")])
+    assert [file.name for file in source.files][-1] == "f_12345.png"
+    (tmp_path / "h_%04d.png").write_bytes((tmp_path / "f_1.png").read_bytes())  # a file of that name goes first
+    (source,), _ = open_sources([str(tmp_path / "h_%04d.png")])
+    assert [file.name for file in source.files] == ["h_%04d.png"]
+
+
+@pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer for Python (make test-packages)")
+def test_libraries_that_throw_work_after_gstreamer() -> None:
+    """Its libunwind took the place of libgcc's: the next C++ exception, as in importing Matplotlib, was the end."""
+    script = (
+        "from espmedsam_edge.runtime.video.gstreamer import has_element\n"
+        "has_element('nvv4l2decoder')\n"
+        "import matplotlib.pyplot\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
