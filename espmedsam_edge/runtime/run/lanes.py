@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 from espmedsam_edge.runtime.run.in_flight import Outcome
 from espmedsam_edge.runtime.run.jobs import Job
@@ -17,7 +18,8 @@ READ_AHEAD_BYTES = 512 << 20
 """What a run holds at most, of all its jobs together: frames that wait, are segmented or are written, with results.
 
 Half of it is the live sources' where a run has files as well, so that neither waits for the other's memory. What does
-not fit goes alone: each lane may always hold one frame. Not counted is what sources and sinks keep for themselves.
+not fit goes alone: each lane may always hold one frame. Not counted is what sources and sinks keep for themselves, and
+what a thread has finished with that very moment.
 """
 
 _PENDING = 4  # frames of files that wait for the segmenter, or a batch of them
@@ -66,8 +68,8 @@ class Allowance:
         self.limit, self.used = limit, 0
 
 
-class Lane:
-    """Frames in order to one writing thread; what all lanes have in common."""
+class Lane(ABC):
+    """Frames in order from sources through the segmenter to one writing thread."""
 
     def __init__(self, states: Sequence[JobState], allowance: Allowance) -> None:
         self.states = states
@@ -76,6 +78,18 @@ class Lane:
         self._allowance = allowance
         self._held = 0
         self._last_size = 0
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether a group may begin with a frame of it."""
+
+    @abstractmethod
+    def over(self) -> bool:
+        """Whether no frame will come."""
+
+    @abstractmethod
+    def take(self, group: Sequence[Item]) -> Item | None:
+        """Its next frame for a group that holds ``group`` already, if it has one that may go into it."""
 
     def hold(self, state: JobState, frame: SourceFrame, size: int) -> Item:
         """Count a frame of ``size`` bytes that begins its way."""
@@ -97,6 +111,11 @@ class Lane:
             self.results.remove(item)
             self.let_go(item)
 
+    def clear(self) -> None:
+        """Let go of all frames, once the run was given up."""
+        for state in self.states:
+            self.drop(state)
+
     def segmented(self, item: Item, outcome: Outcome) -> None:
         """A frame comes back from the segmenter."""
         self.segmenting -= 1
@@ -113,19 +132,6 @@ class Lane:
     def _fits(self) -> bool:
         """Whether a frame as large as the last one may begin its way: by bytes, or because there is no other."""
         return not self._held or self._allowance.used + self._last_size <= self._allowance.limit
-
-
-class Segmentable(Protocol):
-    """A lane as the segmenting thread sees it."""
-
-    def ready(self) -> bool:
-        """Whether a group may begin with a frame of it."""
-
-    def over(self) -> bool:
-        """Whether no frame will come."""
-
-    def take(self, group: Sequence[Item]) -> Item | None:
-        """Its next frame for a group that holds ``group`` already, if it has one that may go into it."""
 
 
 class FileLane(Lane):
@@ -154,17 +160,17 @@ class FileLane(Lane):
         return not self.states or self.states[-1].read_out
 
     def ready(self) -> bool:
-        """See ``Segmentable.ready``."""
+        """See ``Lane.ready``."""
         if not self.pending or len(self.results) >= _RESULTS:
             return False
         return len(self.pending) >= self._batch or self.pending[0].state.read_out or not self.may_read()
 
     def over(self) -> bool:
-        """See ``Segmentable.over``."""
+        """See ``Lane.over``."""
         return not self.pending and self._read_out
 
     def take(self, group: Sequence[Item]) -> Item | None:
-        """See ``Segmentable.take``."""
+        """See ``Lane.take``."""
         if not (self.pending if group else self.ready()):
             return None
         if len(self.results) >= _RESULTS or any(
@@ -207,17 +213,17 @@ class LiveLane(Lane):
         self._enough, self._size_of, self._max_latency = enough, size_of, max_latency
 
     def ready(self) -> bool:
-        """See ``Segmentable.ready``."""
+        """See ``Lane.ready``."""
         if not self.source.waiting or self.state.read_out or self._enough(self.state):
             return False
         return len(self.results) + self.segmenting < _LIVE_RESULTS and self._fits()
 
     def over(self) -> bool:
-        """See ``Segmentable.over``."""
+        """See ``Lane.over``."""
         return self.state.read_out
 
     def take(self, group: Sequence[Item]) -> Item | None:
-        """See ``Segmentable.take``; a frame that is too old is refused."""
+        """See ``Lane.take``; a frame that is too old is refused."""
         if not self.ready() or (frame := self.source.poll()) is None:
             return None
         if too_old(frame, self._max_latency):

@@ -60,7 +60,7 @@ class Run:
         self.size_of = partial(lanes.size_of, segmenter=segmenter)
         of_all = Allowance(share)
         self.live = [LiveLane(state, of_all, self._enough, self.size_of, limits.max_latency) for state in live]
-        self.in_turn: deque[FileLane | LiveLane] = deque([*self.live, *([self.files] if files else [])])
+        self.in_turn: deque[Lane] = deque([*self.live, *([self.files] if files else [])])
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.failures: list[Failure] = []
         self.error: BaseException | None = None
@@ -95,6 +95,8 @@ class Run:
             self._abort()
             threads.wait()
             raise
+        finally:
+            self._clear()
         if self.error is not None:
             raise self.error
         frames = sum(state.written for state in self.states)
@@ -119,6 +121,11 @@ class Run:
     def _abort(self) -> None:
         self.aborted = True
         self._tell()
+
+    def _clear(self) -> None:
+        """Let go of the frames of a run that was given up."""
+        for lane in self.in_turn:
+            lane.clear()
 
     def _tell(self) -> None:
         with self.changed:

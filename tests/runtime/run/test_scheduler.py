@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import signal
 import threading
 import time
 import weakref
@@ -123,14 +126,15 @@ class Sink:
         self.seconds, self.failing_at, self.at_the_end = seconds, failing_at, at_the_end
         self.got: list[tuple[str, int]] = []
         self.entered, self.exited = 0, 0
+        self.left_by: type[BaseException] | None = None
         self.on_write: Callable[[SourceFrame], None] = lambda frame: None
 
     def __enter__(self) -> Sink:
         self.entered += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.exited += 1
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.exited, self.left_by = self.exited + 1, kind
         if self.at_the_end:
             raise UserError("came out incomplete.")
 
@@ -226,6 +230,41 @@ def test_any_jobs_are_done_in_order_completely_and_once(seed: int, monkeypatch: 
     assert of_files == sorted(of_files, key=names.index)  # one file after the other
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_ctrl_c_at_any_moment_leaves_whole_files_and_finished_recordings(seed: int) -> None:
+    chosen, memory = random.Random(1000 + seed), Memory()
+    double = Double(chosen.choice([1, 1, 3]), chosen.choice([0, 0.0005]), memory)
+    files = [
+        (Frames(f"f{number}", [(8, 8)] * chosen.choice([0, 1, 9, 30]), memory=memory), Sink(chosen.choice([0, 0.001])))
+        for number in range(chosen.randint(1, 9))
+    ]
+    cameras = [(camera(EndlessFeed(), f"c{number}"), Sink()) for number in range(chosen.choice([0, 1, 2]))]
+    jobs = [Job(source, [sink]) for source, sink in [*files, *cameras]]
+    pressed_at, steps = chosen.randint(1, 60), itertools.count(1)
+
+    def press(progress: RunProgress) -> None:
+        if next(steps) == pressed_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        report = run_pipeline(cast(Segmenter, double), jobs, on_progress=press)
+    except KeyboardInterrupt:
+        assert cameras == []
+    else:
+        assert report.interrupted == bool(cameras)
+        assert report.frames == sum(len(sink.got) for _, sink in [*files, *cameras])
+    for source, sink in files:
+        assert sink.numbers == list(range(len(sink.numbers)))
+        assert sink.entered == sink.exited
+        if sink.exited and sink.left_by is None:
+            assert len(sink.numbers) == len(source.sizes)
+    for _, sink in cameras:
+        assert sink.left_by is None
+        assert sink.exited == 1
+        assert sink.numbers == sorted(set(sink.numbers))
+    assert memory.now == 0
+
+
 # Memory.
 
 
@@ -260,8 +299,24 @@ def test_files_hold_no_more_than_the_bound(batch: int, frames: int, fast: str, m
     ]
     run_pipeline(segmenter(batch, pause["segmenting"], memory), jobs)
     assert [sink.numbers for sink in sinks] == [list(range(15))] * 4
-    assert memory.most <= bound
+    assert memory.most <= bound + (batch + 1) * 4 * side * side  # what two threads have just finished with
     assert memory.now == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_nothing_is_held_while_a_run_waits_for_its_source(batch: int) -> None:
+    memory, source, waited = Memory(), Frames("f", [(64, 64)] * 7), list[int]()
+    source.memory = memory
+
+    def wait(index: int) -> None:
+        until = time.monotonic() + 10
+        while index % batch == 0 and memory.now and time.monotonic() < until:
+            time.sleep(0.001)
+        waited.append(memory.now if index % batch == 0 else 0)
+
+    source.on_read = wait
+    run_pipeline(segmenter(batch, memory=memory), [Job(source, [Sink()])])
+    assert waited == [0] * 7
 
 
 def test_a_frame_above_the_bound_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,31 +324,57 @@ def test_a_frame_above_the_bound_goes_alone(monkeypatch: pytest.MonkeyPatch) -> 
     memory, sink = Memory(), Sink()
     run_pipeline(segmenter(4, memory=memory), [Job(Frames("f", [(64, 64)] * 10, memory=memory), [sink])])
     assert sink.numbers == list(range(10))
-    assert memory.most == 4 * 64 * 64
+    assert memory.most <= 3 * 4 * 64 * 64  # one, and what two threads have just finished with
 
 
 def test_cameras_and_files_together_hold_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Big frames of files with slow sinks, and two cameras, of which one has a sink that hangs until the end."""
+    """Files with slow sinks and four cameras, of which three have a sink that hangs until the files are done.
+
+    The bound is ten frames with their masks, half of them the cameras'.
+    """
     side = 64
-    frame, mask = 3 * side * side, side * side
-    bound = 8 * (frame + mask + 256)
-    monkeypatch.setattr(lanes, "READ_AHEAD_BYTES", bound)
-    memory, let_go = Memory(), threading.Event()
-    hanging, seen, files = Sink(), Sink(), [Sink(0.002) for _ in range(3)]
-    hanging.on_write = lambda one: (let_go.wait(30) and None) or None
-    feed, other = BigFeed(side, memory), BigFeed(side, memory)
+    image = 3 * side * side
+    monkeypatch.setattr(lanes, "READ_AHEAD_BYTES", 10 * (image + side * side + 256))
+    of_files, of_cameras, let_go = Memory(), Memory(), threading.Event()
+    files, seen, hanging = [Sink(0.002) for _ in range(3)], Sink(), [Sink() for _ in range(3)]
+    feeds = [BigFeed(side, of_cameras) for _ in range(4)]
+
+    def hang(frame: SourceFrame) -> None:
+        assert let_go.wait(20)
+
+    for sink in hanging:
+        sink.on_write = hang
 
     def stop(progress: RunProgress) -> None:
         if (progress.name, progress.done) == ("f2", 20):
-            feed.stopped = other.stopped = True
             let_go.set()
+            for feed in feeds:
+                feed.stopped = True
 
-    jobs = [Job(camera(feed, "a"), [hanging]), Job(camera(other, "b"), [seen])]
-    jobs += [Job(Frames(f"f{n}", [(side, side)] * 20, memory=memory), [sink]) for n, sink in enumerate(files)]
-    run_pipeline(segmenter(2, memory=memory), jobs, on_progress=stop)
+    jobs = [
+        Job(camera(feed, f"c{n}"), [sink]) for n, (feed, sink) in enumerate(zip(feeds, [seen, *hanging], strict=True))
+    ]
+    jobs += [Job(Frames(f"f{n}", [(side, side)] * 20, memory=of_files), [sink]) for n, sink in enumerate(files)]
+    run_pipeline(segmenter(), jobs, on_progress=stop)
     assert [sink.numbers for sink in files] == [list(range(20))] * 3
     assert len(seen.got) > 10
-    assert memory.most <= bound + 2 * 2 * frame  # each camera's newest frame, and the one it reads
+    assert of_files.most <= (5 + 2) * image  # two threads may have just finished with one
+    assert of_cameras.most <= (5 + 5 + 4 * 2) * image  # as five may here; each camera's newest frame, the one it reads
+
+
+def test_forty_full_hd_clips_and_a_camera_stay_small() -> None:
+    """Four frames of each clip and a slow disk: four to segment and four to write, one in each of the two threads."""
+    memory, size = Memory(), (1080, 1920)
+    feed, sinks = EndlessFeed(), [Sink(0.002) for _ in range(40)]
+
+    def stop(progress: RunProgress) -> None:
+        feed.stopped = feed.stopped or (progress.name, progress.done) == ("f39", 4)
+
+    jobs = [Job(Frames(f"f{n}", [size] * 4, memory=memory), [sink]) for n, sink in enumerate(sinks)]
+    run_pipeline(segmenter(memory=memory), [Job(camera(feed, "c"), [Sink()]), *jobs], on_progress=stop)
+    assert [sink.numbers for sink in sinks] == [[0, 1, 2, 3]] * 40
+    of_the_camera = 4 * 16 * 20
+    assert memory.most <= (10 + 2) * 4 * 1080 * 1920 + of_the_camera  # two threads may have just finished with one
 
 
 # Threads.
@@ -345,8 +426,8 @@ def test_a_file_is_read_while_the_one_before_is_finished() -> None:
     first, second, begun = Sink(), Frames("b", [(8, 8)] * 3), threading.Event()
 
     class Finishing(Sink):
-        def __exit__(self, *_: object) -> None:
-            super().__exit__()
+        def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+            super().__exit__(kind)
             assert begun.wait(20)
 
     first = Finishing()
@@ -376,14 +457,18 @@ def test_a_files_hanging_sink_holds_no_camera_up(bound: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("bound", [1, lanes.READ_AHEAD_BYTES])
 def test_a_cameras_hanging_sink_holds_no_file_and_no_camera_up(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The segmenter takes no more of that camera than the sink has in hand and two more."""
     monkeypatch.setattr(lanes, "READ_AHEAD_BYTES", bound)
-    let_go, feeds = threading.Event(), [EndlessFeed(), EndlessFeed()]
-    hanging, live, sinks = Sink(), Sink(), [Sink() for _ in range(3)]
+    let_go, feeds, double = threading.Event(), [BigFeed(10, Memory()), EndlessFeed()], Double(2)
+    hanging, live, sinks, taken = Sink(), Sink(), [Sink() for _ in range(3)], list[int]()
+
+    def count(frames: Sequence[Any]) -> None:
+        taken.extend(len(frame) for frame in frames if len(frame) == 10 and not let_go.is_set())
 
     def hang(frame: SourceFrame) -> None:
         assert let_go.wait(20)
 
-    hanging.on_write = hang
+    double.on_batch, hanging.on_write = count, hang
 
     def stop(progress: RunProgress) -> None:
         if all(len(sink.got) == 20 for sink in sinks) and len(live.got) > 20:
@@ -393,8 +478,9 @@ def test_a_cameras_hanging_sink_holds_no_file_and_no_camera_up(bound: int, monke
 
     jobs = [Job(camera(feeds[0], "a"), [hanging]), Job(camera(feeds[1], "b"), [live])]
     jobs += [Job(Frames(f"f{n}", [(16, 20)] * 20), [sink]) for n, sink in enumerate(sinks)]
-    run_pipeline(segmenter(2), jobs, on_progress=stop)
+    run_pipeline(cast(Segmenter, double), jobs, on_progress=stop)
     assert [sink.numbers for sink in sinks] == [list(range(20))] * 3
+    assert 1 <= len(taken) <= (1 if bound == 1 else 3)
 
 
 def test_a_pause_and_a_limit_of_time_hold_for_files_too() -> None:
