@@ -12,6 +12,7 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
@@ -57,11 +58,12 @@ class DicomIdentifiers:
 def _read_identifiers(path: Path) -> dict[str, str]:
     if not is_dicom(path):
         return {}
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
-    try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
-    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read the identifiers of {path}.", "Copy it again.", exit_code=1) from error
-    return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}
+    def told(fault: str) -> UserError:
+        return UserError(
+            f"cannot read the identifiers of {path}{fault and f': {fault}'}.", "Copy it again.", exit_code=1
+        )
+
+    with discreet(told) as dicom:
+        dicom.dataset = header = read_dataset(path, _TAGS.values())
+        return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}

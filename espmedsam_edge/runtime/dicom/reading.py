@@ -5,11 +5,8 @@ Nothing but pixels, times and spacing leaves this module: no name, number or dat
 
 from __future__ import annotations
 
-import logging
-import struct
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +20,9 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command, installed
 from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, size_of
 from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
+from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_dataset
 from espmedsam_edge.runtime.dicom.display import displayed
+from espmedsam_edge.runtime.dicom.extent import check_extent
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
@@ -32,13 +31,23 @@ _DEFAULT_FPS = Fraction(25)
 _MOST_FRAMES = 1_000_000
 _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
+_SPACING = (1e-6, 1e4)  # millimetres: from a nanometre to ten metres; others are no distance between pixels
+_REMEDY = "Copy it again, or export it anew from the archive."
 # The order in which decoders are tried: first those that are tested most against damaged data.
 _DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
 _decoder_process = DecoderProcess()
-# What pydicom and its decoders raise on files that are damaged or wrong; it documents no common class.
-_DAMAGE = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, NotImplementedError, RuntimeError,
-    ArithmeticError, AssertionError, RecursionError, MemoryError, struct.error,
+# All that is read of a header: of a patient's attributes none is even looked at.
+_TAGS = (
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SequenceOfUltrasoundRegions",
+    "FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate", "SeriesInstanceUID", "InstanceNumber",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "RescaleSlope",
+    "RescaleIntercept", "PresentationLUTShape",
+    *(f"{colour}PaletteColorLookupTable{part}"
+      for colour in ("Red", "Green", "Blue", "Alpha", "SegmentedRed", "SegmentedGreen", "SegmentedBlue")
+      for part in ("Descriptor", "Data") if not (colour.startswith("Segmented") and part == "Descriptor")),
 )  # fmt: skip
 
 
@@ -82,8 +91,9 @@ def read_dicom_header(path: Path) -> DicomHeader:
     Raises:
         UserError: pydicom is not installed, the file is cut off, damaged or has no pixels, or too many.
     """
-    with _damage(path):
-        return _header(path, _read(path))
+    with _damage(path) as dicom:
+        dicom.dataset = dataset = _read(path)
+        return _header(path, dataset)
 
 
 def read_dicom_frames(path: Path) -> Iterator[Frame]:
@@ -96,8 +106,8 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
     Raises:
         UserError: as for ``read_dicom_header``, or there is no decoder for its compression.
     """
-    with _damage(path):
-        dataset = _read(path)
+    with _damage(path) as dicom:
+        dicom.dataset = dataset = _read(path)
         header = _header(path, dataset)
         plugin = _decoder(path, dataset)
         from pydicom.pixels import iter_pixels
@@ -157,56 +167,51 @@ def _fitting(path: Path, data: bytes, dataset: Any, header: DicomHeader) -> byte
     return codestream
 
 
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turn what pydicom and the decoders raise into one line about the file."""
-    try:
-        yield
-    except Exception as error:
-        foreign = type(error).__module__.partition(".")[0] in ("pydicom", "PIL", "gdcm")
-        if isinstance(error, UserError) or not (foreign or isinstance(error, _DAMAGE)):
-            raise
-        raise UserError(
-            f"cannot read {path}: its DICOM data are cut off or damaged.",
-            "Copy it again, or export it anew from the archive.",
-            exit_code=1,
-        ) from error
+def _damage(path: Path) -> AbstractContextManager[Dicom]:
+    """Turn what pydicom and the decoders raise into one line about the file, which quotes nothing of it."""
+
+    def told(fault: str) -> UserError:
+        fault = fault or "its DICOM data are cut off or damaged"
+        return UserError(f"cannot read {path}: {fault}.", _REMEDY, exit_code=1)
+
+    return discreet(told)
 
 
 def _read(path: Path) -> Any:
-    """The header, without pixels and without long private data."""
+    """What is used of the header."""
     if not path.is_file():
         raise UserError(f"no file {path}.", "Check the name.", exit_code=1)
     if path.stat().st_size == 0:
         raise UserError(f"cannot read {path}: it is empty.", "Copy it again.", exit_code=1)
     if not installed("pydicom"):
         raise UserError(f"{path} is DICOM; it needs pydicom.", f"Install it: {install_command('dicom')}", exit_code=1)
-    pydicom = _load_pydicom()
-    from pydicom.errors import InvalidDicomError
-    from pydicom.filereader import read_file_meta_info
-
     with _damage(path):
+        from pydicom.errors import InvalidDicomError
+
         try:
-            syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-            if syntax is not None and syntax.is_deflated:  # unpacked at once, to whatever size
-                raise UserError(
-                    f"cannot read {path}: the whole file is compressed ({syntax.name}).",
-                    "Convert it to Explicit VR Little Endian.",
-                    exit_code=1,
-                )
-            return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=False)
+            _check_syntax(path)
+            return read_dataset(path, _TAGS)
         except InvalidDicomError:
             raise UserError(f"cannot read {path}: it is not DICOM.", "Name an image file.", exit_code=1) from None
 
 
-def _load_pydicom() -> Any:
-    """pydicom's module, kept from writing to stderr: its lines quote values, a patient's among them."""
-    import pydicom
+def _check_syntax(path: Path) -> None:
+    from pydicom.filereader import read_file_meta_info
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module="pydicom")
-    return pydicom
+    with path.open("rb") as stream:
+        check_extent(stream)
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_deflated:  # unpacked at once, to whatever size
+        raise UserError(
+            f"cannot read {path}: the whole file is compressed ({_name_of(syntax)}).",
+            "Convert it to Explicit VR Little Endian.",
+            exit_code=1,
+        )
+
+
+def _name_of(syntax: Any) -> str:
+    """A transfer syntax in words; whatever else stands in its place is not quoted."""
+    return "an unknown transfer syntax" if syntax.name == str(syntax) else str(syntax.name)
 
 
 def _header(path: Path, dataset: Any) -> DicomHeader:
@@ -262,7 +267,7 @@ def _spacing(dataset: Any) -> tuple[float, float] | None:
     """Millimetres between rows and columns in the patient: not a detector's, which lies behind and sees more."""
     for holder in (dataset, *_measures(dataset)):
         values = [float(value) for value in _several(holder.get("PixelSpacing"))]
-        if len(values) == 2 and min(values) > 0 and np.isfinite(values).all():
+        if len(values) == 2 and all(_SPACING[0] <= value <= _SPACING[1] for value in values):
             return values[0], values[1]
     return _region_spacing(dataset)
 
@@ -286,7 +291,7 @@ def _region_spacing(dataset: Any) -> tuple[float, float] | None:
     if len(found) != 1:
         return None
     rows, columns = found.pop()
-    return (rows, columns) if rows > 0 and columns > 0 and np.isfinite([rows, columns]).all() else None
+    return (rows, columns) if all(_SPACING[0] <= side <= _SPACING[1] for side in (rows, columns)) else None
 
 
 def _decoder(path: Path, dataset: Any) -> str:
@@ -296,7 +301,7 @@ def _decoder(path: Path, dataset: Any) -> str:
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return ""
-    bits, remedy = dataset.get("BitsStored"), "Convert it to an uncompressed transfer syntax."
+    bits, remedy = int(dataset.get("BitsStored") or 0), "Convert it to an uncompressed transfer syntax."
     try:
         available = get_decoder(syntax).available_plugins
         remedy = remedy if available else f"Install them: {install_command('dicom')}"
@@ -306,7 +311,7 @@ def _decoder(path: Path, dataset: Any) -> str:
         if name in available and not _refused(name, syntax, bits):
             return name
     raise UserError(
-        f"cannot read {path}: there is no decoder here for {syntax.name} of {bits} bits.", remedy, exit_code=1
+        f"cannot read {path}: there is no decoder here for {_name_of(syntax)} of {bits} bits.", remedy, exit_code=1
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom.codes import Code, codes_of
+from espmedsam_edge.runtime.dicom.discretion import discreet
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 
 if TYPE_CHECKING:
@@ -51,28 +51,41 @@ def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality
     Raises:
         UserError: the source lacks what a segmentation must repeat.
     """
-    source = _completed(header)
-    first = masks.frame(0)[None]
-    # highdicom makes segmentations of several frames only where frames have places in space, and packs them in memory.
-    # It gets the first frame for all of them, or of a cine for itself, and the others follow here.
-    cine = masks.count > 1 and "PerFrameFunctionalGroupsSequence" not in source
-    shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
-    try:
+    with discreet(_not_made) as dicom:
+        dicom.dataset = header
+        source = _completed(header)
+        first = masks.frame(0)[None]
+        # highdicom makes segmentations of several frames only where frames have places in space, and packs them in
+        # memory. It gets the first frame for all of them, or of a cine for itself, and the others follow here.
+        cine = masks.count > 1 and "PerFrameFunctionalGroupsSequence" not in source
+        shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
         segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm)
         _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
-    except (AttributeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"no DICOM-SEG can be made of this file: {reason}.", "Use --masks for it.", exit_code=1
-        ) from error
-    if cine:
-        _add_frames(segmentation, masks.count)
-    with PackedMasks(masks.size, path.parent) as sorted_masks:
+        if cine:
+            _add_frames(segmentation, masks.count)
         order = _sources_of(segmentation) if masks.count > 1 else [0]
+    with PackedMasks(masks.size, path.parent) as sorted_masks:
         for index in order if order != sorted(order) else ():  # highdicom sorts frames by their places
             sorted_masks.append(masks.frame(index))
         segmentation.PixelData = (sorted_masks if sorted_masks.count else masks).stored()
-        segmentation.save_as(path)
+        _save(segmentation, path, header)
+
+
+def _not_made(fault: str) -> UserError:
+    fault = fault or "highdicom cannot make one of it"
+    return UserError(f"no DICOM-SEG can be made of this file: {fault}.", "Use --masks for it.", exit_code=1)
+
+
+def _save(segmentation: Any, path: Path, header: Dataset) -> None:
+    failed = None
+    with discreet(_not_made) as dicom:
+        dicom.dataset = header
+        try:
+            segmentation.save_as(path)
+        except OSError as error:  # of the disk: it names the path, no value
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _sources_of(segmentation: Any) -> list[int]:
@@ -115,26 +128,24 @@ def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: A
             name=name, version=algorithm.version, family=family, parameters=dict(algorithm.parameters) or None
         ),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # highdicom would print a patient's name of an unusual form
-        return highdicom.seg.Segmentation(
-            source_images=[source],
-            pixel_array=masks,
-            segmentation_type="BINARY",
-            segment_descriptions=[description],
-            series_instance_uid=highdicom.UID(),
-            series_number=_SERIES_NUMBER,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="ESP-MedSAM Edge",
-            manufacturer_model_name="ESP-MedSAM Edge",
-            software_versions=algorithm.version,
-            device_serial_number="0",
-            content_label="ESPMEDSAM",
-            content_description=NOTICE,
-            series_description=f"{name}: {codes.kind[2]}"[:64],
-            omit_empty_frames=False,
-        )
+    return highdicom.seg.Segmentation(
+        source_images=[source],
+        pixel_array=masks,
+        segmentation_type="BINARY",
+        segment_descriptions=[description],
+        series_instance_uid=highdicom.UID(),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="ESP-MedSAM Edge",
+        manufacturer_model_name="ESP-MedSAM Edge",
+        software_versions=algorithm.version,
+        device_serial_number="0",
+        content_label="ESPMEDSAM",
+        content_description=NOTICE,
+        series_description=f"{name}: {codes.kind[2]}"[:64],
+        omit_empty_frames=False,
+    )
 
 
 def _concept(code: Code) -> Any:

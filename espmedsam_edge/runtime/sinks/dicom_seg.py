@@ -12,6 +12,7 @@ from typing import Any
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm, frames_of, size_of, write_segmentation
@@ -111,14 +112,11 @@ class _Unfinished:
 
 
 def _read_header(frame: SourceFrame) -> Any:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    def told(fault: str) -> UserError:
+        why = f": {fault}" if fault else ""
+        return UserError(f"cannot read {frame.source} again for its DICOM-SEG{why}.", "Copy it again.", exit_code=1)
 
-    try:
-        header = dcmread(frame.path, stop_before_pixels=True)
-        _ = (header.Rows, header.Columns, header.SOPInstanceUID)
-    except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {frame.source} again for its DICOM-SEG.", "Copy it again.", exit_code=1
-        ) from error
-    return header
+    with discreet(told) as dicom:
+        dicom.dataset = header = read_dataset(frame.path)
+        _ = (size_of(header), frames_of(header), header.SOPInstanceUID)
+        return header
