@@ -84,15 +84,17 @@ class _Walk:
 
     def _meta(self) -> None:
         """Group 2, explicit and little-endian; its transfer syntax says how the rest is written."""
+        order = "<"
         while self._peek(2) == b"\x02\x00":
             tag, vr, length = self._head(explicit=True)
             self._spend(1)
             if tag == _SYNTAX and length <= _SHORT:
-                self._order = ">" if self._read(length).rstrip(b"\0 ") == _BIG_ENDIAN else "<"
+                order = ">" if self._read(length).rstrip(b"\0 ") == _BIG_ENDIAN else "<"
             elif length == _UNDEFINED:
                 self._undefined(vr, 1)
             else:
                 self._go(self._at + length)
+        self._order = order
 
     def _head(self, *, explicit: bool) -> tuple[int, bytes, int]:
         """Tag, VR and length of the next element; VR b"" where none is written."""
