@@ -93,7 +93,7 @@ def _show(evaluation: Evaluation, native: bool) -> None:
     notes = sum(bool(result.note) for result in evaluation.results)
     if notes:
         console.print(
-            f"{notes} masks hold grey values, cut at half, or belong to a turned photograph; --csv says which."
+            f"{notes} masks were cut at half (grey values) or belong to a turned photograph; --csv says which."
         )
     if evaluation.untrained:
         console.print("These weights were never trained: the scores mean nothing.")

@@ -82,7 +82,9 @@ def test_grey_masks_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     bundle = save_toy_bundle(tmp_path / "b.bundle")
     data = _dataset(tmp_path / "fundus" / "drive", count=1)
     mask = cv2.imread(str(data / "masks" / "0.png"), cv2.IMREAD_GRAYSCALE)
-    cv2.imwrite(str(data / "masks" / "0.png"), np.where(mask > 0, 253, 4).astype(np.uint8))
+    values = np.where(mask > 0, 253, 4).astype(np.uint8)
+    values[0, 0] = 9  # two values alone would be a mask without doubt
+    cv2.imwrite(str(data / "masks" / "0.png"), values)
     assert _run(bundle.path, data) == 0
     assert "cut at half" in capsys.readouterr().out
 
