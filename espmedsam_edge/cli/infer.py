@@ -123,9 +123,27 @@ def command(
                 _until_interrupted(server)
             return
         outputs = Outputs(
-            out, masks, mask_video, jsonl, contours, uids, csv, plot, dicom_seg, stream, opacity, overwrite
+            out=out,
+            masks=masks,
+            mask_video=mask_video,
+            jsonl=jsonl,
+            contours=contours,
+            uids=uids,
+            csv=csv,
+            plot=plot,
+            dicom_seg=dicom_seg,
+            stream=stream,
+            opacity=opacity,
+            overwrite=overwrite,
         )
-        reading = ReadingOptions(frames, duration, max_latency, give_up, decoder, anonymous_names)
+        reading = ReadingOptions(
+            frames=frames,
+            duration=duration,
+            max_latency=max_latency,
+            give_up=give_up,
+            decoder=decoder,
+            anonymous_names=anonymous_names,
+        )
         with Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)
             _print(report, to_stderr=jsonl == "-")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.bundle_choice import choose_bundle
+from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
 from espmedsam_edge.runtime.output_plan import OutputPlan, plan_outputs
 from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ModelOptions, Outputs, ReadingOptions
 from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
@@ -136,9 +136,8 @@ def _request(
     reading: ReadingOptions,
     serve: ServeOptions | None = None,
 ) -> InferenceRequest:
-    named = [sources] if isinstance(sources, (str, Path)) else list(sources)
     chosen = model if isinstance(model, (ModelOptions, Segmenter)) else ModelOptions(model)
-    return InferenceRequest(named, chosen, outputs, reading, serve)
+    return InferenceRequest(sources, chosen, outputs, reading, serve)
 
 
 @contextmanager
@@ -291,20 +290,21 @@ class Inference:
 
     def _choose(self) -> tuple[Bundle, str | None, Graph]:
         """The bundle, the modality that was named or recognised, and the graph these mean."""
-        model = self.request.model
+        model, sources = self.request.model, self.request.named
         if isinstance(model, Segmenter):
-            return model.bundle, model.modality, model.graph
-        names = self._names if self.request.reading.anonymous_names else None
-        sources = [str(source) for source in self.request.sources]
-        bundle, modality = choose_bundle(model.bundle, model.modality, sources, names)
+            bundle, modality = Chosen(model.bundle, model.modality)
+        else:
+            names = self._names if self.request.reading.anonymous_names else None
+            bundle, modality = choose_bundle(model.bundle, model.modality, sources, names)
         if not sources:
             raise UserError("nothing to segment.", f"Name images, videos or a camera after {bundle.path}.")
-        return bundle, modality, bundle.graph(modality, model.precision)
+        graph = model.graph if isinstance(model, Segmenter) else bundle.graph(modality, model.precision)
+        return bundle, modality, graph
 
     def _open_sources(self, modality: str) -> None:
         reading = self.request.reading
         live = LiveOptions(BackOff(give_up=reading.give_up), reading.decoder)
-        named = [scene_named(str(source), modality) for source in self.request.sources]
+        named = [scene_named(source, modality) for source in self.request.named]
         self.sources, self._failures = open_sources(named, live, self._names if reading.anonymous_names else None)
 
     def _loaded(self, stack: ExitStack, bundle: Bundle, modality: str | None, style: OverlayStyle | None) -> Segmenter:

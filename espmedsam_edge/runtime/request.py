@@ -129,7 +129,8 @@ class InferenceRequest:
     """One run.
 
     Attributes:
-        sources: images, videos, DICOM files, folders, globs, cameras and streams, as the command takes them.
+        sources: one or several: images, videos, DICOM files, folders, globs, cameras and streams, as the command takes
+            them.
         model: which network; or a segmenter that is loaded already and stays the caller's.
         outputs: what is written; None: nothing.
         reading: how sources are read.
@@ -139,11 +140,17 @@ class InferenceRequest:
         UserError: from any of these classes: a value that is out of its range.
     """
 
-    sources: Sequence[str | Path]
+    sources: str | Path | Sequence[str | Path]
     model: ModelOptions | Segmenter = ModelOptions()
     outputs: Outputs | None = Outputs()
     reading: ReadingOptions = ReadingOptions()
     serve: ServeOptions | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The sources, each as it was named."""
+        sources = [self.sources] if isinstance(self.sources, (str, Path)) else self.sources
+        return [str(source) for source in sources]
 
 
 @dataclass(frozen=True)

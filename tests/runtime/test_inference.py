@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ import numpy as np
 import pytest
 from video_files import FRAMES, save_clip
 
+import espmedsam_edge
 from espmedsam_edge import (
     Inference,
     InferenceRequest,
@@ -28,7 +35,7 @@ from espmedsam_edge import (
 )
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
-from espmedsam_edge.cli.infer import _print
+from espmedsam_edge.cli.infer import _print, command
 from espmedsam_edge.runtime import inference
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.request import InferenceReport
@@ -169,6 +176,34 @@ def test_a_loop_that_is_left_ends_the_run_as_ctrl_c_does(counting: Segmenter, wa
     assert sorted(tree(Path())) == ["a.png", "c.avi", "o/a.png"]
     assert threads_of_runs() == []
     assert not backend_of(counting).closed
+    assert backend_of(counting).runs < 4000
+
+
+def test_ctrl_c_ends_a_loop_that_waits_for_its_frame(counting: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_clip(Path("c.avi"), 5000)
+    run, waiting = backend_of(counting).run, threading.Event()
+
+    def held(image: np.ndarray) -> np.ndarray:
+        if backend_of(counting).runs == 5:
+            waiting.set()
+            time.sleep(1)
+        return run(image)
+
+    monkeypatch.setattr(backend_of(counting), "run", held)
+
+    def press() -> None:
+        assert waiting.wait(30)
+        time.sleep(0.2)  # the loop has taken what there was
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(frame.index for frame, _ in infer_frames("c.avi", counting, Outputs(masks="m", mask_video="v.mp4")))
+    presser.join()
+    assert threads_of_runs() == []
+    assert not Path("v.mp4").exists()
     assert backend_of(counting).runs < 4000
 
 
@@ -333,9 +368,10 @@ def test_values_out_of_range_are_refused_at_once(make: Callable[[], object], wor
     assert words in str(refused.value)
 
 
-def test_nothing_to_segment_is_said(toy_bundle: Bundle) -> None:
-    with pytest.raises(UserError, match="nothing to segment"):
-        infer([], toy_bundle)
+def test_nothing_to_segment_is_said(toy_bundle: Bundle, counting: Segmenter) -> None:
+    for model in (toy_bundle, counting):
+        with pytest.raises(UserError, match="nothing to segment"):
+            infer([], model)
 
 
 def test_the_memory_of_a_gpu_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,3 +380,24 @@ def test_the_memory_of_a_gpu_is_told_once(capsys: pytest.CaptureFixture[str]) ->
     _print(report, to_stderr=False)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("GPU memory: ")] == [f"GPU memory: {use}"]
+
+
+def test_the_command_has_the_options_of_a_request_with_the_same_defaults() -> None:
+    given = {
+        name: getattr(parameter.default, "default", parameter.default)
+        for name, parameter in inspect.signature(command).parameters.items()
+    }
+    for name in ("arguments", "serve", "token", "allow_host"):
+        given.pop(name)
+    wanted = {
+        field.name: field.default for options in (ModelOptions, ReadingOptions, Outputs) for field in fields(options)
+    }
+    assert wanted.pop("bundle") is None  # the command's first argument
+    assert given == wanted
+
+
+def test_the_front_loads_when_it_is_used() -> None:
+    code = "import sys, espmedsam_edge; print([name for name in sys.modules if 'espmedsam_edge.runtime' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    for name in espmedsam_edge.__all__:
+        assert getattr(espmedsam_edge, name) is not None
