@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from espmedsam_edge.bench.sleeping_backend import SleepingBackend
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle
@@ -45,23 +46,6 @@ TINY = "espmedsam-tiny"
 WARM_UP = 30  # frames
 
 Writing = Literal["nothing", "in line", "in the background"]
-
-
-class SleepingBackend:
-    """Stands for a GPU: 5 ms a frame that leave the CPU alone; no foreground."""
-
-    name, device, precision = "stand-in", "sleeps 5 ms", "fp32"
-
-    def __init__(self, graph: Any) -> None:
-        self.graph = graph
-        self._logits = np.full((graph.batch, 1, graph.image_size // 4, graph.image_size // 4), -1, np.float32)
-
-    def run(self, image: np.ndarray) -> np.ndarray:
-        time.sleep(SLEEP_SECONDS)
-        return self._logits.copy()
-
-    def close(self) -> None:
-        pass
 
 
 class Probe:
@@ -153,7 +137,7 @@ def main() -> None:
             if kind == TINY:
                 segmenter = Segmenter.load(bundle, arguments.modality, backend="onnxruntime-cpu", threads=1)
             else:
-                stand_in = SleepingBackend(bundle.graph(arguments.modality, None))
+                stand_in = SleepingBackend(bundle.graph(arguments.modality, None), SLEEP_SECONDS)
                 segmenter = Segmenter(bundle, Choice(stand_in), 0.5)  # type: ignore[arg-type]
             with segmenter:
                 for fps in (30, 60):

@@ -27,10 +27,10 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from espmedsam_edge.bench.sleeping_backend import SleepingBackend
 from espmedsam_edge.bundle import Bundle, Graph, Manifest, Weights
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.encode import encode_image
-from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
@@ -46,32 +46,12 @@ BACKEND_SECONDS = 0.005
 SIDE = 256
 
 
-class SleepingBackend:
-    """Stands for a network of a steady 5 ms: sleeps, and gives a disc as logits."""
-
-    name, device = "sleeping", "none"
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        rows, columns = np.mgrid[: graph.output_shape[2], : graph.output_shape[3]]
-        middle = graph.output_shape[2] / 2
-        self._logits = (middle / 2 - np.hypot(rows - middle, columns - middle)).astype(np.float32)[None, None]
-
-    def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
-        time.sleep(BACKEND_SECONDS)
-        return self._logits.copy()
-
-    def close(self) -> None:
-        """See ``Backend.close``."""
-
-
 def sleeping_segmenter() -> Segmenter:
     """A segmenter on ``SleepingBackend``; its bundle is on no disk."""
     graph = Graph(modality="colonoscopy", precision="fp32", file="none.onnx", sha256="0" * 64, image_size=SIDE)
     weights = Weights(checkpoint_sha256="0" * 64, origin="trained")
     bundle = Bundle(Path("none"), Manifest(preset="none", weights=weights, graphs=[graph]))
-    return Segmenter(bundle, Choice(SleepingBackend(graph)), 0.5)
+    return Segmenter(bundle, Choice(SleepingBackend(graph, BACKEND_SECONDS, disc=True)), 0.5)
 
 
 @dataclass

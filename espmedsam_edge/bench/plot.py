@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import io
-from importlib.util import find_spec
 
 from espmedsam_edge.bench.measure import STAGES, Result
 from espmedsam_edge.bench.report import median_ms
-from espmedsam_edge.machine.installation import install_command
 
 # Okabe and Ito's colours, told apart without colour vision.
 _STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
 _SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-def why_no_plot() -> str | None:
-    """Why a plot cannot be drawn here, with the remedy, or None if it can."""
-    if find_spec("matplotlib") is None:
-        return f"matplotlib is not installed. Install it: {install_command('bench')}"
-    return None
 
 
 def draw_plot(result: Result) -> bytes:

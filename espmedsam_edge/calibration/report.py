@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -20,6 +19,7 @@ from espmedsam_edge.calibration.search import Sensitivity
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
+from espmedsam_edge.machine.installation import installed
 
 _PICTURE_HEIGHT = 360  # pixels
 _DIFFERENCE = (0, 0, 255)  # red: where the two masks differ
@@ -131,15 +131,11 @@ def section(summary: Summary, pictures: Sequence[str]) -> str:
             f"| {s.group} | {s.loss:+.3f}{'' if s.finite else ' (not finite)'} | {s.logit_error:.4f} | {s.share:.1%} |"
             for s in sorted(summary.ranking, key=lambda s: s.harm, reverse=True)
         ]
-        if not _can_plot():
+        if not installed("matplotlib"):
             lines += ["", "The plot was left out: no matplotlib (pip install 'espmedsam-edge[calibrate]')."]
     for picture in pictures:
         lines += ["", f"![{picture}]({picture})"]
     return "\n".join(lines) + "\n"
-
-
-def _can_plot() -> bool:
-    return find_spec("matplotlib") is not None
 
 
 _TYPES = ("int8", "fp16", "fp32")
@@ -188,7 +184,7 @@ def worst_picture(
 
 def plot_sensitivity(path: Path, ranking: Sequence[Sensitivity], raised: Sequence[str], title: str) -> bool:
     """A bar a group, those kept higher marked; False where matplotlib is not installed."""
-    if not ranking or not _can_plot():
+    if not ranking or not installed("matplotlib"):
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

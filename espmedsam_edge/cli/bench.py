@@ -55,9 +55,10 @@ def command(
 
     from espmedsam_edge.bench.benchmark import Request, run_benchmark
     from espmedsam_edge.bench.measure import Settings
-    from espmedsam_edge.bench.plot import draw_plot, why_no_plot
+    from espmedsam_edge.bench.plot import draw_plot
     from espmedsam_edge.bench.report import as_json, as_markdown, as_text
     from espmedsam_edge.files import atomic_write
+    from espmedsam_edge.machine.installation import why_missing
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
@@ -69,7 +70,7 @@ def command(
     if markdown:
         atomic_write(markdown, as_markdown(result))
     if plot:
-        reason = why_no_plot()
+        reason = why_missing("matplotlib", "bench")
         if reason:
             log.warning("notice: %s was not drawn: %s", plot, reason)
         else:

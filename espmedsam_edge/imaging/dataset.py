@@ -15,12 +15,12 @@ from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.decode import read_image, read_orientation
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 from espmedsam_edge.imaging.masks import Mask, read_mask
 
 IMAGES, MASKS, SPLIT = "images", "masks", "split.json"
 SPLITS = ("train", "valid", "test")
 ALL = "all"
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 _MAX_SPLIT_BYTES = 256 << 20
 
 

@@ -27,7 +27,6 @@ DEFAULT_MAX_PIXELS = 100_000_000
 """10,000 x 10,000: 300 MB as a frame, 400 MB more while its mask is made."""
 
 _MAX_PIXELS_VARIABLE = "ESPMEDSAM_MAX_PIXELS"
-_DEPTHS = (8, 10, 12, 14, 16)
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -195,10 +194,14 @@ def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str) -> Frame:
         raise UserError(
             f"cannot read {name}: its samples are {pixels.dtype}.", "Convert it to 8 or 16 bits a sample.", exit_code=1
         )
-    largest = int(pixels.max())
-    bits = next(depth for depth in _DEPTHS if largest < 1 << depth)
-    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1))
+    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / full_scale(int(pixels.max())))
     return np.asarray(255 - scaled if header.white_is_zero else scaled, np.uint8)
+
+
+def full_scale(largest: float) -> float:
+    """The upper end of the range that samples up to ``largest`` use, from 0: 2^b - 1 with the smallest b of 8, 10, 12,
+    14 and 16 that holds it; over 16 bits ``largest`` itself."""
+    return next((float((1 << bits) - 1) for bits in (8, 10, 12, 14, 16) if largest < 1 << bits), largest)
 
 
 def _upright(frame: Frame, header: ImageHeader) -> Frame:

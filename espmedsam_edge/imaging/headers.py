@@ -16,6 +16,12 @@ from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
 from espmedsam_edge.imaging.heif_header import heif_format, read_heif
 from espmedsam_edge.imaging.tiff_header import TIFF_STARTS, read_orientation, read_tiff
 
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".avif", ".heic", ".heif",
+    ".hif",
+})  # fmt: skip
+"""How names of image files end, in small letters; HEIC needs a package of its own to be read."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 # In entropy-coded data 0xFF is followed by 0x00 or a restart marker; any other pair starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)

@@ -35,6 +35,11 @@ def near(path: Path) -> str:
     return str(path) if here.startswith("..") else here
 
 
+def why_missing(module: str, extra: str) -> str | None:
+    """Why a module cannot be used, with what installs it, or None where it is there."""
+    return None if installed(module) else f"{module} is not installed. Install it: {install_command(extra)}"
+
+
 def installed(module: str) -> bool:
     """Whether a module can be found, without importing it (its parents are imported).
 

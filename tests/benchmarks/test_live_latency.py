@@ -34,7 +34,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def segmenter(toy_bundle: Bundle, benchmark: Any) -> Iterator[Segmenter]:
     """The benchmark's stand-in of 5 ms."""
-    stand_in = benchmark.SleepingBackend(toy_bundle.graph(None, None))
+    stand_in = benchmark.SleepingBackend(toy_bundle.graph(None, None), benchmark.SLEEP_SECONDS)
     with Segmenter(toy_bundle, Choice(stand_in), 0.5) as loaded:
         yield loaded
 

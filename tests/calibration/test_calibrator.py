@@ -466,7 +466,7 @@ def test_the_report_says_where_its_plot_was_left_out(monkeypatch: pytest.MonkeyP
         ranking=[Sensitivity("encoder.neck", 0.2, 0.1, True, 0.3)],
     )
     assert "left out" not in section(summary, [])
-    monkeypatch.setattr("espmedsam_edge.calibration.report.find_spec", lambda name: None)
+    monkeypatch.setattr("espmedsam_edge.machine.installation.find_spec", lambda name: None)
     assert "plot was left out: no matplotlib (pip install 'espmedsam-edge[calibrate]')" in section(summary, [])
     assert not plot_sensitivity(tmp_path / "plot.png", summary.ranking, summary.raised, "")
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]

@@ -66,7 +66,7 @@ def test_without_matplotlib_the_plot_is_left_out_with_a_notice(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "espmedsam_edge.bench.plot.find_spec", lambda name: None if name == "matplotlib" else found(name)
+        "espmedsam_edge.machine.installation.find_spec", lambda name: None if name == "matplotlib" else found(name)
     )
     plot, markdown = tmp_path / "bench.png", tmp_path / "bench.md"
     code = run(

@@ -33,25 +33,6 @@ from espmedsam_edge.runtime.video.reading import open_video
 Outcome = tuple[int, str, str]
 
 
-@pytest.fixture
-def infer(
-    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """Run the command on the toy bundle, in an empty folder: exit code, standard output, standard error."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def run(*arguments: object, bundle: Path = toy_bundle.path) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["infer", str(bundle), *(str(argument) for argument in arguments)])
-        written = capsys.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0 if code is None else 99), written.out, written.err
-
-    return run
-
-
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     photo = np.asarray(cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC), np.uint8)

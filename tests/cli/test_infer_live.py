@@ -22,7 +22,6 @@ from toy_bundles import save_toy_bundle
 from video_files import clip_frame, save_clip
 
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import JsonLines
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -31,25 +30,6 @@ from espmedsam_edge.runtime.video.reading import open_video
 
 Outcome = tuple[int, str, str]
 SMALL = "size=64x48&fps=100"
-
-
-@pytest.fixture
-def infer(
-    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """Run the command on the toy bundle, in an empty folder: exit code, standard output, standard error."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def run(*arguments: object, bundle: Path = toy_bundle.path) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["infer", str(bundle), *(str(argument) for argument in arguments)])
-        written = capsys.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0 if code is None else 99), written.out, written.err
-
-    return run
 
 
 def lines_of(path: Path) -> list[dict[str, object]]:

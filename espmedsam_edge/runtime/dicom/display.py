@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.imaging.decode import full_scale
 from espmedsam_edge.imaging.geometry import Frame
-
-_DEPTHS = (8, 10, 12, 14, 16)
 
 
 def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Frame:
@@ -100,8 +99,7 @@ def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if low < 0 or values.dtype.kind == "f":
         return _scaled(values, low, high)
-    bits = next((depth for depth in _DEPTHS if high < 1 << depth), None)
-    return _scaled(values, 0.0, high if bits is None else float((1 << bits) - 1))
+    return _scaled(values, 0.0, full_scale(high))
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -17,13 +16,6 @@ from espmedsam_edge.runtime.sources.source import SourceFrame
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MOST_SOURCES = 24
 _MOST_POINTS = 4096
-
-
-def why_no_plot() -> str | None:
-    """Why a plot cannot be drawn here, with the remedy, or None if it can."""
-    if find_spec("matplotlib") is None:
-        return f"matplotlib is not installed. Install it: {install_command('bench')}"
-    return None
 
 
 class Curve:
@@ -69,7 +61,7 @@ class AreaPlot:
     """
 
     def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
-        if (reason := why_no_plot()) is not None:
+        if (reason := why_missing("matplotlib", "bench")) is not None:
             raise UserError(f"cannot draw {path}: {reason}")
         self._path, self._keep_interrupted = path, keep_interrupted
         self._pixels: dict[str, Curve] = {}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
-from espmedsam_edge.runtime.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
+from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.sources.source import Source
 from espmedsam_edge.runtime.video.writing import WRITABLE_SUFFIXES as VIDEO_OUTPUTS
 

@@ -14,10 +14,6 @@ from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dic
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
-IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".avif", ".heic", ".heif",
-    ".hif",
-})  # fmt: skip
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".f4v", ".ogv",
     ".mxf",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import image_format, read_header
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES, image_format, read_header
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
-from espmedsam_edge.runtime.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
+from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.imaging.dataset import IMAGE_SUFFIXES
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 
 Part = Literal["train", "valid", "test"]
 

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine import installation
+from espmedsam_edge.machine.installation import installed
 from espmedsam_edge.runtime.sinks import area_plot
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot, Curve
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
-needs_matplotlib = pytest.mark.skipif(area_plot.why_no_plot() is not None, reason="needs matplotlib (extra bench)")
+needs_matplotlib = pytest.mark.skipif(not installed("matplotlib"), reason="needs matplotlib (extra bench)")
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=300))
@@ -68,6 +70,6 @@ def test_an_interrupted_run_draws_what_live_sources_gave(tmp_path: Path, keep: b
 
 
 def test_without_matplotlib_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(area_plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"matplotlib is not installed\. Install it"):
         AreaPlot(tmp_path / "a.png")
