@@ -34,7 +34,7 @@ from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
-from espmedsam_edge.runtime.kernels.launch import FP16_BYTES, FP32_BYTES, FrameKernels
+from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 
 TARGET = 0.6
 """Of the copy rate."""
@@ -72,14 +72,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Preprocess(Case):
-    """Frame to the network's input, in FP16 with ``half``."""
-
-    half: bool = False
+    """Frame to the network's input."""
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"preprocess {self.pixels.name} to {'fp16' if self.half else 'fp32'}"
+        return f"preprocess {self.pixels.name}"
 
     @property
     def bytes(self) -> int:
@@ -88,13 +86,13 @@ class Preprocess(Case):
 
     @property
     def _input_bytes(self) -> int:
-        return 3 * self.image_size**2 * (FP16_BYTES if self.half else FP32_BYTES)
+        return 3 * self.image_size**2 * FP32_BYTES
 
     def prepare(self, stream: Stream, kernels: FrameKernels, opened: ExitStack) -> Callable[[], None]:
         """Buffers of their own for a launch, which what is returned enqueues."""
         frame = _frame(self, stream, opened)
         out = opened.enter_context(DeviceBuffer(stream.device, self._input_bytes)).address
-        return lambda: kernels.preprocess(stream, [frame.view], out, self.image_size, Normalization(), half=self.half)
+        return lambda: kernels.preprocess(stream, [frame.view], out, self.image_size, Normalization())
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Postprocess(Case):
 
 
 CASES: tuple[Preprocess | Postprocess, ...] = (
-    *(Preprocess(pixels, half=half) for half in (False, True) for pixels in PixelFormat),
+    *(Preprocess(pixels) for pixels in PixelFormat),
     Postprocess(PixelFormat.BGR8, overlay=False),
     *(Postprocess(pixels) for pixels in PixelFormat),
 )

@@ -279,19 +279,6 @@ class Segmenter:
             results.append(Segmentation(mask, self.modality, low, options.threshold, timings))
         return results
 
-    def frame_buffer(self, height: int, width: int) -> Frame:
-        """An array (height, width, 3) uint8 to read a frame into: a backend on a GPU takes it from there, uncopied.
-
-        Do not write to it before the call that segments it has come back.
-
-        Raises:
-            UserError: the backend failed.
-        """
-        if self.frame_backend is None:
-            return np.empty((height, width, 3), np.uint8)
-        with self._lock:
-            return self.frame_backend.frame_buffer(height, width)
-
     def stage_seconds(self, frames: Sequence[AnyFrame]) -> dict[str, float]:
         """Seconds of each stage of one batch by the device's own clock, for measuring.
 

@@ -1,12 +1,13 @@
 """Lowered graphs: what they compute in, how large they are, and that ONNX Runtime is not trusted with FP16."""
 
-from dataclasses import replace
+from dataclasses import hashlib
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import replace
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from trained_graphs import SIZE, hostile, tensor, trained_graph
@@ -227,8 +228,10 @@ def test_tensorrt_rtx_builds_the_graph_in_its_precision(
         pytest.skip("TensorRT-RTX is not installed (extra rtx)")
     model = fp16 if precision == "fp16" else int8
     file = tmp_path / f"{precision}.onnx"
-    file.write_bytes(model.SerializeToString())
-    graph = Graph(modality="dermoscopy", precision=precision, file=file.name, sha256="0" * 64, image_size=SIZE)
+    content = model.SerializeToString()
+    file.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    graph = Graph(modality="dermoscopy", precision=precision, file=file.name, sha256=digest, image_size=SIZE)
     result = child.check(graph, file, "tensorrt-rtx")
     assert not result.refusals
     assert result.arithmetic is not None

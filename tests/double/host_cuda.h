@@ -260,20 +260,3 @@ inline int __float2int_rn(float value) { return int(std::nearbyint(value)); }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline int min(int a, int b) { return b < a ? b : a; }
 inline int max(int a, int b) { return a < b ? b : a; }
-
-// To the nearest FP16 number, ties to even, as PTX's cvt.rn does.
-inline unsigned short half_bits(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t sign = bits >> 16 & 0x8000;
-    const std::uint32_t magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) return std::uint16_t(0x7fff);                // NaN
-    if (magnitude >= 0x47800000) return std::uint16_t(sign | 0x7c00);        // 65536 and more
-    if (magnitude < 0x38800000) {                                            // subnormal: units of 2^-24
-        float positive;
-        std::memcpy(&positive, &magnitude, sizeof positive);
-        return std::uint16_t(sign | std::uint32_t(std::nearbyint(std::ldexp(positive, 24))));
-    }
-    const std::uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);  // may carry into the exponent, up to infinity
-    return std::uint16_t(sign | ((rounded - 0x38000000) >> 13));
-}

@@ -16,13 +16,11 @@ static const bool laid_out = [] {
     HOST_FIELD(Canvas, frame);
     HOST_FIELD(Canvas, logits);
     HOST_FIELD(Canvas, mask);
-    HOST_FIELD(Canvas, probability);
     HOST_FIELD(Canvas, overlay);
     HOST_FIELD(Canvas, measures);
     HOST_FIELD(Canvas, partial);
     HOST_FIELD(Canvas, finished);
     HOST_FIELD(Canvas, mask_pitch);
-    HOST_FIELD(Canvas, probability_pitch);
     HOST_FIELD(Canvas, overlay_pitch);
     HOST_FIELD(Canvas, outline);
     HOST_FIELD(Postprocess, count);

@@ -3,8 +3,7 @@
 
 #include "host_kernels.h"
 
-HOST_KERNEL(preprocess_fp32, Preprocess);
-HOST_KERNEL(preprocess_fp16, Preprocess);
+HOST_KERNEL(preprocess, Preprocess);
 
 static const bool laid_out = [] {
     HOST_FIELD(Frame, pixels);
@@ -25,7 +24,6 @@ static const bool laid_out = [] {
     HOST_FIELD(Preprocess, out);
     HOST_FIELD(Preprocess, count);
     HOST_FIELD(Preprocess, size);
-    HOST_FIELD(Preprocess, rounded);
     HOST_FIELD(Preprocess, scale);
     HOST_FIELD(Preprocess, shift);
     HOST_FIELD(Preprocess, frames);

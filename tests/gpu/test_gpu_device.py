@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess, probability_from_logits
+from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.cuda import nvrtc
@@ -125,7 +125,7 @@ class FramePath:
         self.image_host = PinnedBuffer(device, self.image.size)
         self.logits = DeviceBuffer(device, 16 * 16 * 4)
         self.logits_host = PinnedBuffer(device, self.logits.size)
-        self.outputs = FrameOutputs(stream, width, height, probability=True, mapped=mapped)
+        self.outputs = FrameOutputs(stream, width, height, mapped=mapped)
 
     def enqueue(self) -> None:
         self.input.upload(self.stream)
@@ -148,11 +148,7 @@ class FramePath:
         assert (self.outputs.mask != mask).sum() <= 1e-4 * mask.size
         expected = draw_overlay(frame, np.ascontiguousarray(self.outputs.mask), STYLE)
         assert self.outputs.overlay is not None
-        assert self.outputs.probability is not None
         assert np.abs(self.outputs.overlay.astype(int) - expected).max() <= 1
-        np.testing.assert_allclose(
-            self.outputs.probability, probability_from_logits(logits, frame.shape[:2]), atol=2e-5, rtol=0
-        )
         rows, columns = np.nonzero(self.outputs.mask)
         measured = self.outputs.measured
         assert measured.area == len(rows)

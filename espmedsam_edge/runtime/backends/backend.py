@@ -152,9 +152,6 @@ class FrameBackend(Backend, Protocol):
     def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
         """Seconds on the device of each stage of one such run, by the device's own clock; for measuring only."""
 
-    def frame_buffer(self, height: int, width: int) -> Frame:
-        """An array to write frames into, which then reach the device without a further copy where that is possible."""
-
     def device_use(self) -> DeviceUse:
         """The device's memory that it takes, and what is left."""
 

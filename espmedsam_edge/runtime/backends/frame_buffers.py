@@ -81,20 +81,10 @@ class FrameInput:
             )
         np.copyto(self._rows, frame)
 
-    def upload(self, stream: Stream, source: int | None = None) -> None:
-        """Enqueue the copy to the GPU; nothing where mapped.
-
-        Args:
-            stream: where.
-            source: address of other pinned memory that holds the frame, where ``takes_rows``; None: what was written.
-        """
+    def upload(self, stream: Stream) -> None:
+        """Enqueue the copy to the GPU of the frame that was written; nothing where mapped."""
         if self._device is not None:
-            stream.copy_to_device(self._device.address, source or self._host.address, self._host.size)
-
-    @property
-    def takes_rows(self) -> bool:
-        """Whether a C-ordered frame in other pinned memory can be copied to the GPU as it is."""
-        return self._device is not None and self._rows.flags.c_contiguous
+            stream.copy_to_device(self._device.address, self._host.address, self._host.size)
 
     @property
     def size(self) -> int:
@@ -122,7 +112,6 @@ class FrameOutputs:
         height: int,
         *,
         overlay: bool = True,
-        probability: bool = False,
         mapped: bool = False,
     ) -> None:
         """Allocate for frames of one size, and wait until the memory is set to zero.
@@ -132,7 +121,6 @@ class FrameOutputs:
             width: in pixels.
             height: in pixels.
             overlay: whether an overlay is drawn.
-            probability: whether the probability is kept.
             mapped: let the GPU write to the pinned memory itself instead of copying (Jetson).
 
         Raises:
@@ -144,8 +132,7 @@ class FrameOutputs:
         self._row = row
         self._mask_at = _rounded_up(ctypes.sizeof(parameters.Measures), _ALIGNED)
         self._overlay_at = _rounded_up(self._mask_at + row * height, _ALIGNED)
-        self._probability_at = _rounded_up(self._overlay_at + (3 * row * height if overlay else 0), _ALIGNED)
-        size = self._probability_at + (4 * row * height if probability else 0)
+        size = self._overlay_at + (3 * row * height if overlay else 0)
         self._host, self._device = _pair(device, size, mapped=mapped)
         across, down = parameters.tiles((width, height), parameters.POSTPROCESS_TILE)
         partial = ctypes.sizeof(parameters.Measures) * across * down
@@ -163,11 +150,8 @@ class FrameOutputs:
         self._measures = parameters.Measures.from_address(self._host.address)
         self.mask: NDArray[np.uint8] = self._host.array((height, row), np.uint8, self._mask_at)[:, :width]
         self.overlay: NDArray[np.uint8] | None = None
-        self.probability: NDArray[np.float32] | None = None
         if overlay:
             self.overlay = self._host.array((height, row, 3), np.uint8, self._overlay_at)[:, :width]
-        if probability:
-            self.probability = self._host.array((height, row), np.float32, self._probability_at)[:, :width]
 
     def canvas(self, view: FrameView, logits: int) -> Canvas:
         """Where the postprocess kernel puts this frame's results.
@@ -180,14 +164,12 @@ class FrameOutputs:
             raise ValueError(f"a frame of {view.size} for results of {(self.height, self.width)}")
         start = self._host.device_address if self._device is None else self._device.address
         assert start is not None
-        has_overlay, has_probability = self.overlay is not None, self.probability is not None
+        has_overlay = self.overlay is not None
         return Canvas(
             view,
             logits,
             mask=start + self._mask_at,
             mask_pitch=self._row,
-            probability=start + self._probability_at if has_probability else 0,
-            probability_pitch=4 * self._row if has_probability else 0,
             overlay=start + self._overlay_at if has_overlay else 0,
             overlay_pitch=3 * self._row if has_overlay else 0,
             measures=start,

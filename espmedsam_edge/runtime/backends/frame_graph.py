@@ -87,8 +87,8 @@ class FrameKey:
 class FrameGraph:
     """Buffers for one group of frames, and the graph that makes results of them.
 
-    The copies are enqueued around the graph and not in it, so that they may go from and to any pinned memory: frames
-    written to ``Lender``'s arrays are uploaded from there, and results are downloaded to arrays that are handed out.
+    The copies are enqueued around the graph and not in it, so that results may go to any pinned memory: they are
+    downloaded to arrays that are handed out.
 
     Frames that lie on the GPU are read there, at an address that changes: for a group with such frames the stages are
     enqueued one by one, with the engine as a captured graph of its own.
@@ -138,7 +138,7 @@ class FrameGraph:
         """
         stream = self._machine.stream
         views, started = self._begin(frames)
-        self._upload(frames, stream)
+        self._upload(stream)
         self._launch(views)
         self._download(started.lent, stream, self._machine.engine.logits)
         stream.synchronize()
@@ -164,7 +164,7 @@ class FrameGraph:
 
     def _enqueue_overlapping(self, views: Sequence[FrameView], started: _Started) -> None:
         machine, lane = self._machine, self._lane
-        self._upload(started.frames, machine.upload)
+        self._upload(machine.upload)
         lane.uploaded.record(machine.upload)
         machine.stream.wait(lane.uploaded)
         self._launch(views)
@@ -207,7 +207,7 @@ class FrameGraph:
                 next(remaining).record(stream)
 
             mark()
-            self._upload(frames, stream)
+            self._upload(stream)
             mark()
             self._enqueue(views, self._machine.engine.launch, mark)
             self._download([None] * len(views), stream, self._machine.engine.logits)
@@ -268,18 +268,14 @@ class FrameGraph:
                 views.append(frame)
             else:
                 assert source is not None  # by the key
-                if self._lent_address(frame, source) is None:
-                    source.write(frame)
+                source.write(frame)
                 views.append(source.view)
         return views
 
-    def _lent_address(self, frame: Frame, source: FrameInput) -> int | None:
-        return self._machine.lender.address_of(frame) if source.takes_rows else None
-
-    def _upload(self, frames: Sequence[FrameView | Frame], stream: Stream) -> None:
-        for frame, source in zip(frames, self._inputs, strict=True):
-            if source is not None and not isinstance(frame, FrameView):
-                source.upload(stream, self._lent_address(frame, source))
+    def _upload(self, stream: Stream) -> None:
+        for source in self._inputs:
+            if source is not None:
+                source.upload(stream)
 
     def _download(self, lent: Sequence[NDArray[np.uint8] | None], stream: Stream, logits: int) -> None:
         for outputs, memory in zip(self._outputs, lent, strict=True):

@@ -152,12 +152,6 @@ class TensorRtBackend:
             taken, _ = self._taken(frames)
             return self._graphs.get(_key(taken, options)).stage_seconds(taken)
 
-    def frame_buffer(self, height: int, width: int) -> Frame:
-        """See ``FrameBackend.frame_buffer``."""
-        with self._at_work():
-            pinned = self._machine.lender.take(3 * height * width)
-        return np.empty((height, width, 3), np.uint8) if pinned is None else pinned.reshape(height, width, 3)
-
     def device_use(self) -> DeviceUse:
         """The GPU memory that this backend takes, and what is left.
 

@@ -87,12 +87,3 @@ class Lender:
             return None
         self._arrays.append(made)
         return made.memory[:]
-
-    def address_of(self, frame: NDArray[np.uint8]) -> int | None:
-        """Where a frame starts, if it is one of these arrays, whole and in order; None: it must be copied."""
-        address = int(frame.ctypes.data)
-        if frame.flags.c_contiguous and any(
-            array.address == address and array.memory.size == frame.nbytes for array in self._arrays
-        ):
-            return address
-        return None

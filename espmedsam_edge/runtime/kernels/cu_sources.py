@@ -8,7 +8,7 @@ from importlib.resources import files
 from espmedsam_edge.runtime.cuda.nvrtc import KernelSource
 
 KERNELS: dict[str, tuple[str, ...]] = {
-    "preprocess": ("preprocess_fp32", "preprocess_fp16"),
+    "preprocess": ("preprocess",),
     "postprocess": ("postprocess",),
 }
 """Source file -> the kernels in it."""

@@ -1,4 +1,4 @@
-"""The kernels as calls: frames to the network's input, logits to a frame's mask, probability, overlay and measures."""
+"""The kernels as calls: frames to the network's input, logits to a frame's mask, overlay and measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from espmedsam_edge.runtime.kernels.cu_sources import KERNELS, kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
 
 FP32_BYTES = 4
-FP16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,6 @@ class Canvas:
         logits: (h, w) float32, C order.
         mask: (H, W) uint8, 0 or 255.
         mask_pitch: bytes from row to row; a multiple of 16 not under W.
-        probability: (H, W) float32.
-        probability_pitch: bytes from row to row.
         overlay: (H, W, 3) uint8 BGR; may not be the frame itself.
         overlay_pitch: bytes from row to row; a multiple of 48 not under 3·W.
         measures: a ``parameters.Measures``.
@@ -48,8 +45,6 @@ class Canvas:
     logits: int
     mask: int = 0
     mask_pitch: int = 0
-    probability: int = 0
-    probability_pitch: int = 0
     overlay: int = 0
     overlay_pitch: int = 0
     measures: int = 0
@@ -98,34 +93,30 @@ class FrameKernels:
         out: int,
         image_size: int,
         normalization: Normalization,
-        *,
-        half: bool = False,
-        rounded: bool = True,
     ) -> None:
         """Frames of any formats and sizes to the network's input; ``imaging.geometry.preprocess`` is the reference.
 
         Args:
             stream: where.
             frames: one for each row of the batch from the first; further rows are left alone.
-            out: address of (B, 3, S, S) float32, or float16 with ``half``: RGB planes.
+            out: address of (B, 3, S, S) float32: RGB planes.
             image_size: S.
             normalization: RGB mean and std for 0..1 values.
-            half: write float16.
-            rounded: round to 8 bits before normalising, as the reference does.
         """
-        kernel = "preprocess_fp16" if half else "preprocess_fp32"
-        across, down = parameters.tiles((image_size, image_size), parameters.PREPROCESS_TILE[kernel])
-        values = parameters.Preprocess(size=image_size, rounded=int(rounded))
+        across, down = parameters.tiles((image_size, image_size), parameters.PREPROCESS_TILE)
+        values = parameters.Preprocess(size=image_size)
         for channel, (mean, std) in enumerate(zip(normalization.mean, normalization.std, strict=True)):
             values.scale[channel] = np.float32(1 / (255 * std))
             values.shift[channel] = -np.float32(mean / std)
-        row = 3 * image_size * image_size * (FP16_BYTES if half else FP32_BYTES)
+        row = 3 * image_size * image_size * FP32_BYTES
         remaining = iter(frames)
         while group := list(islice(remaining, parameters.MAX_FRAMES)):
             values.out, values.count = out, len(group)
             for index, view in enumerate(group):
                 values.frames[index] = view.parameters()
-            self._preprocess.launch(stream, kernel, (across, down, len(group)), parameters.PREPROCESS_BLOCK, values)
+            self._preprocess.launch(
+                stream, "preprocess", (across, down, len(group)), parameters.PREPROCESS_BLOCK, values
+            )
             out += row * len(group)
 
     def postprocess(
@@ -138,8 +129,8 @@ class FrameKernels:
     ) -> None:
         """Logits to what each canvas has room for, at the frames' sizes, in one pass.
 
-        The references are ``imaging.geometry.mask_from_logits`` and ``probability_from_logits``,
-        ``imaging.overlay.draw_overlay`` without its notice, and ``Segmentation``'s measures.
+        The references are ``imaging.geometry.mask_from_logits``, ``imaging.overlay.draw_overlay``
+        without its notice, and ``Segmentation``'s measures.
 
         Args:
             stream: where.
@@ -180,13 +171,11 @@ def _parameters(canvas: Canvas, style: OverlayStyle) -> parameters.Canvas:
         frame=canvas.view.parameters(),
         logits=canvas.logits,
         mask=canvas.mask,
-        probability=canvas.probability,
         overlay=canvas.overlay,
         measures=canvas.measures,
         partial=canvas.partial,
         finished=canvas.finished,
         mask_pitch=canvas.mask_pitch,
-        probability_pitch=canvas.probability_pitch // FP32_BYTES,
         overlay_pitch=canvas.overlay_pitch,
         outline=outline,
     )

@@ -13,8 +13,8 @@ MAX_OUTLINE = 16
 """Pixels: half a word on either side of a tile."""
 
 PREPROCESS_BLOCK = (64, 4, 1)
-PREPROCESS_TILE = {"preprocess_fp32": (64, 8), "preprocess_fp16": (128, 8)}
-"""Kernel -> columns and rows of the network's input that a block makes."""
+PREPROCESS_TILE = (64, 8)
+"""Columns and rows of the network's input that a block makes."""
 POSTPROCESS_BLOCK = (256, 1, 1)
 POSTPROCESS_TILE = (128, 32)
 """Columns and rows of the frame that a block makes."""
@@ -51,7 +51,6 @@ class Preprocess(ctypes.Structure):
         ("out", c_void_p),
         ("count", c_int32),
         ("size", c_int32),
-        ("rounded", c_int32),
         ("scale", c_float * 3),
         ("shift", c_float * 3),
         ("frames", Frame * MAX_FRAMES),
@@ -79,13 +78,11 @@ class Canvas(ctypes.Structure):
         ("frame", Frame),
         ("logits", c_void_p),
         ("mask", c_void_p),
-        ("probability", c_void_p),
         ("overlay", c_void_p),
         ("measures", c_void_p),
         ("partial", c_void_p),
         ("finished", c_void_p),
         ("mask_pitch", c_int32),
-        ("probability_pitch", c_int32),
         ("overlay_pitch", c_int32),
         ("outline", c_int32),
     )

@@ -11,13 +11,6 @@ using i32 = int;
 
 #define ANY_LANES 0xffffffffu
 
-// The bits of the nearest FP16 number. PTX rather than cuda_fp16.h: NVRTC then needs no header of the toolkit.
-__device__ inline u16 half_bits(float value) {
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-
 #else
 
 #include "host_cuda.h"

@@ -1,4 +1,4 @@
-// Low-resolution logits to a frame's mask, probability, overlay and measures, in one pass.
+// Low-resolution logits to a frame's mask, overlay and measures, in one pass.
 //
 // A block makes a tile of the frame. First its warps turn logits into bits, 32 pixels a ballot, with a rim of pixels
 // around the tile where an outline is drawn; logits at the frame's size exist only in registers. Then each thread takes
@@ -24,13 +24,11 @@ struct Canvas {
     Frame frame;           // its size, and its pixels for the overlay
     const float* logits;   // (logits_height, logits_width)
     u8* mask;              // 255 or 0; rows of mask_pitch bytes, a multiple of 16 that holds whole runs of sixteen
-    float* probability;    // 0 to 1
     u8* overlay;           // B, G, R; overlay_pitch is a multiple of 48 bytes that holds whole runs
     Measures* measures;    // one
     Measures* partial;     // one a tile of this frame, row by row
     u32* finished;         // 0 before the first launch and again after each
     i32 mask_pitch;        // bytes
-    i32 probability_pitch; // floats
     i32 overlay_pitch;     // bytes
     i32 outline;           // pixels, 0 to MAX_OUTLINE; 0 draws none
 };
@@ -148,11 +146,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) postprocess(const __grid_c
             const i32 y = tile_y - rim + row;
             bool set = true;
             if (y >= 0 && y < height && x < width) {
-                const float logit =
-                    logit_at(column, down[row], canvas.logits, parameters.logits_height, parameters.logits_width);
-                set = logit >= parameters.level;
-                if (canvas.probability && row >= rim && row < rim + TILE_HEIGHT)
-                    canvas.probability[u64(y) * canvas.probability_pitch + x] = 1.0f / (1.0f + expf(-logit));
+                set = logit_at(column, down[row], canvas.logits, parameters.logits_height, parameters.logits_width) >=
+                      parameters.level;
             }
             const u32 bits = __ballot_sync(ANY_LANES, set);
             if (lane == 0) inside[row][word] = bits;
