@@ -97,7 +97,11 @@ def backend_of(segmenter: Segmenter) -> CountingBackend:
 
 
 @pytest.mark.parametrize("function", [infer, infer_frames])
-def test_the_examples_run_as_they_are_written(function: Callable[..., Any]) -> None:
+def test_the_examples_run_as_they_are_written(
+    function: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the weights that came with the program, into a cache of their own."""
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
     (example,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, module=inference)
     done = doctest.DocTestRunner().run(example)
     assert done.attempted >= 4
@@ -232,6 +236,18 @@ def test_what_a_live_source_gave_is_kept_when_the_loop_is_left(toy_bundle: Bundl
     assert [path.name for path in Path().iterdir()] == ["rec.mp4"]
     assert len(list(open_video(Path("rec.mp4")))) >= 5
     assert [frame.index for frame in got] == sorted({frame.index for frame in got})
+    assert threads_of_runs() == []
+
+
+def test_of_files_and_live_sources_the_loop_keeps_what_ctrl_c_does(toy_bundle: Bundle) -> None:
+    save_clip(Path("c.avi"), 5000)
+    seen: set[str] = set()
+    for frame, _ in infer_frames([LIVE, "c.avi"], toy_bundle, Outputs(out="o")):
+        seen.add(frame.source)
+        if len(seen) == 2:
+            break
+    assert list(tree(Path("o"))) == ["test-fundus.mp4"]
+    assert len(list(open_video(Path("o/test-fundus.mp4")))) >= 1
     assert threads_of_runs() == []
 
 
