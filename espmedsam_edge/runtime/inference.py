@@ -58,13 +58,13 @@ def infer(
         >>> import cv2
         >>> from espmedsam_edge import Outputs, infer
         >>> from espmedsam_edge.phantoms import phantom
-        >>> picture, _ = phantom("fundus", seed=3, size=(120, 160))
-        >>> cv2.imwrite("retina.png", picture)
+        >>> picture, _ = phantom("microscopy", seed=2, size=(120, 160))
+        >>> cv2.imwrite("cells.png", picture)
         True
-        >>> report = infer("retina.png", outputs=Outputs(masks="masks", jsonl="areas.jsonl"))
+        >>> report = infer("cells.png", outputs=Outputs(masks="masks", jsonl="areas.jsonl"))
         >>> report.modality, report.frames, report.failures
-        ('fundus', 1, [])
-        >>> cv2.imread("masks/retina.png", cv2.IMREAD_UNCHANGED).shape
+        ('microscopy', 1, [])
+        >>> cv2.imread("masks/cells.png", cv2.IMREAD_UNCHANGED).shape
         (120, 160)
 
     Args:
