@@ -1,13 +1,13 @@
 """Lowered graphs: what they compute in, how large they are, and that ONNX Runtime is not trusted with FP16."""
 
-from dataclasses import hashlib
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import replace
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from trained_graphs import SIZE, hostile, tensor, trained_graph
