@@ -96,12 +96,17 @@ def backend_of(segmenter: Segmenter) -> CountingBackend:
     return backend
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the bundle that is made of the weights that came with the program, once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("function", [infer, infer_frames])
 def test_the_examples_run_as_they_are_written(
-    function: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the weights that came with the program, into a cache of their own."""
-    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(cache))
     (example,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, module=inference)
     done = doctest.DocTestRunner().run(example)
     assert done.attempted >= 4
