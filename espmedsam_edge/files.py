@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from espmedsam_edge.errors import UserError
 
@@ -72,6 +74,18 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         return stream.read() if limit is None else stream.read(limit)
 
 
+def read_json(content: bytes | str) -> Any:
+    """JSON from outside.
+
+    Raises:
+        ValueError: it is none, is nested without end, or has numbers of thousands of digits.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+
+
 @contextlib.contextmanager
 def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterator[None]:
     """Turn the operating system's write errors into one clear line about ``path``, which ends with what remains."""
@@ -122,17 +136,18 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
 
-    On any error, Ctrl-C included, the temporary file is removed and ``path`` stays as it was.
+    Its file is there, with ``mode`` as far as the process's mask lets it. On any error, Ctrl-C included, it is removed
+    and ``path`` stays as it was.
     """
     with write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix}")
-        temporary.touch(exist_ok=False)
+        temporary.touch(mode, exist_ok=False)
         try:
             yield temporary
             _sync(temporary)
@@ -142,9 +157,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """Write a whole file or nothing."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -155,7 +170,7 @@ def _exchange(first: Path, second: Path) -> None:
         code = libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
         if code == 0:
             return
-    aside = first.with_name(f"{first.name}.aside")
+    aside = first.with_name(f".{first.name[:40]}.{secrets.token_hex(6)}")
     second.rename(aside)
     first.rename(second)
     aside.rename(first)

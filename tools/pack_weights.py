@@ -19,8 +19,8 @@ import numpy as np
 from espmedsam_edge.export.skeleton import build_skeleton
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.model.checkpoint import read_checkpoint
-from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SUMS, WEIGHTS, skeleton_name
-from espmedsam_edge.shipped.packed import write_packed
+from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SUMS, UNPACKED, WEIGHTS, skeleton_name
+from espmedsam_edge.shipped.packed import unpack, write_packed
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
         if old not in written:
             old.unlink()
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in written]
+    lines.append(f"{hashlib.sha256(unpack(written[0].read_bytes())).hexdigest()}  {UNPACKED}\n")
     atomic_write(out / SUMS, "".join(lines))
 
 

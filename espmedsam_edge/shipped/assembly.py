@@ -12,12 +12,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.protobuf import BYTES, VARINT, NotProtobufError, encoded, fields, varint
 
 PLACEHOLDER = "modality"
@@ -33,14 +33,13 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _FLOAT = 1
 
 
-def assemble(skeleton: bytes, weights: Mapping[str, NDArray[np.generic]], modality: str, path: Path) -> None:
-    """Write a modality's fused graph.
+def assemble(skeleton: bytes, weights: Mapping[str, NDArray[np.generic]], modality: str) -> bytes:
+    """A modality's fused graph as ONNX. The same weights give the same bytes on one machine with one ONNX Runtime.
 
     Args:
         skeleton: what ``export.skeleton`` wrote for the checkpoint's configuration and the input's size.
         weights: the checkpoint's tensors by name.
         modality: one of the checkpoint's.
-        path: of the ONNX file to write.
 
     Raises:
         UserError: the two do not belong together.
@@ -51,13 +50,16 @@ def assemble(skeleton: bytes, weights: Mapping[str, NDArray[np.generic]], modali
     whole = fill(skeleton, weights, modality)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run
     options.log_severity_level = 4
     try:
-        # Its fusion of products and additions would put Gemm between Reshapes, which engines do not like.
-        onnxruntime.InferenceSession(
-            whole, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
-        )
+        with temporary_folder() as folder:
+            options.optimized_model_filepath = str(folder / "graph.onnx")
+            # Its fusion of products and additions would put Gemm between Reshapes, which engines do not like.
+            onnxruntime.InferenceSession(
+                whole, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+            )
+            return (folder / "graph.onnx").read_bytes()
     except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise UserError(

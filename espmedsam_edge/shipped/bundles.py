@@ -1,12 +1,18 @@
-"""The weights that come with the program, as bundles: made at first use, kept in the user's cache."""
+"""The weights that come with the program, as bundles.
+
+A bundle in the user's cache is made from the weights in every process, which takes half a second: what lies there
+already is used only where it is the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
 import logging
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,17 +31,20 @@ from espmedsam_edge.bundle import (
     write_bundle,
 )
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import sha256_file
-from espmedsam_edge.machine.cache import cache_place
+from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
+from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.shipped.assembly import assemble
-from espmedsam_edge.shipped.packed import SUFFIX, read_packed, write_plain
+from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, unpack, write_plain
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 CHECKPOINT = f"espmedsam-s{SUFFIX}"
+UNPACKED = CHECKPOINT.removesuffix(".xz")
+"""In ``SUMS`` alone: what the checkpoint is once it is unpacked."""
+
 SUMS = "SHA256SUMS"
 SCORES = "scores.json"
 METADATA_KEY = "espmedsam"
@@ -113,7 +122,7 @@ def shipped_bundle(
 
     Args:
         modality: one of ``shipped_scores``.
-        out: where to write it; None: in the cache, where it is made once.
+        out: where to write it; None: in the cache, where it is written once.
         folder: of the weights.
 
     Raises:
@@ -121,15 +130,28 @@ def shipped_bundle(
     """
     scores = shipped_scores(folder)
     names = list(scores) if modality is None else [choose(modality, scores, _WHERE)]
-    sums = _sums(folder)
-    where = out
-    if where is None:
-        kept = cache_place() / "bundles" / sums[CHECKPOINT][:16]
-        where = kept / f"{names[0] if len(names) == 1 else 'all'}.bundle"
-        if (where / MANIFEST).is_file():
-            return Bundle.open(where)
-    log.info("Preparing %s from %s (once): %s", ", ".join(names), _WHERE, where)
-    return make_bundle(names, where, folder, note=" ".join(scores[name].line(name) for name in names))
+    note = " ".join(scores[name].line(name) for name in names)
+    if out is not None:
+        log.info("Preparing %s from %s: %s", ", ".join(names), _WHERE, out)
+        return make_bundle(names, out, folder, note)
+    root = cache_place()
+    where = root / "bundles" / _sums(folder)[CHECKPOINT][:16] / f"{names[0] if len(names) == 1 else 'all'}.bundle"
+    there = (where / MANIFEST).is_file()
+    if not there:
+        log.info("Preparing %s from %s (once): %s", ", ".join(names), _WHERE, where)
+    manifest, contents = _assembled(names, folder, note, root)
+    # The graphs' hashes are of what these weights make here and now, not what a file in the cache says they are.
+    bundle = Bundle(where, manifest)
+    if not _is_kept(bundle):
+        if there:
+            log.warning("%s is not what %s make: it is made anew.", where, _WHERE)
+        with write_errors(where):
+            make_private(where.parent, root)
+        _write(where, manifest, contents)
+        for file in where.iterdir():
+            file.chmod(PRIVATE_FILE)
+        where.chmod(PRIVATE_FOLDER)
+    return bundle
 
 
 def make_bundle(names: Sequence[str], out: Path, folder: Path = WEIGHTS, note: str = "") -> Bundle:
@@ -138,39 +160,93 @@ def make_bundle(names: Sequence[str], out: Path, folder: Path = WEIGHTS, note: s
     Raises:
         UserError: damaged files, or nowhere to write.
     """
+    _write(out, *_assembled(names, folder, note, None))
+    return Bundle.open(out)
+
+
+def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the graphs by file of modalities of packed weights; unpacked weights are kept in the cache."""
     sums = _sums(folder)
     for file, sha256 in sums.items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != sha256:
-            raise UserError(f"{folder / file} is missing or damaged.", "Install the package again.", exit_code=1)
-    arrays, metadata = read_packed(folder / CHECKPOINT)
+        if file not in (CHECKPOINT, UNPACKED):
+            _read(folder, file, sha256)
+    arrays, metadata = _weights(folder, sums, cache)
     try:
         info = _Info.model_validate_json(metadata[METADATA_KEY])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{folder / CHECKPOINT} says nothing of its network.", "Install the package again.") from error
     graphs: list[Graph] = []
-    with write_bundle(out) as draft:
-        for name in names:
-            size = info.config.image_sizes.get(name, info.config.image_size)
-            skeleton = lzma.decompress((folder / skeleton_name(size)).read_bytes())
-            file = graph_file_name(name, "fp32", len(names))
-            assemble(skeleton, arrays, name, draft.new_file(file))
-            graphs.append(draft.graph(file, modality=name, precision="fp32", image_size=size))
-        draft.manifest = Manifest(
-            preset=info.config.preset,
-            input=InputSpec(normalization=info.normalization),
-            weights=Weights(
-                checkpoint_sha256=sums[CHECKPOINT],
-                origin=info.origin,
-                note=note,
-            ),
-            targets={name: info.targets[name] for name in names},
-            graphs=graphs,
-            tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)}
-            | {"espmedsam-edge": __version__},
-        )
+    contents: dict[str, bytes] = {}
+    for name in names:
+        size = info.config.image_sizes.get(name, info.config.image_size)
+        network = skeleton_name(size)
+        skeleton = lzma.decompress(_read(folder, network, sums.get(network, "")))
+        file = graph_file_name(name, "fp32", len(names))
+        contents[file] = assemble(skeleton, arrays, name)
+        digest = hashlib.sha256(contents[file]).hexdigest()
+        graphs.append(Graph(modality=name, precision="fp32", file=file, sha256=digest, image_size=size))
     for name in names:
         register(name, info.targets[name])
-    return Bundle.open(out)
+    manifest = Manifest(
+        preset=info.config.preset,
+        input=InputSpec(normalization=info.normalization),
+        weights=Weights(checkpoint_sha256=sums[CHECKPOINT], origin=info.origin, note=note),
+        targets={name: info.targets[name] for name in names},
+        graphs=graphs,
+        tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)} | {"espmedsam-edge": __version__},
+    )
+    return manifest, contents
+
+
+def _write(out: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    with write_bundle(out) as draft:
+        for file, content in contents.items():
+            draft.new_file(file).write_bytes(content)
+        draft.manifest = manifest
+
+
+def _is_kept(bundle: Bundle) -> bool:
+    """Whether the graphs of a bundle in the cache are the ones in its manifest."""
+    try:
+        for graph in bundle.manifest.graphs:
+            read_checked(bundle.graph_path(graph), graph.sha256)
+    except (OSError, ChangedError):
+        return False
+    return (bundle.path / MANIFEST).is_file()
+
+
+def _weights(folder: Path, sums: Mapping[str, str], cache: Path | None) -> tuple[Arrays, dict[str, str]]:
+    """The tensors and metadata of packed weights. Unpacking takes a second, so what it gives is kept, and checked."""
+    sha256 = sums.get(UNPACKED)
+    kept = None if cache is None or sha256 is None else cache / "weights" / f"{sha256[:16]}.safetensors"
+    if kept is not None and sha256 is not None:
+        with contextlib.suppress(OSError, ChangedError):
+            return parse(read_checked(kept, sha256))
+    packed = _read(folder, CHECKPOINT, sums[CHECKPOINT])
+    try:
+        content = unpack(packed)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"it is not the {UNPACKED} of {SUMS}")
+        found = parse(content)
+    except ValueError as error:
+        raise UserError(f"{folder / CHECKPOINT} is damaged ({error}).", "Install the package again.") from error
+    if kept is not None and cache is not None:
+        with contextlib.suppress(OSError, UserError):  # then it is unpacked each time
+            make_private(kept.parent, cache)
+            atomic_write(kept, content, PRIVATE_FILE)
+    return found
+
+
+def _read(folder: Path, file: str, sha256: str) -> bytes:
+    """A file of the weights, checked.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return read_checked(folder / file, sha256)
+    except (OSError, ChangedError) as error:
+        raise UserError(f"{folder / file} is missing or damaged.", "Install the package again.", exit_code=1) from error
 
 
 def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
@@ -182,7 +258,7 @@ def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
     shipped_scores(folder)
-    write_plain(out, *read_packed(folder / CHECKPOINT))
+    write_plain(out, *_weights(folder, _sums(folder), None))
 
 
 def skeleton_name(size: int) -> str:

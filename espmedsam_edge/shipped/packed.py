@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
+from espmedsam_edge.files import atomic_write, read_json, read_regular
 
 SUFFIX = ".safetensors.xz"
 _SCALE = "@scale"
@@ -24,8 +26,9 @@ _SMALLEST = 2048  # elements; smaller tensors are kept as they are
 LEVELS = 127
 """The largest magnitude of an int8 weight; fewer levels take fewer bits once compressed."""
 
-_MAX_BYTES = 4 << 30  # unpacked; a small file that unpacks to more is no checkpoint
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 16 << 20
+_MAX_RATIO = 200  # of what is unpacked to the file, beyond the header's limit: weights have less than 5
+_MAX_DICTIONARY = 128 << 20  # xz -9 takes half of it
 _TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I64": np.int64, "I32": np.int32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
 
@@ -69,18 +72,73 @@ def read_packed(path: Path) -> tuple[Arrays, dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}.", "Check the name.")
     try:
-        decompressor = lzma.LZMADecompressor(memlimit=1 << 30)
-        content = decompressor.decompress(path.read_bytes(), max_length=_MAX_BYTES)
-        if not decompressor.eof:
-            raise ValueError("it ends early")
-        stored, metadata = _parse(content)
-        scales = {name for name in stored if name.endswith(_SCALE)}
-        arrays = {name: value for name, value in stored.items() if name not in scales}
-        for name in scales:
-            whole = name.removesuffix(_SCALE)
-            arrays[whole] = _restore(arrays[whole], stored[name])
-    except (lzma.LZMAError, ValueError, KeyError, TypeError, OSError) as error:
+        return parse(unpack(read_regular(path)))
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a readable packed checkpoint ({error}).", "Copy it again.") from error
+
+
+def unpack(content: bytes) -> bytes:
+    """A packed checkpoint's content decompressed: a safetensors file, of which no more is unpacked than it says it has.
+
+    Raises:
+        ValueError: it is no such file, or says that it has more than such a file can hold.
+    """
+    try:
+        decompressor = lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY)
+        begin = _exactly(decompressor, 8, content)
+        length = int.from_bytes(begin, "little")
+        if length > _MAX_HEADER:
+            raise ValueError("its header is too long")
+        header = _exactly(decompressor, length)
+        size = max((entry.end for entry in _entries(header)[0].values()), default=0)
+        if size > max(_MAX_HEADER, _MAX_RATIO * len(content)):
+            raise ValueError(f"it says that it holds {size >> 20} MiB")
+        body = _exactly(decompressor, size)
+        more = b"" if decompressor.eof else decompressor.decompress(b"", max_length=1)
+        if more or not decompressor.eof or decompressor.unused_data:
+            raise ValueError("it holds more than its header says")
+    except lzma.LZMAError as error:
+        raise ValueError(str(error)) from error
+    return b"".join([begin, header, body])
+
+
+def _exactly(decompressor: lzma.LZMADecompressor, count: int, content: bytes = b"") -> bytes:
+    """So many bytes more."""
+    parts, left = [], count
+    while left:
+        if decompressor.eof:
+            raise ValueError("it ends early")
+        part = decompressor.decompress(content, max_length=left)
+        if not part and decompressor.needs_input:
+            raise ValueError("it ends early")
+        content, left = b"", left - len(part)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parse(content: bytes) -> tuple[Arrays, dict[str, str]]:
+    """The tensors (those in 8 bits as float32 again) and the metadata of an unpacked checkpoint.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if length > min(_MAX_HEADER, len(content) - 8):
+        raise ValueError("its header is too long")
+    entries, metadata = _entries(content[8 : 8 + length])
+    body = memoryview(content)[8 + length :]
+    stored: Arrays = {}
+    for name, entry in entries.items():
+        if entry.end > len(body):
+            raise ValueError(f"{name} lies outside the file")
+        stored[name] = np.frombuffer(body[entry.begin : entry.end], entry.dtype).reshape(entry.shape)
+    scales = {name for name in stored if name.endswith(_SCALE)}
+    arrays = {name: value for name, value in stored.items() if name not in scales}
+    for name in scales:
+        whole = name.removesuffix(_SCALE)
+        if whole not in arrays:
+            raise ValueError(f"{name} belongs to nothing")
+        arrays[whole] = _restore(arrays[whole], stored[name])
     return arrays, metadata
 
 
@@ -115,19 +173,33 @@ def _serialise(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str,
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def _parse(content: bytes) -> tuple[Arrays, dict[str, str]]:
-    length = int.from_bytes(content[:8], "little")
-    if length > min(_MAX_HEADER, len(content) - 8):
-        raise ValueError("its header is too long")
-    header = json.loads(content[8 : 8 + length])
-    if not isinstance(header, dict):
-        raise ValueError("its header is no table")
-    metadata = {str(key): str(value) for key, value in dict(header.pop("__metadata__", {})).items()}
-    body = memoryview(content)[8 + length :]
-    arrays: Arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if not 0 <= begin <= end <= len(body):
-            raise ValueError(f"{name} lies outside the file")
-        arrays[name] = np.frombuffer(body[begin:end], _TYPES[entry["dtype"]]).reshape(entry["shape"])
-    return arrays, metadata
+class _Entry(NamedTuple):
+    """A tensor in the header: its type and shape, and where it is behind the header."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _entries(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The tensors by name, each of as many bytes as its shape and type say, and the metadata.
+
+    Raises:
+        ValueError: the header is none.
+    """
+    table = read_json(header)
+    try:
+        metadata = {str(key): str(value) for key, value in dict(table.pop("__metadata__", {})).items()}
+        entries = {}
+        for name, entry in table.items():
+            begin, end = entry["data_offsets"]
+            dtype, shape = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"])
+            if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+                raise ValueError(f"{name} has no size")
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} has another size than its shape says")
+            entries[name] = _Entry(dtype, shape, begin, end)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its header is none ({error})") from error
+    return entries, metadata

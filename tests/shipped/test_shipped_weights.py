@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_graphs import plain_graph
 from typer.testing import CliRunner
 
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.cli import build_app
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
@@ -69,3 +74,48 @@ def test_as_a_plain_checkpoint_they_are_the_same_tensors(tmp_path: Path) -> None
     assert info == same
     assert set(packed) == set(plain)
     assert all(torch.equal(packed[name], plain[name]) for name in packed)
+
+
+def test_a_bundle_planted_in_the_cache_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another graph with a manifest that fits it, where the program keeps the bundle of its own weights."""
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    bundle = shipped_bundle("fundus")
+    expected = bundle.read_graph(bundle.graph())
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    folders = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").rglob("*") if path.is_dir()}
+    assert (modes, folders) == ({0o600}, {0o700})
+
+    planted = plain_graph(size=bundle.graph().image_size)
+    bundle.graph_path(bundle.graph()).write_bytes(planted)
+    manifest = json.loads((bundle.path / MANIFEST).read_text())
+    manifest["graphs"][0]["sha256"] = hashlib.sha256(planted).hexdigest()
+    manifest["threshold"] = 0.001
+    (bundle.path / MANIFEST).write_text(json.dumps(manifest))
+    opened = Bundle.open(bundle.path)
+    assert opened.read_graph(opened.graph()) == planted  # it is a fitting bundle
+
+    again = shipped_bundle("fundus")
+    assert again.read_graph(again.graph()) == expected
+    assert again.manifest == bundle.manifest == Bundle.open(bundle.path).manifest
+    assert "is not what the weights that came with the program make" in caplog.text
+
+
+def test_unpacked_weights_planted_in_the_cache_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    expected = shipped_bundle("xray").manifest
+    (kept,) = (tmp_path / "cache" / "weights").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[-100] ^= 0x40
+    kept.write_bytes(content)
+    assert shipped_bundle("xray").manifest == expected
+    assert kept.read_bytes() != content  # and made again
+
+
+def test_a_cache_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="the cache is not used: other users may write"):
+        shipped_bundle("fundus")

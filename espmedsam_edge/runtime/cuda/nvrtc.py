@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.cache import cache_place
+from espmedsam_edge.files import atomic_write, write_errors
+from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, read_kept
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None)
         UserError: it is not in the cache, and NVRTC is missing or refuses it.
     """
     file = cache_file(source, sm, cache)
-    kept = _read(file)
+    root = file.parent.parent
+    kept = _read(file, root)
     if kept is not None:
         log.debug("%s for %s is kept in %s", source.name, sm, file)
         return kept
@@ -150,7 +151,9 @@ def kernel_image(source: KernelSource, sm: str, cache: str | Path | None = None)
     log.info("Compiling %s for this GPU (%s), once.", source.name, target.architecture)
     image = compile_kernels(source, target)
     try:
-        atomic_write(file, hashlib.sha256(image).digest() + image)
+        with write_errors(file):
+            make_private(file.parent, root)
+        atomic_write(file, hashlib.sha256(image).digest() + image, PRIVATE_FILE)
     except UserError as error:
         log.warning("The compiled kernels cannot be kept: %s", error.message)
     return image
@@ -162,10 +165,10 @@ def cache_file(source: KernelSource, sm: str, cache: str | Path | None = None) -
     return kernels_folder(cache) / f"{source.name}-{digest.hexdigest()[:16]}-{sm}.bin"
 
 
-def _read(file: Path) -> bytes | None:
-    """A kept image, or None: not there, or not what was written."""
+def _read(file: Path, root: Path) -> bytes | None:
+    """A kept image, or None: not there, not what was written, or not the user's alone."""
     try:
-        content = file.read_bytes()
+        content = read_kept(file, root)
     except OSError:
         return None
     digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]

@@ -21,7 +21,7 @@ from pathlib import Path
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, write_errors
-from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place
+from espmedsam_edge.machine.cache import CACHE_VARIABLE, PRIVATE_FILE, cache_place, distrusted, make_private
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.runtime.engines import child
 from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
@@ -166,6 +166,9 @@ def find_or_build(
 
 def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
     """The newest fitting engine, its bytes checked; or None and why the one there is cannot be used (None: none is)."""
+    untrusted = distrusted(folder, folder.parent)
+    if untrusted is not None:
+        return None, untrusted if any(folder.glob("*.plan")) else None
     reasons: list[str] = []
     names = f"{wanted.graph.modality}-{wanted.graph.precision}-*-{wanted.flavour}-*.json"
     for file in sorted(folder.glob(names), key=_age, reverse=True):
@@ -173,7 +176,7 @@ def find(folder: Path, wanted: Wanted) -> tuple[EnginePlan | None, str | None]:
         sidecar = read_sidecar(file)
         if sidecar is None:
             if own:
-                reasons.append("its sidecar cannot be read")
+                reasons.append(distrusted(file, folder.parent) or "its sidecar cannot be read")
             continue
         misfit = wanted.misfit(sidecar)
         if misfit is None:
@@ -240,8 +243,8 @@ def building_lock(folder: Path, stem: str) -> Iterator[bool]:
 
 def _open_lock(folder: Path, file: Path) -> int:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        make_private(folder, folder.parent)
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -277,7 +280,7 @@ def _build(folder: Path, wanted: Wanted, request: Request, on_progress: child.On
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
     timing = folder / f"timing-{wanted.version}-{gpu.sm}-{gpu.sm_count}.cache" if gpu and not wanted.targets else None
-    with atomic_path(plan_path) as temporary:
+    with atomic_path(plan_path, PRIVATE_FILE) as temporary:
         places = {"plan_path": temporary, "timing_cache": timing, "log_path": plan_path.with_suffix(".log")}
         request = request.model_copy(update=places)
         result = child.run(request, on_progress)
@@ -309,7 +312,7 @@ def _build(folder: Path, wanted: Wanted, request: Request, on_progress: child.On
             built_by=f"espmedsam-edge {__version__}",
         )
         sidecar_path.unlink(missing_ok=True)  # between the two files there is none, never one of another plan
-    atomic_write(sidecar_path, sidecar.model_dump_json(indent=2) + "\n")
+    atomic_write(sidecar_path, sidecar.model_dump_json(indent=2) + "\n", PRIVATE_FILE)
     _remove_superseded(folder, wanted)
     return EnginePlan(plan_path, sidecar, built_now=True)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.machine.cache import PRIVATE_FILE
 from espmedsam_edge.machine.environment import memory
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
 from espmedsam_edge.runtime.engines.worker import Request, Result
@@ -131,7 +133,7 @@ def _keep_log(request: Request, stderr: str) -> str:
     if request.log_path is None or not stderr.strip():
         return ""
     try:
-        request.log_path.write_text(stderr, encoding="utf-8")
-    except OSError:
+        atomic_write(request.log_path, stderr, PRIVATE_FILE)
+    except (OSError, UserError):
         return ""
     return f" Log: {os.fspath(request.log_path)}"

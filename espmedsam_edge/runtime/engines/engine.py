@@ -14,6 +14,7 @@ from espmedsam_edge.bundle import Graph as BundleGraph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.cache import PRIVATE_FILE, read_kept
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Graph, Stream
@@ -204,7 +205,7 @@ class RuntimeCache:
         self._config, self._cache, self._file = config, cache, file
         self._kept = b""
         try:
-            content = file.read_bytes()
+            content = read_kept(file, file.parent.parent)
         except OSError:
             return
         digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
@@ -234,7 +235,7 @@ class RuntimeCache:
         content = bytes(self._cache.serialize() or b"")
         if content and content != self._kept:
             try:
-                atomic_write(self._file, hashlib.sha256(content).digest() + content)
+                atomic_write(self._file, hashlib.sha256(content).digest() + content, PRIVATE_FILE)
             except UserError:
                 return
             self._kept = content

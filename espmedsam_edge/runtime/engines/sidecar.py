@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from espmedsam_edge.bundle import FormatVersion, Graph, Sha256
-from espmedsam_edge.files import sha256_file
+from espmedsam_edge.machine.cache import read_kept
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
 from espmedsam_edge.runtime.engines.agreement import Agreement
 from espmedsam_edge.runtime.engines.precision import Arithmetic
@@ -118,11 +118,14 @@ class Wanted:
 
 
 def read_sidecar(file: Path) -> Sidecar | None:
-    """A plan's sidecar, or None when it is not one of this program's or names a plan other than its own."""
+    """A plan's sidecar, or None when it is not one of this program's or names a plan other than its own.
+
+    Nor is it one where another user owns or may write it.
+    """
     try:
         if file.stat().st_size > _MAX_BYTES:
             return None
-        sidecar = Sidecar.model_validate_json(file.read_bytes())
+        sidecar = Sidecar.model_validate_json(read_kept(file, file.parent.parent))
     except (OSError, ValidationError):
         return None
     return sidecar if sidecar.plan == f"{file.stem}.plan" else None
@@ -134,10 +137,10 @@ def damage(folder: Path, sidecar: Sidecar) -> str | None:
     try:
         if file.stat().st_size != sidecar.plan_bytes:
             return f"its plan has {file.stat().st_size} bytes, not {sidecar.plan_bytes}"
-        if sha256_file(file) != sidecar.plan_sha256:
+        if hashlib.sha256(read_kept(file, folder.parent)).hexdigest() != sidecar.plan_sha256:
             return "its plan is damaged (SHA-256 differs)"
     except FileNotFoundError:
         return "its plan is gone"
     except OSError as error:
-        return f"its plan cannot be read ({error.strerror})"
+        return f"its plan cannot be used ({error.strerror})"
     return None

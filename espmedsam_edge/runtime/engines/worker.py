@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from espmedsam_edge.bundle import Graph, Normalization, Sha256
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
+from espmedsam_edge.machine.cache import read_kept
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
@@ -180,7 +181,7 @@ def attach_timing_cache(parsed: ParsedGraph, config: trt.IBuilderConfig, request
     if request.timing_cache is None or parsed.api.flavour != "tensorrt":
         return False
     try:
-        earlier = request.timing_cache.read_bytes()
+        earlier = read_kept(request.timing_cache, request.timing_cache.parent.parent)
     except OSError:
         earlier = b""
     cache = config.create_timing_cache(earlier)
@@ -400,6 +401,7 @@ def _events() -> Iterator[Callable[..., bool]]:
 def main() -> int:
     """Do what the request on standard input asks; 0 when an answer (a result or an error) was written."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # TensorRT's own, about itself
+    os.umask(0o077)  # all that it writes goes to the cache, which is the user's alone
     request = Request.model_validate_json(sys.stdin.buffer.read())
     with _events() as emit:
         try:

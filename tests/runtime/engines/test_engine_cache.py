@@ -625,3 +625,37 @@ def test_rtx_for_real_and_found_again(tmp_path: Path, rtx: TensorRT, monkeypatch
         assert plan.sidecar.version == rtx.version
         assert cuda_driver.find_gpu() is None
         assert tensorrt_api.load().flavour == "tensorrt-rtx"
+
+
+class TestTrust:
+    def test_what_is_made_is_the_user_s_alone(self, machine: Machine, bundle: Bundle) -> None:
+        machine.engine(bundle)
+        folder = machine.folder / "engines"
+        modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+        assert (machine.folder.stat().st_mode & 0o777, folder.stat().st_mode & 0o777, modes) == (0o700, 0o700, {0o600})
+
+    @pytest.mark.parametrize("suffix", [".plan", ".json"])
+    def test_an_engine_that_others_may_write_is_not_used(self, machine: Machine, bundle: Bundle, suffix: str) -> None:
+        plan = machine.engine(bundle)
+        plan.path.with_suffix(suffix).chmod(0o666)
+        again = machine.engine(bundle)
+        assert again.built_now
+        assert "other users may write to" in " ".join(machine.said)
+        assert not machine.engine(bundle).built_now  # what was built now is closed again
+
+    @pytest.mark.parametrize("suffix", [".plan", ".json"])
+    def test_an_engine_of_another_user_is_not_used(self, machine: Machine, bundle: Bundle, suffix: str) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only the superuser can give a file away")
+        plan = machine.engine(bundle)
+        os.chown(plan.path.with_suffix(suffix), 54321, 54321)
+        assert machine.engine(bundle).built_now
+        assert "belongs to another user" in " ".join(machine.said)
+
+    def test_a_cache_of_another_user_is_not_used(self, machine: Machine, bundle: Bundle) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only the superuser can give a folder away")
+        machine.engine(bundle)
+        os.chown(machine.folder, 54321, 54321)
+        with pytest.raises(UserError, match=r"the cache is not used: .* belongs to another user"):
+            machine.engine(bundle)
