@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espmedsam_edge.bench.benchmark import Request, run_benchmark
-from espmedsam_edge.bench.measure import Settings
+from espmedsam_edge.bench.benchmark import BenchRequest, run_benchmark
+from espmedsam_edge.bench.measure import BenchSettings
 from espmedsam_edge.bench.plot import draw_plot
 from espmedsam_edge.bench.report import as_json, as_markdown
 from espmedsam_edge.export.exporter import export_bundle
@@ -111,13 +111,13 @@ def main() -> None:
             if isinstance(layer, ControlledAttention):
                 layer.forward = types.MethodType(attention_in_place, layer)  # type: ignore[method-assign]
         export_straight(model, size, folder / "straight-in-place.onnx")
-        request = Request(
+        request = BenchRequest(
             bundle.path,
             compare=[str(folder / "straight.onnx"), str(folder / "straight-in-place.onnx"), "torch"],
             checkpoint=weights,
             threads=threads,
         )
-        result = run_benchmark(request, Settings(duration=arguments.duration, warmup=3.0))
+        result = run_benchmark(request, BenchSettings(duration=arguments.duration, warmup=3.0))
     data = as_json(result)
     data["model_gmac"] = multiply_accumulates(model.config, size) / 1e9
     atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(data, indent=2) + "\n")

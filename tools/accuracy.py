@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Precision
-from espmedsam_edge.calibration.calibrator import Request, calibrate
+from espmedsam_edge.calibration.calibrator import CalibrationRequest, calibrate
 from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate
@@ -81,7 +81,7 @@ def bundle_of(
             [str(data / modality / REQUIRED[modality][0])], count=images, held_out=16, masks=None
         )
         try:
-            calibrate(path, Request(modality, precision, pictures=False), found, _Lines())
+            calibrate(path, CalibrationRequest(modality, precision, pictures=False), found, _Lines())
         except UserError as error:
             gates[precision] = str(error)
             print(f"    {error}", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bench.material import read_material, time_encoding
-from espmedsam_edge.bench.measure import Progress, Result, Settings, bench
+from espmedsam_edge.bench.measure import BenchResult, BenchSettings, Progress, bench
 from espmedsam_edge.bench.rates import roofline
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What to measure.
 
     Attributes:
@@ -43,7 +43,7 @@ class Request:
     roofline: bool = True
 
 
-def run_benchmark(request: Request, settings: Settings, progress: Progress | None = None) -> Result:
+def run_benchmark(request: BenchRequest, settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
     """Measure a bundle, alone or in turn with competitors; all are loaded before anything is measured.
 
     A competitor that this machine cannot run is left out; the result says why. What the bundle runs on is
@@ -87,7 +87,7 @@ def run_benchmark(request: Request, settings: Settings, progress: Progress | Non
             contender.segmenter.close()
 
 
-def _graph_seconds(result: Result) -> float:
+def _graph_seconds(result: BenchResult) -> float:
     """Median seconds of the first contender's graph alone."""
     series = result.series[0]
     return series.device.engine if series.device else float(np.median(series.stage("inference")))

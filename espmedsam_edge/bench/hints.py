@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from espmedsam_edge.bench.measure import STAGES, Result
+from espmedsam_edge.bench.measure import STAGES, BenchResult
 from espmedsam_edge.bench.ratios import drift
 
 Kind = Literal[
@@ -37,7 +37,7 @@ class Hint:
     text: str
 
 
-def interpret(result: Result) -> list[Hint]:
+def interpret(result: BenchResult) -> list[Hint]:
     """The hints that a result gives rise to, those that cast doubt on its numbers first."""
     hints = [*_machine(result), *_spread(result), *_work(result), *_device(result), *_memory(result), *_codec(result)]
     if result.bundle["weights_origin"] == "random":
@@ -45,7 +45,7 @@ def interpret(result: Result) -> list[Hint]:
     return hints
 
 
-def _machine(result: Result) -> list[Hint]:
+def _machine(result: BenchResult) -> list[Hint]:
     hints = []
     cores = result.environment["cpu"]["usable"]
     before, during = result.environment["load_average_1min"] or 0.0, result.other_cores_busy or 0.0
@@ -64,7 +64,7 @@ def _machine(result: Result) -> list[Hint]:
     return hints
 
 
-def _spread(result: Result) -> list[Hint]:
+def _spread(result: BenchResult) -> list[Hint]:
     hints = []
     noisy = {s.contender.name: s.latency.cov for s in result.series if s.latency.cov > NOISY_COV}
     if noisy:
@@ -90,7 +90,7 @@ def _each(fractions: dict[str, float]) -> str:
     return ", ".join(f"{value:.0%} ({name})" for name, value in fractions.items())
 
 
-def _work(result: Result) -> list[Hint]:
+def _work(result: BenchResult) -> list[Hint]:
     hints = []
     first = result.series[0]
     if first.around_model > AROUND_MODEL:
@@ -108,7 +108,7 @@ def _work(result: Result) -> list[Hint]:
     return hints
 
 
-def _device(result: Result) -> list[Hint]:
+def _device(result: BenchResult) -> list[Hint]:
     """What keeps the GPU from computing; of contenders that bring whole frames there."""
     hints = []
     for series in result.series:
@@ -128,7 +128,7 @@ def _device(result: Result) -> list[Hint]:
     return hints
 
 
-def _memory(result: Result) -> list[Hint]:
+def _memory(result: BenchResult) -> list[Hint]:
     hints = []
     if result.major_page_faults > 50:
         text = f"{result.major_page_faults} page faults went to disk while measuring: the machine is short of memory."
@@ -140,7 +140,7 @@ def _memory(result: Result) -> list[Hint]:
     return hints
 
 
-def _codec(result: Result) -> list[Hint]:
+def _codec(result: BenchResult) -> list[Hint]:
     hints = []
     frame = result.series[0].latency.p50 / result.series[0].contender.segmenter.batch
     for verb, times in (("Reading", result.material.decode), ("Drawing and writing", result.material.encode)):

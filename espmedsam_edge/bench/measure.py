@@ -27,7 +27,7 @@ _SETTLE_SECONDS = 0.01  # lets the threads of the contender before stop spinning
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How long to measure, after trtexec: warm-up first, then at least ``duration`` and ``min_iterations``.
 
     Attributes:
@@ -153,7 +153,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One bench: series in the order of the contenders, comparisons of the first with each other one.
 
     ``other_cores_busy`` is how many cores other programs (or, on a virtual machine, other machines) kept busy while
@@ -163,7 +163,7 @@ class Result:
 
     bundle: dict[str, Any]
     material: Material
-    settings: Settings
+    settings: BenchSettings
     series: list[Series]
     memory: dict[str, int | None]
     major_page_faults: int
@@ -201,7 +201,7 @@ Progress = Callable[[float], None]
 
 def run_in_turn(
     runs: Sequence[Run],
-    settings: Settings,
+    settings: BenchSettings,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
@@ -234,10 +234,10 @@ def run_in_turn(
 def bench(
     contenders: Sequence[Contender],
     material: Material,
-    settings: Settings,
+    settings: BenchSettings,
     environment: dict[str, Any],
     progress: Progress | None = None,
-) -> Result:
+) -> BenchResult:
     """Warm up and measure contenders on the same frames; the first one is the reference of comparisons.
 
     Args:
@@ -277,7 +277,7 @@ def bench(
     for own, busy in zip(series, cpu, strict=True):
         own.cores_busy = busy / sum(own.totals)
         own.device = measure_device(own.contender.segmenter, frames)
-    return Result(
+    return BenchResult(
         bundle=_bundle_facts(contenders[0].segmenter),
         material=material,
         settings=settings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from espmedsam_edge.bench.measure import STAGES, Result
+from espmedsam_edge.bench.measure import STAGES, BenchResult
 from espmedsam_edge.bench.report import median_ms
 
 # Okabe and Ito's colours, told apart without colour vision.
@@ -12,7 +12,7 @@ _STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
 _SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
-def draw_plot(result: Result) -> bytes:
+def draw_plot(result: BenchResult) -> bytes:
     """A PNG: median stages of every contender as stacked bars, and the times of all runs in their order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

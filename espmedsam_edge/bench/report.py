@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bench.hints import interpret
-from espmedsam_edge.bench.measure import STAGES, Comparison, Result, Series
+from espmedsam_edge.bench.measure import STAGES, BenchResult, Comparison, Series
 from espmedsam_edge.runtime.latency import Latency
 
 SCHEMA = 2  # since 2, frame to mask has the overlay in it
@@ -19,7 +19,7 @@ _COLUMNS = ("p50", "p90", "p99", "mean")
 _NAME = len("frame to mask and overlay")
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: BenchResult) -> dict[str, Any]:
     """Plain values: times in milliseconds, memory in bytes. ``docs`` of the fields: ``benchmarks/README.md``."""
     material = result.material
     return {
@@ -84,7 +84,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _rows(series: Series, result: Result) -> list[tuple[str, Latency]]:
+def _rows(series: Series, result: BenchResult) -> list[tuple[str, Latency]]:
     overlay = series.contender.segmenter.frame_options.overlay is not None
     rows = [("frame to mask and overlay" if overlay else "frame to mask", series.latency)]
     rows += [(f"  {stage}", Latency.of(series.stage(stage))) for stage in STAGES]
@@ -114,7 +114,7 @@ def _title(series: Series) -> str:
     return f"{segmenter.modality} {segmenter.precision} at {size}{batch}, {backend.name} ({backend.device})"
 
 
-def _machine(result: Result) -> str:
+def _machine(result: BenchResult) -> str:
     cpu, memory = result.environment["cpu"], result.environment["memory"]["total"]
     parts = [cpu["model"], f"{cpu['usable']} cores"]
     if memory:
@@ -135,33 +135,33 @@ def _summary(series: Series) -> list[str]:
     ]
 
 
-def _memory_line(result: Result) -> str | None:
+def _memory_line(result: BenchResult) -> str | None:
     now, peak = result.memory["at_end"], result.memory["peak"]
     if now is None or peak is None:
         return None
     return f"Memory of the process: {now / _MIB:.0f} MiB at the end, {peak / _MIB:.0f} MiB at most"
 
 
-def _codec_line(result: Result) -> str | None:
+def _codec_line(result: BenchResult) -> str | None:
     return f"Encoding: {result.material.encoder}" if result.material.encoder else None
 
 
-def _roofline_line(result: Result) -> str | None:
+def _roofline_line(result: BenchResult) -> str | None:
     return result.roofline.line if result.roofline else None
 
 
-def _backend_line(result: Result) -> str | None:
+def _backend_line(result: BenchResult) -> str | None:
     choice = result.series[0].contender.segmenter.choice
     return f"Backend: {choice}" if choice.passed_over else None
 
 
-def _closing(result: Result) -> list[str]:
+def _closing(result: BenchResult) -> list[str]:
     lines = (_backend_line(result), _memory_line(result), _codec_line(result), _roofline_line(result))
     left_out = [f"Left out: {line}" for line in result.left_out]
     return [*(line for line in lines if line), *_network_lines(result), *left_out]
 
 
-def _network_lines(result: Result) -> list[str]:
+def _network_lines(result: BenchResult) -> list[str]:
     return [
         f"Networks alone on the GPU: {comparison.first} takes {comparison.network:.3f} of {comparison.other}'s time"
         for comparison in result.comparisons
@@ -169,7 +169,7 @@ def _network_lines(result: Result) -> list[str]:
     ]
 
 
-def as_text(result: Result) -> str:
+def as_text(result: BenchResult) -> str:
     """For a terminal of 80 columns (long names and hints apart)."""
     lines = [
         f"Bench of {result.bundle['name']}",
@@ -202,7 +202,7 @@ def as_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(result: Result) -> str:
+def as_markdown(result: BenchResult) -> str:
     """A page for a report: tables a contender, comparisons, hints, environment."""
     lines = [f"# Bench of {result.bundle['name']}", "", f"- Machine: {_machine(result)}"]
     environment = result.environment

@@ -23,7 +23,7 @@ from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import ALWAYS_FP32, Plan, lowest_plan, quantised_tensors, why_fp32
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
 from espmedsam_edge.calibration.record import CALIBRATION, Measured, read_record, why_stale
-from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section, with_section, worst_picture
+from espmedsam_edge.calibration.report import CalibrationSummary, plot_sensitivity, section, with_section, worst_picture
 from espmedsam_edge.calibration.resemblance import Resemblance
 from espmedsam_edge.calibration.search import Sensitivity, passing_plans, sensitivities
 from espmedsam_edge.errors import UserError
@@ -51,7 +51,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class CalibrationRequest:
     """What to calibrate.
 
     Attributes:
@@ -71,7 +71,9 @@ class Request:
     threads: int | None = None
 
 
-def calibrate(path: Path, request: Request, images: CalibrationImages, listener: Listener) -> Summary:
+def calibrate(
+    path: Path, request: CalibrationRequest, images: CalibrationImages, listener: Listener
+) -> CalibrationSummary:
     """Measure ranges, lower the FP32 graph, put it through the gate, and add it to the bundle.
 
     Raises:
@@ -115,7 +117,7 @@ class _Calibration:
         self,
         bundle: Bundle,
         graph: Graph,
-        request: Request,
+        request: CalibrationRequest,
         budget: float,
         images: CalibrationImages,
         listener: Listener,
@@ -134,7 +136,7 @@ class _Calibration:
         self.notes = list(images.notes)
         self.sample: Tensor | None = None
 
-    def run(self) -> Summary:
+    def run(self) -> CalibrationSummary:
         request = self.request
         measured, reused = self._measured()
         ranges = measured.ranges
@@ -293,7 +295,7 @@ class _Calibration:
         measured: Measured,
         reused: bool,
         gate: Gate,
-    ) -> Summary:
+    ) -> CalibrationSummary:
         request, manifest = self.request, self.bundle.manifest
         modality, precision = request.modality, request.precision
         self.listener.phase("writing the bundle", None)
@@ -316,7 +318,7 @@ class _Calibration:
             else f"{node.op_type}: its sums pass FP16"
             for node in kept
         )
-        summary = Summary(
+        summary = CalibrationSummary(
             modality=modality,
             precision=precision,
             file=file,
@@ -355,7 +357,7 @@ class _Calibration:
             )
         return summary
 
-    def _pictures(self, folder: Path, summary: Summary, found: _Found, gate: Gate) -> list[str]:
+    def _pictures(self, folder: Path, summary: CalibrationSummary, found: _Found, gate: Gate) -> list[str]:
         """Draw the sensitivity plot and the worst image; returns their names."""
         names: list[str] = []
         stem = f"{summary.modality}-{summary.precision}"
@@ -392,7 +394,7 @@ def _badness(result: GateResult) -> tuple[int, int, float]:
     return result.not_finite, result.vanished, result.loss
 
 
-def _extended(manifest: Manifest, entry: Graph, summary: Summary) -> Manifest:
+def _extended(manifest: Manifest, entry: Graph, summary: CalibrationSummary) -> Manifest:
     same = (entry.modality, entry.precision)
     graphs = [graph for graph in manifest.graphs if (graph.modality, graph.precision) != same]
     data = manifest.model_dump()

@@ -26,7 +26,7 @@ _DIFFERENCE = (0, 0, 255)  # red: where the two masks differ
 
 
 @dataclass(frozen=True)
-class Summary:
+class CalibrationSummary:
     """What a calibrated graph is.
 
     Attributes:
@@ -88,7 +88,7 @@ class Summary:
         return entry
 
 
-def section(summary: Summary, pictures: Sequence[str]) -> str:
+def section(summary: CalibrationSummary, pictures: Sequence[str]) -> str:
     """The report's section on one graph; ``pictures`` are file names in the bundle."""
     result = summary.result
     lines = [

@@ -53,17 +53,17 @@ def command(
     """
     import json
 
-    from espmedsam_edge.bench.benchmark import Request, run_benchmark
-    from espmedsam_edge.bench.measure import Settings
+    from espmedsam_edge.bench.benchmark import BenchRequest, run_benchmark
+    from espmedsam_edge.bench.measure import BenchSettings
     from espmedsam_edge.bench.plot import draw_plot
     from espmedsam_edge.bench.report import as_json, as_markdown, as_text
     from espmedsam_edge.files import atomic_write
     from espmedsam_edge.machine.installation import why_missing
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
-    request = Request(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
+    request = BenchRequest(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
     with _bar("measuring") as progress:
-        result = run_benchmark(request, Settings(duration=duration), progress)
+        result = run_benchmark(request, BenchSettings(duration=duration), progress)
     tell(as_text(result))
     if json_file:
         atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")

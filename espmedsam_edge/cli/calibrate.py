@@ -15,7 +15,7 @@ from espmedsam_edge.terminal import progress_bars, tell
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.calibration.calibrator import Listener
-    from espmedsam_edge.calibration.report import Summary
+    from espmedsam_edge.calibration.report import CalibrationSummary
 
 
 def command(
@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.calibration.calibrator import Request, calibrate
+    from espmedsam_edge.calibration.calibrator import CalibrationRequest, calibrate
     from espmedsam_edge.calibration.images import find_images
 
     opened = Bundle.open(bundle)
@@ -52,7 +52,7 @@ def command(
         listener.phase("finding the images", None)
         found = find_images(images, count=count, held_out=held_out, masks=masks)
     tell(f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate")
-    request = Request(name, precision, method, budget, pictures, threads)
+    request = CalibrationRequest(name, precision, method, budget, pictures, threads)
     try:
         with _listener() as listener:
             summary = calibrate(bundle, request, found, listener)
@@ -104,7 +104,7 @@ def _listener() -> Iterator[Listener]:
         yield Bar()
 
 
-def _report(bundle: Bundle, summary: Summary) -> None:
+def _report(bundle: Bundle, summary: CalibrationSummary) -> None:
     ratio = f"{summary.size / summary.reference_size:.3f} of FP32's {summary.reference_size / 1e6:.1f} MB"
     tell(f"{bundle.path / summary.file}: {summary.size / 1e6:.1f} MB, {ratio}; {summary.macs_text()}")
     tell(f"gate passed: {summary.result}")

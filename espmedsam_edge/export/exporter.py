@@ -11,7 +11,7 @@ from espmedsam_edge.bundle import Bundle, InputSpec, Manifest, Weights, graph_fi
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_weights
-from espmedsam_edge.export.verify import Agreement, verify_graph
+from espmedsam_edge.export.verify import ExportAgreement, verify_graph
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.model.checkpoint import load_checkpoint
 from espmedsam_edge.model.config import check_image_size
@@ -28,7 +28,7 @@ class ExportedGraph:
     file: str
     megabytes: float
     nodes: int
-    agreement: Agreement
+    agreement: ExportAgreement
 
 
 def export_bundle(

@@ -31,7 +31,7 @@ BOUNDS: dict[Storage, Bounds] = {
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ExportAgreement:
     """How far two implementations are apart over some images.
 
     Attributes:
@@ -49,10 +49,10 @@ class Agreement:
         return self.max_error <= bounds.max_error and self.mask_agreement >= bounds.mask_agreement
 
 
-def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Agreement:
+def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> ExportAgreement:
     """Agreement of logits of the same shape (images, 1, h, w)."""
     spread = float(reference.max() - reference.min()) or 1.0
-    return Agreement(
+    return ExportAgreement(
         max_error=float(np.abs(reference - candidate).max()) / spread,
         mask_agreement=float(((reference >= 0) == (candidate >= 0)).mean()),
         images=len(reference),
@@ -61,7 +61,7 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> A
 
 def verify_graph(
     model: EspMedSam, content: bytes, graph: Graph, normalization: Normalization, storage: Storage = "float32"
-) -> Agreement:
+) -> ExportAgreement:
     """Run the graph in ONNX Runtime and the unfused model in torch, on phantom images of the modality.
 
     Phantoms have the statistics of the real thing; flat noise would leave half of the network unused.

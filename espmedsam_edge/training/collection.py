@@ -13,7 +13,13 @@ from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.modalities import PAPER_MODALITIES, register
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.training.data.augmentation import default_augmentation, strong_augmentation
-from espmedsam_edge.training.data.dataset import FolderSource, NegativeSource, PhantomSource, Source, TrainingSet
+from espmedsam_edge.training.data.dataset import (
+    FolderSource,
+    NegativeSource,
+    PhantomSource,
+    TrainingSet,
+    TrainingSource,
+)
 from espmedsam_edge.training.recipe import Recipe
 
 NATURAL = "natural"
@@ -69,8 +75,8 @@ def labelled_images(
         UserError: no images, or a folder or list that is missing or empty.
     """
     folders = recipe.data_folders()
-    train: dict[str, list[Source]] = {}
-    valid: dict[str, list[Source]] = {}
+    train: dict[str, list[TrainingSource]] = {}
+    valid: dict[str, list[TrainingSource]] = {}
     remarks = []
     for name in modalities_of(recipe):
         if name in recipe.data.targets:
@@ -101,7 +107,7 @@ def natural_images(recipe: Recipe, config: ModelConfig, normalization: Normaliza
     Raises:
         UserError: none named, or a folder that is missing or empty.
     """
-    train: dict[str, list[Source]] = {NATURAL: []}
+    train: dict[str, list[TrainingSource]] = {NATURAL: []}
     if recipe.data.phantoms:
         train[NATURAL], _ = _phantoms(NATURAL, recipe.data.phantoms, config.image_size)
     for path in recipe.data.natural if not recipe.data.phantoms else ():
@@ -117,7 +123,7 @@ def _unlisted(folder: DatasetFolder, recipe: Recipe) -> tuple[DatasetFolder, str
     return folder, "train" if listed else "all", recipe.data.limit
 
 
-def _phantoms(name: str, count: int, size: int) -> tuple[list[Source], list[Source]]:
+def _phantoms(name: str, count: int, size: int) -> tuple[list[TrainingSource], list[TrainingSource]]:
     held_out = PhantomSource(name, max(1, count // 4), _FIRST_VALID_PHANTOM, size)
     return [PhantomSource(name, count, 0, size)], [held_out]
 
@@ -126,8 +132,8 @@ def _collect(
     recipe: Recipe,
     config: ModelConfig,
     normalization: Normalization | None,
-    train: dict[str, list[Source]],
-    valid: dict[str, list[Source]],
+    train: dict[str, list[TrainingSource]],
+    valid: dict[str, list[TrainingSource]],
     remarks: list[str],
 ) -> Collection:
     augmentations = {}
@@ -153,7 +159,7 @@ def _collect(
     )
 
 
-def _hash(sources: Sequence[Source]) -> str:
+def _hash(sources: Sequence[TrainingSource]) -> str:
     digest = hashlib.sha256()
     for source in sources:
         for index in range(len(source)):

@@ -9,10 +9,10 @@ import pytest
 from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge.bench import torch_competitor
-from espmedsam_edge.bench.benchmark import Request, run_benchmark
+from espmedsam_edge.bench.benchmark import BenchRequest, run_benchmark
 from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bench.device import measure_device
-from espmedsam_edge.bench.measure import Settings
+from espmedsam_edge.bench.measure import BenchSettings
 from espmedsam_edge.bench.report import as_text
 from espmedsam_edge.bench.torch_competitor import TorchBackend
 from espmedsam_edge.bundle import Bundle, Manifest, Weights, write_bundle
@@ -134,8 +134,8 @@ def test_eager_torch_computes_what_its_checkpoint_says(tiny_checkpoint: Path, tm
 
     picture = tmp_path / "picture.png"
     write_image(picture, frame())
-    request = Request(bundle.path, str(picture), compare=["torch", "fp32"], checkpoint=tiny_checkpoint, threads=1)
-    result = run_benchmark(request, Settings(duration=0.05, warmup=0.0))
+    request = BenchRequest(bundle.path, str(picture), compare=["torch", "fp32"], checkpoint=tiny_checkpoint, threads=1)
+    result = run_benchmark(request, BenchSettings(duration=0.05, warmup=0.0))
     assert [series.contender.name for series in result.series] == [
         "onnxruntime fp32",
         "torch eager",
@@ -194,7 +194,7 @@ def test_a_compiler_that_fails_and_a_gpu_that_torch_lacks_are_left_out(
     bundle = exported_from(tiny_checkpoint, tmp_path / "b")
     picture = tmp_path / "picture.png"
     write_image(picture, frame())
-    request = Request(
+    request = BenchRequest(
         bundle.path,
         str(picture),
         backend="onnxruntime-cpu",
@@ -203,7 +203,7 @@ def test_a_compiler_that_fails_and_a_gpu_that_torch_lacks_are_left_out(
         threads=1,
         roofline=False,
     )
-    result = run_benchmark(request, Settings(duration=0.05, warmup=0.0))
+    result = run_benchmark(request, BenchSettings(duration=0.05, warmup=0.0))
     assert [series.contender.name for series in result.series] == ["onnxruntime-cpu fp32", "onnxruntime-cpu fp32 (2)"]
     compiled, cuda = result.left_out
     assert compiled.startswith("torch-compile: torch.compile failed: ")

@@ -13,7 +13,16 @@ import pytest
 
 from espmedsam_edge.bench import measure as bench_module
 from espmedsam_edge.bench.hints import interpret
-from espmedsam_edge.bench.measure import STAGES, Contender, Material, Result, Sample, Settings, bench, run_in_turn
+from espmedsam_edge.bench.measure import (
+    STAGES,
+    BenchResult,
+    BenchSettings,
+    Contender,
+    Material,
+    Sample,
+    bench,
+    run_in_turn,
+)
 from espmedsam_edge.bench.plot import draw_plot
 from espmedsam_edge.bench.report import as_json, as_markdown, as_text
 from espmedsam_edge.bundle import Bundle
@@ -21,7 +30,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.segmenter import Segmenter
 
-QUICK = Settings(duration=0.05, warmup=0.0, min_iterations=10)
+QUICK = BenchSettings(duration=0.05, warmup=0.0, min_iterations=10)
 
 
 class Clock:
@@ -49,7 +58,7 @@ class Clock:
 def test_contenders_run_in_turn_a_round_after_the_other() -> None:
     clock = Clock()
     runs = [clock.run("a", 0.5), clock.run("b", 0.1), clock.run("c", 0.1)]
-    samples = run_in_turn(runs, Settings(duration=0.1, min_iterations=3), clock=clock, pause=clock.pause)
+    samples = run_in_turn(runs, BenchSettings(duration=0.1, min_iterations=3), clock=clock, pause=clock.pause)
     order = [call for call in clock.calls if call != "pause"]
     assert order == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
     assert clock.calls.count("pause") == len(order)
@@ -66,7 +75,7 @@ def test_a_lone_contender_is_not_paused() -> None:
 @pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 10), (0.1, 30), (0.25, 12)])
 def test_it_measures_at_least_three_seconds_and_ten_iterations(seconds: float, rounds: int) -> None:
     clock = Clock()
-    settings = Settings()
+    settings = BenchSettings()
     assert (settings.duration, settings.min_iterations) == (3.0, 10)
     (samples,) = run_in_turn([clock.run("a", seconds)], settings, clock=clock)
     assert len(samples) in (rounds, rounds + 1)  # sums of 0.1 fall short of 3 by rounding
@@ -75,7 +84,7 @@ def test_it_measures_at_least_three_seconds_and_ten_iterations(seconds: float, r
 def test_progress_grows_to_one() -> None:
     clock = Clock()
     seen: list[float] = []
-    run_in_turn([clock.run("a", 0.4)], Settings(duration=2.0), seen.append, clock=clock)
+    run_in_turn([clock.run("a", 0.4)], BenchSettings(duration=2.0), seen.append, clock=clock)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 
@@ -83,7 +92,7 @@ def test_progress_grows_to_one() -> None:
 @pytest.mark.parametrize("duration", [0.0, -1.0, float("nan"), 1e9])
 def test_an_impossible_duration_is_refused(duration: float) -> None:
     with pytest.raises(UserError, match="duration"):
-        Settings(duration=duration)
+        BenchSettings(duration=duration)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +110,7 @@ def contender(bundle: Bundle, name: str, modality: str | None = None) -> Contend
 
 
 @pytest.fixture
-def measured(toy_bundle_of_two: Bundle, environment: dict[str, Any]) -> Result:
+def measured(toy_bundle_of_two: Bundle, environment: dict[str, Any]) -> BenchResult:
     contenders = [
         contender(toy_bundle_of_two, "plain", "fundus"),
         contender(toy_bundle_of_two, "negated", "colonoscopy"),
@@ -110,7 +119,7 @@ def measured(toy_bundle_of_two: Bundle, environment: dict[str, Any]) -> Result:
     return bench(contenders, material, QUICK, environment)
 
 
-def test_stages_add_up_to_frame_to_mask(measured: Result) -> None:
+def test_stages_add_up_to_frame_to_mask(measured: BenchResult) -> None:
     for series in measured.series:
         assert len(series.samples) >= 10
         outside = [sample.total - sum(sample.stages) for sample in series.samples]
@@ -122,7 +131,7 @@ def test_stages_add_up_to_frame_to_mask(measured: Result) -> None:
         assert series.first_seconds > 0
 
 
-def test_both_contenders_have_paired_samples_and_the_masks_are_compared(measured: Result) -> None:
+def test_both_contenders_have_paired_samples_and_the_masks_are_compared(measured: BenchResult) -> None:
     first, second = measured.series
     assert len(first.samples) == len(second.samples)
     assert first.mask_agreement == 1.0
@@ -147,12 +156,12 @@ def test_a_batch_counts_all_its_frames(tmp_path: Path, environment: dict[str, An
         assert sum(sample.stages) <= sample.total
 
 
-def test_cores_busy_is_cpu_time_over_the_clock(measured: Result) -> None:
+def test_cores_busy_is_cpu_time_over_the_clock(measured: BenchResult) -> None:
     # One thread computes; on a busy machine it gets only a part of a core. OpenCV may use a second one to resize.
     assert all(0 < series.cores_busy < 2.5 for series in measured.series)
 
 
-def test_json_holds_everything_and_is_plain(measured: Result) -> None:
+def test_json_holds_everything_and_is_plain(measured: BenchResult) -> None:
     data = as_json(measured)
     assert json.loads(json.dumps(data)) == data
     assert (data["schema"], data["kind"]) == (2, "bench")
@@ -167,7 +176,7 @@ def test_json_holds_everything_and_is_plain(measured: Result) -> None:
     assert data["comparisons"][0]["to"] == "negated"
 
 
-def test_text_and_markdown_name_every_stage_and_contender(measured: Result) -> None:
+def test_text_and_markdown_name_every_stage_and_contender(measured: BenchResult) -> None:
     for page in (as_text(measured), as_markdown(measured)):
         for word in (*STAGES, "frame to mask", "decode", "encode", "plain", "negated", "unlike-masks", "p99"):
             assert word in page
@@ -175,14 +184,14 @@ def test_text_and_markdown_name_every_stage_and_contender(measured: Result) -> N
     assert all(line.endswith("|") for line in rows)
 
 
-def test_the_plot_is_a_png(measured: Result) -> None:
+def test_the_plot_is_a_png(measured: BenchResult) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib (extra bench)")
     picture = draw_plot(measured)
     assert picture.startswith(b"\x89PNG\r\n")
     assert len(picture) > 10_000
 
 
-def steady(result: Result, samples: list[Sample]) -> Result:
+def steady(result: BenchResult, samples: list[Sample]) -> BenchResult:
     """The result of a single contender on a quiet machine, with samples of our choice."""
     series = replace(result.series[0], samples=samples, mask_agreement=1.0)
     cpu = {**result.environment["cpu"], "usable": 4, "governor": "performance"}
@@ -206,15 +215,15 @@ def sample(total: float, preprocess: float = 0.0) -> Sample:
     return Sample(total, (preprocess, total - preprocess, 0.0, 0.0))
 
 
-def kinds(result: Result) -> list[str]:
+def kinds(result: BenchResult) -> list[str]:
     return [hint.kind for hint in interpret(result)]
 
 
-def test_a_quiet_steady_run_raises_no_hint(measured: Result) -> None:
+def test_a_quiet_steady_run_raises_no_hint(measured: BenchResult) -> None:
     assert kinds(steady(measured, [sample(0.1)] * 120)) == []
 
 
-def test_each_trouble_raises_its_hint(measured: Result) -> None:
+def test_each_trouble_raises_its_hint(measured: BenchResult) -> None:
     good = steady(measured, [sample(0.1)] * 120)
     assert kinds(steady(measured, [sample(0.1), sample(0.13)] * 60)) == ["noisy"]
     assert kinds(steady(measured, [sample(0.1)] * 12)) == ["few-samples"]

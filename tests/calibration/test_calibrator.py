@@ -25,13 +25,13 @@ pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)"
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.calibration import calibrator, modelopt_tools
-from espmedsam_edge.calibration.calibrator import Request, calibrate
+from espmedsam_edge.calibration.calibrator import CalibrationRequest, calibrate
 from espmedsam_edge.calibration.gate import GateResult, ImageResult
 from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantisable_nodes
 from espmedsam_edge.calibration.record import CALIBRATION, read_record
-from espmedsam_edge.calibration.report import Summary, plot_sensitivity, section
+from espmedsam_edge.calibration.report import CalibrationSummary, plot_sensitivity, section
 from espmedsam_edge.calibration.search import Sensitivity
 from espmedsam_edge.calibration.segments import SegmentedRunner
 from espmedsam_edge.cli import build_app, main
@@ -58,7 +58,7 @@ class Log:
     def step(self) -> None:
         self.steps += 1
 
-    def calibrate(self, *arguments: Any) -> Summary:
+    def calibrate(self, *arguments: Any) -> CalibrationSummary:
         """``calibrate`` with this listener, whose lines it remembers, too."""
         with listening(self.lines.append):
             return calibrate(*arguments, self)
@@ -81,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[
     for precision in ("fp16", "int8"):
         # Twice the default budgets: a network trained for seconds, on 64 x 64 pixels, has blurred edges.
         budget = {"fp16": 0.2, "int8": 1.0}[precision]
-        request = Request(MODALITY, precision, budget=budget, threads=1)  # type: ignore[arg-type]
+        request = CalibrationRequest(MODALITY, precision, budget=budget, threads=1)  # type: ignore[arg-type]
         log.calibrate(path, request, find_images([str(pictures)], held_out=3))
     return path, log
 
@@ -134,7 +134,7 @@ def test_ranges_are_measured_anew_for_other_images_or_another_graph(
     shutil.copytree(finished[0], path)
     log = Log()
     fewer = [str(file) for file in sorted(pictures.iterdir())[:5]]
-    request = Request(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
+    request = CalibrationRequest(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
     log.calibrate(path, request, find_images(fewer))
     assert "not reused: the images have changed (measured on 10, now 4)" in log.text
     assert not (path / f"{MODALITY}-fp16-worst.jpg").exists()  # nor the picture of the graph that was replaced
@@ -177,7 +177,7 @@ def test_an_incomplete_record_is_not_reused(
     monkeypatch.setattr(calibrator, "measure_ranges", stop)
     log = Log()
     with pytest.raises(InterruptedError):
-        log.calibrate(path, Request(MODALITY, "int8"), find_images([str(pictures)], held_out=3))
+        log.calibrate(path, CalibrationRequest(MODALITY, "int8"), find_images([str(pictures)], held_out=3))
     assert re.search(rf"{CALIBRATION} not reused: it lacks numbers of \d+ tensors, the first '", log.text)
 
 
@@ -187,7 +187,7 @@ def test_weights_stored_in_float16_are_quantised_as_others(
     model = trained_graph()
     store_weights(model, "float16")
     stored = save_bundle(tmp_path / "b.bundle", model)
-    request = Request(MODALITY, "int8", budget=1.0, threads=1)
+    request = CalibrationRequest(MODALITY, "int8", budget=1.0, threads=1)
     calibrate(stored.path, request, find_images([str(pictures)], held_out=3), Log())
     accuracy, wanted = (Bundle.open(p).manifest.accuracy[f"{MODALITY}/int8"] for p in (stored.path, finished[0]))
     assert accuracy["macs"] == wanted["macs"]
@@ -200,7 +200,7 @@ def test_weights_stored_in_float16_are_quantised_as_others(
 
 def test_a_hostile_network_passes(tmp_path: Path, pictures: Path) -> None:
     path = save_bundle(tmp_path / "b.bundle", hostile(trained_graph())).path
-    request = Request(MODALITY, "fp16", budget=0.2, threads=1)
+    request = CalibrationRequest(MODALITY, "fp16", budget=0.2, threads=1)
     summary = calibrate(path, request, find_images([str(pictures)], held_out=3), Log())
     assert summary.result.passed
     assert any("values over" in reason for reason in summary.kept)
@@ -214,7 +214,7 @@ def test_over_the_budget_the_cheapest_groups_are_kept_higher(
     lost = accuracy[f"{MODALITY}/int8"]["dice_loss_mean"]
     budget = 0.65 * lost  # less than INT8 loses, more than FP16 does
     assert budget > accuracy[f"{MODALITY}/fp16"]["dice_loss_mean"]
-    request = Request(MODALITY, "int8", method="percentile", budget=budget, threads=1)
+    request = CalibrationRequest(MODALITY, "int8", method="percentile", budget=budget, threads=1)
     summary = calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
     assert summary.raised
     assert summary.result.passed
@@ -227,7 +227,7 @@ def test_over_the_budget_the_cheapest_groups_are_kept_higher(
 def test_a_budget_out_of_reach_writes_nothing(finished: tuple[Path, Log], bundle: Path, pictures: Path) -> None:
     shutil.copy(finished[0] / CALIBRATION, bundle)
     before = contents(bundle)
-    request = Request(MODALITY, "int8", method="max", budget=1e-6, threads=1)
+    request = CalibrationRequest(MODALITY, "int8", method="max", budget=1e-6, threads=1)
     with pytest.raises(UserError, match="no choice of layers brings int8 within 1e-06") as raised:
         calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
     assert raised.value.exit_code == 1
@@ -243,7 +243,7 @@ def test_control_c_leaves_the_bundle_as_it_was(
 
     before = contents(bundle)
     monkeypatch.setattr(calibrator, where, interrupt)
-    request = Request(MODALITY, "fp16", budget=5.0, threads=1)
+    request = CalibrationRequest(MODALITY, "fp16", budget=5.0, threads=1)
     with pytest.raises(KeyboardInterrupt):
         calibrate(bundle, request, find_images([str(pictures)], held_out=2), Log())
     assert contents(bundle) == before
@@ -286,7 +286,7 @@ def test_a_real_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, pictures: Path,
 
 def test_true_masks_are_what_counts_where_there_are_some(bundle: Path, pictures: Path) -> None:
     images = find_images([str(pictures)], held_out=3, masks=pictures.parent / "truth")
-    summary = calibrate(bundle, Request(MODALITY, "fp16", budget=0.3, threads=1), images, Log())
+    summary = calibrate(bundle, CalibrationRequest(MODALITY, "fp16", budget=0.3, threads=1), images, Log())
     assert summary.result.mean_drop is not None
     assert summary.result.loss == summary.result.mean_drop
     accuracy = Bundle.open(bundle).manifest.accuracy[f"{MODALITY}/fp16"]
@@ -305,21 +305,23 @@ def test_bundles_that_cannot_be_calibrated(
 ) -> None:
     images = find_images([str(pictures)])
     with pytest.raises(UserError, match="no modality 'fundus'"):
-        calibrate(bundle, Request("fundus", "fp16"), images, Log())
+        calibrate(bundle, CalibrationRequest("fundus", "fp16"), images, Log())
     with pytest.raises(UserError, match="cannot calibrate to fp32"):
-        calibrate(bundle, Request(MODALITY, "fp32"), images, Log())
+        calibrate(bundle, CalibrationRequest(MODALITY, "fp32"), images, Log())
     with pytest.raises(UserError, match="budget of 0"):
-        calibrate(bundle, Request(MODALITY, "fp16", budget=0.0), images, Log())
+        calibrate(bundle, CalibrationRequest(MODALITY, "fp16", budget=0.0), images, Log())
     quantised = onnx.load(str(finished[0] / "int8.onnx"))
     with pytest.raises(UserError, match="is already quantised"):
-        calibrate(save_bundle(tmp_path / "q.bundle", quantised).path, Request(MODALITY, "int8"), images, Log())
+        calibrate(
+            save_bundle(tmp_path / "q.bundle", quantised).path, CalibrationRequest(MODALITY, "int8"), images, Log()
+        )
     only = tmp_path / "only.bundle"
     shutil.copytree(finished[0], only)
     manifest = json.loads((only / "manifest.json").read_text())
     manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["precision"] == "int8"]
     (only / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="holds only int8 for dermoscopy"):
-        calibrate(only, Request(MODALITY, "fp16"), images, Log())
+        calibrate(only, CalibrationRequest(MODALITY, "fp16"), images, Log())
 
 
 def test_a_broken_network_is_refused(tmp_path: Path, pictures: Path) -> None:
@@ -328,7 +330,7 @@ def test_a_broken_network_is_refused(tmp_path: Path, pictures: Path) -> None:
     weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), np.inf, np.float32), weight.name))
     path = save_bundle(tmp_path / "b.bundle", model).path
     with pytest.raises(UserError, match="is not finite on image 1"):
-        calibrate(path, Request(MODALITY, "fp16", threads=1), find_images([str(pictures)]), Log())
+        calibrate(path, CalibrationRequest(MODALITY, "fp16", threads=1), find_images([str(pictures)]), Log())
 
 
 def test_without_modelopt_one_line_says_what_to_install(
@@ -339,7 +341,7 @@ def test_without_modelopt_one_line_says_what_to_install(
 
     monkeypatch.setattr(modelopt_tools.metadata, "version", missing)
     with pytest.raises(UserError, match=r"not installed.*espmedsam-edge\[calibrate\]"):
-        calibrate(bundle, Request(MODALITY, "fp16"), find_images([str(pictures)]), Log())
+        calibrate(bundle, CalibrationRequest(MODALITY, "fp16"), find_images([str(pictures)]), Log())
 
 
 def test_no_room_for_temporary_files_is_one_line(bundle: Path, pictures: Path, tmp_path: Path) -> None:
@@ -389,7 +391,12 @@ def test_numbers_of_threads_that_cannot_be_meant_are_refused(
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith(("Error: Invalid value for '--threads'", f"error: {threads} threads asked for."))
         with pytest.raises(UserError, match=f"{threads} threads asked for. Give a number from 1 to 1024"):
-            calibrate(toy_bundle.path, Request("fundus", "fp16", threads=threads), find_images([str(pictures)]), Log())
+            calibrate(
+                toy_bundle.path,
+                CalibrationRequest("fundus", "fp16", threads=threads),
+                find_images([str(pictures)]),
+                Log(),
+            )
 
 
 def test_the_command_reports_a_bad_file_and_finishes(bundle: Path, pictures: Path, tmp_path: Path) -> None:
@@ -423,7 +430,7 @@ def test_images_that_can_be_read_by_now_are_measured(
 ) -> None:
     """As DICOM files, once their decoder is installed: their content is what it was."""
     images = find_images([str(pictures)], held_out=3)
-    request = Request(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
+    request = CalibrationRequest(MODALITY, "fp16", budget=1.0, pictures=False, threads=1)
     with monkeypatch.context() as before:
         before.setattr(sources, "read_image", _but("case 1.png"))
         calibrate(bundle, request, images, Log())
@@ -449,7 +456,7 @@ def image_result(disagreement: float = 0.0, drop: float | None = None, **changes
 
 
 def test_the_report_says_where_its_plot_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    summary = Summary(
+    summary = CalibrationSummary(
         modality=MODALITY,
         precision="int8",
         file="int8.onnx",

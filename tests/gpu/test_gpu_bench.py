@@ -16,7 +16,7 @@ from espmedsam_edge.bench import rates
 from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bench.device import DeviceTimes, measure_device
 from espmedsam_edge.bench.material import time_encoding
-from espmedsam_edge.bench.measure import Contender, Material, Sample, Settings, bench
+from espmedsam_edge.bench.measure import BenchSettings, Contender, Material, Sample, bench
 from espmedsam_edge.bench.power import Sensor, watts_of_nvidia_smi
 from espmedsam_edge.bench.report import as_json, as_markdown, as_text
 from espmedsam_edge.bundle import Bundle
@@ -60,7 +60,7 @@ def test_a_bench_shows_them(load: Load, monkeypatch: pytest.MonkeyPatch) -> None
     cpu = Segmenter.load(gpu.bundle, "fundus", backend="onnxruntime-cpu", threads=1)
     contenders = [Contender("gpu", gpu, 0.1), Contender("cpu", cpu, 0.1)]
     material = Material("noise", [frame_of(50, 60)])
-    result = bench(contenders, material, Settings(0.05, 0.0), collect_environment(Path("/")))
+    result = bench(contenders, material, BenchSettings(0.05, 0.0), collect_environment(Path("/")))
     shown: dict[str, Any] = as_json(result)
     assert set(shown["contenders"][0]["device_times"]["stages_ms"]) == set(STAGES)
     assert shown["contenders"][1]["device_times"] is None
@@ -92,14 +92,14 @@ def test_the_overlay_is_drawn_and_brought_by_the_gpu_and_by_the_cpu_for_a_conten
     monkeypatch.setattr(Stream, "copy_to_host", copy_noted)
     monkeypatch.setattr(segmentation, "draw_overlay", draw_noted)
     with first.segmenter, cpu.segmenter:
-        alone = bench([first], Material("noise", [frame]), Settings(0.05, 0.0), collect_environment(Path("/")))
+        alone = bench([first], Material("noise", [frame]), BenchSettings(0.05, 0.0), collect_environment(Path("/")))
         runs, logits = len(alone.series[0].samples), 4 * 16 * 16
         assert sum(size > 4 * frame[..., 0].size for size in brought if size != logits) >= runs + 20  # stages as well
         assert min(size for size in brought if size != logits) > 4 * frame[..., 0].size  # a mask's byte, an overlay's 3
         assert "frame to mask and overlay" in as_text(alone)
         time_encoding(alone.material, first.segmenter)
         assert on_cpu == []
-        both = bench([first, cpu], Material("noise", [frame]), Settings(0.05, 0.0), collect_environment(Path("/")))
+        both = bench([first, cpu], Material("noise", [frame]), BenchSettings(0.05, 0.0), collect_environment(Path("/")))
         assert len(on_cpu) == 2 + len(both.series[1].samples)  # two to warm up
         gpu_drawing, cpu_drawing = (np.median(series.stage("overlay")) for series in both.series)
         assert gpu_drawing < cpu_drawing
@@ -132,7 +132,7 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
     assert measure_device(Segmenter(gpu.bundle, Choice(Timed(cpu.choice.backend, None)), 0.5), [frame_of(9, 9)]) is None
     contenders = [Contender("gpu", gpu, 0.1), Contender("timed", timed, 0.1), Contender("cpu", cpu, 0.1)]
     result = bench(
-        contenders, Material("noise", [frame_of(50, 60)]), Settings(0.05, 0.0), collect_environment(Path("/"))
+        contenders, Material("noise", [frame_of(50, 60)]), BenchSettings(0.05, 0.0), collect_environment(Path("/"))
     )
     first = result.series[0].device
     assert first is not None
@@ -147,7 +147,7 @@ def test_networks_alone_are_compared(load: Load, monkeypatch: pytest.MonkeyPatch
 def test_what_bounds_a_frame_is_said(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_device, "find_sensor", lambda: None)
     material = Material("noise", [frame_of(50, 60)])
-    result = bench([Contender("gpu", load(), 0.1)], material, Settings(0.05, 0.0), collect_environment(Path("/")))
+    result = bench([Contender("gpu", load(), 0.1)], material, BenchSettings(0.05, 0.0), collect_environment(Path("/")))
 
     def hints(device: DeviceTimes, seconds: float) -> dict[str, str]:
         """By kind, of a frame that takes so many seconds."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
-class Progress:
+class EngineProgress:
     """Turns TensorRT's nested phases into one fraction that never goes back. Called from TensorRT's threads."""
 
     def __init__(self, report: Callable[[str, float], bool], interval_s: float = 0.1) -> None:
@@ -60,7 +60,7 @@ class Progress:
             self.going_on = self._report(name, self.fraction) and self.going_on
 
 
-def make_monitor(api: TensorRT, progress: Progress) -> trt.IProgressMonitor | None:
+def make_monitor(api: TensorRT, progress: EngineProgress) -> trt.IProgressMonitor | None:
     """TensorRT's progress monitor that feeds ``progress``; None where the API has none."""
     base: type[Any] | None = getattr(api.module, "IProgressMonitor", None)
     if base is None:

@@ -34,7 +34,7 @@ from espmedsam_edge.runtime.engines.precision import (
     read_arithmetic,
     read_engine,
 )
-from espmedsam_edge.runtime.engines.progress import Progress, make_monitor
+from espmedsam_edge.runtime.engines.progress import EngineProgress, make_monitor
 from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
 from espmedsam_edge.runtime.engines.tensorrt_api import (
     Flavour,
@@ -250,7 +250,7 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         check_arithmetic(arithmetic, request.graph, request.macs)
         config, limit = configure(parsed, request, gpu, len(content))
         timed = attach_timing_cache(parsed, config, request)
-        progress = Progress(report)
+        progress = EngineProgress(report)
         monitor = make_monitor(api, progress)
         if monitor is not None and hasattr(config, "progress_monitor"):
             config.progress_monitor = monitor

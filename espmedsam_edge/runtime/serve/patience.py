@@ -55,7 +55,7 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
 
-class Forgiving:
+class DropLateAnswers:
     """ASGI middleware: an answer to a client that has closed its side is dropped, without a traceback in the log."""
 
     def __init__(self, app: ASGIApp) -> None:

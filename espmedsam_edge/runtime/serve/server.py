@@ -16,7 +16,7 @@ from espmedsam_edge.runtime.serve.address import Address, Names, choose_token, i
 from espmedsam_edge.runtime.serve.app import build_app
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.panel import Panel
-from espmedsam_edge.runtime.serve.patience import Forgiving, PatientProtocol
+from espmedsam_edge.runtime.serve.patience import DropLateAnswers, PatientProtocol
 from espmedsam_edge.runtime.serve.viewer import MAX_MESSAGE
 
 _CONNECTIONS = 128
@@ -49,7 +49,7 @@ class Server:
         self.address = Address(address.host, int(self._socket.getsockname()[1]))
         self.access = Access(self.token)
         config = uvicorn.Config(
-            Forgiving(build_app(panel, self.access, names)),
+            DropLateAnswers(build_app(panel, self.access, names)),
             http=PatientProtocol,
             lifespan="off",
             log_config=None,

@@ -34,7 +34,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """How the run does now.
 
     Attributes:
@@ -114,19 +114,19 @@ class Statistics:
         with self._lock:
             return self._clock() - (self._times[-1] if self._times else self._start)
 
-    def summary(self) -> Summary:
+    def summary(self) -> RunSummary:
         """How the run does now."""
         now = self._clock()
         with self._lock:
             if not self._frames:
-                return Summary()
+                return RunSummary()
             recent = [at for at in self._times if now - at <= _FPS_SECONDS]
             fps = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
             if fps == 0.0 and recent:
                 fps = len(recent) / _FPS_SECONDS
             p50, p90, p99 = (float(value) for value in np.percentile(self._latencies, (50, 90, 99)))
             area, fraction, square = self._area
-            return Summary(
+            return RunSummary(
                 self._frames,
                 sum(self._skipped.values()),
                 fps,

@@ -41,7 +41,7 @@ def broken_off(address: str, error: OSError | UserError) -> UserError:
     )
 
 
-class LastingStream:
+class ReconnectingStream:
     """A ``StreamWriter`` for live sources: it never waits for the receiver to answer.
 
     Frames that come before the stream is open are not sent; those that come while the receiver is gone are not either,

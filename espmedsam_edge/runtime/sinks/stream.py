@@ -14,7 +14,7 @@ from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks import gstreamer_stream
-from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream, StreamWriter, broken_off
+from espmedsam_edge.runtime.sinks.reconnecting_stream import ReconnectingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.sinks.recording import DEFAULT_FPS
 from espmedsam_edge.runtime.sources.source import Source, SourceFrame
 from espmedsam_edge.runtime.sources.uris import without_secrets
@@ -80,7 +80,7 @@ def _shown(text: str) -> str:
 class OverlayStream:
     """Sends the frames with their masks drawn on them. Frames of a file go out at the pace of their times.
 
-    For a live source it is a ``LastingStream``; over a file, a stream that breaks off is an error.
+    For a live source it is a ``ReconnectingStream``; over a file, a stream that breaks off is an error.
 
     On a Jetson GStreamer encodes with the hardware (``nvv4l2h264enc``); elsewhere PyAV does, or GStreamer with x264
     where PyAV is missing.
@@ -125,7 +125,7 @@ class OverlayStream:
         def opened() -> StreamWriter:
             return open_stream(self._destination, size, fps)
 
-        return LastingStream(opened, self._destination.address) if self._source.live else opened()
+        return ReconnectingStream(opened, self._destination.address) if self._source.live else opened()
 
     def _keep_pace(self, at: float) -> None:
         now = time.monotonic()

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     note: str = ""
 
 
-class Source(Protocol):
+class TrainingSource(Protocol):
     """Numbered images of one modality."""
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class TrainingSet:
 
     def __init__(
         self,
-        sources: Mapping[str, Sequence[Source]],
+        sources: Mapping[str, Sequence[TrainingSource]],
         image_size: int,
         normalization: Normalization | None = None,
         augmentations: Mapping[str, Augmentation] | None = None,
@@ -303,7 +303,7 @@ class TrainingSet:
                 self.notes.append(pair.note)
         return image, mask
 
-    def _locate(self, modality: str, index: int) -> tuple[Source, int]:
+    def _locate(self, modality: str, index: int) -> tuple[TrainingSource, int]:
         for source in self._sources[modality]:
             if index < len(source):
                 return source, index

@@ -15,7 +15,7 @@ from trt_fixtures import ORIN
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.engines import child as engine_build
+from espmedsam_edge.runtime.engines import child
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
 from espmedsam_edge.runtime.engines.worker import Request
 
@@ -50,7 +50,7 @@ def request_(tmp_path: Path) -> Request:
 def test_builds_in_a_child_and_tells_its_progress(request_: Request, double: Double) -> None:
     double(release="10.16.1.11")
     seen: list[tuple[str, float]] = []
-    result = engine_build.run(request_, lambda phase, fraction: seen.append((phase, fraction)))
+    result = child.run(request_, lambda phase, fraction: seen.append((phase, fraction)))
     assert result.version == "10.16.1.11"
     assert result.engine_loaded
     assert seen[0] == ("Building Engine", 0.0)
@@ -64,7 +64,7 @@ def test_builds_in_a_child_and_tells_its_progress(request_: Request, double: Dou
 def test_an_error_in_the_child_comes_back_as_one(release: str, request_: Request, double: Double) -> None:
     double(release=release, build_log=["Error Code 10: Internal Error (Could not find any implementation for node a)"])
     with pytest.raises(UserError, match="Could not find any implementation for node a") as caught:
-        engine_build.run(request_)
+        child.run(request_)
     assert caught.value.exit_code == 1
     assert f"Log: {request_.log_path}" in caught.value.hint
     assert request_.log_path is not None
@@ -82,7 +82,7 @@ def test_an_error_in_the_child_comes_back_as_one(release: str, request_: Request
 def test_a_crash_is_one_line(number: signal.Signals, words: str, request_: Request, double: Double) -> None:
     double(release="10.3.0", crash=int(number))
     with pytest.raises(UserError, match=words) as caught:
-        engine_build.run(request_)
+        child.run(request_)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
@@ -93,13 +93,13 @@ def test_a_child_that_cannot_import_says_why(
     (tmp_path / "pydantic.py").write_text("raise RuntimeError('broken environment')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match="ended with code 1 and no answer: RuntimeError: broken environment"):
-        engine_build.run(request_)
+        child.run(request_)
 
 
 def test_a_python_that_is_gone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(UserError, match="could not be started: No such file"):
-        engine_build.run(request_)
+        child.run(request_)
 
 
 def test_an_interruption_ends_the_child(request_: Request, double: Double) -> None:
@@ -112,7 +112,7 @@ def test_an_interruption_ends_the_child(request_: Request, double: Double) -> No
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        engine_build.run(request_, interrupt)
+        child.run(request_, interrupt)
     assert time.monotonic() - began < 30  # seconds; the build would have taken 60
     assert set(children) - set(before)
     assert not set(_children()) - set(before)
@@ -128,12 +128,12 @@ def test_modules_in_the_working_directory_are_not_imported(
     for name in ("tensorrt", "json", "pydantic"):
         (folder / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.chdir(folder)
-    assert engine_build.run(request_).version == "10.3.0"
+    assert child.run(request_).version == "10.3.0"
 
 
 def test_check_needs_no_plan(request_: Request, double: Double) -> None:
     double(release="10.3.0", errors=[[3, "n", "Det", "false"]])
-    result = engine_build.check(request_.graph, request_.graph_path, "tensorrt")
+    result = child.check(request_.graph, request_.graph_path, "tensorrt")
     assert [refusal.operator for refusal in result.refusals] == ["Det"]
 
 

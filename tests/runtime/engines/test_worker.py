@@ -18,7 +18,7 @@ from trt_fixtures import ORIN
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines import worker
-from espmedsam_edge.runtime.engines.progress import Progress
+from espmedsam_edge.runtime.engines.progress import EngineProgress
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
 from espmedsam_edge.runtime.engines.worker import MIB, Request
 
@@ -256,11 +256,11 @@ class TestMemory:
         self, gpu: GpuFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from espmedsam_edge.machine.environment import Memory
-        from espmedsam_edge.runtime.cuda import gpu as cuda_driver
+        from espmedsam_edge.runtime.cuda import gpu
 
         gpu("Orin|8|7|8|7990000000|1000000|1|1")  # the driver's figure leaves out what the kernel can reclaim
-        monkeypatch.setattr(cuda_driver, "memory", lambda: Memory(8 << 30, 5 << 30))
-        found = cuda_driver.find_gpu()
+        monkeypatch.setattr(gpu, "memory", lambda: Memory(8 << 30, 5 << 30))
+        found = gpu.find_gpu()
         assert found is not None
         assert worker.workspace_limit(found, 50 * MIB) == ((5 << 30) - 512 * MIB - 100 * MIB) // 2
 
@@ -271,7 +271,7 @@ class TestMemory:
 class TestProgress:
     def test_nested_phases_make_one_fraction(self) -> None:
         seen: list[tuple[str, float]] = []
-        progress = Progress(lambda phase, fraction: seen.append((phase, fraction)) is None, interval_s=0)
+        progress = EngineProgress(lambda phase, fraction: seen.append((phase, fraction)) is None, interval_s=0)
         progress.start("all", None, 4)
         assert progress.step("all", 0)
         progress.start("part", "all", 2)
@@ -285,7 +285,7 @@ class TestProgress:
 
     def test_never_goes_back_and_never_passes_one(self) -> None:
         seen: list[float] = []
-        progress = Progress(lambda phase, fraction: seen.append(fraction) is None, interval_s=0)
+        progress = EngineProgress(lambda phase, fraction: seen.append(fraction) is None, interval_s=0)
         for _ in range(3):  # the same phase again, and steps beyond those announced
             progress.start("all", None, 2)
             for step in range(5):
@@ -296,13 +296,13 @@ class TestProgress:
         assert seen[-1] == 1.0
 
     def test_phases_that_name_each_other_as_parents_end(self) -> None:
-        progress = Progress(lambda phase, fraction: True, interval_s=0)
+        progress = EngineProgress(lambda phase, fraction: True, interval_s=0)
         progress.start("a", "b", 2)
         progress.start("b", "a", 2)
         assert progress.step("a", 0)
 
     def test_gives_up_when_nobody_listens(self) -> None:
-        progress = Progress(lambda phase, fraction: False, interval_s=0)
+        progress = EngineProgress(lambda phase, fraction: False, interval_s=0)
         progress.start("all", None, 2)
         assert not progress.step("all", 0)
 

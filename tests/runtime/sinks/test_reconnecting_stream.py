@@ -11,7 +11,7 @@ import pytest
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sinks import reconnecting_stream
-from espmedsam_edge.runtime.sinks.reconnecting_stream import LastingStream
+from espmedsam_edge.runtime.sinks.reconnecting_stream import ReconnectingStream
 from espmedsam_edge.runtime.sources.live import BackOff
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -60,7 +60,7 @@ def _proven_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnecting_stream, "_PROOF_SECONDS", 0.0)
 
 
-def begun(receiver: Receiver, stream: LastingStream) -> int:
+def begun(receiver: Receiver, stream: ReconnectingStream) -> int:
     """Send until the first frame arrives; how many did not."""
     early = 0
     while True:
@@ -74,7 +74,7 @@ def begun(receiver: Receiver, stream: LastingStream) -> int:
 @pytest.mark.usefixtures("_proven_at_once")
 def test_a_receiver_that_restarts_gets_the_stream_again(said: list[str]) -> None:
     receiver = Receiver()
-    stream = LastingStream(receiver.open, "rtsp://r/live", QUICK)
+    stream = ReconnectingStream(receiver.open, "rtsp://r/live", QUICK)
     begun(receiver, stream)
     sent = 1
 
@@ -111,7 +111,7 @@ def test_a_receiver_that_is_slow_to_answer_holds_nothing_up() -> None:
         assert let.wait(60)
         return receiver.open()
 
-    stream = LastingStream(opened, "rtsp://r/live", back_off=QUICK)
+    stream = ReconnectingStream(opened, "rtsp://r/live", back_off=QUICK)
     for number in range(5):
         stream.write(PICTURE, number)
     let.set()
@@ -120,19 +120,19 @@ def test_a_receiver_that_is_slow_to_answer_holds_nothing_up() -> None:
     assert stream.unsent == 0  # those before it was open are not missed
     let.clear()
     with pytest.raises(UserError, match="was not open before the end"):
-        LastingStream(opened, "rtsp://r/live").close()
+        ReconnectingStream(opened, "rtsp://r/live").close()
     let.set()
     until(lambda: receiver.closed == 2)  # what opened too late is closed
 
 
 def test_what_does_not_last_at_the_start_is_an_error() -> None:
     receiver = Receiver()
-    stream = LastingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
+    stream = ReconnectingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
     begun(receiver, stream)
     receiver.up.clear()
     with pytest.raises(BrokenPipeError):
         stream.write(PICTURE, 1)
-    stream = LastingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
+    stream = ReconnectingStream(receiver.open, "rtsp://r/live", back_off=QUICK)
     with pytest.raises(ConnectionRefusedError):
         begun(receiver, stream)
 
@@ -142,7 +142,7 @@ def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.Mo
     now, wait = [100.0], threading.Event().wait
     receiver = Receiver()
     monkeypatch.setattr(reconnecting_stream.time, "monotonic", lambda: now[0])
-    stream = LastingStream(receiver.open, "udp://r:1", QUICK)
+    stream = ReconnectingStream(receiver.open, "udp://r:1", QUICK)
     begun(receiver, stream)
     now[0] += 1.5
     stream.write(PICTURE, 0)
@@ -166,7 +166,7 @@ def test_what_opens_and_fails_again_and_again_is_one_line(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("_proven_at_once")
 def test_a_stream_that_is_not_back_at_the_end_is_a_failure(said: list[str]) -> None:
     receiver = Receiver()
-    stream = LastingStream(receiver.open, "rtsp://r/live", BackOff(0.001, 600.0))
+    stream = ReconnectingStream(receiver.open, "rtsp://r/live", BackOff(0.001, 600.0))
     begun(receiver, stream)
     receiver.up.clear()
     stream.write(PICTURE, 1)
@@ -184,7 +184,7 @@ def test_a_bug_while_opening_again_is_not_hidden() -> None:
             raise ZeroDivisionError
         return receiver.open()
 
-    stream = LastingStream(opened, "rtsp://r/live", back_off=QUICK)
+    stream = ReconnectingStream(opened, "rtsp://r/live", back_off=QUICK)
     begun(receiver, stream)
     receiver.up.clear()
     broken.set()

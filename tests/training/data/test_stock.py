@@ -18,8 +18,8 @@ from espmedsam_edge.training.data.dataset import (  # noqa: E402
     FolderSource,
     NegativeSource,
     PhantomSource,
-    Source,
     TrainingSet,
+    TrainingSource,
 )
 from espmedsam_edge.training.data.loader import BatchLoader  # noqa: E402
 from espmedsam_edge.training.data.sampler import BatchPlan, Draw, ModalityBatchSampler  # noqa: E402
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def _images() -> TrainingSet:
-    sources: dict[str, list[Source]] = {
+    sources: dict[str, list[TrainingSource]] = {
         "fundus": [PhantomSource("fundus", 3, size=200)],
         "colonoscopy": [PhantomSource("colonoscopy", 5, size=70)],
     }
