@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, printable
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -236,3 +236,16 @@ def _link_or_copy(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
+
+
+def spreadsheet_safe(text: str) -> str:
+    """A name as a cell of a CSV file: ``printable``, and with an apostrophe before what a spreadsheet would calculate.
+
+    Spreadsheets take cells for formulas that start with =, +, - or @ (or their wide forms), some after white space, and
+    quotes do not keep them from it (CWE-1236). For texts from outside only: a number keeps its minus.
+    """
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip()[:1] in _FORMULA else shown
+
+
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")

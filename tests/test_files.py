@@ -17,7 +17,14 @@ import pytest
 
 from espmedsam_edge import files
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_directory, atomic_path, atomic_write, sha256_file, temporary_folder
+from espmedsam_edge.files import (
+    atomic_directory,
+    atomic_path,
+    atomic_write,
+    sha256_file,
+    spreadsheet_safe,
+    temporary_folder,
+)
 
 
 def entries(folder: Path) -> list[str]:
@@ -218,3 +225,9 @@ def test_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000  # more than one piece
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_numbers_and_names_stay_and_formulas_do_not_run() -> None:
+    assert [spreadsheet_safe(text) for text in ("", "a", "3-4", "'-1", "polyp=1")] == ["", "a", "3-4", "'-1", "polyp=1"]
+    for start in ("=", "+", "-", "@", "  =", "\uff1d", "\uff20"):
+        assert spreadsheet_safe(f"{start}1") == f"'{start}1"

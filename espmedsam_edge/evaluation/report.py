@@ -16,7 +16,7 @@ from rich.table import Table
 
 from espmedsam_edge.evaluation.evaluate import Case, Evaluation, ImageResult
 from espmedsam_edge.evaluation.paper import paper_score
-from espmedsam_edge.files import atomic_write
+from espmedsam_edge.files import atomic_write, spreadsheet_safe
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.metrics import Scores
@@ -74,7 +74,8 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
     writer.writerow(header)
     for result in evaluation.results:
         numbers = _numbers(result.scores) + (_numbers(result.native) if native and result.native else [])
-        writer.writerow([result.modality, result.dataset, result.id, *numbers, result.note])
+        names = (spreadsheet_safe(name) for name in (result.modality, result.dataset, result.id))
+        writer.writerow([*names, *numbers, result.note])
     atomic_write(path, text.getvalue())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from espmedsam_edge.files import write_errors
+from espmedsam_edge.files import spreadsheet_safe, write_errors
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
@@ -106,6 +106,8 @@ class JsonLines(_GrowingText):
 class AreaTable(_GrowingText):
     """Writes a CSV with the area of each frame: ``AREA_COLUMNS``; what is not known is left empty.
 
+    A source that a spreadsheet would take for a formula has an apostrophe before its name.
+
     Args:
         path: the file, which takes its name when it is whole.
         keep_interrupted: see ``GrowingFile``.
@@ -124,7 +126,7 @@ class AreaTable(_GrowingText):
         height, width = result.size
         area = area_in_mm2(result.area, frame.spacing)
         row = [
-            frame.source,
+            spreadsheet_safe(frame.source),
             frame.index,
             "" if frame.time is None else f"{frame.time:.4f}",
             result.area,

@@ -107,6 +107,19 @@ def test_lines_on_a_full_disk_are_one_error(tmp_path: Path) -> None:
     assert len(lines_of(tmp_path / "a.partial.jsonl")) == 1
 
 
+def test_no_name_in_a_table_is_a_formula(tmp_path: Path) -> None:
+    names = ["=cmd|' C calc'!A0.png", "+1.png", "-2+3.png", "@SUM(1).png", " =1.png", "\uff1d1.png"]
+    kept = ["a=b.png", "1-2.png", "'=.png", '患者,"1".png']
+    escaped = {"a\n=1.png": r"a\n=1.png", "\r=1.png": r"\r=1.png", "\t=1": r"\t=1", "a\x1b[2J": r"a\x1b[2J"}
+    with AreaTable(tmp_path / "a.csv") as sink:
+        for name in [*names, *kept, *escaped]:
+            sink.write(frame(0, 0.0, name), result_of(blob((48, 64))))
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["source"] for row in rows] == [*(f"'{name}" for name in names), *kept, *escaped.values()]
+    assert {row["area_px"] for row in rows} == {str(AREA)}
+
+
 def test_a_table_of_areas(tmp_path: Path) -> None:
     with AreaTable(tmp_path / "a.csv") as sink:
         sink.write(frame(0, 0.0, 'a "b", c.mp4', (2.0, 0.5)), result_of(blob((48, 64))))
