@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import ImageHeader, read_header
+from espmedsam_edge.imaging.headers import ImageHeader, bare_png, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.imaging.tiff_header import compression_name, without_orientation
 
@@ -71,6 +71,8 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR) -> tuple[Frame, ImageH
     quiet_opencv()
     if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says, and before 5.0 some a tile at a time
         data = without_orientation(data)
+    elif header.format == "PNG":
+        data = bare_png(data)
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
 from espmedsam_edge.imaging.heif_header import heif_format, read_heif
@@ -22,7 +23,12 @@ IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 """How names of image files end, in small letters; HEIC needs a package of its own to be read."""
 
+MOST_SCANS = 64
+"""Of a JPEG; programs write a dozen. Each costs 1.3 ms a megapixel, however little is in it."""
+
+_FEW_PARTS, _BYTES_A_PART = 1000, 128  # segments, chunks and blocks: so many, and one more for so many bytes on average
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT"})
 # In entropy-coded data 0xFF is followed by 0x00 or a restart marker; any other pair starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -83,8 +89,8 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg(data: bytes) -> ImageHeader:
-    size, orientation, position, pictured = None, 1, 2, False
-    while True:
+    size, orientation, position, scans = None, 1, 2, 0
+    for _ in _parts(data):
         found = _JPEG_MARKER.search(data, position)
         if found is None:
             raise HeaderError(CUT_OFF)
@@ -100,11 +106,19 @@ def _jpeg(data: bytes) -> ImageHeader:
             size = struct.unpack_from(">HH", data, position + 3)
         elif marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
             orientation = _exif_orientation(data[position + 8 : position + length])
-        pictured = pictured or marker == 0xDA
+        scans += marker == 0xDA
+        if scans > MOST_SCANS:
+            raise HeaderError(f"it has more than {MOST_SCANS} scans")
         position += length
-    if size is None or not pictured:
+    if size is None or not scans:
         raise HeaderError("it holds no picture")
     return ImageHeader("JPEG", size[1], size[0], orientation)
+
+
+def _parts(data: bytes) -> Iterator[None]:
+    """As many turns as a file of this length may have parts, each of which costs time, however little is in it."""
+    yield from repeat(None, _FEW_PARTS + len(data) // _BYTES_A_PART)
+    raise HeaderError("it is of too many parts")
 
 
 def _png(data: bytes) -> ImageHeader:
@@ -124,7 +138,7 @@ def _png(data: bytes) -> ImageHeader:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The chunks up to IEND, each with its checksum verified; the pixels themselves are not copied."""
     position, view = len(_PNG), memoryview(data)
-    while True:
+    for _ in _parts(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         checksum = struct.unpack_from(">I", data, end)[0]
@@ -136,11 +150,29 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end + 4
 
 
+def bare_png(data: bytes) -> bytes:
+    """A whole PNG with what its pixels are made of alone, the first picture of an animation.
+
+    libpng unpacks each compressed text, 8 MB in 8 kB, and keeps it; and it prints the names that colour profiles have.
+    """
+    pieces, position = [_PNG], len(_PNG)
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if kind in _PNG_KEPT or kind == b"IEND":
+            pieces.append(data[position:end])
+        if kind == b"IEND":
+            return b"".join(pieces)
+        position = end
+
+
 def _webp(data: bytes) -> ImageHeader:
     if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
         raise HeaderError(CUT_OFF)
     size, orientation, position, pictures = None, 1, 12, 0
-    while position + 8 <= len(data):
+    for _ in _parts(data):
+        if position + 8 > len(data):
+            break
         kind, length = struct.unpack_from("<4sI", data, position)
         body = position + 8
         if kind == b"VP8X" and size is None:
@@ -182,7 +214,7 @@ def _bmp(data: bytes) -> ImageHeader:
 
 def _gif(data: bytes) -> ImageHeader:
     width, height, packed = struct.unpack_from("<HHB", data, 6)
-    position, pictures = 13 + _colour_table(packed), 0
+    position, pictures, parts = 13 + _colour_table(packed), 0, _parts(data)
     while data[position] != 0x3B:  # the trailer
         if data[position] == 0x2C:
             pictures += 1
@@ -193,7 +225,9 @@ def _gif(data: bytes) -> ImageHeader:
             raise HeaderError("it is damaged (an unknown GIF block)")
         while data[position]:  # sub-blocks
             position += 1 + data[position]
+            next(parts)
         position += 1
+        next(parts)
     if pictures == 0:
         raise HeaderError("it holds no picture")
     return ImageHeader("GIF", width, height, pictures=pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
@@ -19,6 +19,12 @@ _USED = {
 }  # fmt: skip
 _LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # of bytes, characters and unsigned integers
 _MOST_PICTURES = 10_000
+_MOST_ENTRIES = 1000  # of a directory; there are not as many tags in use
+_MOST_STRIPS, _MOST_VALUES, _MOST_TEXT = (
+    1_000_000,
+    64,
+    1 << 16,
+)  # of strips and tiles, of other numbers, of a description
 _SCALED_DOWN = 1  # the bit of NewSubfileType: a thumbnail or a level of a pyramid
 _IMAGEJ = re.compile(rb"ImageJ=.*^images=(\d{1,9})$", re.DOTALL | re.MULTILINE)
 # What OpenCV's TIFF reader is built with or does without; others are named.
@@ -130,7 +136,7 @@ def _further_pictures(data: bytes, directory: int) -> int:
     while directory and directory not in seen and len(seen) < _MOST_PICTURES:
         seen.add(directory)
         try:
-            tags, directory = _directory(data, directory)
+            tags, directory = _directory(data, directory, {_NEW_SUBFILE_TYPE})
         except (HeaderError, struct.error, OverflowError):
             break
         kind = tags.get(_NEW_SUBFILE_TYPE)
@@ -139,8 +145,8 @@ def _further_pictures(data: bytes, directory: int) -> int:
     return count
 
 
-def _directory(data: bytes, directory: int) -> tuple[dict[int, _Tag], int]:
-    """The used tags of a directory, each once however often it is listed, and where the next directory is (0: none)."""
+def _directory(data: bytes, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:
+    """The wanted tags of a directory, each once however often it is listed, and where the next one is (0: none)."""
     order, big = _byte_order(data)
     offset = f"{order}{'Q' if big else 'I'}"
     entries = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, directory)[0]
@@ -148,12 +154,16 @@ def _directory(data: bytes, directory: int) -> tuple[dict[int, _Tag], int]:
     end = start + entries * entry
     if end > len(data):
         raise HeaderError(CUT_OFF)
-    tags = dict(_tags(data, range(start, end, entry), offset, entry - inline, inline))
+    if entries > _MOST_ENTRIES:
+        raise HeaderError("it is of too many parts")
+    tags = dict(_tags(data, range(start, end, entry), offset, entry - inline, inline, wanted))
     return tags, struct.unpack_from(offset, data, end)[0] if end + inline <= len(data) else 0
 
 
-def _tags(data: bytes, entries: range, offset: str, skipped: int, inline: int) -> Iterator[tuple[int, _Tag]]:
-    order, wanted = offset[0], set(_USED)
+def _tags(
+    data: bytes, entries: range, offset: str, skipped: int, inline: int, used: Set[int]
+) -> Iterator[tuple[int, _Tag]]:
+    order, wanted = offset[0], set(used)
     for start in entries:
         tag, kind = struct.unpack_from(f"{order}HH", data, start)
         count = struct.unpack_from(offset, data, start + 4)[0]
@@ -166,5 +176,10 @@ def _tags(data: bytes, entries: range, offset: str, skipped: int, inline: int) -
             place = struct.unpack_from(offset, data, place)[0]
         if place + count * layout.size > len(data):
             raise HeaderError(CUT_OFF)
+        if tag in (_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
+            if count > _MOST_STRIPS:
+                raise HeaderError("it is of too many parts")
+        else:
+            count = min(count, _MOST_TEXT if tag == _DESCRIPTION else _MOST_VALUES)
         values = tuple(item for (item,) in layout.iter_unpack(data[place : place + count * layout.size]))
         yield tag, _Tag(values, place)
