@@ -32,7 +32,7 @@ from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutpu
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import unavailable
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.cuda.stream import CudaGraph, Event, Stream
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 
@@ -171,7 +171,7 @@ def seconds_a_launch(stream: Stream, kernels: FrameKernels, case: Preprocess | P
 
         enqueue()  # a kernel's first launch loads it, which cannot be captured
         stream.synchronize()
-        graph = opened.enter_context(Graph.capture(stream, enqueue))
+        graph = opened.enter_context(CudaGraph.capture(stream, enqueue))
         begin, end = (opened.enter_context(Event(stream.device, timing=True)) for _ in range(2))
         taken = []
         for _ in range(1 + _RUNS):

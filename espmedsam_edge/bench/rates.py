@@ -17,7 +17,7 @@ from espmedsam_edge.bench.competitors import runs_on_gpu
 from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.roofline import GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
-from espmedsam_edge.runtime.backends.backend import FrameOptions, load_backend
+from espmedsam_edge.runtime.backends.backend import FrameBackend, FrameOptions, load_backend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Stream
@@ -103,14 +103,14 @@ def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bo
         graph = bundle.manifest.graphs[0]
         loaded = load_backend(bundle, graph, backend, threads).backend
         try:
-            if hasattr(loaded, "stage_seconds"):
+            if isinstance(loaded, FrameBackend):
                 frame, options = (
                     np.zeros((side, side, 3), np.uint8),
                     FrameOptions(bundle.manifest.input.normalization, 0.5),
                 )
 
                 def run() -> float:
-                    return float(loaded.stage_seconds([frame], options)["engine"])
+                    return loaded.stage_seconds([frame], options)["engine"]
             else:
                 image = np.random.default_rng(0).standard_normal(graph.input_shape, np.float32)
 

@@ -22,6 +22,10 @@ class DoesNotFit(UserError):
     """Frames too large for the GPU or for its memory; the CPU may still take them, and the GPU others."""
 
 
+class DeviceLost(UserError):
+    """The GPU gave up on this program: nothing runs on it until the program starts again."""
+
+
 @dataclass(frozen=True)
 class Timings:
     """Seconds that one frame spent in each stage. In a batch, inference is the group's time shared by its frames."""

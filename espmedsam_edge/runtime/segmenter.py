@@ -27,9 +27,8 @@ from espmedsam_edge.runtime.backends.backend import (
     Started,
     load_backend,
 )
-from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
-from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation, Timings
+from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Segmenter:
     def _take(self, choice: Choice) -> None:
         self.choice = choice
         # A backend that takes whole frames, or None for one that has only the network.
-        self.frame_backend = cast(FrameBackend, choice.backend) if hasattr(choice.backend, "segment_frames") else None
+        self.frame_backend = choice.backend if isinstance(choice.backend, FrameBackend) else None
 
     @classmethod
     def load(
@@ -200,7 +199,7 @@ class Segmenter:
                 try:
                     return _UnderWay(self, frames, options, self.frame_backend.start_frames(frames, options))
                 except UserError as error:
-                    return _Finished(self._beside_the_gpu(error, frames, options))
+                    return _Finished(self._on_the_cpu_instead(error, frames, options))
         return _Finished(self._segment_group(frames, options))
 
     def _finish(self, frames: Sequence[AnyFrame], options: FrameOptions, started: Started) -> list[Segmentation]:
@@ -208,13 +207,13 @@ class Segmenter:
             try:
                 return started.results()
             except UserError as error:
-                return self._beside_the_gpu(error, frames, options)
+                return self._on_the_cpu_instead(error, frames, options)
 
-    def _beside_the_gpu(
+    def _on_the_cpu_instead(
         self, error: UserError, frames: Sequence[AnyFrame], options: FrameOptions
     ) -> list[Segmentation]:
         """Segment frames on the CPU that the GPU could not take, where that may be; else raise its error."""
-        lost = isinstance(error, CudaError) and error.lost
+        lost = isinstance(error, DeviceLost)
         on_gpu = any(not isinstance(frame, np.ndarray) for frame in frames)
         if self._fall_back is None or on_gpu or not (lost or isinstance(error, DoesNotFit)):
             raise error
@@ -250,7 +249,7 @@ class Segmenter:
                 try:
                     return self.frame_backend.segment_frames(group, options)
                 except UserError as error:
-                    return self._beside_the_gpu(error, group, options)
+                    return self._on_the_cpu_instead(error, group, options)
         return self._segment_tensors(self.choice.backend, cast(Sequence[Frame], group), options)
 
     @cached_property

@@ -25,14 +25,14 @@ from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
 from espmedsam_edge.runtime.backends import tensorrt_backend
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.device_backend import DeviceBackend
 from espmedsam_edge.runtime.backends.frame_graph import STAGES
 from espmedsam_edge.runtime.backends.frame_graph_pool import KEPT_SHARE, KEPT_SIZES
-from espmedsam_edge.runtime.backends.tensorrt_backend import TensorRtBackend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
-from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmentation import DeviceLost, Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
@@ -276,8 +276,8 @@ def test_results_are_handed_out_in_the_memory_they_were_copied_to(load: Load, pi
 def test_more_than_the_limit_is_copied(load: Load, pins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = load()
     backend = segmenter.choice.backend
-    assert isinstance(backend, TensorRtBackend)
-    monkeypatch.setattr(backend._machine.lender, "_limit", 85_000)
+    assert isinstance(backend, DeviceBackend)
+    monkeypatch.setattr(backend._machine.pool, "_limit", 85_000)
     frames = [frame_of(160, 160, seed) for seed in range(5)]
     results = [segmenter.segment(frame) for frame in frames]
     for frame, result in zip(frames, results, strict=True):
@@ -373,7 +373,7 @@ def test_closing_frees_everything(load: Load, machine: Any, device: CudaDevice) 
     before = machine.open()
     segmenter = load(overlay=STYLE)
     backend = segmenter.choice.backend
-    assert isinstance(backend, TensorRtBackend)
+    assert isinstance(backend, DeviceBackend)
     segmenter.segment(frame_of(50, 60))
     use = backend.device_use()
     assert 0 < use.buffers <= use.total
@@ -389,7 +389,7 @@ def test_a_frame_too_large_for_the_memory_says_what_fits(
 ) -> None:
     segmenter = load(overlay=STYLE)
     backend = segmenter.choice.backend
-    assert isinstance(backend, TensorRtBackend)
+    assert isinstance(backend, DeviceBackend)
     small = frame_of(50, 60)
     check(segmenter.segment(small), small)
     used = backend.device_use()
@@ -407,7 +407,7 @@ def test_a_frame_too_large_for_the_memory_says_what_fits(
 def test_other_sizes_make_room(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = load()
     backend = segmenter.choice.backend
-    assert isinstance(backend, TensorRtBackend)
+    assert isinstance(backend, DeviceBackend)
     segmenter.segment(frame_of(300, 400))
     used = backend.device_use()
     monkeypatch.setenv("CUDA_MACHINE_MEMORY", str(used.total - used.free + 100_000))
@@ -420,10 +420,10 @@ def test_a_gpu_that_is_lost_stays_lost(load: Load, machine: Any, monkeypatch: py
     segmenter = load()
     segmenter.segment(frame_of(50, 60))
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamSynchronize={code}")
-    with pytest.raises(CudaError, match=r"cuStreamSynchronize failed: .* Start it again"):
+    with pytest.raises(DeviceLost, match=r"cuStreamSynchronize failed: .* Start it again"):
         segmenter.segment(frame_of(50, 60))
     machine.forget()
-    with pytest.raises(CudaError, match=r"cuStreamSynchronize failed: .* Start it again"):
+    with pytest.raises(DeviceLost, match=r"cuStreamSynchronize failed: .* Start it again"):
         segmenter.segment(frame_of(50, 60))
     assert machine.calls() == []
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuMemFree={code}")
@@ -453,11 +453,12 @@ def test_a_gpu_that_tensorrt_finds_lost_is_lost(
     context = tensorrt_api.load("tensorrt").module.IExecutionContext
     monkeypatch.setattr(context, "execute_async_v3", lambda self, stream_handle: False)
     monkeypatch.setenv("CUDA_MACHINE_FAIL", f"cuStreamQuery={code}")
-    with pytest.raises(CudaError, match=r"cuStreamQuery failed: .* Start it again") as caught:
+    with pytest.raises(DeviceLost, match=r"cuStreamQuery failed: .* Start it again") as caught:
         segmenter.segment(frame_of(50, 60))
-    assert caught.value.code == code
+    assert isinstance(caught.value.__cause__, CudaError)
+    assert caught.value.__cause__.code == code
     machine.forget()
-    with pytest.raises(CudaError, match="Start it again"):
+    with pytest.raises(DeviceLost, match="Start it again"):
         segmenter.segment(frame_of(50, 60))
     assert machine.calls() == []
 

@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.cuda.driver import CudaError, cuda_driver
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.module import KernelModule
 from espmedsam_edge.runtime.cuda.nvrtc import kernels_folder
-from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.cuda.stream import CudaGraph, Event, Stream
 from espmedsam_edge.runtime.kernels.cu_sources import kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
@@ -30,7 +30,7 @@ def test_closing_a_device_frees_everything(machine: Any, cache: Path) -> None:
     FrameKernels.load(device, cache)
     FrameInput(device, PixelFormat.NV12, 64, 48)
     outputs = FrameOutputs(stream, 64, 48)
-    Graph.capture(stream, lambda: outputs.download(stream))
+    CudaGraph.capture(stream, lambda: outputs.download(stream))
     assert machine.open() > before
     device.close()
     device.close()
@@ -47,7 +47,7 @@ def test_a_replayed_frame_is_one_call(machine: Any, device: CudaDevice, stream: 
         frames.upload(stream)
         outputs.download(stream)
 
-    with Graph.capture(stream, enqueue) as graph:
+    with CudaGraph.capture(stream, enqueue) as graph:
         machine.forget()
         frames.write(np.ones((48, 64), np.uint8))
         graph.launch(stream)
@@ -93,7 +93,7 @@ def test_a_gpu_that_stops_is_one_line(device: CudaDevice, stream: Stream, monkey
 
 def test_an_allocation_ends_a_capture(device: CudaDevice, stream: Stream) -> None:
     with pytest.raises(CudaError, match=r"^cuMemAlloc "):
-        Graph.capture(stream, lambda: print(DeviceBuffer(device, 16)))
+        CudaGraph.capture(stream, lambda: print(DeviceBuffer(device, 16)))
     with DeviceBuffer(device, 16):
         pass
 

@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.cuda.driver import CudaError
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.module import KernelModule
 from espmedsam_edge.runtime.cuda.nvrtc import kernels_folder
-from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
+from espmedsam_edge.runtime.cuda.stream import CudaGraph, Event, Stream
 from espmedsam_edge.runtime.kernels.cu_sources import kernel_source
 from espmedsam_edge.runtime.kernels.frame_view import PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
@@ -176,7 +176,7 @@ def test_a_graph_replays_the_frames_path(
 ) -> None:
     rng = np.random.default_rng(5)
     path = FramePath(stream, kernels, width, height, mapped=mapped)
-    with Graph.capture(stream, path.enqueue) as graph:
+    with CudaGraph.capture(stream, path.enqueue) as graph:
         for turn in range(4):
             frame, logits = _frame(rng, width, height)
             if turn == 3:
@@ -192,7 +192,7 @@ def test_two_streams_work_side_by_side(device: CudaDevice, kernels: FrameKernels
     rng = np.random.default_rng(6)
     with Stream(device) as one, Stream(device) as two:
         paths = [FramePath(one, kernels, 300, 200, mapped=False), FramePath(two, kernels, 150, 333, mapped=False)]
-        graphs = [Graph.capture(path.stream, path.enqueue) for path in paths]
+        graphs = [CudaGraph.capture(path.stream, path.enqueue) for path in paths]
         for _ in range(3):
             frames = [_frame(rng, path.outputs.width, path.outputs.height) for path in paths]
             for path, graph, frame in zip(paths, graphs, frames, strict=True):
@@ -207,9 +207,9 @@ def test_two_streams_work_side_by_side(device: CudaDevice, kernels: FrameKernels
 
 def test_a_capture_that_fails_leaves_the_stream_usable(device: CudaDevice, stream: Stream) -> None:
     with pytest.raises(CudaError, match=r"^cu\w+ .*failed: "):
-        Graph.capture(stream, stream.synchronize)  # may not be captured
+        CudaGraph.capture(stream, stream.synchronize)  # may not be captured
     with pytest.raises(ZeroDivisionError):
-        Graph.capture(stream, lambda: print(1 / 0))
+        CudaGraph.capture(stream, lambda: print(1 / 0))
     with DeviceBuffer(device, 16) as buffer:
         stream.fill(buffer.address, 1, 16)
         stream.synchronize()

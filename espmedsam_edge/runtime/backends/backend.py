@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from espmedsam_edge.bundle import Bundle, Graph, Normalization
 from espmedsam_edge.errors import UserError, nearest
@@ -124,6 +124,7 @@ class Started(Protocol):
         """
 
 
+@runtime_checkable
 class FrameBackend(Backend, Protocol):
     """A backend that does preprocessing and postprocessing as well, where the network runs."""
 

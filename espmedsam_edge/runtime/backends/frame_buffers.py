@@ -193,7 +193,7 @@ class FrameOutputs:
         return self._host.size
 
     @property
-    def can_lend(self) -> bool:
+    def unpadded(self) -> bool:
         """Whether results can go to other memory, with rows that have no padding there."""
         return self._device is not None and self._row == self.width
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.bundle import Graph as BundleGraph
+from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backends.backend import FrameOptions
+from espmedsam_edge.runtime.backends.device_engine import CapturedEngine
 from espmedsam_edge.runtime.backends.frame_buffers import FrameInput, FrameOutputs
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda.pinned_pool import Lender
-from espmedsam_edge.runtime.cuda.stream import Event, Graph, Stream
-from espmedsam_edge.runtime.engines.engine import Engine
+from espmedsam_edge.runtime.cuda.pinned_pool import PinnedPool
+from espmedsam_edge.runtime.cuda.stream import CudaGraph, Event, Stream
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FP32_BYTES, FrameKernels
 from espmedsam_edge.runtime.segmentation import Drawn, Segmentation, Timings
@@ -43,10 +43,10 @@ class FrameMachine:
     """
 
     stream: Stream
-    engine: Engine
+    engine: CapturedEngine
     kernels: FrameKernels
-    graph: BundleGraph
-    lender: Lender
+    graph: Graph
+    pool: PinnedPool
     upload: Stream
     download: Stream
     mapped: bool = False
@@ -60,7 +60,7 @@ class _Started:
     """
 
     frames: Sequence[FrameView | Frame]
-    lent: Sequence[NDArray[np.uint8] | None]
+    pinned: Sequence[NDArray[np.uint8] | None]
     written: float
     since: float
 
@@ -102,7 +102,7 @@ class FrameGraph:
             DoesNotFit: a size the kernels cannot take.
         """
         self._machine, self._key = machine, key
-        self._graph: Graph | None = None
+        self._graph: CudaGraph | None = None
         self._started: _Started | None = None
         self._opened = ExitStack()
         with ExitStack() as opened:
@@ -140,7 +140,7 @@ class FrameGraph:
         views, started = self._begin(frames)
         self._upload(stream)
         self._launch(views)
-        self._download(started.lent, stream, self._machine.engine.logits)
+        self._download(started.pinned, stream, self._machine.engine.logits)
         stream.synchronize()
         return self._results(started, time.perf_counter() - started.since)
 
@@ -172,7 +172,7 @@ class FrameGraph:
         machine.stream.copy_on_device(lane.logits.address, machine.engine.logits, lane.logits.size)
         lane.computed.record(machine.stream)
         machine.download.wait(lane.computed)
-        self._download(started.lent, machine.download, lane.logits.address)
+        self._download(started.pinned, machine.download, lane.logits.address)
         lane.downloaded.record(machine.download)
 
     def finish(self, busy_until: float = 0.0) -> list[Segmentation]:
@@ -231,10 +231,10 @@ class FrameGraph:
         """Bring frames to pinned memory, and find memory for their results."""
         began = time.perf_counter()
         views = self._write(frames)
-        lender = self._machine.lender
-        lent = [lender.take(outputs.size) if outputs.can_lend else None for outputs in self._outputs]
+        pool = self._machine.pool
+        pinned = [pool.take(outputs.size) if outputs.unpadded else None for outputs in self._outputs]
         now = time.perf_counter()
-        return views, _Started(frames, lent, (now - began) / len(frames), now)
+        return views, _Started(frames, pinned, (now - began) / len(frames), now)
 
     def _launch(self, views: Sequence[FrameView]) -> None:
         if self._graph is not None:
@@ -244,7 +244,7 @@ class FrameGraph:
 
     def _results(self, started: _Started, computed: float) -> list[Segmentation]:
         share = computed / len(started.frames)
-        return [self._result(row, lent, started.written, share) for row, lent in enumerate(started.lent)]
+        return [self._result(row, pinned, started.written, share) for row, pinned in enumerate(started.pinned)]
 
     def _input(self, opened: ExitStack, width: int, height: int) -> FrameInput:
         made = FrameInput(self._machine.stream.device, PixelFormat.BGR8, width, height, mapped=self._machine.mapped)
@@ -256,7 +256,7 @@ class FrameGraph:
         # Once outside the capture: the first launch of a kernel loads it, which cannot be captured.
         self._enqueue(views, self._machine.engine.enqueue)
         self._machine.stream.synchronize()
-        captured = Graph.capture(self._machine.stream, lambda: self._enqueue(views, self._machine.engine.enqueue))
+        captured = CudaGraph.capture(self._machine.stream, lambda: self._enqueue(views, self._machine.engine.enqueue))
         opened.callback(captured.close)
         self._graph = captured
 
@@ -277,8 +277,8 @@ class FrameGraph:
             if source is not None:
                 source.upload(stream)
 
-    def _download(self, lent: Sequence[NDArray[np.uint8] | None], stream: Stream, logits: int) -> None:
-        for outputs, memory in zip(self._outputs, lent, strict=True):
+    def _download(self, pinned: Sequence[NDArray[np.uint8] | None], stream: Stream, logits: int) -> None:
+        for outputs, memory in zip(self._outputs, pinned, strict=True):
             outputs.download(stream, None if memory is None else int(memory.ctypes.data))
         stream.copy_to_host(self._logits.address, logits, self._logits.size)
 
@@ -301,12 +301,12 @@ class FrameGraph:
         machine.kernels.postprocess(stream, canvases, (height, width), options.threshold, style)
         mark()
 
-    def _result(self, row: int, lent: NDArray[np.uint8] | None, written: float, computed: float) -> Segmentation:
+    def _result(self, row: int, pinned: NDArray[np.uint8] | None, written: float, computed: float) -> Segmentation:
         """A frame's results in memory of their own; its share of the seconds for writing frames and computing."""
         begin = time.perf_counter()
         outputs, options = self._outputs[row], self._key.options
-        if lent is not None:
-            mask, overlay, measured = outputs.arrays_in(lent)
+        if pinned is not None:
+            mask, overlay, measured = outputs.arrays_in(pinned)
         else:
             mask, measured = outputs.mask.copy(), outputs.measured
             overlay = None if outputs.overlay is None else outputs.overlay.copy()

@@ -90,7 +90,7 @@ class _Sized:
             graph.close()
 
 
-class FrameGraphs:
+class FrameGraphPool:
     """Frame graphs by what they have fixed. Few are kept, within a share of the memory, by their last use."""
 
     def __init__(self, machine: FrameMachine) -> None:

@@ -38,7 +38,7 @@ class PinnedArray(Resource):
         self._idle = self._references()
 
     @property
-    def lent(self) -> bool:
+    def in_use(self) -> bool:
         """Whether somebody still holds a view of the memory."""
         return self._references() > self._idle
 
@@ -49,7 +49,7 @@ class PinnedArray(Resource):
         self.device.driver.call("cuMemHostUnregister", self.address)
 
 
-class Lender:
+class PinnedPool:
     """Pinned arrays by size, given out again when nobody holds what was made of them."""
 
     def __init__(self, device: CudaDevice, limit: int = _LIMIT) -> None:
@@ -66,7 +66,7 @@ class Lender:
         Raises:
             CudaError: the GPU is lost.
         """
-        idle = [array for array in self._arrays if not array.lent]
+        idle = [array for array in self._arrays if not array.in_use]
         for array in idle:
             if array.memory.size == size:
                 return array.memory[:]

@@ -120,7 +120,7 @@ class Event(Resource):
         self.device.driver.call("cuEventDestroy", self.handle)
 
 
-class Graph(Resource):
+class CudaGraph(Resource):
     """Work captured once and replayed with one call, with the same addresses each time."""
 
     def __init__(self, device: CudaDevice, executable: Any) -> None:
@@ -128,7 +128,7 @@ class Graph(Resource):
         super().__init__(device)
 
     @classmethod
-    def capture(cls, stream: Stream, enqueue: Callable[[], None]) -> Graph:
+    def capture(cls, stream: Stream, enqueue: Callable[[], None]) -> CudaGraph:
         """Record what ``enqueue`` puts on ``stream`` without running it.
 
         Only this thread is bound by the rules of capture: others may allocate and synchronize meanwhile.

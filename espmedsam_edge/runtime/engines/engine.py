@@ -1,4 +1,4 @@
-"""An engine on the GPU, ready to run: loaded, with fixed buffers, warmed up and captured."""
+"""A TensorRT engine on the GPU, ready to run: loaded, with fixed buffers, warmed up."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from espmedsam_edge.bundle import Graph as BundleGraph
+from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cache import PRIVATE_FILE, read_kept
 from espmedsam_edge.runtime.cuda.driver import CudaError, megabytes
-from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
-from espmedsam_edge.runtime.cuda.stream import Graph, Stream
+from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
+from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.engines.precision import shape_of, type_name
 from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
 from espmedsam_edge.runtime.engines.tensorrt_api import Log, TensorRT, make_logger
@@ -32,25 +29,21 @@ _FP32_BYTES = 4
 _DIGEST_BYTES = 32
 
 
-class Engine:
+class TensorRtEngine:
     """One plan with an execution context, and the memory for its input and output.
 
-    All that it enqueues goes to one stream. Run it only when the run before is done: there is one set of buffers.
-
-    Attributes:
-        image: address of the (B, 3, S, S) float32 input on the GPU.
-        logits: address of the (B, 1, S/4, S/4) float32 output on the GPU.
+    A ``DeviceEngine`` (runtime/backends/device_engine.py), which says what its members are.
     """
 
-    def __init__(self, api: TensorRT, content: bytes, plan: Path, graph: BundleGraph, stream: Stream) -> None:
-        """Load, warm up and capture; the device's context must be current.
+    def __init__(self, api: TensorRT, content: bytes, plan: Path, graph: Graph, stream: Stream) -> None:
+        """Load and warm up; the device's context must be current.
 
         Args:
             api: what built the plan.
             content: the plan, verified; not kept.
             plan: its file, whose name messages use; kernels compiled for it are kept beside it.
             graph: the bundle's entry that it was built from.
-            stream: not the default one; everything runs there.
+            stream: not the default one; it warms up there.
 
         Raises:
             UserError: TensorRT does not load or run it, or the GPU's memory is full.
@@ -58,8 +51,6 @@ class Engine:
         self._api, self._plan, self._graph, self._stream = api, plan, graph, stream
         self._plan_bytes = len(content)
         self._log = Log()
-        self._captured: Graph | None = None
-        self.capturable = True
         logger = make_logger(api, self._log)
         runtime = cast("trt.Runtime | None", api.module.Runtime(logger))
         if runtime is None:
@@ -79,7 +70,7 @@ class Engine:
         device = stream.device
         self._image = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.input_shape))
         self._logits = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.output_shape))
-        self._host: tuple[PinnedBuffer, PinnedBuffer] | None = None  # image and logits, for ``run``
+        self.image_shape, self.logits_shape = graph.input_shape, graph.output_shape
         self.image, self.logits = self._image.address, self._logits.address
         for name, address in ((_INPUT, self.image), (_OUTPUT, self.logits)):
             if not self._context.set_tensor_address(name, address):
@@ -91,80 +82,43 @@ class Engine:
         """Size of the plan, which is nearly that of its weights on the GPU."""
         return self._plan_bytes
 
-    def enqueue(self) -> None:
-        """Enqueue one run on the stream; safe inside a capture.
+    @property
+    def title(self) -> str:
+        """TensorRT's name and version."""
+        return self._api.title
+
+    def enqueue(self, stream: Stream) -> None:
+        """See ``DeviceEngine.enqueue``.
 
         Raises:
             CudaError: the GPU is lost.
             UserError: TensorRT refused it; carries its reason.
         """
-        if self._context.execute_async_v3(cast(Any, int(self._stream))):
+        if self._context.execute_async_v3(cast(Any, int(stream))):
             return
         try:
-            self._stream.check()
+            stream.check()
         except CudaError as error:
             if error.lost:
                 raise
         raise self._refused(f"did not run {self._plan.name}")
 
-    def launch(self) -> None:
-        """Enqueue one run with a single call, where it could be captured.
-
-        Raises:
-            UserError: TensorRT or the driver refused it.
-        """
-        if self._captured is not None:
-            self._captured.launch(self._stream)
-        else:
-            self.enqueue()
-
-    def run(self, image: Tensor) -> Tensor:
-        """Host to host, for one batch as ``Backend.run`` takes it; waits.
-
-        Raises:
-            UserError: the GPU failed.
-        """
-        if self._host is None:
-            device = self._stream.device
-            self._host = PinnedBuffer(device, self._image.size), PinnedBuffer(device, self._logits.size)
-        source, target = self._host
-        np.copyto(source.array(image.shape, np.float32), image)
-        self._stream.copy_to_device(self._image.address, source.address, source.size)
-        self.launch()
-        self._stream.copy_to_host(target.address, self._logits.address, target.size)
-        self._stream.synchronize()
-        logits: Tensor = target.array(self._graph.output_shape, np.float32).copy()
-        return logits
-
     def close(self) -> None:
         """Free what TensorRT holds; the device frees the buffers. A second call does nothing."""
-        if self._captured is not None:
-            self._captured.close()
-            self._captured = None
         self._runtime_cache = None
         vars(self).pop("_context", None)
         while self._held:
             self._held.pop()
 
     def _warm_up(self) -> None:
-        """Run once, which loads and for TensorRT-RTX compiles its kernels, then capture."""
+        """Run once, which loads and for TensorRT-RTX compiles its kernels."""
         self._stream.fill(self.image, 0, self._image.size)
-        self.enqueue()
+        self.enqueue(self._stream)
         self._stream.synchronize()
         if self._runtime_cache is not None:
             self._runtime_cache.save()
         asked = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's
-        try:
-            if asked is not None and not asked(int(self._stream)):
-                raise UserError("TensorRT says so.")
-            self._captured = Graph.capture(self._stream, self.enqueue)
-        except UserError as error:
-            if isinstance(error, CudaError) and error.lost:
-                raise
-            self.capturable = False
-            log.warning(
-                "%s cannot be captured into a CUDA graph (%s): it runs without one.", self._plan.name, error.message
-            )
+        self.capturable = asked is None or bool(asked(int(self._stream)))
 
     def _check_signature(self, engine: trt.ICudaEngine) -> None:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

@@ -13,7 +13,7 @@ from trt_fixtures import DOUBLE, ORIN
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import Jetson
-from espmedsam_edge.runtime.backends import backend, tensorrt_backend
+from espmedsam_edge.runtime.backends import backend, device_backend, tensorrt_backend
 from espmedsam_edge.runtime.backends.backend import AUTO, BackendUnavailable, load_backend, unavailable
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError, CudaUnavailable
@@ -160,7 +160,7 @@ def test_a_driver_too_old_for_cuda_python(toy_bundle: Bundle, monkeypatch: pytes
     monkeypatch.setattr(tensorrt_backend, "unavailable", lambda name: None)
     monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda flavour: None)
     monkeypatch.setattr(tensorrt_backend, "find_or_build", lambda *_, **__: None)
-    monkeypatch.setattr(tensorrt_backend.CudaDevice, "open", old)
+    monkeypatch.setattr(device_backend.CudaDevice, "open", old)
     with pytest.raises(BackendUnavailable, match="too old for cuda-python"):
         load_backend(toy_bundle, toy_bundle.graph(), "tensorrt")
 
