@@ -202,6 +202,8 @@ def _live_line(live: LiveReport) -> str:
     parts = [f"{live.frames} frames", f"{live.skipped} skipped"]
     if live.refused:
         parts.append(f"{live.refused} refused as too old")
+    if live.failed:
+        parts.append(f"{live.failed} left out (the network's output was not finite)")
     if live.reconnects:
         parts.append(f"dropped out {live.reconnects} times")
     if live.latency is not None:

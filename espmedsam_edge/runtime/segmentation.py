@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,25 @@ class DoesNotFit(UserError):
 
 class DeviceLost(UserError):
     """The GPU gave up on this program: nothing runs on it until the program starts again."""
+
+
+class NotFinite(UserError):
+    """The network's output for a frame holds NaN or infinite numbers: there is no result that could be shown.
+
+    Attributes:
+        outcomes: of a group of frames, the results of those that have one, and such an error in place of the others'.
+    """
+
+    def __init__(
+        self,
+        message: str = "the network's output for this frame is not finite (NaN or infinite).",
+        hint: str = "The weights or the precision are at fault: try --precision fp32, or export the bundle again.",
+        *,
+        exit_code: int = 1,
+        outcomes: Sequence[Segmentation | NotFinite] = (),
+    ) -> None:
+        super().__init__(message, hint, exit_code=exit_code)
+        self.outcomes = list(outcomes)
 
 
 @dataclass(frozen=True)
@@ -154,3 +174,15 @@ class Segmentation:
                 "postprocess": round(1000 * self.timings.postprocess, 3),
             },
         }
+
+
+def finite(results: Sequence[Segmentation]) -> list[Segmentation]:
+    """The results, if the network's output for each of them is finite.
+
+    Raises:
+        NotFinite: it is not; carries what came of each.
+    """
+    outcomes = [result if np.isfinite(result.logits).all() else NotFinite() for result in results]
+    if any(isinstance(outcome, NotFinite) for outcome in outcomes):
+        raise NotFinite(outcomes=outcomes)
+    return list(results)

@@ -28,7 +28,7 @@ from espmedsam_edge.runtime.backends.backend import (
     load_backend,
 )
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
-from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings
+from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, finite
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ class Segmenter:
 
         Raises:
             DoesNotFit: too large for the GPU, where the backend was asked for by name.
+            NotFinite: the network's output is NaN or infinite.
             UserError: not such an array, or the backend failed.
         """
         return self.segment_batch([frame])[0]
@@ -158,13 +159,14 @@ class Segmenter:
 
         Raises:
             DoesNotFit: as for ``segment``.
+            NotFinite: of some frames; carries the results of the others.
             UserError: an array that is not (H, W, 3) uint8, or the backend failed.
         """
         options = self._checked(frames, threshold)
         results: list[Segmentation] = []
         for start in range(0, len(frames), self.batch):
             results += self._segment_group(frames[start : start + self.batch], options)
-        return results
+        return finite(results)
 
     @property
     def in_flight(self) -> int:
@@ -315,7 +317,7 @@ class _Finished:
     _results: list[Segmentation]
 
     def results(self) -> list[Segmentation]:
-        return self._results
+        return finite(self._results)
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ class _UnderWay:
     _started: Started
 
     def results(self) -> list[Segmentation]:
-        return self._segmenter._finish(self._frames, self._options, self._started)
+        return finite(self._segmenter._finish(self._frames, self._options, self._started))
 
 
 def _from_elsewhere(frame: object) -> bool:

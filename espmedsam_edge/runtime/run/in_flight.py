@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Started
 from espmedsam_edge.runtime.run.controls import RunSettings
-from espmedsam_edge.runtime.segmentation import DoesNotFit, Segmentation
+from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite, Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 Item = TypeVar("Item")
-Outcome = Segmentation | DoesNotFit
-"""What came of a frame: it may be too large for the GPU that was asked for, while others are not."""
+Outcome = Segmentation | DoesNotFit | NotFinite
+"""What came of a frame: it may be too large for the GPU that was asked for, or have no result, while others do."""
 
 
 class InFlight(Generic[Item]):
@@ -50,8 +51,8 @@ class InFlight(Generic[Item]):
         if chosen.in_flight == 1:
             self.collect_all()
             threshold = settings.threshold
-            results = chosen.segment_batch(frames) if threshold is None else chosen.segment_batch(frames, threshold)
-            self._hand_on(group, results)
+            more = () if threshold is None else (threshold,)
+            self._hand_on(group, _outcomes(partial(chosen.segment_batch, frames, *more)))
             return
         while len(self._started) >= chosen.in_flight:
             self.collect()
@@ -71,7 +72,7 @@ class InFlight(Generic[Item]):
             UserError: the backend failed.
         """
         group, started = self._started.popleft()
-        self._hand_on(group, started.results())
+        self._hand_on(group, _outcomes(started.results))
 
     def collect_all(self) -> None:
         """Hand on everything.
@@ -86,5 +87,12 @@ class InFlight(Generic[Item]):
 def _outcome(segmenter: Segmenter, frame: Frame, settings: RunSettings) -> Outcome:
     try:
         return segmenter.segment_batch([frame], settings.threshold)[0]
-    except DoesNotFit as error:
+    except (DoesNotFit, NotFinite) as error:
         return error
+
+
+def _outcomes(results: Callable[[], Sequence[Segmentation]]) -> Sequence[Outcome]:
+    try:
+        return results()
+    except NotFinite as error:
+        return error.outcomes

@@ -47,6 +47,7 @@ class LiveReport:
         latency: seconds from a frame's capture to its mask, of the last frames; None without any.
         written: which sink in the background wrote its frames last, and their age then; None without such sinks, or
             where ``BackgroundSinks`` was not asked yet.
+        failed: how many were left out since the network's output for them was not finite.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LiveReport:
     reconnects: int
     latency: Latency | None
     written: tuple[str, Latency] | None = None
+    failed: int = 0
 
 
 @dataclass(frozen=True)

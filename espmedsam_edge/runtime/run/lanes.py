@@ -42,6 +42,7 @@ class JobState:
     done: int = 0  # frames that were written or failed
     written: int = 0
     refused: int = 0
+    failed: int = 0  # live frames that the network has no finite output for
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     @property

@@ -7,6 +7,7 @@ number of files adds a thread, and no sink holds up another lane's.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,11 +23,13 @@ from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, RunProgress, RunReport
 from espmedsam_edge.runtime.run.lanes import Allowance, FileLane, Item, JobState, Lane, LiveLane
 from espmedsam_edge.runtime.run.threads import ThreadGroup
-from espmedsam_edge.runtime.segmentation import DoesNotFit
+from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
+
+log = logging.getLogger(__name__)
 
 NEXT_FRAME_SECONDS = 0.001
 """How long frames on a GPU wait for another one of a file to overlap with."""
@@ -290,7 +293,7 @@ class Run:
     def _segmented(self, group: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
         with self.changed:
             for item, outcome in zip(group, outcomes, strict=True):
-                if not isinstance(outcome, DoesNotFit):
+                if not isinstance(outcome, DoesNotFit | NotFinite):
                     for stage in ("preprocess", "inference", "postprocess"):
                         self.seconds[stage] += getattr(outcome.timings, stage)
                     if item.frame.captured is not None:
@@ -346,6 +349,11 @@ class Run:
         if lanes.too_old(frame, self.limits.max_latency):
             state.refused += 1
             return
+        if isinstance(outcome, NotFinite) and state.job.source.live:  # there is a next one
+            state.failed += 1
+            if state.failed == 1:
+                log.warning("%s: a frame is left out: %s", state.job.source.name, outcome)
+            return
         begin = time.perf_counter()
         state.done += 1
         try:
@@ -364,6 +372,8 @@ class Run:
             self.on_progress(RunProgress(state.number, source.name, done, source.length, source.live))
 
     def _write_frame(self, state: JobState, frame: SourceFrame, outcome: Outcome | None) -> None:
+        if isinstance(outcome, NotFinite):
+            raise NotFinite(f"{frame.path}: {outcome.message}", outcome.hint)
         if outcome is None or isinstance(outcome, DoesNotFit):
             raise outcome or RuntimeError("a frame that was not segmented")
         for sink in state.job.sinks:
@@ -381,5 +391,12 @@ def _told(lane: LiveLane) -> LiveReport:
     state, source = lane.state, lane.source
     latency = Latency.of(list(state.latencies)) if state.latencies else None
     return LiveReport(
-        source.name, source.files[0], state.written, source.skipped, state.refused, source.reconnects, latency
+        name=source.name,
+        label=source.files[0],
+        frames=state.written,
+        skipped=source.skipped,
+        refused=state.refused,
+        reconnects=source.reconnects,
+        latency=latency,
+        failed=state.failed,
     )
