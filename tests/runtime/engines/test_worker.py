@@ -256,11 +256,11 @@ class TestMemory:
         self, gpu: GpuFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from espmedsam_edge.machine.environment import Memory
-        from espmedsam_edge.runtime.cuda import gpu
+        from espmedsam_edge.runtime.cuda import gpu as gpu_module
 
         gpu("Orin|8|7|8|7990000000|1000000|1|1")  # the driver's figure leaves out what the kernel can reclaim
-        monkeypatch.setattr(gpu, "memory", lambda: Memory(8 << 30, 5 << 30))
-        found = gpu.find_gpu()
+        monkeypatch.setattr(gpu_module, "memory", lambda: Memory(8 << 30, 5 << 30))
+        found = gpu_module.find_gpu()
         assert found is not None
         assert worker.workspace_limit(found, 50 * MIB) == ((5 << 30) - 512 * MIB - 100 * MIB) // 2
 
