@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Precision
-from espmedsam_edge.calibration.calibrator import CalibrationRequest, calibrate
+from espmedsam_edge.calibration.calibrator import calibrate
 from espmedsam_edge.calibration.images import find_images
+from espmedsam_edge.calibration.request import CalibrationRequest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks

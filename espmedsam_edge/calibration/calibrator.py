@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
 
-from espmedsam_edge.bundle import Bundle, Graph, Manifest, Precision, graph_file_name, write_bundle
+from espmedsam_edge.bundle import Bundle, Graph, Manifest, graph_file_name, write_bundle
 from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.emulation import simulate
 from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, Mask
@@ -24,6 +23,7 @@ from espmedsam_edge.calibration.plan import ALWAYS_FP32, Plan, lowest_plan, quan
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
 from espmedsam_edge.calibration.record import CALIBRATION, Measured, read_record, why_stale
 from espmedsam_edge.calibration.report import CalibrationSummary, plot_sensitivity, section, with_section, worst_picture
+from espmedsam_edge.calibration.request import CalibrationRequest, Listener
 from espmedsam_edge.calibration.resemblance import Resemblance
 from espmedsam_edge.calibration.search import Sensitivity, passing_plans, sensitivities
 from espmedsam_edge.errors import UserError
@@ -38,37 +38,6 @@ log = logging.getLogger(__name__)
 _REPORT = "report.md"
 _LOW_SHARE = 0.9
 _WORTH_INT8 = 0.5
-
-
-class Listener(Protocol):
-    """Is told how a calibration gets on."""
-
-    def phase(self, title: str, total: int | None) -> None:
-        """A new phase of ``total`` steps (None: unknown) begins."""
-
-    def step(self) -> None:
-        """One step of the phase is done."""
-
-
-@dataclass(frozen=True)
-class CalibrationRequest:
-    """What to calibrate.
-
-    Attributes:
-        modality: of the bundle.
-        precision: "fp16" or "int8".
-        method: how INT8 activations are clipped; None: percentile, and the others where it misses the budget.
-        budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
-        pictures: whether ``report.md`` shows the worst image.
-        threads: for ONNX Runtime, 1 to 1024; None: the physical cores that the process may use.
-    """
-
-    modality: str
-    precision: Precision
-    method: Method | None = None
-    budget: float | None = None
-    pictures: bool = True
-    threads: int | None = None
 
 
 def calibrate(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from espmedsam_edge.bundle import Bundle, Graph
     from espmedsam_edge.runtime.engines.cache import EnginePlan
-    from espmedsam_edge.runtime.engines.worker import Result
+    from espmedsam_edge.runtime.engines.request import EngineResult
 
 
 def command(
@@ -136,7 +136,7 @@ def _engine_words(plan: EnginePlan) -> str:
     return f" (the engine's layers: {counted})"
 
 
-def _report_check(graph: Graph, title: str, result: Result, macs: dict[str, float]) -> int:
+def _report_check(graph: Graph, title: str, result: EngineResult, macs: dict[str, float]) -> int:
     """Print what the parser makes of a graph; 1 if it refuses it or it is not what the manifest says, else 0."""
     from espmedsam_edge.runtime.engines.precision import check_arithmetic
 

@@ -14,8 +14,8 @@ from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.calibration.calibrator import Listener
     from espmedsam_edge.calibration.report import CalibrationSummary
+    from espmedsam_edge.calibration.request import Listener
 
 
 def command(
@@ -43,8 +43,9 @@ def command(
 ) -> None:
     """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.calibration.calibrator import CalibrationRequest, calibrate
+    from espmedsam_edge.calibration.calibrator import calibrate
     from espmedsam_edge.calibration.images import find_images
+    from espmedsam_edge.calibration.request import CalibrationRequest
 
     opened = Bundle.open(bundle)
     name = _modality(opened, modality, images)

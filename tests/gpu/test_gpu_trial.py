@@ -17,21 +17,21 @@ from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.stream import Event
 from espmedsam_edge.runtime.engines import child, trial, worker
 from espmedsam_edge.runtime.engines.agreement import Agreement
+from espmedsam_edge.runtime.engines.request import EngineRequest
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
-from espmedsam_edge.runtime.engines.worker import Request
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("release", tensorrt_surface.RELEASES)]
 
 Double = Callable[..., TensorRT]
 
 
-def request_for(folder: Path, command: str, **more: Any) -> Request:
+def request_for(folder: Path, command: str, **more: Any) -> EngineRequest:
     """A request for the toy graph's engine, built by the double in this process."""
     content, file, plan = toy_graph(), folder / "fp32.onnx", folder / "fundus.plan"
     graph = Graph(
         modality="fundus", precision="fp32", file=file.name, sha256=hashlib.sha256(content).hexdigest(), image_size=64
     )
-    build = Request(command="build", graph=graph, graph_path=file, flavour="tensorrt", plan_path=plan)
+    build = EngineRequest(command="build", graph=graph, graph_path=file, flavour="tensorrt", plan_path=plan)
     if not plan.exists():
         file.write_bytes(content)
         worker.build(build, lambda phase, fraction: True)
@@ -39,7 +39,7 @@ def request_for(folder: Path, command: str, **more: Any) -> Request:
     return build.model_copy(update={"command": command, "plan_sha256": digest, **more})
 
 
-def compared(request: Request) -> Agreement:
+def compared(request: EngineRequest) -> Agreement:
     agreement = worker.compare_engine(request).agreement
     assert agreement is not None
     return agreement

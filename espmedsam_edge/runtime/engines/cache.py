@@ -6,28 +6,25 @@ were written; anything else is rebuilt, with one line saying why.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import logging
-import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, atomic_write, is_open_file, write_errors
-from espmedsam_edge.machine.cache import CACHE_VARIABLE, PRIVATE_FILE, cache_place, distrusted, make_private
+from espmedsam_edge.files import atomic_path, atomic_write, write_errors
+from espmedsam_edge.machine.cache import CACHE_VARIABLE, PRIVATE_FILE, cache_place, distrusted
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.runtime.engines import child
 from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
+from espmedsam_edge.runtime.engines.building_lock import building_lock
+from espmedsam_edge.runtime.engines.request import EngineRequest
 from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
-from espmedsam_edge.runtime.engines.worker import Request, read_wanted
+from espmedsam_edge.runtime.engines.worker import read_wanted
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
@@ -35,7 +32,6 @@ log = logging.getLogger(__name__)
 # What TensorRT-RTX's portable engines cover by its documentation. Turing (sm75) would slow the others down, and has no
 # FP32 matrix products there.
 USUAL_TARGETS = ("sm86", "sm89", "sm120")
-_WAIT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def find_or_build(
                 graph.precision,
                 reason,
             )
-        request = Request(
+        request = EngineRequest(
             command="build",
             graph=graph,
             graph_path=bundle.graph_path(graph).resolve(),
@@ -217,65 +213,7 @@ def require_space(folder: Path, plan_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def building_lock(folder: Path, stem: str) -> Iterator[bool]:
-    """Hold the right to build one engine; waits while another process holds it. Yields whether it had to wait.
-
-    The lock goes with its process, however that ends. On file systems without locks the build goes on without one:
-    files are written whole either way.
-
-    Raises:
-        UserError: the cache folder cannot be written to.
-    """
-    file = folder / f"{stem}.lock"
-    waited = False
-    while True:
-        descriptor = _open_lock(folder, file)
-        try:
-            waited = _acquire(descriptor, stem) or waited
-            if not is_open_file(descriptor, file):
-                continue  # removed by a clean-up between opening and locking: another process may hold a new one
-            yield waited
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _open_lock(folder: Path, file: Path) -> int:
-    try:
-        make_private(folder, folder.parent)
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the engine cache {folder} is full.",
-                f"Remove engines (espmedsam-edge engines clean), or choose another folder with ${CACHE_VARIABLE}.",
-                exit_code=1,
-            ) from error
-        raise UserError(
-            f"the engine cache {folder} cannot be written: {error.strerror}.",
-            f"Choose another folder with --cache or ${CACHE_VARIABLE}.",
-            exit_code=1,
-        ) from error
-
-
-def _acquire(descriptor: int, stem: str) -> bool:
-    waited = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not waited:
-                log.info("Another process is building %s; waiting for it.", stem)
-            waited = True
-            time.sleep(_WAIT_S)
-        except OSError:
-            return waited
-        else:
-            return waited
-
-
-def _build(folder: Path, wanted: Wanted, request: Request, on_progress: child.OnProgress) -> EnginePlan:
+def _build(folder: Path, wanted: Wanted, request: EngineRequest, on_progress: child.OnProgress) -> EnginePlan:
     plan_path = folder / f"{wanted.stem}.plan"
     sidecar_path = plan_path.with_suffix(".json")
     gpu = find_gpu()
@@ -317,7 +255,7 @@ def _build(folder: Path, wanted: Wanted, request: Request, on_progress: child.On
     return EnginePlan(plan_path, sidecar, built_now=True)
 
 
-def _time(request: Request) -> float | None:
+def _time(request: EngineRequest) -> float | None:
     """GPU time of one run in milliseconds; None where it cannot be measured, which is no reason to drop the engine."""
     try:
         return child.run(request.model_copy(update={"command": "time", "log_path": None})).median_ms
@@ -325,7 +263,7 @@ def _time(request: Request) -> float | None:
         return None
 
 
-def _compare(request: Request) -> Agreement | None:
+def _compare(request: EngineRequest) -> Agreement | None:
     """How the new engine agrees with ONNX Runtime; None where it cannot be found out, which is said.
 
     Raises:

@@ -18,8 +18,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.cache import PRIVATE_FILE
 from espmedsam_edge.machine.environment import memory
+from espmedsam_edge.runtime.engines.request import EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
-from espmedsam_edge.runtime.engines.worker import Request, Result
 
 OnProgress = Callable[[str, float], None]
 """Called with the name of TensorRT's phase and the part of the build that is done, 0..1."""
@@ -36,7 +36,7 @@ def _no_progress(phase: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
 
-def run(request: Request, on_progress: OnProgress = _no_progress) -> Result:
+def run(request: EngineRequest, on_progress: OnProgress = _no_progress) -> EngineResult:
     """Do what the request asks in a child process and return what it found.
 
     Ctrl-C ends the child before it goes on to the caller.
@@ -69,12 +69,12 @@ def run(request: Request, on_progress: OnProgress = _no_progress) -> Result:
     if answer.pop("event") == "error":
         log = f" Log: {request.log_path}" if request.log_path is not None and request.log_path.is_file() else ""
         raise UserError(answer["message"], f"{answer['hint']}{log}", exit_code=answer["exit_code"])
-    return Result.model_validate(answer)
+    return EngineResult.model_validate(answer)
 
 
-def check(graph: Graph, graph_path: Path, flavour: Flavour) -> Result:
+def check(graph: Graph, graph_path: Path, flavour: Flavour) -> EngineResult:
     """What the installed parser makes of a graph: the nodes it refuses, else what it would compute in. Needs no GPU."""
-    return run(Request(command="check", graph=graph, graph_path=graph_path.resolve(), flavour=flavour))
+    return run(EngineRequest(command="check", graph=graph, graph_path=graph_path.resolve(), flavour=flavour))
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def _ended_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
                     stream.close()
 
 
-def _converse(child: subprocess.Popen[bytes], request: Request, on_progress: OnProgress) -> dict[str, Any] | None:
+def _converse(child: subprocess.Popen[bytes], request: EngineRequest, on_progress: OnProgress) -> dict[str, Any] | None:
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -113,7 +113,7 @@ def _converse(child: subprocess.Popen[bytes], request: Request, on_progress: OnP
     return answer
 
 
-def _died(request: Request, code: int, stderr: str, available: int | None) -> UserError:
+def _died(request: EngineRequest, code: int, stderr: str, available: int | None) -> UserError:
     what = f"{TITLES[request.flavour]}'s {request.command} of {request.graph_path.name}"
     log = _keep_log(request, stderr)
     if code == -signal.SIGKILL:
@@ -129,7 +129,7 @@ def _died(request: Request, code: int, stderr: str, available: int | None) -> Us
     return UserError(f"{what} {how}{said}.", f"Update TensorRT or the GPU driver, or report it.{log}", exit_code=1)
 
 
-def _keep_log(request: Request, stderr: str) -> str:
+def _keep_log(request: EngineRequest, stderr: str) -> str:
     if request.log_path is None or not stderr.strip():
         return ""
     try:

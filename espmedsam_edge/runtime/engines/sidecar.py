@@ -14,8 +14,8 @@ from espmedsam_edge.machine.cache import read_kept
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
 from espmedsam_edge.runtime.engines.agreement import Agreement
 from espmedsam_edge.runtime.engines.precision import Arithmetic
+from espmedsam_edge.runtime.engines.request import Dla
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
-from espmedsam_edge.runtime.engines.worker import Dla
 
 _MAX_BYTES = 1 << 20
 

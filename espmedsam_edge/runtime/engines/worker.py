@@ -1,7 +1,7 @@
 """The child process that parses and builds: TensorRT may crash or be killed in it, and only this process ends.
 
-``main`` reads one ``Request`` as JSON from standard input and writes events to standard output, one JSON object a line:
-``progress``, and at the end ``result`` or ``error``. Whatever the native libraries print goes to standard error.
+``main`` reads one ``EngineRequest`` as JSON from standard input and writes events to standard output, one JSON object a
+line: ``progress``, and at the end ``result`` or ``error``. Whatever the native libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ConfigDict
-
-from espmedsam_edge.bundle import Graph, Normalization, Sha256
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
 from espmedsam_edge.machine.cache import read_kept
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
-from espmedsam_edge.runtime.engines.agreement import Agreement, agree
+from espmedsam_edge.runtime.engines.agreement import agree
 from espmedsam_edge.runtime.engines.precision import (
     Arithmetic,
     check_arithmetic,
@@ -36,11 +33,10 @@ from espmedsam_edge.runtime.engines.precision import (
 )
 from espmedsam_edge.runtime.engines.progress import EngineProgress, make_monitor
 from espmedsam_edge.runtime.engines.remedies import remedy, tells_of_full_memory
+from espmedsam_edge.runtime.engines.request import Dla, EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.tensorrt_api import (
-    Flavour,
     Log,
     ParsedGraph,
-    Refusal,
     TensorRT,
     load,
     make_logger,
@@ -62,65 +58,6 @@ RESERVE = 512 * MIB
 MINIMUM_WORKSPACE = 128 * MIB
 # Without a GPU nobody says how much there is; the plan's scratch memory must fit the smallest cards.
 WORKSPACE_WITHOUT_GPU = 2048 * MIB
-
-
-class Request(BaseModel):
-    """What the child is asked to do. ``targets`` empty means the GPU of this machine.
-
-    ``macs`` (``Manifest.macs``), ``normalization`` and ``threshold`` are what the graph's manifest says;
-    ``plan_sha256`` is of the plan to time or compare.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    command: Literal["check", "build", "time", "compare"]
-    graph: Graph
-    graph_path: Path
-    macs: dict[str, float] = {}
-    normalization: Normalization = Normalization()
-    threshold: float = 0.5
-    flavour: Flavour
-    targets: tuple[str, ...] = ()
-    tf32: bool = False
-    plan_path: Path | None = None
-    plan_sha256: Sha256 | None = None
-    timing_cache: Path | None = None
-    log_path: Path | None = None
-
-
-class Dla(BaseModel):
-    """How many of the network's layers could run on the board's deep learning accelerator. None is placed there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cores: int
-    layers: int
-    of: int
-
-
-class Result(BaseModel):
-    """What the child found; ``engine_layers`` is empty where no GPU loaded the plan, or its inspector is mute.
-
-    ``plan_sha256`` is of the plan as it was built, not of what a file held later.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str
-    opset: int | None = None
-    refusals: list[Refusal] = []
-    arithmetic: Arithmetic | None = None
-    plan_sha256: Sha256 | None = None
-    plan_bytes: int = 0
-    engine_loaded: bool = False
-    engine_layers: dict[str, int] = {}
-    dla: Dla | None = None
-    workspace_bytes: int | None = None
-    build_seconds: float = 0.0
-    median_ms: float | None = None
-    agreement: Agreement | None = None
-    peak_memory_bytes: int | None = None
-    warnings: list[str] = []
 
 
 def workspace_limit(gpu: GpuDevice | None, graph_bytes: int) -> int:
@@ -157,7 +94,7 @@ def read_wanted(path: Path, sha256: str) -> bytes:
 
 
 def configure(
-    parsed: ParsedGraph, request: Request, gpu: GpuDevice | None, graph_bytes: int
+    parsed: ParsedGraph, request: EngineRequest, gpu: GpuDevice | None, graph_bytes: int
 ) -> tuple[trt.IBuilderConfig, int]:
     """The builder's configuration and its workspace limit in bytes, for a graph of so many bytes.
 
@@ -176,7 +113,7 @@ def configure(
     return config, limit
 
 
-def attach_timing_cache(parsed: ParsedGraph, config: trt.IBuilderConfig, request: Request) -> bool:
+def attach_timing_cache(parsed: ParsedGraph, config: trt.IBuilderConfig, request: EngineRequest) -> bool:
     """Give the builder the kernel timings of earlier builds on this GPU. TensorRT-RTX times nothing and takes none."""
     if request.timing_cache is None or parsed.api.flavour != "tensorrt":
         return False
@@ -215,13 +152,13 @@ def survey_dla(parsed: ParsedGraph) -> Dla | None:
     return Dla(cores=cores, layers=sum(bool(config.can_run_on_DLA(layer)) for layer in layers), of=len(layers))
 
 
-def check(request: Request) -> Result:
+def check(request: EngineRequest) -> EngineResult:
     """Parse only: the refused nodes, and what the network would compute in."""
     api = load(request.flavour)
     content = read_wanted(request.graph_path, request.graph.sha256)
     parsed = parse_graph(api, content, request.graph_path)
     header = read_header(content)
-    return Result(
+    return EngineResult(
         version=api.version,
         opset=header.opset if header else None,
         refusals=parsed.refusals,
@@ -231,7 +168,7 @@ def check(request: Request) -> Result:
     )
 
 
-def build(request: Request, report: Callable[[str, float], bool]) -> Result:
+def build(request: EngineRequest, report: Callable[[str, float], bool]) -> EngineResult:
     """Build the plan, write it to ``request.plan_path``, and read back what it computes in.
 
     Raises:
@@ -267,7 +204,7 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
         if request.log_path is not None:
             with suppress(OSError):  # of a disk that is full, say: it is no reason to fail, nor to hide one
                 request.log_path.write_text(parsed.log.text() + "\n", encoding="utf-8")
-    return Result(
+    return EngineResult(
         version=api.version,
         arithmetic=arithmetic,
         plan_sha256=hashlib.sha256(built).hexdigest(),
@@ -283,7 +220,7 @@ def build(request: Request, report: Callable[[str, float], bool]) -> Result:
 
 
 def inspect(
-    parsed: ParsedGraph, request: Request, gpu: GpuDevice, arithmetic: Arithmetic, plan: trt.IHostMemory
+    parsed: ParsedGraph, request: EngineRequest, gpu: GpuDevice, arithmetic: Arithmetic, plan: trt.IHostMemory
 ) -> tuple[bool, dict[str, int]]:
     """Load the new plan on this GPU and compare it with its network: (loaded, layers by output type).
 
@@ -314,7 +251,7 @@ def load_engine(api: TensorRT, plan: Any, log: Log) -> tuple[trt.Runtime, trt.IC
     return runtime, engine
 
 
-def time_engine(request: Request) -> Result:
+def time_engine(request: EngineRequest) -> EngineResult:
     """The median time of one run of the plan on this GPU.
 
     Raises:
@@ -323,10 +260,10 @@ def time_engine(request: Request) -> Result:
     from espmedsam_edge.runtime.engines.trial import median_milliseconds  # not for a build: it brings NumPy
 
     with _loaded(request) as (api, device, engine):
-        return Result(version=api.version, median_ms=round(median_milliseconds(device, engine), 4))
+        return EngineResult(version=api.version, median_ms=round(median_milliseconds(device, engine), 4))
 
 
-def compare_engine(request: Request) -> Result:
+def compare_engine(request: EngineRequest) -> EngineResult:
     """How the plan's masks agree with ONNX Runtime's of the same graph.
 
     Raises:
@@ -343,11 +280,11 @@ def compare_engine(request: Request) -> Result:
             normalization=request.normalization,
             threshold=request.threshold,
         )
-    return Result(version=api.version, agreement=agreement)
+    return EngineResult(version=api.version, agreement=agreement)
 
 
 @contextmanager
-def _loaded(request: Request) -> Iterator[tuple[TensorRT, CudaDevice, trt.ICudaEngine]]:
+def _loaded(request: EngineRequest) -> Iterator[tuple[TensorRT, CudaDevice, trt.ICudaEngine]]:
     """The plan that an earlier child built, on this GPU."""
     from espmedsam_edge.runtime.cuda.device import CudaDevice
 
@@ -362,7 +299,7 @@ def _loaded(request: Request) -> Iterator[tuple[TensorRT, CudaDevice, trt.ICudaE
             del engine, runtime  # in this order, and before the GPU's context
 
 
-def failed_build(parsed: ParsedGraph, request: Request, gpu: GpuDevice | None) -> UserError:
+def failed_build(parsed: ParsedGraph, request: EngineRequest, gpu: GpuDevice | None) -> UserError:
     """The one line for a builder that gave no plan, with TensorRT's own reason."""
     reason = _reason(parsed.log)
     hint = remedy(parsed.log.text(), "The graph or this TensorRT is at fault; the log has the details.")
@@ -402,7 +339,7 @@ def main() -> int:
     """Do what the request on standard input asks; 0 when an answer (a result or an error) was written."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # TensorRT's own, about itself
     os.umask(0o077)  # all that it writes goes to the cache, which is the user's alone
-    request = Request.model_validate_json(sys.stdin.buffer.read())
+    request = EngineRequest.model_validate_json(sys.stdin.buffer.read())
     with _events() as emit:
         try:
             if request.command == "check":

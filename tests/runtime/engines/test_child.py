@@ -16,8 +16,8 @@ from trt_fixtures import ORIN
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines import child
+from espmedsam_edge.runtime.engines.request import EngineRequest
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
-from espmedsam_edge.runtime.engines.worker import Request
 
 Double = Callable[..., TensorRT]
 
@@ -28,10 +28,10 @@ def _orin(gpu: Callable[[str], None]) -> None:
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> EngineRequest:
     file = tmp_path / "fp16.onnx"
     file.write_bytes(b"an ONNX file")
-    return Request(
+    return EngineRequest(
         command="build",
         graph=Graph(
             modality="fundus",
@@ -47,7 +47,7 @@ def request_(tmp_path: Path) -> Request:
     )
 
 
-def test_builds_in_a_child_and_tells_its_progress(request_: Request, double: Double) -> None:
+def test_builds_in_a_child_and_tells_its_progress(request_: EngineRequest, double: Double) -> None:
     double(release="10.16.1.11")
     seen: list[tuple[str, float]] = []
     result = child.run(request_, lambda phase, fraction: seen.append((phase, fraction)))
@@ -61,7 +61,7 @@ def test_builds_in_a_child_and_tells_its_progress(request_: Request, double: Dou
 
 
 @pytest.mark.parametrize("release", ["10.3.0", "11.4.0.106"])
-def test_an_error_in_the_child_comes_back_as_one(release: str, request_: Request, double: Double) -> None:
+def test_an_error_in_the_child_comes_back_as_one(release: str, request_: EngineRequest, double: Double) -> None:
     double(release=release, build_log=["Error Code 10: Internal Error (Could not find any implementation for node a)"])
     with pytest.raises(UserError, match="Could not find any implementation for node a") as caught:
         child.run(request_)
@@ -79,7 +79,7 @@ def test_an_error_in_the_child_comes_back_as_one(release: str, request_: Request
         (signal.SIGKILL, r"was killed, which systems do when memory runs out; \d+ MiB were available"),
     ],
 )
-def test_a_crash_is_one_line(number: signal.Signals, words: str, request_: Request, double: Double) -> None:
+def test_a_crash_is_one_line(number: signal.Signals, words: str, request_: EngineRequest, double: Double) -> None:
     double(release="10.3.0", crash=int(number))
     with pytest.raises(UserError, match=words) as caught:
         child.run(request_)
@@ -88,7 +88,7 @@ def test_a_crash_is_one_line(number: signal.Signals, words: str, request_: Reque
 
 
 def test_a_child_that_cannot_import_says_why(
-    request_: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request_: EngineRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "pydantic.py").write_text("raise RuntimeError('broken environment')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -96,13 +96,13 @@ def test_a_child_that_cannot_import_says_why(
         child.run(request_)
 
 
-def test_a_python_that_is_gone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_is_gone(request_: EngineRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(UserError, match="could not be started: No such file"):
         child.run(request_)
 
 
-def test_an_interruption_ends_the_child(request_: Request, double: Double) -> None:
+def test_an_interruption_ends_the_child(request_: EngineRequest, double: Double) -> None:
     double(release="10.3.0", seconds=60)
     before, children = _children(), list[int]()
 
@@ -119,7 +119,7 @@ def test_an_interruption_ends_the_child(request_: Request, double: Double) -> No
 
 
 def test_modules_in_the_working_directory_are_not_imported(
-    request_: Request, double: Double, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request_: EngineRequest, double: Double, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A folder with someone's tensorrt.py in it must not stand in for TensorRT."""
     double(release="10.3.0")
@@ -131,7 +131,7 @@ def test_modules_in_the_working_directory_are_not_imported(
     assert child.run(request_).version == "10.3.0"
 
 
-def test_check_needs_no_plan(request_: Request, double: Double) -> None:
+def test_check_needs_no_plan(request_: EngineRequest, double: Double) -> None:
     double(release="10.3.0", errors=[[3, "n", "Det", "false"]])
     result = child.check(request_.graph, request_.graph_path, "tensorrt")
     assert [refusal.operator for refusal in result.refusals] == ["Det"]

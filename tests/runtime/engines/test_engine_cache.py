@@ -22,13 +22,15 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda import gpu as cuda_driver
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice
+from espmedsam_edge.runtime.engines import building_lock as building_lock_module
 from espmedsam_edge.runtime.engines import cache as engine_cache
 from espmedsam_edge.runtime.engines import child, inventory, tensorrt_api
 from espmedsam_edge.runtime.engines.agreement import Agreement
+from espmedsam_edge.runtime.engines.building_lock import building_lock
 from espmedsam_edge.runtime.engines.cache import EnginePlan, find_or_build
 from espmedsam_edge.runtime.engines.precision import Arithmetic, TensorType
+from espmedsam_edge.runtime.engines.request import EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
-from espmedsam_edge.runtime.engines.worker import Request, Result
 
 ORIN = GpuDevice("Orin", "sm87", 8, 8 << 30, True, "12.6")
 RTX_4090 = GpuDevice("NVIDIA GeForce RTX 4090", "sm89", 128, 24 << 30, False, "13.0")
@@ -56,13 +58,13 @@ class Machine:
     folder: Path
     gpu: GpuDevice | None = ORIN
     api: TensorRT = field(default_factory=lambda: TensorRT("tensorrt", "10.3.0", object()))
-    built: list[Request] = field(default_factory=list)
+    built: list[EngineRequest] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     before: Callable[[], None] = lambda: None
     content: bytes = b"plan " * 1000
     agreement: Agreement | UserError = AGREES
 
-    def run(self, request: Request, on_progress: Any = None) -> Result:
+    def run(self, request: EngineRequest, on_progress: Any = None) -> EngineResult:
         self.before()
         arithmetic = Arithmetic(
             inputs=(TensorType(name="image", dtype="fp32", shape=request.graph.input_shape),),
@@ -78,9 +80,9 @@ class Machine:
         if request.command == "compare":
             if isinstance(self.agreement, UserError):
                 raise self.agreement
-            return Result(version=self.api.version, agreement=self.agreement)
+            return EngineResult(version=self.api.version, agreement=self.agreement)
         loaded = self.gpu is not None
-        return Result(
+        return EngineResult(
             version=self.api.version,
             arithmetic=arithmetic,
             plan_sha256=hashlib.sha256(self.content).hexdigest(),
@@ -359,7 +361,7 @@ class TestFolder:
                 raise OSError(code, os.strerror(code))
             return open_(path, flags, *mode)
 
-        monkeypatch.setattr(engine_cache.os, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
         with pytest.raises(UserError, match=r"engine cache .* cannot be written: .*--cache or \$ESPMEDSAM_CACHE"):
             machine.engine(bundle)
         assert machine.built == [], "it must fail before minutes of building"
@@ -374,7 +376,7 @@ class TestFolder:
             assert not flags & os.O_CREAT, "no file may be made"
             return open_(path, flags, *mode)
 
-        monkeypatch.setattr(engine_cache.os, "open", read_only)
+        monkeypatch.setattr(os, "open", read_only)
         assert not machine.engine(bundle).built_now
 
     def test_a_folder_that_is_a_file(self, machine: Machine, bundle: Bundle) -> None:
@@ -452,7 +454,7 @@ class TestTwoProcesses:
             assert not free
         holder.kill()
         holder.join(30)
-        with engine_cache.building_lock(tmp_path, "stem") as waited:
+        with building_lock(tmp_path, "stem") as waited:
             assert not waited
 
     def test_a_lock_file_removed_while_waiting_is_made_anew(self, tmp_path: Path) -> None:
@@ -461,11 +463,11 @@ class TestTwoProcesses:
         leave = threading.Event()
 
         def wait_for_it() -> None:
-            with engine_cache.building_lock(tmp_path, "stem"):
+            with building_lock(tmp_path, "stem"):
                 entered.set()
                 leave.wait(30)
 
-        with engine_cache.building_lock(tmp_path, "stem"):
+        with building_lock(tmp_path, "stem"):
             waiter = threading.Thread(target=wait_for_it)
             waiter.start()
             time.sleep(0.3)
@@ -482,12 +484,12 @@ class TestTwoProcesses:
         def refuse(*arguments: Any) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(engine_cache.fcntl, "flock", refuse)
+        monkeypatch.setattr(building_lock_module.fcntl, "flock", refuse)
         assert machine.engine(bundle).built_now
 
 
 def _hold_lock(folder: Path, ready: Any) -> None:
-    with engine_cache.building_lock(folder, "stem"):
+    with building_lock(folder, "stem"):
         ready.set()
         time.sleep(60)
 
@@ -554,7 +556,7 @@ class TestInventory:
 
     def test_what_a_build_holds_is_left_alone(self, machine: Machine, bundle: Bundle, folder: Path) -> None:
         plan = machine.engine(bundle)
-        with engine_cache.building_lock(folder, plan.path.stem):
+        with building_lock(folder, plan.path.stem):
             assert inventory.clean(folder, everything=True) == []
         assert plan.path.exists()
 

@@ -19,15 +19,16 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines import worker
 from espmedsam_edge.runtime.engines.progress import EngineProgress
+from espmedsam_edge.runtime.engines.request import Dla, EngineRequest
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
-from espmedsam_edge.runtime.engines.worker import MIB, Request
+from espmedsam_edge.runtime.engines.worker import MIB
 
 Double = Callable[..., TensorRT]
 GpuFixture = Callable[[str], None]
 RELEASES = tensorrt_surface.RELEASES
 
 
-def request(folder: Path, precision: str = "fp16", command: str = "build", **more: Any) -> Request:
+def request(folder: Path, precision: str = "fp16", command: str = "build", **more: Any) -> EngineRequest:
     """A request for a graph file that the double takes for any graph of its precision."""
     file = folder / f"{precision}.onnx"
     content = more.pop("content", b"an ONNX file")
@@ -35,7 +36,7 @@ def request(folder: Path, precision: str = "fp16", command: str = "build", **mor
     digest = hashlib.sha256(content).hexdigest()
     graph = Graph(modality="fundus", precision=precision, file=file.name, sha256=digest, image_size=64)  # type: ignore[arg-type]
     values = {"command": command, "graph": graph, "graph_path": file, "flavour": "tensorrt", **more}
-    return Request(plan_path=folder / "fundus.plan", **values)
+    return EngineRequest(plan_path=folder / "fundus.plan", **values)
 
 
 def calls(api: TensorRT, *kinds: str) -> list[list[Any]]:
@@ -166,7 +167,7 @@ class TestCallsOfEachRelease:
     def test_dla_is_reported_and_nothing_is_placed_there(self, release: str, tmp_path: Path, double: Double) -> None:
         api = double(release=release, dla=2)
         result = worker.build(request(tmp_path), lambda phase, fraction: True)
-        assert result.dla == worker.Dla(cores=2, layers=1, of=3)
+        assert result.dla == Dla(cores=2, layers=1, of=3)
         names = [call[0] for call in api.module.CALLS]
         built = names.index("Builder.build_serialized_network")
         assert "IBuilderConfig.default_device_type =" not in names[:built]

@@ -1,0 +1,40 @@
+"""What is asked of a calibration, and who listens to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from espmedsam_edge.bundle import Precision
+from espmedsam_edge.calibration.histogram import Method
+
+
+class Listener(Protocol):
+    """Is told how a calibration gets on."""
+
+    def phase(self, title: str, total: int | None) -> None:
+        """A new phase of ``total`` steps (None: unknown) begins."""
+
+    def step(self) -> None:
+        """One step of the phase is done."""
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate.
+
+    Attributes:
+        modality: of the bundle.
+        precision: "fp16" or "int8".
+        method: how INT8 activations are clipped; None: percentile, and the others where it misses the budget.
+        budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
+        pictures: whether ``report.md`` shows the worst image.
+        threads: for ONNX Runtime, 1 to 1024; None: the physical cores that the process may use.
+    """
+
+    modality: str
+    precision: Precision
+    method: Method | None = None
+    budget: float | None = None
+    pictures: bool = True
+    threads: int | None = None
