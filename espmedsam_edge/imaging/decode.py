@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import ImageHeader, bare_png, read_header
+from espmedsam_edge.imaging.headers import ImageHeader, bare_png, image_format, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.imaging.tiff_header import compression_name, without_orientation
 
@@ -30,7 +30,7 @@ _MAX_PIXELS_VARIABLE = "ESPMEDSAM_MAX_PIXELS"
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-def read_image(path: str | Path) -> Frame:
+def read_image(path: str | Path, largest: int | None = None) -> Frame:
     """Read a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or HEIC file, of which the first picture counts (a warning says so).
 
     HEIC needs the package pillow-heif (extra ``heic``).
@@ -41,6 +41,10 @@ def read_image(path: str | Path) -> Frame:
     14 and 16 that holds the largest value in the picture. So a 12-bit camera's files keep their contrast, and no
     picture is stretched by its own minimum and maximum.
 
+    Args:
+        path: the file.
+        largest: a sample of 16 bits to reckon with besides, so that pictures that belong together share a scale.
+
     Returns:
         (H, W, 3) uint8 BGR.
 
@@ -49,7 +53,7 @@ def read_image(path: str | Path) -> Frame:
             100 million (environment variable ``ESPMEDSAM_MAX_PIXELS``), which is checked before decoding.
     """
     path = Path(path)
-    frame, header = _decode(_read(path), str(path))
+    frame, header = _decode(_read(path), str(path), largest=largest or 0)
     if header.pictures > 1:
         log.warning("%s holds %d pictures; the first is read.", path, header.pictures)
     return frame
@@ -60,7 +64,7 @@ def decode_image(data: bytes, name: str = "the image") -> Frame:
     return _decode(data, name)[0]
 
 
-def _decode(data: bytes, name: str, flags: int = _COLOUR) -> tuple[Frame, ImageHeader]:
+def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> tuple[Frame, ImageHeader]:
     try:
         header = read_header(data)
     except HeaderError as error:
@@ -82,7 +86,7 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR) -> tuple[Frame, ImageH
         what = f"compression by {packed} is not read" if packed else f"its {header.format} data cannot be decoded"
         raise UserError(f"cannot read {name}: {what}.", _REMEDY, exit_code=1)
     if flags == _COLOUR:
-        pixels = _to_8_bits(pixels, header, name)
+        pixels = _to_8_bits(pixels, header, name, largest)
     return _upright(pixels, header), header
 
 
@@ -120,6 +124,24 @@ def read_samples(path: str | Path) -> NDArray[Any]:
     frame, header = _decode(data, str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     # OpenCV shows 8 bits that count down from white as they look.
     return 255 - frame if header.white_is_zero and frame.dtype == np.uint8 else frame
+
+
+def largest_sample(path: str | Path) -> int | None:
+    """The largest sample of a picture of more than 8 bits a sample; None for others, which are told by their start.
+
+    Raises:
+        UserError: as ``read_image``.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(25)
+    except OSError:
+        return None
+    if start[24:] == b"\x10" if image_format(start) == "PNG" else image_format(start) == "TIFF":
+        samples = read_samples(path)
+        return int(samples.max()) if samples.dtype == np.uint16 else None
+    return None
 
 
 def read_orientation(path: str | Path) -> int:
@@ -189,14 +211,14 @@ def _check_size(header: ImageHeader, name: str) -> None:
         )
 
 
-def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str) -> Frame:
+def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str, largest: int) -> Frame:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype != np.uint16:
         raise UserError(
             f"cannot read {name}: its samples are {pixels.dtype}.", "Convert it to 8 or 16 bits a sample.", exit_code=1
         )
-    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / full_scale(int(pixels.max())))
+    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / full_scale(max(largest, int(pixels.max()))))
     return np.asarray(255 - scaled if header.white_is_zero else scaled, np.uint8)
 
 

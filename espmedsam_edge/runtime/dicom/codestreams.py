@@ -74,6 +74,11 @@ def size_of(codestream: bytes) -> FrameSize:
     raise ValueError("no codestream that is known")
 
 
+def is_whole(codestream: bytes) -> bool:
+    """Whether a JPEG, JPEG-LS or JPEG 2000 codestream ends with its end marker, padding left out."""
+    return codestream.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
 def check_rle(data: bytes, pixels: int) -> None:
     """Refuse RLE segments that overlap or are longer than any packing of so many bytes: two for one.
 

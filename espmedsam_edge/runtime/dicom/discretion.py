@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.dicom.extent import TooMuch, check_extent
+from espmedsam_edge.runtime.dicom.extent import TooMuch, check_extent, start_of
 
 _LIBRARIES = ("pydicom", "highdicom")
 # Warnings are told apart by the module that they point to: the libraries, those that call them, and deepcopy.
@@ -56,8 +56,9 @@ def read_dataset(path: Path, tags: Iterable[str] | None = None) -> Any:
     pydicom = load_pydicom()
     with path.open("rb") as stream:
         check_extent(stream)
+        bare = start_of(stream) == 0  # which pydicom takes for DICOM only when it is told to
     wanted = None if tags is None else list(tags)
-    return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=False, specific_tags=wanted)
+    return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=bare, specific_tags=wanted)
 
 
 class Dicom:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,22 @@ from espmedsam_edge.imaging.decode import full_scale
 from espmedsam_edge.imaging.geometry import Frame
 
 
-def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Frame:
+class Scale(NamedTuple):
+    """The values that become 0 and 255 where a file names no window."""
+
+    low: float
+    high: float
+
+
+def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0, scale: Scale | None = None) -> Frame:
     """(H, W) or (H, W, 3) stored values, RGB where coloured, to (H, W, 3) uint8 BGR.
 
     Args:
         pixels: one frame as ``pydicom.pixels.iter_pixels`` gives it.
         dataset: the file's header.
         frame: its number in the file, from 0.
+        scale: for grey values of more than 8 bits without a window: of all frames and files that belong together;
+            None: this frame's own.
 
     Raises:
         ValueError: samples that are neither grey nor RGB.
@@ -31,15 +41,81 @@ def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Frame:
         return np.ascontiguousarray(_eight_bits(pixels)[..., ::-1])
     if pixels.ndim != 2:
         raise ValueError(f"samples of shape {pixels.shape}")
-    grey = _windowed(
-        pixels,
-        transform=_holder(dataset, frame, "PixelValueTransformationSequence"),
-        window=_holder(dataset, frame, "FrameVOILUTSequence"),
-    )
+    stored = _aligned(pixels, dataset)
+    padding = _padding(stored, dataset)
+    grey = _windowed(stored, padding, dataset, frame, scale)
     inverted = interpretation == "MONOCHROME1"
     if inverted or str(dataset.get("PresentationLUTShape", "")) == "INVERSE":
         grey = np.asarray(255 - grey, np.uint8)
+    if padding is not None:  # what lies around the picture is black, whichever way its values count
+        grey = np.where(padding, np.uint8(0), grey)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def own_scale(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Scale | None:
+    """The smallest and the largest value of a frame, as its scale is made of them; None where it needs none.
+
+    Args:
+        pixels, dataset, frame: as for ``displayed``.
+    """
+    if not needs_scale(dataset, frame):
+        return None
+    stored = _aligned(pixels, dataset)
+    padding = _padding(stored, dataset)
+    return _extremes(_transformed(stored, _holder(dataset, frame, "PixelValueTransformationSequence")), padding)
+
+
+def needs_scale(dataset: Any, frame: int = 0) -> bool:
+    """Whether a frame's grey values depend on the range that it uses: over 8 bits, no window, no table, no depth."""
+    window = _holder(dataset, frame, "FrameVOILUTSequence")
+    return (
+        int(dataset.get("SamplesPerPixel") or 1) == 1
+        and str(dataset.get("PhotometricInterpretation")) != "PALETTE COLOR"
+        and int(dataset.get("BitsAllocated") or 8) > 8
+        and not window.get("VOILUTSequence")
+        and _window_of(window) is None
+        and _stated_scale(dataset, frame) is None
+    )
+
+
+def common_scale(scales: Iterable[Scale | None]) -> Scale | None:
+    """One scale for several frames or files; None if none of them needs any."""
+    known = [scale for scale in scales if scale is not None]
+    return Scale(min(s.low for s in known), max(s.high for s in known)) if known else None
+
+
+def _aligned(pixels: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Stored values from the low bits on: a few scanners put theirs at the upper end (HighBit)."""
+    stored, high = int(dataset.get("BitsStored") or 0), dataset.get("HighBit")
+    if not stored or high is None or int(high) + 1 <= stored or pixels.dtype.kind not in "iu":
+        return pixels
+    return np.asarray(pixels >> (int(high) + 1 - stored))
+
+
+def _padding(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_] | None:
+    """Where a frame holds its padding value (PS3.3 C.7.5.1.1.2), up to the limit of its range if there is one."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if value is None or value == "" or stored.dtype.kind not in "iu":
+        return None
+    # The header may write a signed value unsigned, or the other way round.
+    bounds = [_as_stored(int(bound), stored.dtype) for bound in (value, value if limit in (None, "") else limit)]
+    found = (stored >= min(bounds)) & (stored <= max(bounds))
+    return found if found.any() and not found.all() else None
+
+
+def _as_stored(value: int, kind: np.dtype[Any]) -> int:
+    span, lowest = 1 << 8 * kind.itemsize, int(np.iinfo(kind).min)
+    return (value - lowest) % span + lowest
+
+
+def _stated_scale(dataset: Any, frame: int) -> Scale | None:
+    """By the number of bits, where they are fewer than the file has room for, unsigned and meant as they are."""
+    bits = int(dataset.get("BitsStored") or 0)
+    transform = _holder(dataset, frame, "PixelValueTransformationSequence")
+    plain = not transform.get("ModalityLUTSequence") and _rescale(transform) is None
+    if 8 < bits < 16 and not int(dataset.get("PixelRepresentation") or 0) and plain:
+        return Scale(0.0, float((1 << bits) - 1))
+    return None
 
 
 def _holder(dataset: Any, frame: int, macro: str) -> Any:
@@ -52,24 +128,58 @@ def _holder(dataset: Any, frame: int, macro: str) -> Any:
     return dataset
 
 
-def _windowed(stored: NDArray[Any], transform: Any, window: Any) -> NDArray[np.uint8]:
-    """Modality transform, then the first table or window (PS3.3 C.11.2), to 0..255."""
-    values = stored
-    if transform.get("ModalityLUTSequence") or "RescaleSlope" in transform:
-        from pydicom.pixels import apply_modality_lut
-
-        values = apply_modality_lut(stored, transform)
+def _windowed(
+    stored: NDArray[Any], padding: NDArray[np.bool_] | None, dataset: Any, frame: int, scale: Scale | None
+) -> NDArray[np.uint8]:
+    """Modality transform, then the first table or window (PS3.3 C.11.2) or the scale, to 0..255."""
+    window = _holder(dataset, frame, "FrameVOILUTSequence")
+    values = _transformed(stored, _holder(dataset, frame, "PixelValueTransformationSequence"))
     tables = window.get("VOILUTSequence")
     if tables:
-        from pydicom.pixels import apply_voi
+        return _through_table(_whole(values), tables[0])
+    chosen = _window_of(window)
+    if chosen is not None:
+        return through_window(values, *chosen, str(window.get("VOILUTFunction") or "LINEAR"))
+    if values.dtype == np.uint8:
+        return values
+    return _scaled(values, *_rounded(scale or _stated_scale(dataset, frame) or _extremes(values, padding)))
 
-        bits = int(tables[0].LUTDescriptor[2])
-        shown = np.asarray(apply_voi(_whole(values), window), np.float64)
-        return _scaled(shown, 0.0, float((1 << bits) - 1))
-    center, width = _first(window.get("WindowCenter")), _first(window.get("WindowWidth"))
-    if center is not None and width is not None and width > 0:
-        return through_window(values, center, width, str(window.get("VOILUTFunction", "LINEAR")))
-    return _eight_bits(values)
+
+def _transformed(stored: NDArray[Any], transform: Any) -> NDArray[Any]:
+    """Modality table or rescale (PS3.3 C.11.1)."""
+    if transform.get("ModalityLUTSequence"):
+        from pydicom.pixels import apply_modality_lut
+
+        return np.asarray(apply_modality_lut(stored, transform))
+    rescale = _rescale(transform)
+    return stored if rescale is None else np.asarray(stored * rescale[0] + rescale[1])
+
+
+def _rescale(transform: Any) -> tuple[float, float] | None:
+    """Slope and intercept; None where there are none, or empty ones, or they change nothing."""
+    slope, intercept = _first(transform.get("RescaleSlope")), _first(transform.get("RescaleIntercept"))
+    found = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    return None if found == (1.0, 0.0) else found
+
+
+def _window_of(holder: Any) -> tuple[float, float] | None:
+    center, width = _first(holder.get("WindowCenter")), _first(holder.get("WindowWidth"))
+    return (center, width) if center is not None and width is not None and width > 0 else None
+
+
+def _through_table(values: NDArray[Any], table: Any) -> NDArray[np.uint8]:
+    """A VOI LUT (PS3.3 C.11.2.1.1): entries, first value mapped, bits; its data are bytes, words or numbers."""
+    entries, first, bits = (int(number) for number in table.LUTDescriptor)
+    entries = entries or 1 << 16
+    if first > np.iinfo(np.int16).max and values.dtype.kind == "i":
+        first -= 1 << 16
+    data = table.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2")
+    shown = np.asarray(data, np.float64)[:entries]
+    if not shown.size:
+        raise ValueError("a table without entries")
+    return _scaled(shown[np.clip(values.astype(np.int64) - first, 0, shown.size - 1)], 0.0, float((1 << bits) - 1))
 
 
 def through_window(values: NDArray[Any], center: float, width: float, function: str = "LINEAR") -> NDArray[np.uint8]:
@@ -93,13 +203,18 @@ def through_window(values: NDArray[Any], center: float, width: float, function: 
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """8 bits as they are; more by the smallest of 8, 10, 12, 14, 16 bits that holds the largest; signed by extremes."""
-    if values.dtype == np.uint8:
-        return values
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or values.dtype.kind == "f":
-        return _scaled(values, low, high)
-    return _scaled(values, 0.0, full_scale(high))
+    """Colour: 8 bits as they are, more by the smallest of 8, 10, 12, 14, 16 bits that holds the largest."""
+    return values if values.dtype == np.uint8 else _scaled(values, *_rounded(_extremes(values, None)))
+
+
+def _extremes(values: NDArray[Any], padding: NDArray[np.bool_] | None) -> Scale:
+    seen = values if padding is None else values[~padding]
+    return Scale(float(seen.min()), float(seen.max()))
+
+
+def _rounded(found: Scale) -> Scale:
+    """From 0 to the largest value of the smallest depth that holds them all; as they are where some are negative."""
+    return found if found.low < 0 else Scale(0.0, full_scale(found.high))
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

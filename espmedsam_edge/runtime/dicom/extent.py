@@ -18,6 +18,9 @@ MOST_NESTED = 64
 _ITEM_PARTS, _BYTES_A_PART = 5, 4  # what an item, and a long list of values, cost in comparison with an element
 _SHORT = 1024  # bytes of a value that costs no more than its element
 _PREAMBLE, _MARK = 128, b"DICM"
+# Of files without preamble: the group's length or the first element of the meta information, or of the identification.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+_FIRST_ELEMENTS = (b"\x00\x00", b"\x01\x00", b"\x02\x00", b"\x05\x00", b"\x08\x00", b"\x10\x00", b"\x16\x00")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -40,8 +43,18 @@ def check_extent(stream: BinaryIO) -> None:
     Raises:
         TooMuch: more than ``MOST_PARTS``, or nested deeper than ``MOST_NESTED``.
     """
-    if stream.read(_PREAMBLE + 4)[_PREAMBLE:] == _MARK:
-        _Walk(stream).file()
+    start = start_of(stream)
+    if start is not None:
+        _Walk(stream, start).file()
+
+
+def start_of(stream: BinaryIO) -> int | None:
+    """Where the first element of a DICOM file is, 0 in one without preamble; None in anything else."""
+    stream.seek(0)
+    head = stream.read(_PREAMBLE + 4)
+    if head[_PREAMBLE:] == _MARK:
+        return _PREAMBLE + 4
+    return 0 if head[:2] in _FIRST_GROUPS and head[2:4] in _FIRST_ELEMENTS else None
 
 
 class _End(Exception):
@@ -49,10 +62,10 @@ class _End(Exception):
 
 
 class _Walk:
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, start: int) -> None:
         self._stream, self._left = stream, MOST_PARTS
-        self._at = _PREAMBLE + 4
         self._order = "<"
+        self._go(start)
 
     def file(self) -> None:
         try:

@@ -5,7 +5,8 @@ Nothing but pixels, times and spacing leaves this module: no name, number or dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,20 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command, installed
-from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, size_of
+from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, is_whole, size_of
 from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_dataset
-from espmedsam_edge.runtime.dicom.display import displayed
-from espmedsam_edge.runtime.dicom.extent import check_extent
+from espmedsam_edge.runtime.dicom.display import Scale, common_scale, displayed, needs_scale, own_scale
+from espmedsam_edge.runtime.dicom.extent import check_extent, start_of
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR, which has no pixels
+_VOLUMES = ("1.2.840.10008.5.1.4.1.1.6.2",)  # Enhanced US Volume Storage: pictures without "Image" in their name
 _DEFAULT_FPS = Fraction(25)
 _MOST_FRAMES = 1_000_000
 _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
@@ -43,6 +46,7 @@ _TAGS = (
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
     "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SequenceOfUltrasoundRegions",
     "FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate", "SeriesInstanceUID", "InstanceNumber",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "SOPClassUID",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "RescaleSlope",
     "RescaleIntercept", "PresentationLUTShape",
     *(f"{colour}PaletteColorLookupTable{part}"
@@ -73,6 +77,14 @@ class DicomHeader:
     order: tuple[str, int]
 
 
+class NoPicture(UserError):
+    """A DICOM object that belongs to pictures and is none itself: a report, a dose, a segmentation."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        super().__init__(f"{path} is no picture but DICOM's {kind}.", "Name the picture's own file.", exit_code=1)
+        self.kind = kind
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM: by its mark, or where that is missing by its suffix."""
     if not path.is_file():
@@ -96,12 +108,17 @@ def read_dicom_header(path: Path) -> DicomHeader:
         return _header(path, dataset)
 
 
-def read_dicom_frames(path: Path) -> Iterator[Frame]:
+def read_dicom_frames(path: Path, scale: Scale | None = None) -> Iterator[Frame]:
     """Decode a DICOM file's frames one by one, in order, (H, W, 3) uint8 BGR, as a viewer would first show them.
 
     Colour: palettes applied, YBR made RGB. Grey: rescale or modality table, then the file's (first) window or table,
-    then inverted for MONOCHROME1. Without a window, 8 bits stay what they are, more bits are scaled by the range that
-    they use as ``imaging.decode`` does, and signed values by their smallest and largest.
+    then inverted for MONOCHROME1; padding is black. Without a window, 8 bits stay what they are; 9 to 15 unsigned bits
+    are scaled by their number; of others all frames share one scale, by the range that they use as ``imaging.decode``
+    does, signed values by their smallest and largest.
+
+    Args:
+        path: the file.
+        scale: of the files that belong together, from ``dicom_scale``; None: this file's own.
 
     Raises:
         UserError: as for ``read_dicom_header``, or there is no decoder for its compression.
@@ -109,30 +126,93 @@ def read_dicom_frames(path: Path) -> Iterator[Frame]:
     with _damage(path) as dicom:
         dicom.dataset = dataset = _read(path)
         header = _header(path, dataset)
-        plugin = _decoder(path, dataset)
-        from pydicom.pixels import iter_pixels
-
-        count = 0
-        for pixels in _decoded(path, dataset, header, plugin) if plugin else iter_pixels(path):
-            if pixels.shape[:2] != (header.height, header.width):
-                raise ValueError("a frame is not of the size that the header names")
-            yield displayed(np.asarray(pixels), dataset, count)
-            count += 1
-            if count == header.frames:
-                return
-        raise ValueError(f"it holds {count} of {header.frames} frames")
+        if scale is None and header.frames > 1 and needs_scale(dataset):
+            stored = enumerate(_stored(path, dataset, header))
+            scale = common_scale(own_scale(pixels, dataset, number) for number, pixels in stored)
+        for number, pixels in enumerate(_stored(path, dataset, header)):
+            yield displayed(pixels, dataset, number, scale)
 
 
-def _decoded(path: Path, dataset: Any, header: DicomHeader, plugin: str) -> Iterator[Any]:
+def dicom_scale(path: Path) -> Scale | None:
+    """What ``read_dicom_frames`` would scale a file by on its own; None where its window or its depth says it.
+
+    Raises:
+        UserError: as for ``read_dicom_frames``.
+    """
+    with _damage(path) as dicom:
+        dicom.dataset = dataset = _read(path)
+        header = _header(path, dataset)
+        if not needs_scale(dataset):
+            return None
+        frames = enumerate(_stored(path, dataset, header))
+        return common_scale(own_scale(pixels, dataset, number) for number, pixels in frames)
+
+
+def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[Any]]:
+    """A file's frames as they are stored, all that its header names."""
+    plugins = _decoders(path, dataset)
+    count = 0
+    for pixels in _decoded(path, dataset, header, plugins) if plugins else _plain(path, dataset):
+        if pixels.shape[:2] != (header.height, header.width):
+            raise ValueError("a frame is not of the size that the header names")
+        yield np.asarray(pixels)
+        count += 1
+        if count == header.frames:
+            return
+    raise ValueError(f"it holds {count} of {header.frames} frames")
+
+
+def _plain(path: Path, dataset: Any) -> Iterator[Any]:
+    """Uncompressed frames."""
+    from pydicom import dcmread
+    from pydicom.pixels import iter_pixels
+
+    high, stored = int(dataset.get("HighBit") or 0), int(dataset.get("BitsStored") or 0)
+    options = {"correct_unused_bits": False} if high + 1 > stored else {}  # else pydicom cuts off what lies above
+    with path.open("rb") as stream:
+        bare = start_of(stream) == 0
+    if not bare and "TransferSyntaxUID" in dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta:
+        yield from iter_pixels(path, **options)
+        return
+    whole = dcmread(path, force=True)
+    whole.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    yield from iter_pixels(whole, **options)
+
+
+def _decoded(path: Path, dataset: Any, header: DicomHeader, plugins: Sequence[str]) -> Iterator[Any]:
     """Compressed frames, each decoded once its own header was found to fit the file's."""
     from pydicom.pixels import as_pixel_options
 
     options = as_pixel_options(dataset, number_of_frames=1)
     options.pop("extended_offsets", None)
-    decode_frame = _decoder_process.decode if plugin in APART else decode
+    order = list(plugins)
     for data in _compressed(path, dataset, header.frames):
         codestream = _fitting(path, data, dataset, header)
-        yield decode_frame(codestream, dataset.file_meta.TransferSyntaxUID, plugin, options)
+        yield _by_the_first_that_can(codestream, dataset.file_meta.TransferSyntaxUID, order, options)
+
+
+def _by_the_first_that_can(codestream: bytes, syntax: str, order: list[str], options: Mapping[str, Any]) -> Any:
+    """A frame by the first decoder that reads it, which then goes first.
+
+    A decoder may refuse what is whole and only unusual, as signed JPEG-LS or RGB in JPEG without its marker. What is
+    not whole is not offered to the others: some of them fill the rest with grey.
+    """
+    refusal: Exception | None = None
+    for plugin in list(order):
+        try:
+            pixels = (_decoder_process.decode if plugin in APART else decode)(codestream, syntax, plugin, options)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 (decoders raise whatever they like; the first refusal is raised again)
+            refusal = refusal or error
+            if not is_whole(codestream):
+                break
+        else:
+            order.remove(plugin)
+            order.insert(0, plugin)
+            return pixels
+    assert refusal is not None
+    raise refusal
 
 
 def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
@@ -190,9 +270,36 @@ def _read(path: Path) -> Any:
 
         try:
             _check_syntax(path)
-            return read_dataset(path, _TAGS)
+            dataset = read_dataset(path, _TAGS)
         except InvalidDicomError:
             raise UserError(f"cannot read {path}: it is not DICOM.", "Name an image file.", exit_code=1) from None
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            _assume_syntax(path, dataset)
+        return dataset
+
+
+def _assume_syntax(path: Path, dataset: Any) -> None:
+    """For files that name no transfer syntax: uncompressed, written as their elements look."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    implicit, little = dataset.original_encoding
+    length = _pixel_bytes(dataset)
+    if length is not None and path.stat().st_size < length:
+        raise UserError(
+            f"cannot read {path}: it names no transfer syntax, and its pixels are cut off or compressed.",
+            _REMEDY,
+            exit_code=1,
+        )
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _pixel_bytes(dataset: Any) -> int | None:
+    sizes = [dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")]
+    if any(not size for size in sizes):
+        return None
+    samples, frames = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("NumberOfFrames") or 1)
+    return math.prod(int(size) for size in sizes) // 8 * samples * frames
 
 
 def _check_syntax(path: Path) -> None:
@@ -200,6 +307,8 @@ def _check_syntax(path: Path) -> None:
 
     with path.open("rb") as stream:
         check_extent(stream)
+        if start_of(stream) == 0:
+            return
     syntax = read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:  # unpacked at once, to whatever size
         raise UserError(
@@ -217,6 +326,9 @@ def _name_of(syntax: Any) -> str:
 def _header(path: Path, dataset: Any) -> DicomHeader:
     if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
         raise UserError(f"{path} is the index of a medium, without pixels.", "Name the files beside it.", exit_code=1)
+    kind = _other_than_picture(dataset)
+    if kind:
+        raise NoPicture(path, kind)
     height, width = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if not height or not width or not dataset.get("BitsAllocated"):
         raise UserError(f"{path} has no pixels.", "Name a DICOM image, not a report or a structure.", exit_code=1)
@@ -234,6 +346,17 @@ def _header(path: Path, dataset: Any) -> DicomHeader:
     fps, times = _times(dataset, frames) if frames > 1 else (None, ())
     order = (str(dataset.get("SeriesInstanceUID", "")), int(dataset.get("InstanceNumber") or 0))
     return DicomHeader(frames, height, width, _spacing(dataset), fps, times, order)
+
+
+def _other_than_picture(dataset: Any) -> str:
+    """What kind of object it is by the standard's own name for its class, if that is not one of images; else ""."""
+    from pydicom.uid import UID
+
+    kind = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    name = "" if kind.is_private or not kind.is_valid else kind.name
+    if not name.endswith(" Storage") or "Image" in name or kind in _VOLUMES:
+        return ""
+    return name.removesuffix(" Storage")
 
 
 def _times(dataset: Any, frames: int) -> tuple[Fraction, tuple[float, ...]]:
@@ -294,22 +417,22 @@ def _region_spacing(dataset: Any) -> tuple[float, float] | None:
     return (rows, columns) if all(_SPACING[0] <= side <= _SPACING[1] for side in (rows, columns)) else None
 
 
-def _decoder(path: Path, dataset: Any) -> str:
-    """Which of pydicom's decoders to use; "" for data that are not compressed."""
+def _decoders(path: Path, dataset: Any) -> list[str]:
+    """Which of pydicom's decoders to try, in order; none for data that are not compressed."""
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
-        return ""
+        return []
     bits, remedy = int(dataset.get("BitsStored") or 0), "Convert it to an uncompressed transfer syntax."
     try:
         available = get_decoder(syntax).available_plugins
         remedy = remedy if available else f"Install them: {install_command('dicom')}"
     except NotImplementedError:
         available = ()
-    for name in _DECODERS:
-        if name in available and not _refused(name, syntax, bits):
-            return name
+    usable = [name for name in _DECODERS if name in available and not _refused(name, syntax, bits)]
+    if usable:
+        return usable
     raise UserError(
         f"cannot read {path}: there is no decoder here for {_name_of(syntax)} of {bits} bits.", remedy, exit_code=1
     )

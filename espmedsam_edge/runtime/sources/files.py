@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
+from espmedsam_edge.runtime.sources.scales import SharedScales
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
@@ -44,20 +45,22 @@ class ImageFiles:
         pass
 
     def __iter__(self) -> Iterator[SourceFrame]:
+        scales = SharedScales(self.files)
         for path in self.files:
             try:
-                frame = _read_picture(path)
+                frame = _read_picture(path, scales)
             except UserError as error:
                 self.failures.append(Failure(str(path), str(error)))
             else:
                 yield frame
 
 
-def _read_picture(path: Path) -> SourceFrame:
+def _read_picture(path: Path, scales: SharedScales) -> SourceFrame:
     if not is_dicom(path):
-        return SourceFrame(read_image(path), path)
+        return SourceFrame(read_image(path, scales.of_picture(path)), path)
     header = read_dicom_header(path)
-    return SourceFrame(next(read_dicom_frames(path)), path, spacing=header.spacing)
+    scale = scales.of_slice(path, header.order[0])
+    return SourceFrame(next(read_dicom_frames(path, scale)), path, spacing=header.spacing)
 
 
 class _Clip:

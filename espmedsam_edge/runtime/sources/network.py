@@ -14,7 +14,7 @@ from espmedsam_edge.machine.installation import install_command
 from espmedsam_edge.runtime.sources.gstreamer import JETSON_DECODER, hardware_rtsp_feed
 from espmedsam_edge.runtime.sources.live import Disconnected, Feed, FirstThatOpens, LiveOptions, LiveSource
 from espmedsam_edge.runtime.sources.uris import Uri
-from espmedsam_edge.runtime.video.display import seen
+from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gstreamer import has_element
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
@@ -109,6 +109,7 @@ class NetworkFeed:
         self._frames = self._decoded(av, stream)
 
     def _decoded(self, av: Any, stream: Any) -> Iterator[Frame]:
+        display = Display()
         try:
             for packet in self._container.demux(stream):
                 try:
@@ -123,7 +124,7 @@ class NetworkFeed:
                             exit_code=1,
                         )
                     if not frame.is_corrupt:
-                        yield seen(frame)
+                        yield display.shown(frame)
         except (av.error.FFmpegError, OSError) as error:
             raise Disconnected(_reason(error)) from error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,13 +17,15 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES, image_format, read_header
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
-from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_header
+from espmedsam_edge.runtime.dicom.reading import NoPicture, is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import START_BYTES, looks_like_video
+
+log = logging.getLogger(__name__)
 
 
 def open_sources(
@@ -81,10 +85,17 @@ def _sources_of(files: Sequence[Path], specification: str) -> list[Source]:
     slices: list[tuple[tuple[int, int], Path]] = []  # single DICOM pictures and what they are sorted by
     videos: list[Source] = []
     series: dict[str, int] = {}
+    others: Counter[str] = Counter()  # what lies in studies beside pictures
     for path in files:
         if is_dicom(path):
             try:
                 header = read_dicom_header(path)
+            except NoPicture as error:
+                if len(files) > 1:
+                    others[error.kind] += 1
+                else:
+                    pictures.append(path)
+                continue
             except UserError:  # said when it is read
                 pictures.append(path)
                 continue
@@ -96,6 +107,9 @@ def _sources_of(files: Sequence[Path], specification: str) -> list[Source]:
             videos.append(VideoFile(path))
         else:
             pictures.append(path)
+    if others:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        log.info("DICOM objects that are no pictures are passed over: %s.", listed)
     pictures += [path for _, path in sorted(slices, key=lambda item: item[0])]
     return [*([ImageFiles(pictures, specification)] if pictures else []), *videos]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,26 +11,47 @@ import numpy as np
 from espmedsam_edge.imaging.geometry import Frame
 
 SQUARE = Fraction(1)
+Matrix = tuple[int, int, int, int]
 _STRANGEST = 8  # aspects beyond 8:1 are slips of whoever wrote them
 
 
-def seen(picture: Any) -> Frame:
-    """One of PyAV's pictures as (H, W, 3) uint8 BGR, turned and mirrored as its display matrix says."""
-    frame: Frame = picture.to_ndarray(format="bgr24")
-    matrix = display_matrix(picture)
-    return frame if matrix is None else upright(frame, matrix)
+class Display:
+    """How a stream's pictures are shown; its display matrix is read off the first one and holds for all.
+
+    Args:
+        stated: width by height of a pixel as stored; 1 stands in where the file does not say, or says what cannot be.
+    """
+
+    def __init__(self, stated: Fraction | None = None) -> None:
+        plausible = bool(stated) and stated is not None and Fraction(1, _STRANGEST) <= stated <= _STRANGEST
+        self._stored = Fraction(stated) if stated is not None and plausible else SQUARE
+        self._matrix: Matrix | None = None
+        self._known = False
+
+    @property
+    def aspect(self) -> Fraction:
+        """Width by height of a pixel of what ``shown`` gives; final after its first picture."""
+        turned = self._matrix is not None and bool(self._matrix[1] and self._matrix[2])
+        return 1 / self._stored if turned else self._stored
+
+    def shown(self, picture: Any) -> Frame:
+        """One of PyAV's pictures as (H, W, 3) uint8 BGR, turned and mirrored as it plays."""
+        if not self._known:  # once: every look at a picture's side data makes a cycle that keeps the picture alive
+            self._matrix, self._known = display_matrix(picture), True
+        frame: Frame = picture.to_ndarray(format="bgr24")
+        return frame if self._matrix is None else upright(frame, self._matrix)
 
 
-def display_matrix(picture: Any) -> tuple[int, int, int, int] | None:
+def display_matrix(picture: Any) -> Matrix | None:
     """The signs (a, b, c, d) of a picture's display matrix: x' = ax + cy, y' = bx + dy; None without one."""
     for data in picture.side_data:
         if getattr(data.type, "name", "") == "DISPLAYMATRIX" and data.buffer_size >= 36:
-            values = struct.unpack("<9i", bytes(data)[:36])
-            return tuple((value > 0) - (value < 0) for value in (values[0], values[1], values[3], values[4]))
+            a, b, _, c, d, *_ = ((value > 0) - (value < 0) for value in struct.unpack("<9i", bytes(data)[:36]))
+            return a, b, c, d
     return None
 
 
-def upright(frame: Frame, matrix: Sequence[int]) -> Frame:
+def upright(frame: Frame, matrix: Matrix) -> Frame:
     """Apply a display matrix's signs (a, b, c, d); anything but quarter turns and mirrors leaves the frame alone."""
     a, b, c, d = matrix
     if a and d and not (b or c):
@@ -41,16 +61,3 @@ def upright(frame: Frame, matrix: Sequence[int]) -> Frame:
     else:
         return frame
     return np.ascontiguousarray(frame[:: -1 if down else 1, :: -1 if across else 1])
-
-
-def pixel_aspect(stated: Fraction | None, picture: Any = None) -> Fraction:
-    """Width by height of one pixel of ``seen(picture)``.
-
-    Args:
-        stated: of a pixel as stored; 1 stands in where the file does not say, or says what cannot be.
-        picture: one of PyAV's pictures, whose display matrix may turn it.
-    """
-    if not stated or not Fraction(1, _STRANGEST) <= stated <= _STRANGEST:
-        return SQUARE
-    matrix = None if picture is None else display_matrix(picture)
-    return 1 / Fraction(stated) if matrix is not None and matrix[1] and matrix[2] else Fraction(stated)

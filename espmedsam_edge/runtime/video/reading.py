@@ -18,7 +18,7 @@ from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
-from espmedsam_edge.runtime.video.display import SQUARE, pixel_aspect, seen
+from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class PyAvReader:
             self.close()
             raise UserError(f"{path} has no video in it.", "Name an image or a video file.", exit_code=1)
         self._stream = stream
-        self.aspect = SQUARE
+        self._display = Display(self._stream.sample_aspect_ratio)
         if self._stream.codec_context is None:  # a codec that FFmpeg does not know
             self.close()
             raise _unreadable(path)
@@ -101,6 +101,11 @@ class PyAvReader:
         except UserError:
             self.close()
             raise
+
+    @property
+    def aspect(self) -> Fraction:
+        """See ``VideoReader.aspect``."""
+        return self._display.aspect
 
     def _main_stream(self) -> Any:
         """The largest video stream that is no cover picture, or None; says so where there are several."""
@@ -150,9 +155,7 @@ class PyAvReader:
                 if frame.is_corrupt or frame.pts in partial:
                     damaged += 1
                     continue
-                if count == 0:
-                    self.aspect = pixel_aspect(self._stream.sample_aspect_ratio, frame)
-                yield seen(frame), clock.time(stated)
+                yield self._display.shown(frame), clock.time(stated)
                 count += 1
         self.damage = _damage(self._path, count, damaged)
 
@@ -183,7 +186,7 @@ class OpenCvReader:
         fps, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps = plain_rate(fps)
         across, down = (int(self._capture.get(key)) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
-        self.aspect = pixel_aspect(Fraction(across, down) if across > 0 and down > 0 else None)
+        self.aspect = Display(Fraction(across, down) if across > 0 and down > 0 else None).aspect
         self.length: int | None = int(count) if 0 < count < 1e9 else None
         try:
             width, height = (self._capture.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))

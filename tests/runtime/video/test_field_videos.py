@@ -18,7 +18,7 @@ from video_files import clip_frame, number_of
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
-from espmedsam_edge.runtime.video.display import pixel_aspect, upright
+from espmedsam_edge.runtime.video.display import Display, upright
 from espmedsam_edge.runtime.video.gstreamer import has_gstreamer
 from espmedsam_edge.runtime.video.reading import open_video, plain_rate
 from espmedsam_edge.runtime.video.writing import open_writer
@@ -217,7 +217,7 @@ def test_a_recording_plays_in_the_shape_of_its_source(tmp_path: Path, suffix: st
         (stream,) = container.streams.video
         assert stream.sample_aspect_ratio == Fraction(16, 15)
         assert (stream.height, stream.width) == SIZE
-    assert pixel_aspect(Fraction(0)) == pixel_aspect(None) == pixel_aspect(Fraction(900)) == 1
+    assert {Display(stated).aspect for stated in (Fraction(0), None, Fraction(900))} == {1}
 
 
 RECORDERS = {

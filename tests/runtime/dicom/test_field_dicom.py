@@ -1,0 +1,261 @@
+"""DICOM as scanners, archives and converters leave it: padding, series, odd headers, odd codestreams, study folders."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from dicom_files import ramp, save_compressed, save_dicom
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.dicom.reading import NoPicture, dicom_scale, read_dicom_frames, read_dicom_header
+from espmedsam_edge.runtime.sources.opening import open_sources
+
+pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+
+
+def grey(path: Path) -> list[np.ndarray]:
+    return [frame[..., 0] for frame in read_dicom_frames(path)]
+
+
+def run(*places: Path) -> dict[str, np.ndarray]:
+    """What a run over these reads: the last frame of each file's, by the file's name."""
+    sources, failures = open_sources([str(place) for place in places])
+    assert not failures
+    found = {}
+    for source in sources:
+        with source:
+            found.update({frame.path.name: frame.image[..., 0] for frame in source})
+        assert not source.failures
+    return found
+
+
+def bordered(inside: np.ndarray, value: int) -> np.ndarray:
+    return np.pad(inside, ((0, 0), (9, 9)), constant_values=value)
+
+
+WIDE = ramp(high=4080, dtype=np.uint16)
+SIGNED = ramp(low=-1000, high=1040, dtype=np.int16)
+
+
+@pytest.mark.parametrize(
+    ("inside", "value", "elements"),
+    [
+        (WIDE, 65535, {"PixelPaddingValue": 65535}),
+        (WIDE, 65535, {"PixelPaddingValue": 65000, "PixelPaddingRangeLimit": 65535}),
+        (SIGNED, -32768, {"PixelPaddingValue": -32768}),
+        (SIGNED, -2000, {"PixelPaddingValue": 63536, "RescaleSlope": 1, "RescaleIntercept": -24}),  # as if unsigned
+        (4095 - WIDE, 0, {"PixelPaddingValue": 0, "PhotometricInterpretation": "MONOCHROME1"}),
+        (WIDE, 4095, {"PixelPaddingValue": 4095, "WindowCenter": 2040, "WindowWidth": 4080}),
+    ],
+)
+def test_padding_is_black_and_no_part_of_the_scale(
+    tmp_path: Path, inside: np.ndarray, value: int, elements: dict[str, Any]
+) -> None:
+    bare = {name: element for name, element in elements.items() if "Padding" not in name}
+    (expected,) = grey(save_dicom(tmp_path / "bare.dcm", inside, **bare))
+    path = save_dicom(tmp_path / "padded.dcm", bordered(inside, value))
+    dataset = pydicom.dcmread(path)
+    for name, element in elements.items():
+        kind = "SS" if "Padding" in name and element < 0 else "US" if "Padding" in name else None
+        if kind:
+            dataset.add_new(name, kind, element)
+        else:
+            setattr(dataset, name, element)
+    dataset.save_as(path)
+    (found,) = grey(path)
+    assert np.array_equal(found[:, 9:-9], expected)
+    assert not found[:, :9].any()
+    assert not found[:, -9:].any()
+
+
+@pytest.mark.parametrize("stored", [12, 16])
+def test_a_cine_has_one_scale(tmp_path: Path, stored: int) -> None:
+    field = ramp(high=1000, dtype=np.uint16)
+    frames = np.stack([field] * 4)
+    frames[1, 2, 2], frames[3, 2, 2] = 1100, 4000
+    found = grey(save_dicom(tmp_path / "cine.dcm", frames, BitsStored=stored, HighBit=stored - 1, FrameTime="40"))
+    for frame, values in zip(found, frames, strict=True):
+        assert np.abs(frame - values / 4095 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_a_series_has_one_scale_and_a_window_goes_before_it(tmp_path: Path, dtype: type) -> None:
+    low = 0 if dtype is np.uint16 else -500
+    for number, high in enumerate((1000, 3000, 1000)):
+        pixels = ramp(low=low, high=high, dtype=dtype)
+        save_dicom(tmp_path / f"{number}.dcm", pixels, SeriesInstanceUID="1.2.3", InstanceNumber=number)
+    other = save_dicom(tmp_path / "other.dcm", ramp(high=900, dtype=np.uint16), SeriesInstanceUID="1.2.4")
+    window = {"WindowCenter": 500.5, "WindowWidth": 1001, "SeriesInstanceUID": "1.2.3"}
+    save_dicom(tmp_path / "windowed.dcm", ramp(high=1000, dtype=np.uint16), **window)
+    assert dicom_scale(tmp_path / "windowed.dcm") is None
+    found = run(tmp_path)
+    top, bottom = (4095, 0) if dtype is np.uint16 else (3000, -500)
+    for number, high in enumerate((1000, 3000, 1000)):
+        values = ramp(low=low, high=high, dtype=dtype).astype(float)
+        assert np.abs(found[f"{number}.dcm"] - (values - bottom) / (top - bottom) * 255).max() <= 0.51
+    assert np.array_equal(found["other.dcm"], grey(other)[0])
+    assert found["windowed.dcm"].max() == 255
+
+
+def test_a_folder_of_16_bit_pictures_has_one_scale_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    field = ramp(high=1000, dtype=np.uint16)
+    for number, speck in enumerate((1000, 1100, 4200)):
+        picture = field.copy()
+        picture[2, 2] = speck
+        cv2.imwrite(str(tmp_path / f"t{number}.{'png' if number else 'tif'}"), picture)
+    cv2.imwrite(str(tmp_path / "eight.png"), ramp())
+    with caplog.at_level(logging.INFO):
+        found = run(tmp_path)
+    for number in range(3):
+        name = f"t{number}.{'png' if number else 'tif'}"
+        assert np.abs(found[name][5:] - field[5:] / 16383 * 255).max() <= 0.51
+    assert np.array_equal(found["eight.png"], ramp())
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"The pictures of more than 8 bits in {tmp_path} are shown on one scale, 0 to 16383."]
+    assert run(tmp_path / "t1.png")["t1.png"][5:].max() == round(1000 / 4095 * 255)  # alone, its own
+
+
+def without_syntax(path: Path) -> None:
+    data = path.read_bytes()
+    at = data.index(b"\x02\0\x10\0UI")
+    length = 8 + int.from_bytes(data[at + 6 : at + 8], "little")
+    group = data.index(b"\x02\0\0\0UL") + 8
+    size = (int.from_bytes(data[group : group + 4], "little") - length).to_bytes(4, "little")
+    path.write_bytes(data[:group] + size + data[group + 4 : at] + data[at + length :])
+
+
+def without_meta(path: Path) -> None:
+    dataset = pydicom.Dataset(pydicom.dcmread(path))
+    pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True)
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_syntax, lambda path: path.write_bytes(path.read_bytes()[132:]), without_meta],
+    ids=["no syntax", "no preamble", "no meta information"],
+)  # fmt: skip
+def test_files_without_their_first_parts_are_read(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    pixels = np.stack([ramp(), 255 - ramp()])
+    path = save_dicom(tmp_path / "a.dcm", pixels, FrameTime="40")
+    spoil(path)
+    assert read_dicom_header(path).frames == 2
+    assert np.array_equal(np.stack(grey(path)), pixels)
+
+
+def test_a_compressed_file_without_syntax_is_refused_with_the_reason(tmp_path: Path) -> None:
+    codestream = cv2.imencode(".jpg", ramp(200, 200))[1].tobytes()
+    path = save_compressed(tmp_path / "a.dcm", [codestream], pydicom.uid.JPEGBaseline8Bit, ramp(200, 200))
+    without_syntax(path)
+    with pytest.raises(UserError, match="names no transfer syntax, and its pixels are cut off or compressed"):
+        grey(path)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"RescaleSlope": "", "RescaleIntercept": ""}, {"RescaleSlope": 1}, {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": 2040, "WindowWidth": 0}, {"WindowCenter": [2047.5, 40], "WindowWidth": [4096, 400]},
+        {"WindowCenter": 2047.5, "WindowWidth": 4096, "VOILUTFunction": ""},
+    ],
+)  # fmt: skip
+def test_empty_values_are_none(tmp_path: Path, elements: dict[str, Any]) -> None:
+    path = save_dicom(tmp_path / "a.dcm", WIDE, BitsStored=12, HighBit=11, **elements)
+    assert np.abs(grey(path)[0] - WIDE / 4095 * 255).max() <= 1
+
+
+def test_values_at_the_upper_end_of_their_words_are_read(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", (WIDE << 4).astype(np.uint16), BitsStored=12, HighBit=15)
+    assert np.abs(grey(path)[0] - WIDE / 4095 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize(("entries", "bits"), [(256, 8), (4096, 12), (0, 16)])
+def test_tables_of_any_depth_are_applied(tmp_path: Path, entries: int, bits: int) -> None:
+    count = entries or 1 << 16
+    values = ((1 << bits) - 1 - np.linspace(0, (1 << bits) - 1, count)).astype(np.uint16)
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [entries, 0, bits]
+    table.add_new("LUTData", "OW", (values.astype(np.uint8) if bits == 8 else values.astype("<u2")).tobytes())
+    pixels = ramp(high=count - 1, dtype=np.uint8 if bits == 8 else np.uint16)
+    path = save_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=[table])
+    assert np.abs(grey(path)[0] - (255 - pixels / (count - 1) * 255)).max() <= 1
+
+
+def signed_codestream(path: Path, syntax: str, *, contradicting: bool) -> np.ndarray:
+    """12 bits, signed; or unsigned ones under a header that says signed, as archives make it."""
+    values = ramp(100, 100, low=-1000, high=1040, dtype=np.int16)
+    window = {"WindowCenter": 20.5, "WindowWidth": 2041, "BitsStored": 12, "HighBit": 11}
+    stored = (values & 0xFFF).astype(np.uint16) if contradicting else values
+    dataset = pydicom.dcmread(save_dicom(path, stored, **window))
+    dataset.compress(syntax, generate_instance_uid=False)
+    dataset.PixelRepresentation = 1
+    dataset.save_as(path)
+    return values
+
+
+@pytest.mark.parametrize("contradicting", [False, True])
+@pytest.mark.parametrize("syntax", ["JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+def test_signed_values_are_read_by_whichever_decoder_can(tmp_path: Path, syntax: str, contradicting: bool) -> None:
+    path = tmp_path / "a.dcm"
+    try:
+        values = signed_codestream(path, getattr(pydicom.uid, syntax), contradicting=contradicting)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        pytest.skip(f"pydicom cannot write it here: {error}")
+    reference = pydicom.dcmread(path).pixel_array
+    if not np.array_equal(reference, values):
+        pytest.skip("pydicom reads other values itself")
+    assert np.abs(grey(path)[0] - (values + 1000) / 2040 * 255).max() <= 1
+
+
+@pytest.mark.parametrize("marker", [True, False])
+def test_rgb_in_jpeg_is_read_with_and_without_its_marker(tmp_path: Path, marker: bool) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    picture = np.stack([ramp(64, 64), ramp(64, 64).T, 255 - ramp(64, 64)], 2)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "jpeg", quality=95, keep_rgb=True)
+    data = buffer.getvalue()
+    if not marker:
+        at = data.index(b"\xff\xee")
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    path = save_compressed(tmp_path / "a.dcm", [data], pydicom.uid.JPEGBaseline8Bit, picture, "RGB")
+    (found,) = read_dicom_frames(path)
+    assert np.abs(found[..., ::-1].astype(int) - picture).mean() < 2
+
+
+def test_what_lies_in_a_study_beside_pictures_is_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pydicom import uid
+
+    save_dicom(tmp_path / "picture.dcm", ramp())
+    others = {
+        "seg": uid.SegmentationStorage, "dose": uid.RTDoseStorage, "dose-2": uid.RTDoseStorage,
+        "structures": uid.RTStructureSetStorage, "report": uid.ComprehensiveSRStorage,
+        "shown": uid.GrayscaleSoftcopyPresentationStateStorage, "key": uid.KeyObjectSelectionDocumentStorage,
+    }  # fmt: skip
+    for name, kind in others.items():
+        path = save_dicom(tmp_path / f"{name}.dcm", ramp())
+        dataset = pydicom.dcmread(path)
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = kind
+        dataset.save_as(path)
+    with caplog.at_level(logging.INFO):
+        assert list(run(tmp_path)) == ["picture.dcm"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "DICOM objects that are no pictures are passed over: 1 Comprehensive SR, "
+        "1 Grayscale Softcopy Presentation State, 1 Key Object Selection Document, 2 RT Dose, 1 RT Structure Set, "
+        "1 Segmentation."
+    ]
+    with pytest.raises(NoPicture, match="is no picture but DICOM's RT Dose"):
+        read_dicom_header(tmp_path / "dose.dcm")
+    for kind in (uid.CTImageStorage, uid.RTImageStorage, uid.EnhancedUSVolumeStorage, "1.2.3.4"):
+        dataset = pydicom.dcmread(tmp_path / "picture.dcm")
+        dataset.SOPClassUID = kind
+        dataset.save_as(tmp_path / "picture.dcm")
+        assert read_dicom_header(tmp_path / "picture.dcm").frames == 1
