@@ -1,26 +1,30 @@
 """Measure the weights that ship with the package, in every precision, and write docs/accuracy.md.
 
-    python tools/accuracy.py measure --data DATA --out runs/accuracy --name accuracy-MACHINE
-    python tools/accuracy.py page --name accuracy-MACHINE
+    python tools/accuracy.py measure --data DATA --out runs/accuracy --name accuracy-MACHINE --before accuracy-OLD
+    python tools/accuracy.py page --name accuracy-MACHINE --before accuracy-OLD
 
 ``measure`` makes a bundle a modality from the packed weights, calibrates it to FP16 and INT8 on training images (the
 gate looks at validation images), scores every precision on the test images at 1024 x 1024 as in the paper, and writes
 benchmarks/results/NAME.json, the weights' scores.json and, into --out only, sheets with each dataset's best, median and
-worst case: the images may not be passed on, so they are never committed. Half an hour on two cores; bundles that are
-there already are not made again. ``page`` writes the table in docs/accuracy.md and its plot from the result.
+worst case: the images may not be passed on, so they are never committed. Half an hour on two cores. What the result
+holds already of the very same weights is not measured again: a modality whose bag changed alone, or a precision more,
+is added to it. ``page`` writes the tables in docs/accuracy.md and the model card and the plot from the result, with an
+older result's Dice beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Precision
 from espmedsam_edge.calibration.calibrator import calibrate
@@ -41,6 +45,7 @@ from espmedsam_edge.shipped.packed import read_packed
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "accuracy.md"
+CARD = WEIGHTS / "README.md"
 PLOT = ROOT / "docs" / "images" / "accuracy.png"
 # modality -> the dataset that decides, and the Dice (per cent) from which the weights count as usable
 REQUIRED = {
@@ -51,6 +56,7 @@ REQUIRED = {
     "ultrasound": ("busi", 60.0),
     "microscopy": ("dsb2018", 85.0),
 }
+_OWNED = ("controller.", "decoder.queries.", "decoder.hypernetworks.")
 KEEP = 10_000  # all cases of a dataset, to pick the best and the median from
 
 
@@ -95,56 +101,45 @@ def cases(evaluation: Evaluation) -> None:
         evaluation.worst[key] = [kept[-1], kept[len(kept) // 2], kept[0]]
 
 
-def measure(data: Path, out: Path, name: str, precisions: Sequence[Precision], images: int) -> None:
-    """Score everything and write the results."""
-    environment = collect_environment()
-    scores: dict[str, Any] = {}
-    gates: dict[str, Any] = {}
-    extremes: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    for modality in PAPER_MODALITIES:
-        bundle, failed = bundle_of(modality, out, data, precisions, images)
-        gates |= {f"{modality}/{precision}": line for precision, line in failed.items()}
-        gates |= {key: value for key, value in bundle.manifest.accuracy.items() if not key.endswith("/fp32")}
-        folders = [path for path in sorted((data / modality).iterdir()) if DatasetFolder.open(path).mask_files]
-        for graph in bundle.manifest.graphs:
-            candidate = BundleCandidate(bundle, graph.precision)
-            tasks = plan_tasks(candidate, folders, modality, "test")
-            evaluation = evaluate(candidate, tasks, split="test", worst=KEEP)
-            for dataset, entry in summary(evaluation)[modality].items():
-                entry = {**entry, "input": graph.image_size}
-                scores.setdefault(modality, {}).setdefault(dataset, {})[graph.precision] = entry
-                print(f"  {modality} {dataset} {graph.precision}: Dice {entry['dice']:.2f}", flush=True)
-            if graph.precision == "fp32":
-                rows += [
-                    {"modality": r.modality, "dataset": r.dataset, "dice": r.scores.dice} for r in evaluation.results
-                ]
-                cases(evaluation)
-                for (_, dataset), chosen in evaluation.worst.items():
-                    extremes[f"{modality}/{dataset}"] = [
-                        {"id": case.result.id, "dice": round(100 * case.result.scores.dice, 2)} for case in chosen
-                    ]
-                write_sheets(out / "sheets", evaluation)
-                write_csv(out / f"{modality}.csv", evaluation)
-    _, metadata = read_packed(WEIGHTS / CHECKPOINT)
-    info = json.loads(metadata[METADATA_KEY])
-    result = {
-        "schema": 1,
-        "kind": "accuracy",
-        "environment": environment,
-        "weights_sha256": sha256_file(WEIGHTS / CHECKPOINT),
-        "provenance": info["provenance"],
-        "size": 1024,
-        "split": "test",
-        "scores": scores,
-        "gate": gates,
-        "best_median_worst": extremes,
-        "images_dice": rows,
+def weights_of(arrays: Mapping[str, NDArray[Any]], modality: str) -> str:
+    """Hex SHA-256 of all that a modality's masks depend on: everything but the other modalities' own arrays."""
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        owner = next((key[len(prefix) :].split(".")[0] for prefix in _OWNED if key.startswith(prefix)), modality)
+        if owner == modality:
+            digest.update(key.encode() + np.ascontiguousarray(arrays[key]).tobytes())
+    return digest.hexdigest()
+
+
+def kept(name: str, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a result that is there already says of weights that are the same still; else empty fields."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    same = {modality for modality, sha256 in hashes.items() if found.get("weights_of", {}).get(modality) == sha256}
+
+    def of_same(field: str) -> dict[str, Any]:
+        return {key: value for key, value in found.get(field, {}).items() if key.split("/")[0] in same}
+
+    return {
+        **{field: of_same(field) for field in ("scores", "gate", "best_median_worst")},
+        "images_dice": [row for row in found.get("images_dice", []) if row["modality"] in same],
     }
-    atomic_write(RESULTS / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
+
+
+def measure(data: Path, out: Path, name: str, precisions: Sequence[Precision], images: int) -> None:
+    """Score what has not been scored yet and write the results."""
+    arrays, metadata = read_packed(WEIGHTS / CHECKPOINT)
+    hashes = {modality: weights_of(arrays, modality) for modality in PAPER_MODALITIES}
+    found = kept(name, hashes)
+    for modality in PAPER_MODALITIES:
+        done = found["scores"].get(modality, {}).get(REQUIRED[modality][0], {})
+        missing = [precision for precision in precisions if precision not in done]
+        if missing:
+            measure_modality(modality, data, out / hashes[modality][:12], missing, images, found)
+            write_result(name, found, hashes, json.loads(metadata[METADATA_KEY])["provenance"])
     shipped = {}
     for modality, (dataset, required) in REQUIRED.items():
-        entry = scores[modality][dataset]["fp32"]
+        entry = found["scores"][modality][dataset]["fp32"]
         shipped[modality] = {
             "dice": round(entry["dice"], 2),
             "images": entry["images"],
@@ -154,25 +149,99 @@ def measure(data: Path, out: Path, name: str, precisions: Sequence[Precision], i
     atomic_write(WEIGHTS / SCORES, json.dumps(shipped, indent=2) + "\n")
 
 
-def page(name: str) -> None:
-    """Write docs/accuracy.md and its plot from a result."""
+def measure_modality(
+    modality: str, data: Path, out: Path, precisions: Sequence[Precision], images: int, found: dict[str, Any]
+) -> None:
+    """Score a modality's graphs of some precisions and note the scores in ``found``."""
+    bundle, failed = bundle_of(modality, out, data, precisions, images)
+    found["gate"] |= {f"{modality}/{precision}": line for precision, line in failed.items()}
+    found["gate"] |= {key: value for key, value in bundle.manifest.accuracy.items() if not key.endswith("/fp32")}
+    folders = [path for path in sorted((data / modality).iterdir()) if DatasetFolder.open(path).mask_files]
+    for graph in bundle.manifest.graphs:
+        if graph.precision not in precisions:
+            continue
+        candidate = BundleCandidate(bundle, graph.precision)
+        evaluation = evaluate(candidate, plan_tasks(candidate, folders, modality, "test"), split="test", worst=KEEP)
+        for dataset, entry in summary(evaluation)[modality].items():
+            entry = {**entry, "input": graph.image_size}
+            found["scores"].setdefault(modality, {}).setdefault(dataset, {})[graph.precision] = entry
+            print(f"  {modality} {dataset} {graph.precision}: Dice {entry['dice']:.2f}", flush=True)
+        if graph.precision == "fp32":
+            found["images_dice"] += [
+                {"modality": r.modality, "dataset": r.dataset, "dice": r.scores.dice} for r in evaluation.results
+            ]
+            cases(evaluation)
+            for (_, dataset), chosen in evaluation.worst.items():
+                found["best_median_worst"][f"{modality}/{dataset}"] = [
+                    {"id": case.result.id, "dice": round(100 * case.result.scores.dice, 2)} for case in chosen
+                ]
+            write_sheets(out / "sheets", evaluation)
+            write_csv(out / f"{modality}.csv", evaluation)
+
+
+def write_result(name: str, found: dict[str, Any], hashes: Mapping[str, str], provenance: dict[str, str]) -> None:
+    """Write what has been measured so far."""
+    order = [modality for modality in PAPER_MODALITIES if modality in found["scores"]]
+    result = {
+        "schema": 1,
+        "kind": "accuracy",
+        "environment": collect_environment(),
+        "weights_sha256": sha256_file(WEIGHTS / CHECKPOINT),
+        "weights_of": {modality: hashes[modality] for modality in order},
+        "provenance": provenance,
+        "size": 1024,
+        "split": "test",
+        "scores": {modality: found["scores"][modality] for modality in order},
+        "gate": found["gate"],
+        "best_median_worst": found["best_median_worst"],
+        "images_dice": sorted(found["images_dice"], key=lambda row: order.index(row["modality"])),
+    }
+    atomic_write(RESULTS / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
+
+
+def page(name: str, before: str | None) -> None:
+    """Write docs/accuracy.md, the model card's scores and the plot from a result."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    text = PAGE.read_text() if PAGE.is_file() else "# Accuracy\n"
-    begin, end = "<!-- table: tools/accuracy.py -->", "<!-- end of table -->"
-    head, _, rest = text.partition(begin)
-    tail = rest.partition(end)[2]
-    atomic_write(PAGE, f"{head.rstrip()}\n\n{begin}\n{table(result, name)}\n{end}{tail or chr(10)}")
+    old = json.loads((RESULTS / f"{before}.json").read_text()) if before else {"scores": {}}
+    _between_marks(PAGE, table(result, name, old))
+    _between_marks(CARD, card(result, old))
     plot(result)
 
 
-def table(result: dict[str, Any], name: str) -> str:
+def _between_marks(path: Path, lines: str) -> None:
+    begin, end = "<!-- table: tools/accuracy.py -->", "<!-- end of table -->"
+    head, _, rest = path.read_text().partition(begin)
+    tail = rest.partition(end)[2]
+    atomic_write(path, f"{head.rstrip()}\n\n{begin}\n{lines}\n{end}{tail or chr(10)}")
+
+
+def dice_of(result: dict[str, Any], modality: str, dataset: str, precision: str) -> str:
+    """A Dice in per cent as text; empty where it was not measured."""
+    entry = result["scores"].get(modality, {}).get(dataset, {}).get(precision)
+    return f"{entry['dice']:.2f}" if entry else ""
+
+
+def card(result: dict[str, Any], old: dict[str, Any]) -> str:
+    """The model card's scores as Markdown: FP32 alone."""
+    lines = ["| modality | test set | images | Dice, per cent | before |", "|---|---|---|---|---|"]
+    for modality, datasets in result["scores"].items():
+        for dataset, entries in sorted(datasets.items(), key=lambda item: item[0] != REQUIRED[modality][0]):
+            was = dice_of(old, modality, dataset, "fp32")
+            lines.append(
+                f"| {modality} | {dataset} | {entries['fp32']['images']} | {entries['fp32']['dice']:.2f} | {was} |"
+            )
+    return "\n".join(lines)
+
+
+def table(result: dict[str, Any], name: str, old: dict[str, Any]) -> str:
     """The scores as Markdown."""
     lines = [
         f"From `benchmarks/results/{name}.json`: means over the test images at 1024 x 1024, Dice in per cent, HD and",
-        "HD95 in pixels of 1024. The last columns are the paper's ESP-MedSAM-S on its own data.",
+        'HD95 in pixels of 1024; "before" is the Dice of the weights that shipped before these. The last columns are',
+        "the paper's ESP-MedSAM-S on its own data.",
         "",
-        "| modality | test set | images | input | precision | Dice | HD | HD95 | | paper: Dice | HD | on |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| modality | test set | images | input | precision | Dice | before | HD | HD95 | | paper: Dice | HD | on |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for modality, datasets in result["scores"].items():
         main, required = REQUIRED[modality]
@@ -181,7 +250,7 @@ def table(result: dict[str, Any], name: str) -> str:
                 if precision not in entries:
                     reason = result["gate"].get(f"{modality}/{precision}")
                     if reason and dataset == main:
-                        lines.append(f"| {modality} | {dataset} | | | {precision} | not made: {reason} | | | | | | |")
+                        lines.append(f"| {modality} | {dataset} | | | {precision} | not made: {reason} | | | | | | | |")
                     continue
                 entry = entries[precision]
                 status = paper = ""
@@ -193,6 +262,7 @@ def table(result: dict[str, Any], name: str) -> str:
                 cells = [modality, dataset, entry["images"], entry["input"], precision]
                 cells += [
                     f"{entry['dice']:.2f}",
+                    dice_of(old, modality, dataset, precision),
                     f"{entry['hd']:.1f}",
                     f"{entry['hd95']:.1f}",
                     status,
@@ -247,14 +317,16 @@ def main() -> None:
     run.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     run.add_argument("--images", type=int, default=64, help="images to calibrate on")
     run.add_argument("--name", required=True)
+    run.add_argument("--before", help="an older result to put beside it")
     write = commands.add_parser("page")
     write.add_argument("--name", required=True)
+    write.add_argument("--before")
     arguments = parser.parse_args()
     logging.basicConfig(format="    %(message)s", stream=sys.stdout)
     logging.getLogger("espmedsam_edge").setLevel(logging.INFO)
     if arguments.command == "measure":
         measure(arguments.data, arguments.out, arguments.name, arguments.precision, arguments.images)
-    page(arguments.name)
+    page(arguments.name, arguments.before)
 
 
 if __name__ == "__main__":
