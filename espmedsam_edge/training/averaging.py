@@ -13,7 +13,7 @@ class WeightAverage:
     """Averages the floating-point state that training changes; everything else is the network's own.
 
     Args:
-        network: whose trainable parameters and buffers are followed.
+        network: whose trainable parameters and buffers are followed; on its device already.
         decay: of the average; in the first steps a smaller one, (1 + step) / (10 + step), so that it forgets the start.
     """
 
@@ -27,14 +27,14 @@ class WeightAverage:
             for name, value in network.state_dict().items()
             if name in followed and value.is_floating_point()
         }
+        live = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+        self._live = [live[name] for name in self.shadow]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the network's weights after optimiser step ``step`` (0 for the first)."""
+    def update(self, step: int) -> None:
+        """Move towards the network's weights after optimiser step ``step`` (0 for the first); one call for all."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        state = network.state_dict()
-        for name, average in self.shadow.items():
-            average.lerp_(state[name], 1 - decay)
+        torch._foreach_lerp_(list(self.shadow.values()), self._live, 1 - decay)
 
     def state(self, network: nn.Module) -> dict[str, Tensor]:
         """The network's state with the averaged weights in it."""

@@ -25,9 +25,11 @@ from espmedsam_edge.training.data.dataset import Batch
 from espmedsam_edge.training.data.loader import BatchLoader
 from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.data.stock import DeviceStock, fits
+from espmedsam_edge.training.ledger import LossLedger
 from espmedsam_edge.training.log import RunLog
-from espmedsam_edge.training.objectives import Objective, Segmentation
-from espmedsam_edge.training.optimizer import learning_rate_factor, make_optimizer
+from espmedsam_edge.training.objectives import Objective, Segmentation, compile_objective
+from espmedsam_edge.training.optimizer import make_optimizer
+from espmedsam_edge.training.pace import Pace, StepClock
 from espmedsam_edge.training.recipe import Recipe, Stage
 from espmedsam_edge.training.state import (
     Progress,
@@ -82,9 +84,12 @@ class Engine:
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
-        self.steps_per_epoch = -(-self.sampler.batches // run.accumulate)
-        self.steps = self.steps_per_epoch * run.epochs
-        self.optimizer = make_optimizer(self.network, self.recipe.optimizer)
+        self.pace = Pace(self.recipe, -(-self.sampler.batches // run.accumulate))
+        # Not with fp16's loss scale, whose unscaling Fabric must do itself to clip.
+        fused = fabric.device.type == "cuda" and run.precision != "16-mixed"
+        self.optimizer = make_optimizer(self.network, self.recipe.optimizer, fused=fused)
+        if run.compile:
+            compile_objective(self.objective)
         self.wrapped, self.fabric_optimizer = fabric.setup(self.objective, self.optimizer)
         self.average = WeightAverage(self.network, run.ema) if run.ema else None
         self.progress = Progress(
@@ -93,6 +98,7 @@ class Engine:
         self._stock: DeviceStock | None = None
         self._random: dict[str, Tensor] | None = None
         self._stop = False
+        self._clock = StepClock()
         self._between_steps = True
 
     def resume(self) -> bool:
@@ -128,6 +134,7 @@ class Engine:
             key.removesuffix(rank): value for key, value in saved.part("random").items() if key.endswith(rank)
         }
         self.progress = saved.progress
+        self._clock = StepClock(saved.progress.spent)
         return True
 
     def run(self) -> Progress:
@@ -142,9 +149,10 @@ class Engine:
         """
         if self.progress.finished:
             return self.progress
-        epochs = self.recipe.run.epochs
         quiet = not self.fabric.is_global_zero
-        with RunLog(self.folder, self.steps, self.progress.step, quiet=quiet) as log, self._signals():
+        steps = None if self.pace.minutes else self.pace.steps
+        with RunLog(self.folder, steps, self.progress.step, quiet=quiet) as log, self._signals():
+            self._ledger = LossLedger(log, self.recipe.run.read_every, self.recipe.run.precision)
             for line in self._summary():
                 log.say(line)
             if not self.progress.sampler:
@@ -152,12 +160,13 @@ class Engine:
             if self._random is not None:
                 restore_random_states(self._random)
             try:
-                while self.sampler.epoch < epochs:
+                while not self.pace.over(self.progress, self.sampler.epoch):
                     self._epoch(log)
             except UserError:
                 # In the middle of a step batch statistics have moved already, and processes that fail alone cannot
                 # gather their random states: then the last regular state is the one to go on from.
                 if self._between_steps and self.fabric.world_size == 1:
+                    self._read()
                     self._save()
                 raise
             self.progress.finished = True
@@ -170,7 +179,7 @@ class Engine:
         images = ", ".join(f"{name} {size}" for name, size in self.images.train.sizes.items())
         whole = sum(parameter.numel() for parameter in parameters)
         first = f"{self.stage}: {learning:,} of {whole:,} parameters learn from {images} images"
-        steps = f"{self.steps} steps of {self.sampler.global_batch * self.recipe.run.accumulate}"
+        steps = f"{self.pace.length} of {self.sampler.global_batch * self.recipe.run.accumulate}"
         done = f", {self.progress.step} done" if self.progress.step else ""
         return [f"{first}; {steps}{done}", *self.images.remarks]
 
@@ -178,29 +187,35 @@ class Engine:
         """The rest of the sampler's epoch, its validation, and the step to the next."""
         epoch, begin = self.sampler.epoch, time.perf_counter()
         loader = self._loader()
-        losses = []
         saved = time.monotonic()
         group: list[Batch] = []
+        self._clock.start()
         for batch in loader:
             group.append(batch)
             if len(group) < self.recipe.run.accumulate and self.sampler.position < self.sampler.batches:
                 continue
-            losses.append(self._step(group, log))
+            self._step(group)
             group = []
             if self._stop:
+                self._read()
                 raise UserError(
-                    f"stopped after step {self.progress.step} of {self.steps}; {self.folder} holds its state.",
+                    f"stopped after step {self.progress.step} of {self.pace.length}; {self.folder} holds its state.",
                     "Go on with: the same command and --resume",
                     exit_code=1,
                 )
             if time.monotonic() - saved > 60 * self.recipe.run.save_minutes:
+                self._read()
                 log.flush()
                 self._save()
                 saved = time.monotonic()
+                self._clock.start()
+            if self.pace.minutes and self.pace.over(self.progress, epoch):
+                break
+        mean = self._read()
         seconds = time.perf_counter() - begin
-        line = f"epoch {epoch + 1}/{self.recipe.run.epochs}"
-        if losses:
-            line += f"  loss {sum(losses) / len(losses):.4f}"
+        line = f"epoch {epoch + 1}" + ("" if self.pace.minutes else f"/{self.recipe.run.epochs}")
+        if mean is not None:
+            line += f"  loss {mean:.4f}"
         line += f"  {seconds:.0f} s, of it {loader.waited:.1f} s waiting for images"
         line += self._validate(epoch + 1, log)
         self.sampler.set_epoch(epoch + 1)
@@ -221,36 +236,32 @@ class Engine:
             return BatchLoader(self._stock, self.sampler, workers=0)
         return BatchLoader(train, self.sampler, data.workers)
 
-    def _step(self, group: list[Batch], log: RunLog) -> float:
-        """One optimiser step on one or more batches; returns the mean loss."""
-        run, step = self.recipe.run, self.progress.step
-        freeze = step >= run.batch_norm_fraction * self.steps
-        small = step < run.small_fraction * self.steps
-        set_training_mode(self.network, freeze_batch_norm=freeze)
-        rate = self.recipe.optimizer.lr * learning_rate_factor(
-            self.recipe.schedule, step, self.steps, self.steps_per_epoch
-        )
+    def _read(self) -> float | None:
+        """Read the losses noted so far; their mean since the last time.
+
+        Raises:
+            UserError: one is not finite; then the weights are spoiled since, and are not saved.
+        """
+        self._between_steps = False
+        mean = self._ledger.mean()
+        self._between_steps = True
+        return mean
+
+    def _step(self, group: list[Batch]) -> None:
+        """One optimiser step on one or more batches."""
+        run, step, rate = self.recipe.run, self.progress.step, self.pace.learning_rate(self.progress)
+        set_training_mode(self.network, freeze_batch_norm=self.pace.share(self.progress) >= run.batch_norm_fraction)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        total = 0.0
-        terms: dict[str, float] = {}
         self._between_steps = False
         for index, batch in enumerate(group):
-            moved = batch.to(self.fabric.device)
-            if small and batch.modality in self.recipe.data.windows:
-                moved = moved.cut(run.small_size)
-            elif small and batch.modality not in run.small_except:
-                moved = moved.shrunk(run.small_size)
+            moved = self._resized(batch.to(self.fabric.device))
             # Convolutions, and the blocks between them that want channels last, run faster so, most of all in bf16.
             pixels = moved.images.contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
                 values: dict[str, Tensor] = self.wrapped(pixels, moved.masks, batch.modality)
-                loss = values["loss"]
-                terms = {name: float(value.detach()) for name, value in values.items()}
-                if not torch.isfinite(loss):
-                    self._not_finite(batch, terms)
-                self.fabric.backward(loss / len(group))
-            total += terms["loss"] / len(group)
+                self._ledger.note(step, batch, values)
+                self.fabric.backward(values["loss"] / len(group))
         if self.recipe.optimizer.gradient_clip:
             self.fabric.clip_gradients(
                 self.wrapped,
@@ -261,28 +272,35 @@ class Engine:
         self.fabric_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.network, step)
+            self.average.update(step)
         self.progress.step = step + 1
         self.progress.sampler = self.sampler.state_dict()
+        self._ledger.end_step(step + 1, self.sampler.epoch + 1, rate, len(group) * self.sampler.global_batch)
+        self._count_time()
         self._between_steps = True
-        images = len(group) * self.sampler.global_batch
-        log.step(step + 1, self.sampler.epoch + 1, group[-1].modality, rate, terms, images)
-        return total
 
-    def _not_finite(self, batch: Batch, terms: dict[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        hint = "Look at these images; then lower optimizer.lr"
-        hint += "." if self.recipe.run.precision == "32-true" else " or set run.precision=32-true."
-        raise UserError(
-            f"step {self.progress.step + 1}: the loss is not finite ({shown}) on {batch.modality}: "
-            f"{', '.join(batch.names)}.",
-            hint,
-            exit_code=1,
-        )
+    def _resized(self, batch: Batch) -> Batch:
+        """The batch at the size that this part of the run trains at."""
+        run = self.recipe.run
+        if self.pace.share(self.progress) >= run.small_fraction:
+            return batch
+        if batch.modality in self.recipe.data.windows:
+            return batch.cut(run.small_size)
+        return batch if batch.modality in run.small_except else batch.shrunk(run.small_size)
+
+    def _count_time(self) -> None:
+        """Note the time spent; of several processes the first's counts, so that all end at the same step."""
+        self._clock.lap()
+        if not self.pace.minutes:
+            return
+        if self.fabric.world_size == 1:
+            self.progress.spent = self._clock.spent
+        elif self.progress.step % self.recipe.run.read_every == 0:
+            self.progress.spent = self.fabric.broadcast(self._clock.spent)
 
     def _validate(self, epoch: int, log: RunLog) -> str:
         """Score the weights (averaged, where the recipe asks), write them if they are the best so far."""
-        last = epoch == self.recipe.run.epochs
+        last = self.pace.over(self.progress, epoch)
         images = self.images.valid
         if epoch % self.recipe.run.validate_every and not last:
             return ""

@@ -37,12 +37,12 @@ class RunLog:
 
     Args:
         folder: of the run.
-        steps: optimiser steps of the whole run, for the bar.
+        steps: optimiser steps of the whole run, for the bar; None: not known, as the run ends by time.
         step: done so far.
         quiet: write and show nothing.
     """
 
-    def __init__(self, folder: Path, steps: int, step: int, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, steps: int | None, step: int, *, quiet: bool = False) -> None:
         self.folder = folder
         self.quiet = quiet
         self._writer: SummaryWriter | None = None
@@ -80,11 +80,12 @@ class RunLog:
             self.flush()
             self._writer.close()
 
-    def step(self, step: int, epoch: int, modality: str, rate: float, terms: Mapping[str, float], images: int) -> None:
-        """Note one optimiser step (the last batch's modality and terms)."""
-        now = time.perf_counter()
-        speed = images / max(now - self._last, 1e-9)
-        self._last = now
+    def step(
+        self, step: int, epoch: int, modality: str, rate: float, terms: Mapping[str, float], images: int, at: float
+    ) -> None:
+        """Note one optimiser step (the last batch's modality and terms) that ended at ``at`` of ``perf_counter``."""
+        speed = images / max(at - self._last, 1e-9)
+        self._last = at
         if self.quiet:
             return
         row: dict[str, object] = {"step": step, "epoch": epoch, "modality": modality, "learning_rate": f"{rate:.4g}"}

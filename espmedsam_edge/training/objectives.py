@@ -10,6 +10,7 @@ from espmedsam_edge.model.teacher import EspMedSamTeacher, TeacherEncoder
 from espmedsam_edge.training.losses import MaskLoss, feature_distance, segmentation_loss
 from espmedsam_edge.training.trainable import Network
 
+_COMPILED_FORMS = 64  # modalities times sizes, with batch normalisation frozen and not
 Terms = dict[str, Tensor]
 """Scalars by name; "loss" is what is minimised, the others are shown."""
 
@@ -67,3 +68,11 @@ class ControllerDistillation(nn.Module):
 
 
 Objective = Segmentation | EncoderDistillation | ControllerDistillation
+
+
+def compile_objective(objective: nn.Module) -> None:
+    """Have torch compile what the objective computes, anew for every modality and size; its names stay."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_FORMS)
+    objective.compile(dynamic=False)

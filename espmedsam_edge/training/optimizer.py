@@ -11,9 +11,16 @@ from torch.optim import Optimizer
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.training.sections import OptimizerSection, ScheduleSection
 
+_FIRST_FACTOR = 0.02  # of the warm-up by time, whose first step has spent nothing
 
-def make_optimizer(network: nn.Module, section: OptimizerSection) -> Optimizer:
+
+def make_optimizer(network: nn.Module, section: OptimizerSection, *, fused: bool = False) -> Optimizer:
     """Adam or AdamW over what is trainable; AdamW leaves vectors (norms, biases, tokens' biases) undecayed.
+
+    Args:
+        network: whose trainable parameters are taken.
+        section: of the recipe.
+        fused: one kernel for all, for a GPU.
 
     Raises:
         UserError: nothing is trainable.
@@ -28,7 +35,7 @@ def make_optimizer(network: nn.Module, section: OptimizerSection) -> Optimizer:
         {"params": vectors, "weight_decay": 0.0 if section.name == "adamw" else section.weight_decay},
     ]
     kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=section.lr, betas=section.betas)
+    return kind([group for group in groups if group["params"]], lr=section.lr, betas=section.betas, fused=fused or None)
 
 
 def learning_rate_factor(schedule: ScheduleSection, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -46,7 +53,25 @@ def learning_rate_factor(schedule: ScheduleSection, step: int, steps: int, steps
     warmup = min(round(schedule.warmup_epochs * steps_per_epoch), steps - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return _decayed(schedule, min(1.0, (step - warmup) / max(1, steps - 1 - warmup)))
+
+
+def learning_rate_factor_by_time(schedule: ScheduleSection, spent: float, minutes: float) -> float:
+    """As ``learning_rate_factor`` for a run that ends by time.
+
+    Args:
+        schedule: its ``warmup_minutes`` count, half of the run at most.
+        spent: seconds trained so far.
+        minutes: of the whole run.
+    """
+    warmup = 60 * min(schedule.warmup_minutes, minutes / 2)
+    if spent < warmup:
+        return max(spent / warmup, _FIRST_FACTOR)
+    return _decayed(schedule, min(1.0, (spent - warmup) / (60 * minutes - warmup)))
+
+
+def _decayed(schedule: ScheduleSection, progress: float) -> float:
+    """The factor at a share of the run after the warm-up."""
     last = schedule.final_factor
     if schedule.name == "exponential":
         return float(last**progress)

@@ -91,6 +91,7 @@ _VOLATILE = (
     ("data", "workers"),
     ("data", "cache_gb"),
     ("run", "save_minutes"),
+    ("run", "read_every"),
     ("run", "sheet_images"),
     ("run", "accelerator"),
 )

@@ -120,11 +120,19 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the run: from ``lr`` down to ``final_factor`` · lr, after a linear warm-up."""
+    """Learning rate over the run: from ``lr`` down to ``final_factor`` · lr, after a linear warm-up.
+
+    Attributes:
+        name: its shape.
+        final_factor: what is left of ``lr`` at the run's end.
+        warmup_epochs: length of the warm-up, in a run by epochs.
+        warmup_minutes: and in a run by time.
+    """
 
     name: Literal["exponential", "cosine", "constant"] = "exponential"
     final_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_minutes: Annotated[float, Field(ge=0)] = 0.0
 
 
 class LossSection(Section):
@@ -154,6 +162,8 @@ class RunSection(Section):
 
     Attributes:
         epochs, batch_size: batch_size is a process's; every batch is of one modality.
+        minutes: the run ends after so many minutes of training steps, whatever ``epochs`` says, and what changes over
+            the run follows the time; validation, saving and a process that is stopped do not count. 0: by epochs.
         steps_per_epoch: optimiser steps an epoch; 0: as many as it takes to see as many images as there are.
         accumulate: batches an optimiser step.
         precision: fabric's names.
@@ -164,6 +174,9 @@ class RunSection(Section):
             steps in the same time while the network learns what is coarse; 0: never. Not those of the modalities in
             ``small_except``, whose targets would vanish; of those in ``data.windows`` a part of that side is taken.
         activation_checkpointing: compute the encoder's activations again backwards instead of keeping them.
+        compile: the training step's forward and backward pass are compiled by torch; minutes at the start.
+        read_every: steps between readings of the losses, each of which makes the processor wait for the device; a loss
+            that is not finite stops the run at the next reading.
         seed: of weights, order and augmentation.
         validate_every: epochs between validations; the last epoch always has one.
         save_minutes: the training state is saved at every epoch's end and at least this often.
@@ -171,6 +184,7 @@ class RunSection(Section):
     """
 
     epochs: Count = 200
+    minutes: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Count = 4
     steps_per_epoch: Annotated[int, Field(ge=0)] = 0
     accumulate: Count = 1
@@ -181,6 +195,8 @@ class RunSection(Section):
     small_fraction: Fraction = 0.0
     small_except: list[Name] = []
     activation_checkpointing: bool = False
+    compile: bool = False
+    read_every: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     validate_every: Count = 1

@@ -34,6 +34,7 @@ class Progress(BaseModel):
         stage: of the recipe.
         identity: the recipe's keys and values that decide what is computed.
         step: optimiser steps done.
+        spent: seconds spent in them, pauses left out.
         sampler: the batch sampler's own state.
         best: the best validation score so far (None: none yet; higher is better) and its epoch, counted from 1.
         scaler: fp16's loss scale, where there is one.
@@ -47,6 +48,7 @@ class Progress(BaseModel):
     stage: str
     identity: dict[str, Any]
     step: int = 0
+    spent: float = 0.0
     sampler: dict[str, Any] = {}
     best: float | None = None
     best_epoch: int = 0
@@ -144,11 +146,12 @@ def restore(saved: Saved, network: nn.Module, optimizer: Optimizer, average: Wei
     """Load weights, optimiser moments and averaged weights; they must fit, for the recipe is the same."""
     network.load_state_dict(saved.part("network"))
     moments = saved.part("optimizer")
+    fused = bool(optimizer.defaults.get("fused"))  # then the steps are counted on the device
     for name, parameter in network.named_parameters():
         fields = {key.split(".", 1)[0]: value for key, value in moments.items() if key.split(".", 1)[1] == name}
         if fields:
             optimizer.state[parameter] = {
-                field: value.clone() if field == "step" else value.to(parameter.device, copy=True)
+                field: value.clone() if field == "step" and not fused else value.to(parameter.device, copy=True)
                 for field, value in fields.items()
             }
     if average is not None:

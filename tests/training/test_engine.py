@@ -154,7 +154,7 @@ def test_average_is_of_what_training_moves() -> None:
     before = network[0].weight.detach().clone()
     with torch.no_grad():
         network[0].weight += 1
-    average.update(network, 0)  # decay min(0.9, 1/10)
+    average.update(0)  # decay min(0.9, 1/10)
     torch.testing.assert_close(average.shadow["0.weight"], before + 0.9)
     own = network[0].weight.detach().clone()
     with average.applied(network):
