@@ -17,7 +17,7 @@ from espmedsam_edge.runtime.sinks import gstreamer_stream
 from espmedsam_edge.runtime.sinks.reconnecting_stream import ReconnectingStream, StreamWriter, broken_off
 from espmedsam_edge.runtime.sinks.recording import DEFAULT_FPS
 from espmedsam_edge.runtime.sources.source import Source, SourceFrame
-from espmedsam_edge.runtime.sources.uris import without_secrets
+from espmedsam_edge.runtime.sources.uris import check_login, without_secrets
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 from espmedsam_edge.runtime.video.writing import PyAvEncoder, even_size
 
@@ -57,6 +57,7 @@ def parse_destination(text: str) -> Destination:
     example = "Give udp://HOST:PORT, rtp://HOST:PORT or rtsp://HOST:PORT/PATH."
     if "://" not in text or scheme not in SCHEMES:
         raise UserError(f"cannot stream to '{_shown(text)}'.", f"{example} {nearest(scheme, SCHEMES)}")
+    check_login(text)
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from espmedsam_edge.errors import UserError, nearest
 
@@ -141,6 +141,8 @@ def parse_uri(text: str) -> Uri | None:
         raise UserError(f"no source of the kind {shown}", _nearest(scheme))
     if not start[2]:
         raise UserError(f"{scheme}:/ lacks a slash.", f"Write {scheme}://...")
+    if SCHEMES[scheme].network:
+        check_login(text)
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
@@ -167,6 +169,28 @@ def _network(scheme: str, text: str, host: str, port: int | None, path: str, fra
     place = f"{shown_host}{f':{port}' if port else ''}{without_secrets(path)}"
     address = f"{scheme}://{place}"
     return Uri(scheme, text.partition("#")[0], _options(fragment, address), address, _label(scheme, place))
+
+
+def check_login(text: str) -> None:
+    """Refuse an address whose user name or password ends it early: ``rtsp://me:a#b@host/``.
+
+    Where that cannot be told from an ``@`` in the path (``rtsp://host:554/a@b``), it is refused, too: taken the other
+    way, part of the password would be shown.
+
+    Raises:
+        UserError: says which character to write otherwise, and no other part of the address.
+    """
+    scheme, _, rest = text.partition("://")
+    before, at, _ = rest.rpartition("@")
+    host = re.split("[/?#]", before)[0]
+    ends = sorted(set(re.findall("[/?#]", before)), key=before.index)
+    if not at or not ends or not ("#" in ends or ":" in host or "@" in host):
+        return
+    written = ", ".join(f"{character} as {quote(character, safe='')}" for character in ends)
+    raise UserError(
+        f"the address {scheme}://... has a '{ends[0]}' before its last '@': in a password it ends the address early.",
+        f"In user names and passwords, write {written}; an @ behind the host as %40.",
+    )
 
 
 def without_secrets(path: str) -> str:

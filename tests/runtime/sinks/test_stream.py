@@ -252,6 +252,14 @@ def test_other_destinations_are_refused(text: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("character", ["/", "#", "?"])
+def test_a_password_that_ends_the_address_is_refused_without_any_of_it(character: str) -> None:
+    with pytest.raises(UserError, match="write") as caught:
+        parse_destination(f"rtsp://user:12{character}secret@host:554/live")
+    for shown in ("user:", "12", "secret", "host:554"):
+        assert shown not in str(caught.value).replace("%2", "")
+
+
 def test_the_jetsons_encoder_is_fed_from_its_own_memory() -> None:
     text = describe_pipeline("udp", "10.0.0.7", 5000, "", Fraction(30), "nvv4l2h264enc")
     assert "nvvidconv ! video/x-raw(memory:NVMM),format=NV12 ! nvv4l2h264enc" in text

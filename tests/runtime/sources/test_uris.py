@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote, urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,3 +141,29 @@ def test_options_are_checked() -> None:
         uri.whole("fps", 1, 100)
     with pytest.raises(UserError, match="Did you mean 'fps'"):
         parsed("test://fundus?fbs=3").allow("fps", "size")
+
+
+@pytest.mark.parametrize("character", ["/", "#", "?"])
+@given(
+    before=st.text("lmnopqrstuvw0123456789%:@", min_size=0, max_size=6),
+    after=st.text("lmnopqrstuvw0123456789%:@/#?", min_size=0, max_size=6),
+    scheme=st.sampled_from([name for name, scheme in SCHEMES.items() if scheme.network]),
+)
+def test_a_password_that_ends_the_address_is_refused_with_what_to_write(
+    character: str, before: str, after: str, scheme: str
+) -> None:
+    password = f"s3{before}{character}{after}cret"
+    uri, refused = parsed_or_refused(f"{scheme}://admin:{password}@camera.example/x")
+    assert uri is None
+    assert f"{character} as {quote(character, safe='')}" in refused
+    assert f"{scheme}://..." in refused
+    for secret in ("admin", "s3", "cret", "camera"):
+        assert secret not in refused
+    escaped = parsed(f"{scheme}://admin:{quote(password, safe='')}@camera.example/x")
+    assert escaped.address == f"{scheme}://camera.example/x"
+    assert urlsplit(escaped.place).hostname == "camera.example"
+
+
+@pytest.mark.parametrize("text", ["rtsp://host/user@site/x", "http://me:pw@host:80/v?a=1#timeout=3", "udp://@:5000/"])
+def test_addresses_that_end_where_they_seem_to_are_taken(text: str) -> None:
+    assert parsed(text).place == text.partition("#")[0]
