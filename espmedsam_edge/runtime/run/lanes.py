@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.in_flight import Outcome
-from espmedsam_edge.runtime.run.jobs import Job
+from espmedsam_edge.runtime.run.jobs import Job, LiveReport
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.source import LiveFrames, SourceFrame
 
@@ -246,3 +247,19 @@ def size_of(frame: SourceFrame, segmenter: Segmenter) -> int:
     draws = segmenter.frame_backend is not None and segmenter.frame_options.overlay is not None
     drawn = frame.image.nbytes if draws else 0
     return int(frame.image.nbytes + height * width + drawn + 4 * (segmenter.image_size // 4) ** 2)
+
+
+def live_report(lane: LiveLane) -> LiveReport:
+    """What became of the lane's source so far."""
+    state, source = lane.state, lane.source
+    latency = Latency.of(list(state.latencies)) if state.latencies else None
+    return LiveReport(
+        name=source.name,
+        label=source.files[0],
+        frames=state.written,
+        skipped=source.skipped,
+        refused=state.refused,
+        reconnects=source.reconnects,
+        latency=latency,
+        failed=state.failed,
+    )

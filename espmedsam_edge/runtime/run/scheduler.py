@@ -16,12 +16,11 @@ from contextlib import ExitStack
 from functools import partial
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run import lanes
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
-from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, LiveReport, RunProgress, RunReport
-from espmedsam_edge.runtime.run.lanes import Allowance, FileLane, Item, JobState, Lane, LiveLane
+from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
+from espmedsam_edge.runtime.run.lanes import Allowance, FileLane, Item, JobState, Lane, LiveLane, live_report
 from espmedsam_edge.runtime.run.threads import ThreadGroup
 from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -103,7 +102,7 @@ class Run:
         if self.error is not None:
             raise self.error
         frames = sum(state.written for state in self.states)
-        told = [_told(lane) for lane in self.live]
+        told = [live_report(lane) for lane in self.live]
         return RunReport(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
@@ -385,18 +384,3 @@ class Run:
             except UserError as error:
                 self._fail(error)
                 raise Aborted from error
-
-
-def _told(lane: LiveLane) -> LiveReport:
-    state, source = lane.state, lane.source
-    latency = Latency.of(list(state.latencies)) if state.latencies else None
-    return LiveReport(
-        name=source.name,
-        label=source.files[0],
-        frames=state.written,
-        skipped=source.skipped,
-        refused=state.refused,
-        reconnects=source.reconnects,
-        latency=latency,
-        failed=state.failed,
-    )
