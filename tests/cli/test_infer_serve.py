@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import os
 import signal
@@ -109,6 +111,32 @@ def test_without_a_source_it_is_the_service(toy_bundle: Bundle, tmp_path: Path) 
             assert json.load(answer)["modality"] == "fundus"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ended_in_the_middle_of_a_picture_it_leaves_no_traceback(
+    toy_bundle: Bundle, tmp_path: Path, number: signal.Signals
+) -> None:
+    stream = io.BytesIO()
+    image = pytest.importorskip("PIL.Image")
+    image.new("L", (6000, 6000), 90).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    last = data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda"))
+    costly = data[:-2] + data[last:-2] * 50 + b"\xff\xd9"  # seconds of decoding
+    with started(tmp_path, toy_bundle.path, "--serve", 0) as process:
+        port = int(line_with(process, "service: ").rstrip("/").rpartition(":")[2])
+        clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(3)]
+        for client in clients:
+            client.request("POST", "/v1/segment", costly)
+        time.sleep(0.7)
+        begin = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert time.monotonic() - begin < 8
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        for client in clients:
+            client.close()
 
 
 def test_a_camera_that_is_missing_ends_the_run(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def staged(
         names = Names.of(Address("127.0.0.1", 8080), loopback=loopback)
         app = build_app(panel, access, names)
         with TestClient(app, base_url=BASE, follow_redirects=False) as client:
-            yield Stage(panel, pool, access, client)
+            try:
+                yield Stage(panel, pool, access, client)
+            finally:
+                app.state.service.close()
 
 
 def png(seed: int = 0, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, bytes]:

@@ -33,7 +33,7 @@ _PAGE = {
 
 
 def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
-    """The ASGI application.
+    """The ASGI application; ``app.state.service`` is the ``SegmentService``, to be closed.
 
     Args:
         panel: the run's controls and view.
@@ -42,7 +42,7 @@ def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
     """
     panel.needs_token = access.needs_token
     routes = _Routes(panel, access)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", routes.page, methods=["GET"]),
             Route("/page/{name}", routes.page_file, methods=["GET"]),
@@ -57,6 +57,8 @@ def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
         middleware=[Middleware(Gate, access=access, names=names, answered=routes.counts.answered)],
         exception_handlers={404: _not_found, 405: _not_allowed},
     )
+    app.state.service = routes.service
+    return app
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -71,7 +73,7 @@ class _Routes:
     def __init__(self, panel: Panel, access: Access) -> None:
         self.counts = ServiceMetrics(panel, access)
         self._panel, self._access = panel, access
-        self._service = SegmentService(panel, self.counts)
+        self.service = SegmentService(panel, self.counts)
         self._painters = CapacityLimiter(2)
 
     async def page(self, request: Request) -> Response:
@@ -137,7 +139,7 @@ class _Routes:
         return PlainTextResponse(text, headers={"Content-Type": CONTENT_TYPE})
 
     async def segment(self, request: Request) -> Response:
-        return await self._service.answer(request)
+        return await self.service.answer(request)
 
     async def live(self, socket: WebSocket) -> None:
         await socket.accept()

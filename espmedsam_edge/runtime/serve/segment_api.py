@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -15,14 +16,16 @@ from starlette.responses import JSONResponse, Response
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image, max_pixels
+from espmedsam_edge.imaging.decoder_process import PictureDecoder, is_cheap
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.serve.gate import refusal
+from espmedsam_edge.runtime.serve.gate import client_of, refusal
 from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
 from espmedsam_edge.runtime.serve.panel import Panel
+from espmedsam_edge.runtime.serve.seats import Full, Seats
 
 MAX_BODY = 32 << 20
 """Bytes of an image file."""
@@ -33,9 +36,11 @@ MAX_PIXELS = 40_000_000
 BODY_SECONDS = 30.0
 """How long an image may take to arrive."""
 
-_WAITING = 8
+_WAITING, _WAITING_OF_A_CLIENT = 16, 8
+_AT_WORK = 4
 _PARAMETERS = ("modality", "threshold")
 
+Made = TypeVar("Made")
 Kind = Literal["image/png", "application/json"]
 _KINDS: tuple[Kind, ...] = ("application/json", "image/png")
 
@@ -49,34 +54,53 @@ class Refused(Exception):
 
 
 class SegmentService:
-    """Answers one image at a time; eight more may wait, others are told to come back."""
+    """Answers one image of each client at a time, four in all, which the graph then takes in turn.
+
+    Of each client eight more may wait, sixteen in all; others are told to come back.
+    """
 
     def __init__(self, panel: Panel, counts: ServiceMetrics) -> None:
         self._panel, self._counts = panel, counts
-        self._worker = CapacityLimiter(1)
-        self._waiting = 0
+        self._decoders = [PictureDecoder() for _ in range(_AT_WORK)]
+        self._seats = Seats(self._decoders, _WAITING, _WAITING_OF_A_CLIENT)
+        self._graph = CapacityLimiter(1)
+        self._threads = CapacityLimiter(2 * _AT_WORK)
+
+    def start(self) -> None:
+        """Start a decoder's process, which the first picture then need not wait for."""
+        self._decoders[0].start()
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        for decoder in self._decoders:
+            decoder.close()
 
     async def answer(self, request: Request) -> Response:
         """The mask, or what is wrong with the request."""
+        client = client_of(request.scope)
         try:
             kind = preferred_kind(request.headers.get("accept"))
             modality, threshold = self._parameters(request)
-            if self._waiting > _WAITING:
-                raise Refused(503, "too many images are waiting.", "Try again in a second.", {"Retry-After": "1"})
-            self._waiting += 1
-            try:
+            async with self._seats.place(client):
                 data = await _body(request)
                 begin = time.perf_counter()
-                work = partial(self._segment, data, modality, threshold, kind)
-                response = await anyio.to_thread.run_sync(work, limiter=self._worker)
-            finally:
-                self._waiting -= 1
+                async with self._seats.seat(client) as decoder:
+                    frame = await self._in_thread(_decode, data, decoder)
+                    work = partial(self._segment, frame, modality, threshold)
+                    result = await anyio.to_thread.run_sync(work, limiter=self._graph)
+                    response = await self._in_thread(_encoded, result, kind)
+        except Full:
+            hint = "Try again in a second."
+            return refusal(503, "too many images are waiting.", hint, {"Retry-After": "1"})
         except Refused as refused:
             return refused.response
         except ClientDisconnect:
             return refusal(400, "the image did not arrive whole.", "Send it again.")
         self._counts.segmented.observe(time.perf_counter() - begin)
         return response
+
+    async def _in_thread(self, function: Callable[..., Made], *arguments: object) -> Made:
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
 
     def _parameters(self, request: Request) -> tuple[str, float | None]:
         query = request.query_params
@@ -96,17 +120,22 @@ class SegmentService:
             raise Refused(400, "no such modality here.", f"Known: {names}.")
         return modality, _threshold(query.get("threshold"))
 
-    def _segment(self, data: bytes, modality: str, threshold: float | None, kind: Kind) -> Response:
-        """In a worker's thread: decode, segment, encode."""
-        frame = _decode(data)
+    def _segment(self, frame: Frame, modality: str, threshold: float | None) -> Segmentation:
+        """In a thread, one at a time."""
         try:
-            result = self._panel.pool.get(modality).segment_batch([frame], threshold)[0]
-            if kind == "image/png":
-                headers = {"X-Modality": result.modality, "X-Threshold": str(result.threshold)}
-                return Response(encode_image(result.mask, ".png"), media_type=kind, headers=headers)
+            return self._panel.pool.get(modality).segment_batch([frame], threshold)[0]
         except UserError as error:  # not the client's doing, and it may name this machine's files
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
+
+
+def _encoded(result: Segmentation, kind: Kind) -> Response:
+    if kind == "application/json":
         return JSONResponse(measurements(result))
+    headers = {"X-Modality": result.modality, "X-Threshold": str(result.threshold)}
+    try:
+        return Response(encode_image(result.mask, ".png"), media_type=kind, headers=headers)
+    except UserError as error:
+        raise Refused(503, "the mask could not be written.", "Ask for JSON.") from error
 
 
 def measurements(result: Segmentation) -> dict[str, Any]:
@@ -186,14 +215,16 @@ def _too_large() -> Refused:
     return Refused(413, f"the image file is over {MAX_BODY >> 20} MiB.", "Compress it, or shrink the image.")
 
 
-def _decode(data: bytes) -> Frame:
+def _decode(data: bytes, decoder: PictureDecoder) -> Frame:
+    """In a thread: small pictures here, others in the decoder's process."""
     if not data:
         raise Refused(400, "the image is empty.", "Send an image file as the request's body.")
     try:
         header = read_header(data)
-        if header.width * header.height > min(MAX_PIXELS, max_pixels()):
+        pixels = header.width * header.height
+        if pixels > min(MAX_PIXELS, max_pixels()):
             raise Refused(413, f"the image is {header.width}x{header.height} pixels, too many.", "Shrink it.")
-        return decode_image(data)
+        return decode_image(data) if is_cheap(header.format, pixels, len(data)) else decoder.decode(data)
     except HeaderError as error:
         raise Refused(422, f"cannot read the image: {error}.", "Send a JPEG, PNG, TIFF, BMP or WebP file.") from error
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from espmedsam_edge.runtime.serve.app import build_app
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.patience import DropLateAnswers, PatientProtocol
+from espmedsam_edge.runtime.serve.segment_api import SegmentService
 from espmedsam_edge.runtime.serve.viewer import MAX_MESSAGE
 
 _CONNECTIONS = 128
+_PING_SECONDS = 5.0
 
 
 class Server:
@@ -48,8 +51,10 @@ class Server:
             raise
         self.address = Address(address.host, int(self._socket.getsockname()[1]))
         self.access = Access(self.token)
+        app = build_app(panel, self.access, names)
+        self._service: SegmentService = app.state.service
         config = uvicorn.Config(
-            DropLateAnswers(build_app(panel, self.access, names)),
+            DropLateAnswers(app),
             http=PatientProtocol,
             lifespan="off",
             log_config=None,
@@ -59,6 +64,8 @@ class Server:
             proxy_headers=False,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=8,
+            ws_ping_interval=_PING_SECONDS,
+            ws_ping_timeout=_PING_SECONDS,
             ws_per_message_deflate=False,
             limit_concurrency=_CONNECTIONS,
             h11_max_incomplete_event_size=16 << 10,
@@ -85,12 +92,16 @@ class Server:
 
     def __enter__(self) -> Server:
         self._thread.start()
+        threading.Thread(target=self._service.start, name="espmedsam-decoder", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # From now on requests break off, of which uvicorn would write tracebacks.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
         self._server.should_exit = True
+        self._service.close()
         self._thread.join(10)
         self._socket.close()
         if self._error is not None and kind is None:

@@ -39,8 +39,8 @@ def child() -> Iterator[DecoderProcess]:
 
 
 def pid_of(child: DecoderProcess) -> int:
-    assert child._process is not None
-    return child._process.pid
+    assert child._child._process is not None
+    return child._child._process.pid
 
 
 def test_the_child_decodes_what_this_process_does(child: DecoderProcess) -> None:
@@ -91,7 +91,7 @@ def test_a_frame_that_takes_too_long_is_given_up(child: DecoderProcess, monkeypa
 
 def test_the_child_ends_with_its_parent(child: DecoderProcess) -> None:
     child.decode(bytes(jpeg_ls.encode_array(PICTURE)), JPEG_LS, "gdcm", OPTIONS)
-    process = child._process
+    process = child._child._process
     assert isinstance(process, subprocess.Popen)
     assert process.stdin is not None
     process.stdin.close()  # as the kernel does when the parent dies

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -139,28 +137,6 @@ def test_a_graph_that_fails_names_no_file(stage: Stage, monkeypatch: pytest.Monk
     assert answer.status_code == 503
     assert "bundle" not in answer.text
     assert stage.client.post("/v1/segment?modality=fundus", content=_IMAGE).status_code == 200
-
-
-def test_only_so_many_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_api, "_WAITING", 0)
-    entered, go_on = threading.Event(), threading.Event()
-    decode = segment_api._decode
-
-    def slow(data: bytes) -> Any:
-        entered.set()
-        go_on.wait(60)
-        return decode(data)
-
-    monkeypatch.setattr(segment_api, "_decode", slow)
-    codes: list[int] = []
-    first = threading.Thread(target=lambda: codes.append(stage.client.post("/v1/segment", content=_IMAGE).status_code))
-    first.start()
-    assert entered.wait(60)
-    answer = stage.client.post("/v1/segment", content=_IMAGE)
-    go_on.set()
-    first.join()
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert codes == [200]
 
 
 @pytest.mark.parametrize(

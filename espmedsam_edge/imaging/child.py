@@ -1,0 +1,142 @@
+"""A child process that decodes: asked through pipes, ended when an answer takes too long, started again when needed.
+
+Decoders are written in C and read what strangers made. A child that hangs or dies over a file takes nothing with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from espmedsam_edge.errors import UserError
+
+# -c puts the folder that the command is run in first on the path; this package's own goes before it.
+_START = "import sys; sys.path[0] = sys.argv[1]; from importlib import import_module; import_module(sys.argv[2]).main()"
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_LENGTHS = struct.Struct("<IQ")
+
+
+class Child:
+    """The child; it ends with this process, or when it is closed.
+
+    Args:
+        module: of this package; its ``main`` sends ``{"ready": true}``, then an answer to each question.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.RLock()
+        atexit.register(self.close)
+
+    def ask(self, question: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """An answer, as JSON and bytes; one question at a time.
+
+        Raises:
+            OSError, EOFError: the child ended over it, or did not answer in time and was ended.
+            UserError: it could not be started.
+        """
+        with self._lock:
+            process = self._running()
+            timer = threading.Timer(seconds, process.kill)
+            timer.start()
+            answered = False
+            try:
+                send(process.stdin, question, data)
+                answer = receive(process.stdout)
+                answered = True
+            finally:
+                timer.cancel()
+                if not answered:
+                    self.close()
+        return answer
+
+    def start(self) -> None:
+        """Start it now, so that the first question need not wait for that."""
+        with self._lock, suppress(UserError, OSError, EOFError):  # the first question tells
+            self._running()
+
+    def close(self) -> None:
+        """End the child, if there is one; a question that waits for its answer ends with EOFError."""
+        process = self._process
+        if process is not None:
+            process.kill()  # before the lock: whoever waits for an answer holds it
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                with suppress(BrokenPipeError), process:  # closes the pipes and waits
+                    pass
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _START, str(_PACKAGE_ROOT), self._module],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,  # decoders write there what they think of the data
+                    start_new_session=True,  # Ctrl-C is for this process
+                )
+            except OSError as error:
+                raise UserError(
+                    f"the decoder's process could not be started: {error.strerror}.",
+                    "Free memory and processes on this machine, then try again.",
+                    exit_code=1,
+                ) from error
+            receive(process.stdout)  # ready: starting does not count
+            self._process = process
+        return self._process
+
+
+def send(stream: IO[bytes] | None, message: Mapping[str, Any], data: bytes = b"") -> None:
+    """Write a message: JSON, and bytes."""
+    assert stream is not None
+    text = json.dumps(message).encode()
+    stream.write(_LENGTHS.pack(len(text), len(data)))
+    stream.write(text)
+    stream.write(data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes] | None) -> tuple[dict[str, Any], bytes]:
+    """Read a message.
+
+    Raises:
+        EOFError: the other side has ended.
+    """
+    assert stream is not None
+    size, length = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
+    return json.loads(_exactly(stream, size)), _exactly(stream, length)
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError("the decoder's process ended")
+    return data
+
+
+def no_core_dumps() -> None:
+    """In the child: what is left when it crashes would hold the picture."""
+    with suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_memory(more: int) -> None:
+    """In the child: so many bytes of address space beyond those of now; nothing where that cannot be had."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
