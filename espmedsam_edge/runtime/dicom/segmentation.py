@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NOTICE = "Made by software for research; it is not a medical device"
 _SERIES_NUMBER = 9100
+_UTF8 = "ISO_IR 192"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Algorithm:
     trained: bool = True
 
 
-def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality: str, algorithm: Algorithm) -> None:
+def write_segmentation(
+    path: Path, header: Dataset, masks: PackedMasks, modality: str, algorithm: Algorithm, name: str = "this file"
+) -> None:
     """Write the segmentation of one DICOM image; memory holds none of the masks but one, and what is said of each.
 
     Args:
@@ -47,11 +51,12 @@ def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality
         masks: one for every frame of the source, in order.
         modality: names the segment's target.
         algorithm: what made the masks.
+        name: what errors call the source.
 
     Raises:
         UserError: the source lacks what a segmentation must repeat.
     """
-    with discreet(_not_made) as dicom:
+    with discreet(partial(_not_made, name)) as dicom:
         dicom.dataset = header
         source = _completed(header)
         first = masks.frame(0)[None]
@@ -61,6 +66,8 @@ def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality
         shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
         segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm)
         _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
+        if "PlaneOrientationSequence" not in segmentation.SharedFunctionalGroupsSequence[0]:
+            segmentation.PatientOrientation = None  # which has to be there, if only empty (PS3.3 C.7.6.1.1.1)
         if cine:
             _add_frames(segmentation, masks.count)
         order = _sources_of(segmentation) if masks.count > 1 else [0]
@@ -68,17 +75,17 @@ def write_segmentation(path: Path, header: Dataset, masks: PackedMasks, modality
         for index in order if order != sorted(order) else ():  # highdicom sorts frames by their places
             sorted_masks.append(masks.frame(index))
         segmentation.PixelData = (sorted_masks if sorted_masks.count else masks).stored()
-        _save(segmentation, path, header)
+        _save(segmentation, path, header, name)
 
 
-def _not_made(fault: str) -> UserError:
+def _not_made(name: str, fault: str) -> UserError:
     fault = fault or "highdicom cannot make one of it"
-    return UserError(f"no DICOM-SEG can be made of this file: {fault}.", "Use --masks for it.", exit_code=1)
+    return UserError(f"no DICOM-SEG can be made of {name}: {fault}.", "Use --masks for it.", exit_code=1)
 
 
-def _save(segmentation: Any, path: Path, header: Dataset) -> None:
+def _save(segmentation: Any, path: Path, header: Dataset, name: str) -> None:
     failed = None
-    with discreet(_not_made) as dicom:
+    with discreet(partial(_not_made, name)) as dicom:
         dicom.dataset = header
         try:
             segmentation.save_as(path)
@@ -221,6 +228,8 @@ def _completed(header: Dataset) -> Dataset:
     from pydicom import Dataset as New
 
     source = copy.deepcopy(header)
+    source.decode()  # names in Japanese or Korean switch character sets in the middle, which highdicom does not write
+    source.SpecificCharacterSet = _UTF8
     if "SharedFunctionalGroupsSequence" not in source and source.get("NumberOfFrames") is not None:
         group = New()  # of which nothing stays: _drop_incomplete_measures has the last word
         group.PixelMeasuresSequence = PixelMeasuresSequence(pixel_spacing=(1, 1), slice_thickness=None)

@@ -66,7 +66,9 @@ class DicomSegmentations:
             if masks.count == frames_of(current.header) and masks.size == size_of(current.header):
                 self._current = None
                 with masks, atomic_path(place) as temporary:
-                    write_segmentation(temporary, current.header, masks, current.modality, self._algorithm)
+                    write_segmentation(
+                        temporary, current.header, masks, current.modality, self._algorithm, current.name
+                    )
 
     def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
         header = _read_header(frame)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -58,7 +60,16 @@ def check(path: Path, source: Any, masks: np.ndarray) -> Any:
     else:
         found = segmentation.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
     np.testing.assert_array_equal(found[..., 0], masks)
+    assert verified(path) == []
     return dataset
+
+
+def verified(path: Path) -> list[str]:
+    """The errors that David Clunie's dciodvfy finds; none where it is not installed (make test-packages)."""
+    if shutil.which("dciodvfy") is None:
+        return []
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace")
+    return [line for line in done.stderr.splitlines() if line.startswith("Error")]
 
 
 def test_a_single_image(tmp_path: Path) -> None:
@@ -233,8 +244,29 @@ def test_what_highdicom_lacks_is_empty_and_what_must_be_there_is_asked_for(tmp_p
     write({tmp_path / "a.dcm": tmp_path / "s.dcm"}, {tmp_path / "a.dcm": random_masks(1)})
     assert str(check(tmp_path / "s.dcm", source, random_masks(1)).PatientName) == ""
     save_dicom(tmp_path / "b.dcm", StudyInstanceUID=None)
-    with pytest.raises(UserError, match=r"no DICOM-SEG can be made of this file: .*StudyInstanceUID"):
+    with pytest.raises(UserError, match=r"no DICOM-SEG can be made of .*b\.dcm: .*StudyInstanceUID"):
         write({tmp_path / "b.dcm": tmp_path / "t.dcm"}, {tmp_path / "b.dcm": random_masks(1)})
+
+
+NAMES = {
+    "latin": ("ISO_IR 100", "Müller^Jörg"),
+    "japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    "cyrillic": ("ISO_IR 144", "Люкceмбypг"),
+    "greek": ("ISO_IR 126", "Διονυσιος"),
+    "utf8": ("ISO_IR 192", "Wang^X=王^小东"),
+    "chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
+    "korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+    "none": (None, "Doe^Jane"),
+}
+
+
+@pytest.mark.parametrize("language", NAMES)
+def test_patients_of_all_languages_keep_their_names(tmp_path: Path, language: str) -> None:
+    charset, name = NAMES[language]
+    values = {} if charset is None else {"SpecificCharacterSet": charset}
+    source = save_dicom(tmp_path / "a.dcm", PatientName=name, **values)
+    write({tmp_path / "a.dcm": tmp_path / "s.dcm"}, {tmp_path / "a.dcm": random_masks(1)})
+    assert check(tmp_path / "s.dcm", source, random_masks(1)).PatientName == name
 
 
 def test_what_is_not_dicom_is_refused(tmp_path: Path) -> None:
