@@ -5,7 +5,6 @@ Nothing but pixels, times and spacing leaves this module: no name, number or dat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,16 +24,13 @@ from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, 
 from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_dataset
 from espmedsam_edge.runtime.dicom.display import Scale, common_scale, displayed, needs_scale, own_scale
 from espmedsam_edge.runtime.dicom.extent import check_extent, start_of
+from espmedsam_edge.runtime.dicom.measures import frame_times, pixel_bytes, pixel_spacing
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR, which has no pixels
 _VOLUMES = ("1.2.840.10008.5.1.4.1.1.6.2",)  # Enhanced US Volume Storage: pictures without "Image" in their name
-_DEFAULT_FPS = Fraction(25)
 _MOST_FRAMES = 1_000_000
-_FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no time between frames
-_CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
-_SPACING = (1e-6, 1e4)  # millimetres: from a nanometre to ten metres; others are no distance between pixels
 _REMEDY = "Copy it again, or export it anew from the archive."
 # The order in which decoders are tried: first those that are tested most against damaged data.
 _DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
@@ -283,7 +279,7 @@ def _assume_syntax(path: Path, dataset: Any) -> None:
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     implicit, little = dataset.original_encoding
-    length = _pixel_bytes(dataset)
+    length = pixel_bytes(dataset)
     if length is not None and path.stat().st_size < length:
         raise UserError(
             f"cannot read {path}: it names no transfer syntax, and its pixels are cut off or compressed.",
@@ -292,14 +288,6 @@ def _assume_syntax(path: Path, dataset: Any) -> None:
         )
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-
-
-def _pixel_bytes(dataset: Any) -> int | None:
-    sizes = [dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")]
-    if any(not size for size in sizes):
-        return None
-    samples, frames = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("NumberOfFrames") or 1)
-    return math.prod(int(size) for size in sizes) // 8 * samples * frames
 
 
 def _check_syntax(path: Path) -> None:
@@ -343,9 +331,9 @@ def _header(path: Path, dataset: Any) -> DicomHeader:
     frames = max(1, int(dataset.get("NumberOfFrames") or 1))
     if frames > min(path.stat().st_size, _MOST_FRAMES):
         raise ValueError("it names more frames than it can hold")
-    fps, times = _times(dataset, frames) if frames > 1 else (None, ())
+    fps, times = frame_times(dataset, frames) if frames > 1 else (None, ())
     order = (str(dataset.get("SeriesInstanceUID", "")), int(dataset.get("InstanceNumber") or 0))
-    return DicomHeader(frames, height, width, _spacing(dataset), fps, times, order)
+    return DicomHeader(frames, height, width, pixel_spacing(dataset), fps, times, order)
 
 
 def _other_than_picture(dataset: Any) -> str:
@@ -357,64 +345,6 @@ def _other_than_picture(dataset: Any) -> str:
     if not name.endswith(" Storage") or "Image" in name or kind in _VOLUMES:
         return ""
     return name.removesuffix(" Storage")
-
-
-def _times(dataset: Any, frames: int) -> tuple[Fraction, tuple[float, ...]]:
-    """Frames a second and each frame's time (PS3.3 C.7.6.5): a vector of increments, one increment, or a rate."""
-    vector = [float(step) / 1000 for step in _several(dataset.get("FrameTimeVector"))]
-    mean = sum(vector[1:]) / (frames - 1)
-    if len(vector) == frames and all(step >= 0 for step in vector) and _plausible(mean):
-        times = tuple(float(time) for time in np.cumsum([0.0, *vector[1:]]))
-        return Fraction((frames - 1) / times[-1]).limit_denominator(1001), times
-    seconds = float(dataset.get("FrameTime") or 0) / 1000
-    if _plausible(seconds):
-        fps = Fraction(1 / seconds).limit_denominator(1001)
-    else:
-        rate = float(dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate") or 0)
-        fps = Fraction(rate).limit_denominator(1001) if rate > 0 and _plausible(1 / rate) else _DEFAULT_FPS
-        seconds = float(1 / fps)
-    return fps, tuple(index * seconds for index in range(frames))
-
-
-def _plausible(seconds: float) -> bool:
-    return _FRAME_SECONDS[0] <= seconds <= _FRAME_SECONDS[1]
-
-
-def _several(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str | float | int) else list(value)
-
-
-def _spacing(dataset: Any) -> tuple[float, float] | None:
-    """Millimetres between rows and columns in the patient: not a detector's, which lies behind and sees more."""
-    for holder in (dataset, *_measures(dataset)):
-        values = [float(value) for value in _several(holder.get("PixelSpacing"))]
-        if len(values) == 2 and all(_SPACING[0] <= value <= _SPACING[1] for value in values):
-            return values[0], values[1]
-    return _region_spacing(dataset)
-
-
-def _measures(dataset: Any) -> Iterator[Any]:
-    for group in dataset.get("SharedFunctionalGroupsSequence") or ():
-        yield from group.get("PixelMeasuresSequence") or ()
-
-
-def _region_spacing(dataset: Any) -> tuple[float, float] | None:
-    """An ultrasound picture's calibration, where all of its two-dimensional regions agree (PS3.3 C.8.5.5)."""
-    found = set()
-    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
-        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL:
-            continue
-        units = region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")
-        if units != (_CENTIMETRES, _CENTIMETRES):
-            return None
-        deltas = [abs(float(region.get(name) or 0)) for name in ("PhysicalDeltaY", "PhysicalDeltaX")]
-        found.add((round(10 * deltas[0], 9), round(10 * deltas[1], 9)))
-    if len(found) != 1:
-        return None
-    rows, columns = found.pop()
-    return (rows, columns) if all(_SPACING[0] <= side <= _SPACING[1] for side in (rows, columns)) else None
 
 
 def _decoders(path: Path, dataset: Any) -> list[str]:
