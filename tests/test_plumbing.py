@@ -198,18 +198,19 @@ def run_packages(path: Path) -> tuple[list[str], str]:
 def test_packages_for_tests_are_installed_for_root(packages: Path) -> None:
     program(packages / "id", "echo 0")
     lines, log = run_packages(packages)
-    assert [line.split(":")[0] for line in lines] == ["Installing with apt-get, for tests"] * 2
+    assert [line.split(":")[0] for line in lines] == ["Installing with apt-get, for tests"] * 3
     assert re.search(r"install --yes --no-install-recommends python3-gi .* gstreamer1\.0-rtsp$", log, re.M)
     assert re.search(r"install --yes --no-install-recommends chromium$", log, re.M)
+    assert re.search(r"install --yes --no-install-recommends dicom3tools$", log, re.M)
 
 
 def test_packages_that_cannot_be_had_cost_a_line(packages: Path) -> None:
     lines, log = run_packages(packages)
     assert all(" sudo apt-get install --no-install-recommends " in line for line in lines)
-    assert (len(lines), log) == (2, "")
+    assert (len(lines), log) == (3, "")
     program(packages / "id", "echo 0")
     program(packages / "apt-get", "echo offline >&2; exit 100")
-    assert sum(line.startswith("That failed") for line in run_packages(packages)[0]) == 2
+    assert sum(line.startswith("That failed") for line in run_packages(packages)[0]) == 3
     (packages / "apt-get").unlink()
     assert all(line.startswith("No apt-get here") for line in run_packages(packages)[0])
 
@@ -217,6 +218,7 @@ def test_packages_that_cannot_be_had_cost_a_line(packages: Path) -> None:
 def test_packages_that_are_there_are_left_alone(packages: Path) -> None:
     program(packages / "dpkg-query", 'for name; do case "$name" in --*) ;; *) echo installed ;; esac; done')
     program(packages / "google-chrome", "")
+    program(packages / "dciodvfy", "")
     assert run_packages(packages) == ([], "")
 
 
@@ -230,7 +232,7 @@ def test_the_environment_sees_pygobject_if_its_python_is_the_systems(packages: P
     assert not (site / "gi").exists()
     program(python, answers.format(suffix, site))
     for _ in range(2):
-        assert len(run_packages(packages)[0]) == 2
+        assert len(run_packages(packages)[0]) == 3
         assert (site / "gi").resolve() == SYSTEM_GI
 
 
