@@ -80,6 +80,7 @@ def _region_spacing(dataset: Any) -> tuple[float, float] | None:
 
 
 def pixel_bytes(dataset: Any) -> int | None:
+    """Bytes of all frames without compression, as the header states them; None where it does not."""
     sizes = [dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")]
     if any(not size for size in sizes):
         return None
