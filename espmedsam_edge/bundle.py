@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import ChangedError, atomic_directory, directory_lock, read_checked, sha256_file
+from espmedsam_edge.files import (
+    ChangedError,
+    atomic_directory,
+    directory_lock,
+    read_checked,
+    read_json,
+    read_regular,
+    sha256_file,
+)
 from espmedsam_edge.graph_rules import check_graph
 from espmedsam_edge.modalities import choose
 
@@ -161,11 +169,11 @@ class Bundle:
                 raise UserError(f"{path} is not a bundle: it has no {MANIFEST}.", "Name the folder that export wrote.")
             if file.stat().st_size > _MAX_MANIFEST_BYTES:
                 raise UserError(f"{file} is over 4 MiB; no manifest is that large.", "Export the bundle again.")
-            data = json.loads(file.read_bytes())
+            data = read_json(read_regular(file, _MAX_MANIFEST_BYTES))
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot read {path}: {reason}.", "Check the name and its permissions.") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{file} is not JSON: {error}.", "Export the bundle again.") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if type(version) is not int or version != SCHEMA_VERSION:

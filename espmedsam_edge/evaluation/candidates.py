@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from espmedsam_edge.bundle import MANIFEST, Bundle, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
+from espmedsam_edge.files import read_json
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _is_teacher(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
+            header = read_json(stream.read(length)) if length < 100_000_000 else {}
     except (OSError, ValueError):
         return False
     return isinstance(header, dict) and "espmedsam-teacher" in header.get("__metadata__", {})

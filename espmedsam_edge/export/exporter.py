@@ -12,8 +12,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_weights
 from espmedsam_edge.export.verify import ExportAgreement, verify_graph
-from espmedsam_edge.files import sha256_file
-from espmedsam_edge.model.checkpoint import load_checkpoint
+from espmedsam_edge.model.checkpoint import load_hashed_checkpoint
 from espmedsam_edge.model.config import check_image_size
 from espmedsam_edge.version import __version__
 
@@ -56,7 +55,7 @@ def export_bundle(
         UserError: an unreadable checkpoint, an unknown modality, an unfit size, nowhere to write.
         GraphError: the graph does not compute what the checkpoint computes; nothing is written.
     """
-    model, info = load_checkpoint(weights)
+    model, info, checkpoint_sha256 = load_hashed_checkpoint(weights)
     names = list(dict.fromkeys(modalities or info.modalities))
     for name in names:
         model.bag(name)  # refuses an unknown modality before any work
@@ -89,7 +88,7 @@ def export_bundle(
             preset=info.config.preset,
             input=InputSpec(normalization=info.normalization),
             weights=Weights(
-                checkpoint_sha256=sha256_file(weights), origin=info.origin, note=info.provenance.get("note", "")
+                checkpoint_sha256=checkpoint_sha256, origin=info.origin, note=info.provenance.get("note", "")
             ),
             targets={name: info.targets[name] for name in names},
             graphs=graphs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import read_json
 from espmedsam_edge.imaging.decode import read_image, read_orientation
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
@@ -190,7 +190,7 @@ def read_split(file: Path) -> Split:
     try:
         if file.stat().st_size > _MAX_SPLIT_BYTES:
             raise UserError(f"{file} is over 256 MiB; no list of ids is that large.", "Name another file.")
-        split = Split.model_validate(json.loads(file.read_bytes()))
+        split = Split.model_validate(read_json(file.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"

@@ -5,24 +5,25 @@ A checkpoint may be partial (say, an encoder and a decoder to start training fro
 
 from __future__ import annotations
 
-import json
+import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from espmedsam_edge.bundle import FormatVersion, Name, Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path
+from espmedsam_edge.files import atomic_path, read_json, read_regular
 from espmedsam_edge.modalities import register, target_of
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
+from espmedsam_edge.model.tensor_file import read_tensor_file
 from espmedsam_edge.shipped import packed
 
 PARTS = ("encoder", "controller", "prompt", "decoder")
@@ -30,6 +31,11 @@ TEMPLATE = "template"
 """The part that holds a query and a hypernetwork MLP to start new modalities from (SAM's own mask token and MLP)."""
 
 _KEY = "espmedsam"
+
+Metadata = TypeVar("Metadata", bound=BaseModel)
+
+Targets = Annotated[dict[Name, str], Field(max_length=256)]
+"""Modality -> what its mask shows."""
 
 
 class CheckpointInfo(BaseModel):
@@ -39,7 +45,7 @@ class CheckpointInfo(BaseModel):
 
     format_version: FormatVersion = 1
     config: ModelConfig
-    targets: dict[Name, str] = {}
+    targets: Targets = {}
     normalization: Normalization = Normalization()
     origin: Literal["random", "imported", "trained"]
     provenance: dict[str, str] = {}
@@ -92,40 +98,59 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo
     Raises:
         UserError: missing, truncated, not ours, or from a newer program.
     """
+    state, info, _ = read_hashed_checkpoint(path)
+    return state, info
+
+
+def read_hashed_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo, str]:
+    """As ``read_checkpoint``, and the SHA-256 of the bytes that the tensors are from.
+
+    Raises:
+        UserError: as ``read_checkpoint``.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}.", "Train one, or convert one: espmedsam-edge import")
     try:
         if path.name.endswith(packed.SUFFIX):
-            arrays, metadata = packed.read_packed(path)
-            if _KEY not in metadata:
-                raise UserError(f"{path} is not a checkpoint of this project.", "See docs/bundle-format.md.")
+            content = read_regular(path)
+            arrays, metadata = packed.parse(packed.unpack(content))
             state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
-            return _registered(state, CheckpointInfo.model_validate(json.loads(metadata[_KEY])))
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise UserError(
-                    f"{path} is not a checkpoint of this project.", "Convert it first: espmedsam-edge import --help"
-                )
-            info = CheckpointInfo.model_validate(json.loads(metadata[_KEY]))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+            sha256 = hashlib.sha256(content).hexdigest()
+        else:
+            state, metadata, sha256 = read_tensor_file(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not a readable packed checkpoint ({error}).", "Copy it again.") from error
     except (SafetensorError, OSError) as error:
         if path.suffix in (".pt", ".pth"):
             raise UserError(f"{path} is a foreign checkpoint.", "Convert it first: espmedsam-edge import") from error
         raise UserError(
             f"{path} is not a readable safetensors file ({error}).", "It may be truncated; copy it again."
         ) from error
-    except (ValidationError, ValueError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path}: its metadata is not valid ({detail}).", "Was it made by a newer version?") from error
-    return _registered(state, info)
-
-
-def _registered(state: dict[str, Tensor], info: CheckpointInfo) -> tuple[dict[str, Tensor], CheckpointInfo]:
+    if _KEY not in metadata:
+        raise UserError(
+            f"{path} is not a checkpoint of this project.", "Convert it first: espmedsam-edge import --help"
+        )
+    info = parse_metadata(CheckpointInfo, metadata[_KEY], path)
     for name, target in info.targets.items():
         register(name, target)
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, info
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, info, sha256
+
+
+def parse_metadata(kind: type[Metadata], text: str, path: Path) -> Metadata:
+    """What a file's metadata says in JSON.
+
+    Raises:
+        UserError: it is none, nested without end, or has sizes that no such network has; names the first fault.
+    """
+    try:
+        return kind.model_validate(read_json(text))
+    except ValueError as error:  # pydantic's, too
+        detail = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            detail = f"{'.'.join(str(part) for part in first['loc'])[:100]}: {first['msg']}"
+        raise UserError(f"{path}: its metadata is not valid ({detail}).", "Was it made by a newer version?") from error
 
 
 def load_checkpoint(path: str | Path) -> tuple[EspMedSam, CheckpointInfo]:
@@ -134,15 +159,55 @@ def load_checkpoint(path: str | Path) -> tuple[EspMedSam, CheckpointInfo]:
     Raises:
         UserError: as ``read_checkpoint``; or the checkpoint is partial, or its tensors do not fit its configuration.
     """
-    state, info = read_checkpoint(path)
+    model, info, _ = load_hashed_checkpoint(path)
+    return model, info
+
+
+def load_hashed_checkpoint(path: str | Path) -> tuple[EspMedSam, CheckpointInfo, str]:
+    """As ``load_checkpoint``, and the SHA-256 of the bytes that the network is from.
+
+    Raises:
+        UserError: as ``load_checkpoint``.
+    """
+    state, info, sha256 = read_hashed_checkpoint(path)
     if not info.complete:
         raise UserError(
             f"{path} holds only {', '.join(info.parts)} and modalities: {', '.join(info.modalities) or 'none'}.",
             "Train from it first: espmedsam-edge train",
         )
+    state = {key: value for key, value in state.items() if not key.startswith(TEMPLATE)}
+    check_modalities(info.modalities, state, str(path))
+    check_sizes(lambda: EspMedSam(info.config, info.modalities), state, str(path))
     model = EspMedSam(info.config, info.modalities)
-    load_state(model, {key: value for key, value in state.items() if not key.startswith(TEMPLATE)}, str(path))
-    return model.eval(), info
+    load_state(model, state, str(path))
+    return model.eval(), info, sha256
+
+
+def check_modalities(modalities: Iterable[str], state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a checkpoint that lists modalities without tensors: each costs time before it is found missing.
+
+    Raises:
+        UserError: names the first.
+    """
+    there = {key.split(".")[1] for key in state if key.startswith("controller.")}
+    for name in modalities:
+        if name not in there:
+            raise UserError(f"{where} does not fit its configuration: it holds nothing of {name}.", "Copy it again.")
+
+
+def check_sizes(make: Callable[[], torch.nn.Module], state: Mapping[str, Tensor], where: str) -> None:
+    """Compare the sizes of a network with a file's own tensors before any memory is taken for it.
+
+    Args:
+        make: makes the network.
+        state: the file's tensors.
+        where: what messages call the file.
+
+    Raises:
+        UserError: missing, unexpected or misshapen tensors; names the first.
+    """
+    with torch.device("meta"):  # shapes without numbers
+        _compare(make().state_dict(), state, where)
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -151,7 +216,11 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) 
     Raises:
         UserError: missing, unexpected or misshapen tensors; names the first.
     """
-    expected = model.state_dict()
+    _compare(model.state_dict(), state, where)
+    model.load_state_dict(state)
+
+
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
     wrong = sorted(set(expected) ^ set(state)) or sorted(
         key for key, value in expected.items() if value.shape != state[key].shape
     )
@@ -160,7 +229,6 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) 
         what = "is missing" if key not in state else "does not belong" if key not in expected else "has another shape"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(f"{where} does not fit its configuration: {key} {what}{more}.", "Is it of another preset?")
-    model.load_state_dict(state)
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
@@ -174,8 +242,7 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"no file at {path}.")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+            return read_tensor_file(path).tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

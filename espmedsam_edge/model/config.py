@@ -12,9 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
 
-Positive = Annotated[int, Field(ge=1)]
+# The upper ends are far above every network of this kind; a file that says more is damaged or hostile.
+Width = Annotated[int, Field(ge=1, le=8192)]
+Depth = Annotated[int, Field(ge=1, le=16)]
+Heads = Annotated[int, Field(ge=1, le=256)]
+Window = Annotated[int, Field(ge=1, le=24)]
+Ratio = Annotated[float, Field(gt=0, le=16)]
+Tokens = Annotated[int, Field(ge=1, le=1024)]
 ImageSize = Annotated[int, Field(ge=64, le=8192, multiple_of=64)]
-Four = tuple[Positive, Positive, Positive, Positive]
 
 PUBLISHED_QUERY_ROWS = 7
 
@@ -24,11 +29,11 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dims: Four = (64, 128, 160, 320)
-    depths: Four = (2, 2, 6, 2)
-    heads: Four = (2, 4, 5, 10)
-    windows: Four = (7, 7, 14, 7)
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    dims: tuple[Width, Width, Width, Width] = (64, 128, 160, 320)
+    depths: tuple[Depth, Depth, Depth, Depth] = (2, 2, 6, 2)
+    heads: tuple[Heads, Heads, Heads, Heads] = (2, 4, 5, 10)
+    windows: tuple[Window, Window, Window, Window] = (7, 7, 14, 7)
+    mlp_ratio: Ratio = 4.0
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
@@ -64,15 +69,15 @@ class ModelConfig(BaseModel):
     image_size: ImageSize = 1024
     image_sizes: dict[str, ImageSize] = {}
     encoder: EncoderConfig = EncoderConfig()
-    embed_dim: Annotated[int, Field(ge=8, multiple_of=8)] = 256
-    bag_tokens: Positive = 1
-    bag_mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    embed_dim: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 256
+    bag_tokens: Tokens = 1
+    bag_mlp_ratio: Ratio = 4.0
     shared_kv_token: bool = False
     patch_layers: Annotated[int, Field(ge=0, le=2)] = 1
-    patch_width: Positive = 64
-    decoder_depth: Positive = 2
-    decoder_heads: Positive = 8
-    decoder_mlp: Positive = 2048
+    patch_width: Width = 64
+    decoder_depth: Depth = 2
+    decoder_heads: Heads = 8
+    decoder_mlp: Annotated[int, Field(ge=1, le=65536)] = 2048
     joint_queries: bool = False
     shared_hypernetwork: bool = False
     prompt_gradient: Literal["straight-through", "none"] = "straight-through"

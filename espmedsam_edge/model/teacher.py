@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.model.config import ModelConfig, Positive
+from espmedsam_edge.model.config import Heads, ModelConfig, Ratio, Tokens, Width
 from espmedsam_edge.model.controller import BlockBag
 from espmedsam_edge.model.decoder import QueryDecoupledModalityDecoder
 from espmedsam_edge.model.esp_medsam import ModelOutput
@@ -45,15 +45,15 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str
-    dim: Positive
-    depth: Positive
-    heads: Positive
-    global_blocks: tuple[int, ...]
-    window: Positive = 14
-    position_grid: Positive = 64
-    embed_dim: Positive = 256
-    tokens: Positive = 1
-    mlp_ratio: Annotated[float, Field(gt=0)] = 0.25
+    dim: Width
+    depth: Annotated[int, Field(ge=1, le=128)]
+    heads: Heads
+    global_blocks: Annotated[tuple[int, ...], Field(max_length=128)]
+    window: Annotated[int, Field(ge=1, le=64)] = 14
+    position_grid: Annotated[int, Field(ge=1, le=512)] = 64
+    embed_dim: Width = 256
+    tokens: Tokens = 1
+    mlp_ratio: Ratio = 0.25
 
 
 def _vit_b() -> TeacherConfig:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from espmedsam_edge.bundle import FormatVersion, Name
+from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
-from espmedsam_edge.model.checkpoint import load_state, read_foreign
+from espmedsam_edge.model.checkpoint import Targets, check_sizes, load_state, parse_metadata, read_foreign
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.teacher import PREFIXES, EspMedSamTeacher, TeacherConfig, load_sam_encoder
+from espmedsam_edge.model.tensor_file import read_tensor_file
 
 _KEY = "espmedsam-teacher"
 
@@ -39,7 +39,7 @@ class TeacherInfo(BaseModel):
     format_version: FormatVersion = 1
     config: TeacherConfig
     heads: ModelConfig
-    targets: dict[Name, str]
+    targets: Targets
     vit_sha256: str
     vit_stored: bool
     provenance: dict[str, str] = {}
@@ -111,19 +111,17 @@ def load_teacher(path: str | Path, sam: str | Path | None = None) -> tuple[EspMe
     if not path.is_file():
         raise UserError(f"no teacher at {path}.", "Train one: espmedsam-edge train teacher")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise UserError(f"{path} is not a teacher of this project.", "espmedsam-edge train teacher writes one.")
-            info = TeacherInfo.model_validate(json.loads(metadata[_KEY]))
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  # not a mapping
+        tensors, metadata, _ = read_tensor_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}).", "Copy it again.") from error
-    except (ValidationError, ValueError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path}: its metadata is not valid ({detail}).", "Was it made by a newer version?") from error
+    if _KEY not in metadata:
+        raise UserError(f"{path} is not a teacher of this project.", "espmedsam-edge train teacher writes one.")
+    info = parse_metadata(TeacherInfo, metadata[_KEY], path)
+    state = {key: value.float() for key, value in tensors.items()}
     for name, target in info.targets.items():
         register(name, target)
+    if info.vit_stored:
+        check_sizes(lambda: EspMedSamTeacher(info.config, info.heads, info.targets), state, str(path))
     teacher = EspMedSamTeacher(info.config, info.heads, info.targets)
     if not info.vit_stored:
         if sam is None:

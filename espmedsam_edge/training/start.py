@@ -12,7 +12,15 @@ from torch import Tensor
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.model.checkpoint import TEMPLATE, CheckpointInfo, load_state, read_checkpoint, read_foreign
+from espmedsam_edge.model.checkpoint import (
+    TEMPLATE,
+    CheckpointInfo,
+    check_modalities,
+    check_sizes,
+    load_state,
+    read_checkpoint,
+    read_foreign,
+)
 from espmedsam_edge.model.config import ModelConfig, model_config
 from espmedsam_edge.model.decoder import QueryDecoupledModalityDecoder
 from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -113,6 +121,8 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
     size, sizes = recipe.model.image_size, recipe.model.image_sizes
     config = info.config if size is None else info.config.model_copy(update={"image_size": size})
     config = config.model_copy(update={"image_sizes": {**config.image_sizes, **sizes}})
+    check_modalities(info.modalities, state, str(path))
+    check_sizes(lambda: EspMedSam(config, info.modalities), state, str(path))
     network = EspMedSam(config, info.modalities)
     load_state(network, state, str(path))
     if like is not None:

@@ -6,15 +6,14 @@ stands in the file's metadata. The learning rate is a function of the step and n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,6 +21,8 @@ from torch.optim import Optimizer
 from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
+from espmedsam_edge.model.checkpoint import parse_metadata
+from espmedsam_edge.model.tensor_file import read_tensor_file
 from espmedsam_edge.training.averaging import WeightAverage
 
 _KEY = "espmedsam-training"
@@ -129,16 +130,12 @@ def read_state(path: Path) -> Saved:
         UserError: truncated, not a training state, or from a newer program.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise UserError(f"{path} is not the state of a training run.", "Name the run's own folder.")
-            progress = Progress.model_validate(json.loads(metadata[_KEY]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+        tensors, metadata, _ = read_tensor_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable training state ({error}).", "Start anew: --overwrite") from error
-    except (ValidationError, ValueError) as error:
-        raise UserError(f"{path}: its metadata is not valid.", "Was it made by a newer version?") from error
+    if _KEY not in metadata:
+        raise UserError(f"{path} is not the state of a training run.", "Name the run's own folder.")
+    progress = parse_metadata(Progress, metadata[_KEY], path)
     return Saved(progress, tensors)
 
 

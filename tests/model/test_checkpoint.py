@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,14 @@ from safetensors.torch import save_file
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.modalities import register
-from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, save_checkpoint
+from espmedsam_edge.model.checkpoint import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_hashed_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from espmedsam_edge.model.esp_medsam import EspMedSam
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -108,3 +119,94 @@ def test_checkpoints_have_one_ending(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"end in \.safetensors"):
         save_checkpoint(tmp_path / "w.bin", model, CheckpointInfo(config=model.config, origin="random"))
     assert list(tmp_path.iterdir()) == []
+
+
+def hostile(path: Path, change: dict[str, object], targets: dict[str, str] | None = None) -> None:
+    """A small, whole checkpoint whose header says something else of its sizes."""
+    model = scrambled_model(modalities=["fundus"])
+    info = CheckpointInfo(config=model.config, targets={"fundus": "retinal vessels"}, origin="trained")
+    values = info.model_dump(mode="json")
+    for key, value in change.items():
+        place = values["config"]["encoder"] if key in values["config"]["encoder"] else values["config"]
+        place[key] = value
+    values["targets"] = targets or values["targets"]
+    save_file(dict(model.state_dict()), path, metadata={"espmedsam": json.dumps(values)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder_mlp": 10**9},
+        {"decoder_mlp": 60_000},
+        {"bag_tokens": 10**8},
+        {"bag_tokens": 1000},
+        {"windows": [7, 7, 100_000, 7]},
+        {"windows": [7, 7, 24, 7]},
+        {"depths": [1, 1, 10**6, 1]},
+        {"depths": [16, 16, 16, 16]},
+        {"decoder_depth": 10**6},
+        {"dims": [8192, 8192, 8192, 8192], "heads": [1, 1, 1, 1]},
+        {"embed_dim": 8192},
+        {"mlp_ratio": 1e9},
+        {"mlp_ratio": 16},
+        {"bag_mlp_ratio": float("inf")},
+        {"patch_width": 8000},
+        {"decoder_heads": 0},
+    ],
+)
+def test_sizes_that_are_not_those_of_the_file_s_tensors_take_no_memory(
+    tmp_path: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile(tmp_path / "w.safetensors", change)
+    made: list[object] = []
+    monkeypatch.setattr(EspMedSam, "eval", lambda self: made.append(self))
+    begin = time.process_time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"metadata is not valid \(config|does not fit its configuration") as caught:
+        load_checkpoint(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB
+    assert not made
+
+
+def test_modalities_without_tensors_are_refused_at_once(tmp_path: Path) -> None:
+    hostile(tmp_path / "many.safetensors", {}, {f"m{number}": "x" for number in range(100_000)})
+    with pytest.raises(UserError, match=r"metadata is not valid \(targets"):
+        load_checkpoint(tmp_path / "many.safetensors")
+    hostile(tmp_path / "two.safetensors", {}, {"fundus": "vessels", "xray": "lungs"})
+    with pytest.raises(UserError, match="it holds nothing of xray"):
+        load_checkpoint(tmp_path / "two.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "nonsense", "[]"])
+def test_metadata_nested_without_end_is_one_line(tmp_path: Path, text: str) -> None:
+    save_file({"encoder.x": torch.zeros(3)}, tmp_path / "w.safetensors", metadata={"espmedsam": text})
+    with pytest.raises(UserError, match="metadata is not valid") as caught:
+        read_checkpoint(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_are_of_the_bytes_that_were_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened once; what takes its place afterwards is not read."""
+    first, second = (scrambled_model(modalities=["fundus"], seed=seed) for seed in (1, 2))
+    for name, model in (("first", first), ("second", second)):
+        save_checkpoint(tmp_path / f"{name}.safetensors", model, CheckpointInfo(config=model.config, origin="trained"))
+    path = tmp_path / "w.safetensors"
+    contents = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("first", "second")]
+    path.write_bytes(contents[0])
+    opened, open_ = [], os.open
+
+    def then_swap(file: object, *arguments: object, **more: object) -> int:
+        descriptor = open_(file, *arguments, **more)  # type: ignore[call-overload]
+        if os.fspath(file) == str(path):  # type: ignore[call-overload]
+            opened.append(descriptor)
+            (tmp_path / "other").write_bytes(contents[len(opened) % 2])
+            (tmp_path / "other").replace(path)
+        return int(descriptor)
+
+    monkeypatch.setattr(os, "open", then_swap)
+    loaded, _, sha256 = load_hashed_checkpoint(path)
+    assert len(opened) == 1
+    assert sha256 == hashlib.sha256(contents[0]).hexdigest()
+    assert all(map(torch.equal, loaded.state_dict().values(), first.state_dict().values()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import lzma
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +93,45 @@ def test_a_valid_xz_file_of_something_else_is_refused(tmp_path: Path) -> None:
         path.write_bytes(lzma.compress(content))
         with pytest.raises(UserError, match="not a readable packed checkpoint"):
             read_packed(path)
+
+
+def bomb(header: dict[str, object], body: int) -> bytes:
+    """A packed file of zeros behind a header."""
+    text = json.dumps(header).encode()
+    return lzma.compress(len(text).to_bytes(8, "little") + text + bytes(body), preset=1)
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "words"),
+    [
+        ({}, 200 << 20, "holds more than its header says"),
+        ({"a": {"dtype": "F32", "shape": [1 << 29], "data_offsets": [0, 1 << 31]}}, 200 << 20, "holds 2048 MiB"),
+        ({"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 5]}}, 5, "another size than its shape says"),
+        ({"a": {"dtype": "I8", "shape": [-4], "data_offsets": [0, -4]}}, 5, "has no size"),
+        ({"a": {"dtype": "I8", "shape": [True], "data_offsets": [0, 1]}}, 5, "has no size"),
+        ({"a": {"dtype": "X9", "shape": [4], "data_offsets": [0, 4]}}, 4, "its header is none"),
+        ({"a": 7}, 4, "its header is none"),
+        ({"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}, 3, "it ends early"),
+    ],
+)
+def test_no_more_is_unpacked_than_the_header_says(
+    tmp_path: Path, header: dict[str, object], body: int, words: str
+) -> None:
+    path = tmp_path / "w.safetensors.xz"
+    path.write_bytes(bomb(header, body))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=words) as caught:
+        read_packed(path)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
+
+
+def test_a_header_nested_without_end_is_one_line(tmp_path: Path) -> None:
+    text = b"[" * 1_000_000
+    (tmp_path / "w.safetensors.xz").write_bytes(lzma.compress(len(text).to_bytes(8, "little") + text))
+    with pytest.raises(UserError, match="nested too deeply"):
+        read_packed(tmp_path / "w.safetensors.xz")
+    long = (1 << 40).to_bytes(8, "little") + bytes(1 << 20)
+    (tmp_path / "w.safetensors.xz").write_bytes(lzma.compress(long))
+    with pytest.raises(UserError, match="its header is too long"):
+        read_packed(tmp_path / "w.safetensors.xz")
