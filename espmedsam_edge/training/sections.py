@@ -11,7 +11,7 @@ from espmedsam_edge.bundle import Name
 from espmedsam_edge.model.config import ImageSize
 from espmedsam_edge.training.data.augmentation import Augmentation
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=64, le=8192, multiple_of=32)]
 Part = Literal["vit", "additions", "encoder", "controller", "prompt", "decoder", "modality"]
@@ -105,7 +105,7 @@ class DataSection(Section):
     augmentations: dict[Name, Augmentation] = {}
     feeding: Literal["auto", "device", "images"] = "auto"
     device_gb: Annotated[float, Field(gt=0)] = 8.0
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
 
 
@@ -131,7 +131,7 @@ class ScheduleSection(Section):
 
     name: Literal["exponential", "cosine", "constant"] = "exponential"
     final_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
     warmup_minutes: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -186,7 +186,7 @@ class RunSection(Section):
     epochs: Count = 200
     minutes: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Count = 4
-    steps_per_epoch: Annotated[int, Field(ge=0)] = 0
+    steps_per_epoch: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     accumulate: Count = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -201,7 +201,7 @@ class RunSection(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     validate_every: Count = 1
     save_minutes: Annotated[float, Field(gt=0)] = 10.0
-    sheet_images: Annotated[int, Field(ge=0)] = 4
+    sheet_images: Annotated[int, Field(ge=0, le=1000)] = 4
 
 
 class NewModalitySection(Section):

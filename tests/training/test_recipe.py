@@ -105,3 +105,11 @@ def test_identity_ignores_what_changes_no_weight() -> None:
     base = load_recipe("smoke")
     assert base.sha256() == load_recipe("smoke", ["data.workers=7", "run.save_minutes=1"]).sha256()
     assert base.sha256() != load_recipe("smoke", ["run.seed=7"]).sha256()
+
+
+@pytest.mark.parametrize(
+    "change", ["run.epochs=1e29", "run.epochs=2000000", "run.steps_per_epoch=1e29", "data.workers=9999"]
+)
+def test_numbers_that_no_run_has_are_refused_before_it_starts(change: str) -> None:
+    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*less than or equal to"):
+        load_recipe("segment-tiny", [change])
