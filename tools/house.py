@@ -1,11 +1,11 @@
-"""Draw the house: the package's rooms in their layers and who imports whom, from the code as it is.
+"""Draw the house: the package's rooms on their floors, and four walks through them, from the code as it is.
 
     python tools/house.py            # writes docs/images/house.svg
     python tools/house.py --check    # exit code 1 if the picture is not what the code says
 
-A room is a folder of the package; single files at the top stand in one row each as pyproject.toml's import contracts
-place them. Of the arrows only those are drawn that no longer way round stands for (the transitive reduction), so a
-picture of all imports stays readable; ``lint-imports`` checks every one of them.
+A room is a folder of the package, or a file of its top or of runtime's. Floors are those of the import contracts in
+pyproject.toml, which ``lint-imports`` holds the code to: imports go downwards only. What a room is for is the first
+sentence of its docstring.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+import textwrap
 from html import escape
 from pathlib import Path
-
-import grimp
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +25,19 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "espmedsam_edge"
 PICTURE = ROOT / "docs" / "images" / "house.svg"
-WIDTH, BOX, GAP, ROW, MARGIN = 1240, 34, 10, 78, 16
+WIDTH, LEFT, GAP, HEIGHT, FLOOR = 1200, 60, 8, 52, 64
+WIDEST = 280
+
+# Each enters a room once, in this order; docs/architecture.md tells the steps.
+WALKS = {
+    "a file's frame": ("#1f6fb2", "cli inference sources video run segmenter backends kernels cuda segmentation sinks"),
+    "a camera's frame": (
+        "#b2541f",
+        "cli inference serve sources run segmenter backends kernels cuda segmentation sinks",
+    ),
+    "a graph": ("#2f8f3f", "cli export model imaging calibration bundle engines backends onnx_session"),
+    "a training image": ("#8a3fa8", "cli training imaging model metrics files"),
+}
 
 
 def layers() -> list[list[str]]:
@@ -51,83 +62,74 @@ def layers() -> list[list[str]]:
     return house
 
 
-def arrows(rooms: list[str]) -> set[tuple[str, str]]:
-    """Pairs (importer, imported) of rooms, without those that a longer way round stands for."""
-    graph = grimp.build_graph(PACKAGE)
-    place = {}
-    for module in graph.modules:
-        homes = [room for room in rooms if module == room or module.startswith(f"{room}.")]
-        if homes:
-            place[module] = max(homes, key=len)
-    direct: dict[str, set[str]] = {room: set() for room in rooms}
-    for module, home in place.items():
-        for imported in graph.find_modules_directly_imported_by(module):
-            if imported in place and place[imported] != home:
-                direct[home].add(place[imported])
-
-    def reached(start: str, seen: set[str]) -> set[str]:
-        for following in direct[start] - seen:
-            seen.add(following)
-            reached(following, seen)
-        return seen
-
-    beyond = {room: set().union(*(reached(next_, set()) for next_ in direct[room])) for room in rooms}
-    return {(room, to) for room in rooms for to in direct[room] - beyond[room]}
-
-
 def purpose(room: str) -> str:
-    """The first sentence of a room's docstring."""
+    """The first sentence of a room's docstring, without its full stop."""
     path = ROOT.joinpath(*room.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
-    return text.split("\n\n")[0].replace("\n", " ")
+    return " ".join(text.split("\n\n")[0].replace("`", "").split()).split(". ")[0].rstrip(".")
 
 
 def draw() -> str:
     """The picture as SVG."""
-    rows = layers()
-    rooms = [room for row in rows for room in row]
-    boxes: dict[str, tuple[float, float, float]] = {}
+    floors = layers()
+    names = {room.rsplit(".", 1)[1] for floor in floors for room in floor}
+    walks = {walk: (colour, rooms.split()) for walk, (colour, rooms) in WALKS.items()}
+    for walk, (_, rooms) in walks.items():
+        if not set(rooms) <= names or len(set(rooms)) != len(rooms):
+            raise SystemExit(f"{walk}: {', '.join(sorted(set(rooms) - names)) or 'a room twice'}")
     shapes = []
-    for number, row in enumerate(rows):
-        width = min(190.0, (WIDTH - 2 * MARGIN - GAP * (len(row) - 1)) / len(row))
-        left = (WIDTH - len(row) * width - GAP * (len(row) - 1)) / 2
-        for place, room in enumerate(row):
-            x, y = left + place * (width + GAP), MARGIN + number * ROW
-            boxes[room] = (x, y, width)
-            inner = room.startswith(f"{PACKAGE}.runtime.")
-            label = room.removeprefix(f"{PACKAGE}.").removeprefix("runtime.")
-            shapes.append(
-                f'<g><title>{escape(purpose(room))}</title><rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" '
-                f'height="{BOX}" rx="5" class="{"inner" if inner else "outer"}"/><text x="{x + width / 2:.0f}" '
-                f'y="{y + BOX / 2 + 5:.0f}">{escape(label)}</text></g>'
-            )
-    lines = []
-    for start, end in sorted(arrows(rooms)):
-        (x1, y1, w1), (x2, y2, w2) = boxes[start], boxes[end]
-        a, b = x1 + w1 / 2, x2 + w2 / 2
-        top, bottom = y1 + BOX, y2
-        bend = (bottom - top) / 2
-        lines.append(
-            f'<path d="M{a:.0f} {top:.0f} C{a:.0f} {top + bend:.0f} {b:.0f} {bottom - bend:.0f} {b:.0f} {bottom:.0f}"/>'
-        )
-    height = 2 * MARGIN + (len(rows) - 1) * ROW + BOX
+    for number, floor in enumerate(floors):
+        width = min(WIDEST, (WIDTH - LEFT - GAP * len(floor)) / len(floor))
+        for place, room in enumerate(floor):
+            shapes += _room(room, LEFT + place * (width + GAP), GAP + number * FLOOR, width, walks)
+    bottom = GAP + len(floors) * FLOOR
+    shapes += [
+        f'<path d="M26 {GAP} V{bottom - 20}" class="down"/>',
+        f'<text transform="translate(20 {bottom / 2:.0f}) rotate(-90)" class="note">imports go down only</text>',
+    ]
+    for number, (walk, (colour, _)) in enumerate(walks.items()):
+        x = LEFT + number * 180
+        shapes += [
+            f'<circle cx="{x + 8}" cy="{bottom + 12}" r="8" fill="{colour}"/>',
+            f'<text x="{x + 22}" y="{bottom + 16}" class="walk">{escape(walk)}</text>',
+        ]
     style = (
-        "text{font:13px sans-serif;text-anchor:middle;fill:#123}rect{stroke:#456;stroke-width:1}"
-        ".outer{fill:#e8eef4}.inner{fill:#dcefdc}path{fill:none;stroke:#789;stroke-width:1.2;marker-end:url(#tip)}"
+        "text{font-family:sans-serif;fill:#123}.name{font-size:13px;font-weight:bold}.what{font-size:9.5px}"
+        ".walk{font-size:12px}.note{font-size:12px;text-anchor:middle}.step{font-size:9px;fill:#fff;text-anchor:middle}"
+        "rect{stroke:#567;stroke-width:1}.outer{fill:#eaf0f5}.inner{fill:#e2f1e2}"
+        ".down{stroke:#567;stroke-width:2;marker-end:url(#tip)}"
+    )
+    tip = (
+        '<marker id="tip" markerWidth="8" markerHeight="8" refX="4" refY="4" orient="auto">'
+        '<path d="M0 0L8 4L0 8z"/></marker>'
     )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-size="13">',
-            f"<style>{style}</style>",
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-            '<path d="M0 0L8 4L0 8z" style="fill:#789;stroke:none"/></marker></defs>',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 28}">',
+            f"<style>{style}</style><defs>{tip}</defs>",
             '<rect width="100%" height="100%" style="fill:#fff;stroke:none"/>',
-            *lines,
             *shapes,
             "</svg>\n",
         ]
     )
+
+
+def _room(room: str, x: float, y: float, width: float, walks: dict[str, tuple[str, list[str]]]) -> list[str]:
+    name, inner = room.rsplit(".", 1)[1], room.startswith(f"{PACKAGE}.runtime.")
+    steps = [(colour, rooms.index(name) + 1) for colour, rooms in walks.values() if name in rooms]
+    shapes = [
+        f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{HEIGHT}" rx="5" '
+        f'class="{"inner" if inner else "outer"}"/>',
+        f'<text x="{x + 8:.0f}" y="{y + 17}" class="name">{escape(name)}</text>',
+    ]
+    for line, text in enumerate(textwrap.wrap(purpose(room), int(width / 5.5), max_lines=2, placeholder=" ...")):
+        shapes.append(f'<text x="{x + 8:.0f}" y="{y + 31 + 12 * line}" class="what">{escape(text)}</text>')
+    for place, (colour, step) in enumerate(reversed(steps)):
+        middle = x + width - 12 - 18 * place
+        shapes.append(f'<circle cx="{middle:.0f}" cy="{y + 12}" r="8" fill="{colour}"/>')
+        shapes.append(f'<text x="{middle:.0f}" y="{y + 15}" class="step">{step}</text>')
+    return shapes
 
 
 def main() -> int:
