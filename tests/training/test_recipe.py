@@ -111,5 +111,6 @@ def test_identity_ignores_what_changes_no_weight() -> None:
     "change", ["run.epochs=1e29", "run.epochs=2000000", "run.steps_per_epoch=1e29", "data.workers=9999"]
 )
 def test_numbers_that_no_run_has_are_refused_before_it_starts(change: str) -> None:
-    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*less than or equal to"):
+    words = "less than or equal to|exceeded maximum size"  # pydantic's own limit comes first for 1e29
+    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*({words})"):
         load_recipe("segment-tiny", [change])
