@@ -24,11 +24,13 @@ test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=te
 test-packages: | $(PY) ## Install what tests of the browser and of GStreamer need (Debian, Ubuntu; as root)
 	@sh tools/test_packages.sh $(VENV)
 
-check: $(VENV)/.dev ## Check lint, format, types and the import rules
+check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/bandit --quiet --recursive --configfile pyproject.toml espmedsam_edge
+	$(PY) tools/audit.py
 
 clean: ## Remove caches, build folders and demo-output
 	rm -rf demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

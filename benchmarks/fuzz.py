@@ -4,7 +4,8 @@
 
 Small files of every kind are generated, mutated by a seeded generator (flipped bits, extreme numbers, cut, repeated,
 removed and foreign pieces) and read by a process of its own as `infer` reads them. A finding is: the process dies; it
-takes over ten seconds for a file; it comes to need more than 2 GB; it raises anything but a UserError. Findings are
+takes over ten seconds for a file; it comes to need more than 2 GB; it raises anything but a UserError, or one that
+quotes the patient of a DICOM header. Findings are
 listed by kind and seed, so that each can be made again.
 """
 
@@ -59,8 +60,8 @@ print("ready", flush=True)
 for line in sys.stdin:
     try:
         outcome = read(line.rstrip("\\n"))
-    except UserError:
-        outcome = "refused"
+    except UserError as error:
+        outcome = "quotes the header" if "JANE" in str(error) else "refused"
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:150]
@@ -143,6 +144,8 @@ def mutated(content: bytes, seed: int) -> bytes:
     start = content.find(_PIXELS) + 32 if _PIXELS in content and chance.random() < 0.5 else 0
     data = bytearray(content[start:])
     changes: list[Callable[[bytearray, random.Random], None]] = [_flip, _extreme, _cut, _repeat, _remove, _foreign]
+    if chance.random() < 0.1:
+        changes.append(_very_many)
     for _ in range(chance.randint(1, 4)):
         if data:
             chance.choice(changes)(data, chance)
@@ -173,6 +176,12 @@ def _repeat(data: bytearray, chance: random.Random) -> None:
     place = _place(data, chance)
     piece = data[place : place + chance.randint(1, 256)]
     data[place:place] = piece * chance.randint(1, 20)
+
+
+def _very_many(data: bytearray, chance: random.Random) -> None:
+    """A small piece, a hundred thousand times: an element, an item, a chunk, a segment."""
+    place = _place(data, chance)
+    data[place:place] = bytes(data[place : place + chance.randint(2, 24)]) * 100_000
 
 
 def _remove(data: bytearray, chance: random.Random) -> None:
@@ -321,6 +330,8 @@ def _dicom(
         data.PlanarConfiguration = 0
     if pixels.ndim == 4:
         data.NumberOfFrames, data.FrameTime = len(pixels), 40
+    data.PatientName, data.PatientID, data.PatientBirthDate = "DOE^JANE", "JANE-1", "19700101"
+    data.StudyDescription = data.SeriesDescription = data.InstitutionName = "JANE"
     data.PixelSpacing, data.WindowCenter, data.WindowWidth = [0.5, 0.5], 128, 200
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     for name, value in elements.items():

@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,9 @@ def _elements(dataset: Any, left: list[int]) -> Iterator[tuple[str, Callable[[],
         if not keyword:
             continue
         yield keyword, partial(dataset.__getitem__, tag)
-        try:
+        items: list[Any] = []
+        with suppress(Exception):  # the element has just been yielded, and is found malformed
             items = list(dataset[tag].value) if dataset[tag].VR == "SQ" else []
-        except Exception:  # noqa: BLE001 (the element has just been yielded, and is found malformed)
-            continue
         for item in items:
             yield from _elements(item, left)
 

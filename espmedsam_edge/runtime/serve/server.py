@@ -80,7 +80,7 @@ class Server:
     def url(self) -> str:
         """What to type into a browser on this machine, or for an address that others reach, on theirs."""
         host = self.address.host
-        if host in ("0.0.0.0", "::"):
+        if host in ("0.0.0.0", "::"):  # noqa: S104  # nosec B104 (it is compared, not bound)
             host = socket.gethostname()
         return f"http://{Address(host, self.address.port)}/"
 
