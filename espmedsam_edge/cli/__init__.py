@@ -94,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except MemoryError:
+        if os.environ.get("ESPMEDSAM_DEBUG"):
+            raise
+        tell("error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", err=True)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if os.environ.get("ESPMEDSAM_DEBUG"):
             raise

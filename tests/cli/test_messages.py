@@ -190,3 +190,16 @@ def test_lines_stand_above_a_progress_bar() -> None:
     assert b"working" in shown
     for number in range(3):  # on a line of its own that was cleared, and not broken by us
         assert re.search(rb"(\x1b\[2K|\n)line %d x{200}\r?\n" % number, shown), shown
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError("Unable to allocate 400. KiB for an array")
+
+    monkeypatch.setattr("espmedsam_edge.shipped.bundles.shipped_scores", full)
+    with pytest.raises(SystemExit) as caught:
+        main(["weights"])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: memory ran out. Close other programs")
+    assert error.count("\n") == 1
