@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.errors import UserError, printable
+from espmedsam_edge.pipes import is_pipe, open_pipe
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -102,6 +103,8 @@ def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterat
             raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
+        if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
+            raise UserError(f"nobody reads {path}.", "Start its reader first, and let it read.", exit_code=1) from error
         if error.errno in (errno.EFBIG, errno.EIO):
             raise UserError(
                 f"cannot write {path}: {error.strerror}.", f"Check the disk; {remains}.", exit_code=1
@@ -140,8 +143,16 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
 
     Its file is there, with ``mode`` as far as the process's mask lets it. On any error, Ctrl-C included, it is removed
-    and ``path`` stays as it was.
+    and ``path`` stays as it was. What a pipe gets is written elsewhere first.
     """
+    if is_pipe(path):
+        with temporary_folder() as folder, write_errors(path):
+            whole = folder / f"whole{path.suffix}"
+            whole.touch()
+            yield whole
+            with whole.open("rb") as content, open_pipe(path) as pipe:
+                shutil.copyfileobj(content, pipe)
+        return
     with write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -160,7 +171,7 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
 def atomic_write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """Write a whole file or nothing."""
     with atomic_path(path, mode) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -220,6 +231,15 @@ def directory_lock(path: Path) -> Iterator[Callable[[], bool]]:
             # The process that held it has put another in its place.
         finally:
             os.close(descriptor)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what a path leads to, the same for links and hard links of a file; None for nothing there."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
 
 
 def is_open_file(descriptor: int, path: Path) -> bool:

@@ -55,7 +55,7 @@ def command(
     uids: Uids | None = typer.Option(
         None, help="In those lines: DICOM's study, series and instance identifiers, hashed or plain. [default: neither]"
     ),
-    csv: Path | None = typer.Option(None, help="A file for a table of the area in each frame."),
+    csv: str | None = typer.Option(None, help="A file for a table of the area in each frame; - for standard output."),
     plot: Path | None = typer.Option(None, help="A PNG of the area over time."),
     dicom_seg: Path | None = typer.Option(
         None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
@@ -80,8 +80,11 @@ def command(
     ),
     decoder: Decoder = typer.Option("auto", help="Of streams: hardware is the Jetson's, by GStreamer."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
-    overwrite: bool = typer.Option(
-        True, help="Replace results that exist; those of cameras and streams stay, and new ones are numbered."
+    overwrite: bool | None = typer.Option(
+        None,
+        "--overwrite/--no-overwrite",
+        help="Replace files that exist, or none. Results of cameras and streams stay, and new ones are numbered. "
+        "[default: replace what this program wrote]",
     ),
     serve: str | None = typer.Option(
         None,
@@ -105,6 +108,7 @@ def command(
     the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.pipes import is_standard_output
     from espmedsam_edge.runtime.bundle_choice import means_a_bundle
     from espmedsam_edge.runtime.inference import Inference, open_service
     from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs, ReadingOptions
@@ -146,7 +150,7 @@ def command(
         )
         with Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)
-            _print(report, to_stderr=jsonl == "-")
+            _print(report, to_stderr=any(map(is_standard_output, (jsonl, csv, out, mask_video, plot, dicom_seg))))
             if run.server is not None and report.frames and not report.interrupted:
                 _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
     _leave(report)

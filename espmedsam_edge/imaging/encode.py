@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.marks import marked
 
 WRITABLE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
 
@@ -44,9 +45,9 @@ def encode_image(image: NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a picture in the format that the path's suffix names; the file is complete or absent.
+    """Write a picture in the format that the path's suffix names; the file is complete or absent, and bears our mark.
 
     Raises:
         UserError: as ``encode_image``, or the disk's trouble.
     """
-    atomic_write(path, encode_image(image, path.suffix))
+    atomic_write(path, marked(encode_image(image, path.suffix)))

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.destinations import Claims
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
@@ -190,6 +191,7 @@ class Inference:
         self._names = SourceNames()
         self._failures: list[Failure] = []
         self.controls = Adjustable()
+        self._claims = Claims()
         self._plan: OutputPlan | None = None
         self._held: ExitStack | None = None
 
@@ -238,6 +240,7 @@ class Inference:
         with ExitStack() as stack:
             shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks)]
             done = run_pipeline(self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop)
+        self._claims.release()
         self.report = self._reported(done, self._plan)
         return self.report
 
@@ -283,6 +286,7 @@ class Inference:
             controls=self.controls,
             background=self.background,
             names=self._names,
+            claims=stack.enter_context(self._claims),
         )
         self.segmenter = self._loaded(stack, bundle, modality, self._plan.style)
         if serve is not None:

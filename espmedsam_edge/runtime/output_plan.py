@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.destinations import Claims, stands
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+from espmedsam_edge.pipes import is_standard_output
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.request import InferenceRequest, Outputs
 from espmedsam_edge.runtime.run.controls import Controls
@@ -52,6 +55,7 @@ def plan_outputs(
     controls: Controls,
     background: BackgroundSinks,
     names: SourceNames,
+    claims: Claims,
 ) -> OutputPlan:
     """Decide on every place and make the sinks, before anything is read.
 
@@ -62,12 +66,14 @@ def plan_outputs(
         controls: may change the overlay's opacity under way.
         background: takes the sinks of live sources.
         names: what results are named after.
+        claims: the run's own, entered until it ends.
 
     Raises:
         UserError: a place that will not do, a result that such a source cannot have, or a missing package.
     """
     outputs = request.outputs or Outputs()
-    places, measured = _places(request, outputs, sources, names)
+    with claims.planning():
+        places, measured = _places(request, outputs, sources, names, claims)
     origin = bundle.manifest.weights.origin
     notice = "untrained weights" if origin == "random" else ""
     style = OverlayStyle(color_of(graph.modality), outputs.opacity, notice=notice)
@@ -77,7 +83,7 @@ def plan_outputs(
         return style if opacity is None else replace(style, opacity=opacity)
 
     results = _results(places, measured)
-    writes = bool(results) or outputs.jsonl is not None or outputs.stream is not None
+    writes = bool(results) or outputs.stream is not None or "-" in (measured.jsonl, measured.table)
     paced = request.serve is not None and not writes
     algorithm = _algorithm(bundle, graph)
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
@@ -87,26 +93,32 @@ def plan_outputs(
 
 
 def _places(
-    request: InferenceRequest, outputs: Outputs, sources: Sequence[Source], names: SourceNames
+    request: InferenceRequest, outputs: Outputs, sources: Sequence[Source], names: SourceNames, claims: Claims
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
-    jsonl = None if outputs.jsonl is None else str(outputs.jsonl)
-    csv, plot = _path(outputs.csv), _path(outputs.plot)
+    jsonl, csv = (None if place is None else str(place) for place in (outputs.jsonl, outputs.csv))
+    plot = _path(outputs.plot)
+    if is_standard_output(jsonl) and is_standard_output(csv):
+        raise UserError("two results would be written to standard output.", "Write one of them to a file.")
     nothing_by_default = request.outputs is None or request.serve is not None
     places = plan_places(
         sources,
         _path(outputs.out),
         _path(outputs.masks),
         None if jsonl == "-" else _path(jsonl),
+        csv=None if csv == "-" else _path(csv),
+        plot=plot,
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
-        tables=[path for path in (csv, plot) if path is not None],
-        elsewhere=nothing_by_default or outputs.stream is not None or jsonl == "-",
+        elsewhere=nothing_by_default or outputs.stream is not None or "-" in (jsonl, csv),
         called=names.files,
+        also_read=[file for name in request.named if (file := Path(name)).is_file()],
+        claims=claims,
     )
     if places.kept is not None:
-        log.info("%s exists and is kept; this run writes %s.", places.kept, numbered(places.kept, places.number))
+        reason = "exists and is kept" if stands(places.kept) else "is another run's"
+        log.info("%s %s; this run writes %s.", places.kept, reason, numbered(places.kept, places.number))
     return places, Measurements(jsonl, outputs.contours, outputs.uids, csv, plot).numbered(places.number)
 
 
@@ -123,14 +135,14 @@ def _algorithm(bundle: Bundle, graph: Graph) -> Algorithm:
 
 def _results(places: Places, measured: Measurements) -> dict[str, Path]:
     """What each result is called, and where it is."""
-    json_file = None if measured.jsonl in (None, "-") else Path(measured.jsonl)
+    json_file, table = (None if place in (None, "-") else Path(place) for place in (measured.jsonl, measured.table))
     named = (
         ("overlays", places.overlay_folder),
         ("masks", places.mask_folder),
         ("mask videos", places.mask_video_folder),
         ("DICOM-SEG", places.segmentation_folder),
         ("measurements", json_file),
-        ("areas", measured.table),
+        ("areas", table),
         ("plot", measured.plot),
     )
     return {what: place for what, place in named if place is not None}

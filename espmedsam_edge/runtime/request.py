@@ -95,12 +95,14 @@ class Outputs:
         jsonl: a file for one line of JSON a frame; "-" for standard output.
         contours: in those lines, the mask as polygons, as COCO's rle, or both.
         uids: in those lines, DICOM's study, series and instance identifiers, "hashed" or "plain"; None: neither.
-        csv: a file for a table of the area in each frame.
+        csv: a file for a table of the area in each frame; "-" for standard output.
         plot: a PNG of the area over time.
         dicom_seg: DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data.
         stream: where the overlay is sent: udp://HOST:PORT, rtp://HOST:PORT or rtsp://SERVER/PATH.
         opacity: of the overlay's tint, 0 to 1.
-        overwrite: replace results that exist; those of cameras and streams stay, and new ones are numbered.
+        overwrite: True: replace files that exist, whatever they are; False: none; None: only results of this program
+            of the same kind. Inputs, bundles and the cache are never written to. Results of cameras and streams stay,
+            and new ones are numbered.
     """
 
     out: str | Path | None = None
@@ -114,7 +116,7 @@ class Outputs:
     dicom_seg: str | Path | None = None
     stream: str | None = None
     opacity: float = 0.35
-    overwrite: bool = True
+    overwrite: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.marks import MAKER
 from espmedsam_edge.runtime.dicom.codes import Code, codes_of
 from espmedsam_edge.runtime.dicom.discretion import discreet
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
@@ -144,8 +145,8 @@ def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: A
         series_number=_SERIES_NUMBER,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
-        manufacturer="ESP-MedSAM Edge",
-        manufacturer_model_name="ESP-MedSAM Edge",
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
         software_versions=algorithm.version,
         device_serial_number="0",
         content_label="ESPMEDSAM",

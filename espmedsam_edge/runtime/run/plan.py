@@ -32,20 +32,22 @@ class Measurements:
         jsonl: the file for one line of JSON a frame, ``-`` for standard output, None for none.
         contours: how lines of JSON give the mask's shape.
         uids: hashed or plain: lines of JSON hold DICOM's identifiers; None: they do not.
-        table: the CSV of areas, None for none.
+        table: the CSV of areas, ``-`` for standard output, None for none.
         plot: the PNG of areas over time, None for none.
     """
 
     jsonl: str | None = None
     contours: Form = "none"
     uids: str | None = None
-    table: Path | None = None
+    table: str | None = None
     plot: Path | None = None
 
     def numbered(self, number: int) -> Measurements:
         """With the number of the run's other results in the names of the files."""
-        jsonl = self.jsonl if self.jsonl in (None, "-") else str(numbered(Path(self.jsonl), number))
-        table, plot = (None if path is None else numbered(path, number) for path in (self.table, self.plot))
+        jsonl, table = (
+            place if place in (None, "-") else str(numbered(Path(place), number)) for place in (self.jsonl, self.table)
+        )
+        plot = None if self.plot is None else numbered(self.plot, number)
         return replace(self, jsonl=jsonl, table=table, plot=plot)
 
 
@@ -111,17 +113,24 @@ def shared_sinks(
     identifiers = None if wanted.uids is None else DicomIdentifiers(wanted.uids)
     sinks: list[tuple[str, Sink]] = []
     if wanted.jsonl is not None:
-        path = None if wanted.jsonl == "-" else Path(wanted.jsonl)
-        lines = JsonLines(path, constants, wanted.contours, identifiers, keep_interrupted=live)
-        sinks.append(("standard output" if path is None else str(path), lines))
+        lines = JsonLines(_file(wanted.jsonl), constants, wanted.contours, identifiers, keep_interrupted=live)
+        sinks.append((_told(wanted.jsonl), lines))
     if wanted.table is not None:
-        sinks.append((str(wanted.table), AreaTable(wanted.table, keep_interrupted=live)))
+        sinks.append((_told(wanted.table), AreaTable(_file(wanted.table), keep_interrupted=live)))
     if wanted.plot is not None:
         sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live)))
     if not live:
         return [sink for _, sink in sinks]
     background = background or BackgroundSinks()
     return [background.add(name, sink) for name, sink in sinks]
+
+
+def _file(place: str) -> Path | None:
+    return None if place == "-" else Path(place)
+
+
+def _told(place: str) -> str:
+    return "standard output" if place == "-" else place
 
 
 def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorithm | None) -> list[tuple[str, Sink]]:

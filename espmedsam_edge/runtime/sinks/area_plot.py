@@ -6,9 +6,10 @@ import io
 from pathlib import Path
 from types import TracebackType
 
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.installation import why_missing
+from espmedsam_edge.marks import MARK
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -106,7 +107,9 @@ class AreaPlot:
             color, style = _COLORS[number % len(_COLORS)], ("-", "--", ":", "-.")[number // len(_COLORS)]
             lone = "." if len(times) == 1 or name == "images" else ""
             middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-            axes.plot(times, middle, style, color=color, marker=lone, linewidth=1.2, label=Path(name).name or name)
+            axes.plot(
+                times, middle, style, color=color, marker=lone, linewidth=1.2, label=printable(Path(name).name or name)
+            )
             axes.fill_between(times, low, high, color=color, alpha=0.25, linewidth=0)
         seconds = any(name != "images" for name in curves)
         axes.set_xlabel("seconds" if seconds else "image")
@@ -117,5 +120,5 @@ class AreaPlot:
             more = f" ({len(self._left_out)} sources more are not drawn)" if self._left_out else ""
             axes.legend(fontsize=8, title=f"{len(curves)} sources{more}", title_fontsize=8)
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": "ESP-MedSAM Edge"})
+        figure.savefig(picture, format="png", metadata={"Software": MARK})
         return picture.getvalue()

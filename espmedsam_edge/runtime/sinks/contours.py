@@ -16,15 +16,21 @@ def contour_fields(result: Segmentation, form: Form) -> dict[str, Any]:
     """What a line of JSON says of a mask's shape: ``polygons``, ``rle``, both or neither.
 
     * ``polygons``: one list ``[x1, y1, x2, y2, ...]`` a part, in pixels, through the centres of its outermost pixels;
-      holes are left out. Filling them (``cv2.fillPoly``) gives the parts back.
+      holes are left out. Filling them (``cv2.fillPoly``) gives the parts back. A part of one or two points
+      repeats them: COCO's readers refuse fewer than three, and take two for a box.
     * ``rle``: ``{"size": [H, W], "counts": "..."}``, the whole mask, exactly, as pycocotools reads it.
     """
     fields: dict[str, Any] = {}
     if form in ("polygons", "both"):
-        fields["polygons"] = [contour.ravel().tolist() for contour in result.contours()]
+        fields["polygons"] = [_three_points(contour).ravel().tolist() for contour in result.contours()]
     if form in ("rle", "both"):
         fields["rle"] = encode_rle(result.mask)
     return fields
+
+
+def _three_points(contour: NDArray[np.int32]) -> NDArray[np.int32]:
+    """A contour of (N, ..., 2) points, its points repeated until there are three."""
+    return contour if len(contour) >= 3 else np.resize(contour, (3, *contour.shape[1:]))
 
 
 def encode_rle(mask: Mask) -> dict[str, Any]:

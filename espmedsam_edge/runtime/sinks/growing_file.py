@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import write_errors
+from espmedsam_edge.files import identity, write_errors
+from espmedsam_edge.runtime.sinks.places import fitting, numbered
+
+log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 0.5
 """How often what is in a growing file is put onto the disk: what a power cut may take of it."""
 
 
-def partial_path(path: Path) -> Path:
-    """Where ``path`` grows: ``a.mp4`` as ``a.partial.mp4``, or ``a.partial-2.mp4`` if an earlier run left that one."""
-    candidate, number = path.with_name(f"{path.stem}.partial{path.suffix}"), 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}.partial-{number}{path.suffix}")
-    return candidate
+def make_partial(path: Path) -> Path:
+    """Make the file that ``path`` grows in: ``a.partial.mp4`` for ``a.mp4``, or, if that is there, ``a.partial-2.mp4``.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    for number in count(1):
+        word = "partial" if number == 1 else f"partial-{number}"
+        candidate = path.with_name(fitting(path.stem, f".{word}{path.suffix}"))
+        with suppress(FileExistsError):  # of an earlier run, or of another one just now
+            candidate.touch(exist_ok=False)
+            return candidate
+    raise AssertionError
+
+
+def put_in_place(partial: Path, path: Path, before: tuple[int, int] | None) -> Path:
+    """Give a whole file its name; where another file has come there meanwhile, it stays, and the new one is numbered.
+
+    Args:
+        partial: the file.
+        path: its name.
+        before: what stood there when it was decided that it may be replaced: its ``identity``, None for nothing.
+
+    Returns:
+        The name it got.
+
+    Raises:
+        OSError: it cannot be given one.
+    """
+    if before is not None and identity(path) == before:
+        partial.replace(path)
+        return path
+    for number in count(1):
+        candidate = numbered(path, number)
+        try:
+            os.link(partial, candidate, follow_symlinks=False)  # which never replaces
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            if candidate.exists():  # a file system without links, as on SD cards
+                continue
+            partial.replace(candidate)
+        else:
+            partial.unlink()
+        return candidate
+    raise AssertionError
 
 
 class GrowingFile:
@@ -38,6 +85,7 @@ class GrowingFile:
     def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
         self.path, self.keep_interrupted = path, keep_interrupted
         self.partial: Path | None = None
+        self._before: tuple[int, int] | None = None
         self._sync: _Sync | None = None
 
     def begin(self) -> Path:
@@ -48,8 +96,8 @@ class GrowingFile:
         """
         with write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.partial = partial_path(self.path)
-            self.partial.touch(exist_ok=False)
+            self._before = identity(self.path)
+            self.partial = make_partial(self.path)
             self._sync = _Sync(self.partial)
             _sync_folder(self.partial.parent)
         return self.partial
@@ -91,8 +139,10 @@ class GrowingFile:
                 if interrupted and not self.keep_interrupted:
                     self.partial.unlink()
                 elif whole and not failed:
-                    self.partial.replace(self.path)
+                    placed = put_in_place(self.partial, self.path, self._before)
                     _sync_folder(self.path.parent)
+                    if placed != self.path:
+                        log.warning("%s was written by another program meanwhile; this run's is %s.", self.path, placed)
                 elif not self.partial.stat().st_size:
                     self.partial.unlink()
         except UserError:

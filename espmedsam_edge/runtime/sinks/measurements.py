@@ -6,17 +6,20 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from espmedsam_edge.files import spreadsheet_safe, write_errors
+from espmedsam_edge.marks import AREA_COLUMNS
+from espmedsam_edge.pipes import is_pipe, open_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
-AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")
+_NOTHING_KEPT = "it keeps nothing"
 
 Identifiers = Callable[[Path], Mapping[str, str]]
 """What lines say besides about the file a frame was read from."""
@@ -28,10 +31,13 @@ def area_in_mm2(area: int, spacing: tuple[float, float] | None) -> float | None:
 
 
 class _GrowingText:
-    """A sink of lines: each is in the file, under its partial name, as soon as it is written."""
+    """A sink of lines: each is in the file, under its partial name, as soon as it is written; or in the pipe."""
 
     def __init__(self, path: Path | None, *, keep_interrupted: bool) -> None:
-        self._file = None if path is None else GrowingFile(path, keep_interrupted=keep_interrupted)
+        self._place = Path("standard output") if path is None else path
+        grows = path is not None and not is_pipe(path)
+        self._file = GrowingFile(self._place, keep_interrupted=keep_interrupted) if grows else None
+        self._own = path is not None
         self._stream: TextIO = sys.stdout
 
     def __enter__(self) -> Any:
@@ -39,27 +45,34 @@ class _GrowingText:
             partial = self._file.begin()
             with write_errors(self._file.path, self._file.remains):
                 self._stream = partial.open("w", encoding="utf-8", newline="")
+        elif self._own:
+            with write_errors(self._place, _NOTHING_KEPT):
+                self._stream = TextIOWrapper(open_pipe(self._place), encoding="utf-8", newline="")
         return self
 
     def _line(self, text: str) -> None:
-        path, remains = (Path("standard output"), "") if self._file is None else (self._file.path, self._file.remains)
-        with write_errors(path, remains):
+        """Write a line; what its encoding lacks, as the bytes of a name that are not UTF-8, becomes an escape."""
+        remains = _NOTHING_KEPT if self._file is None else self._file.remains
+        encoding = self._stream.encoding or "utf-8"
+        with write_errors(self._place, remains):
             if self._file is not None:
                 self._file.check()
-            self._stream.write(text + "\n")
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             self._stream.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is None:
+        if not self._own:
             return
         try:
             self._stream.close()
         except OSError:  # a line that did not fit, of which the error has been told
-            self._file.end(kind, whole=False)
+            whole = False
         else:
-            self._file.end(kind)
+            whole = True
+        if self._file is not None:
+            self._file.end(kind, whole=whole)
 
 
 class JsonLines(_GrowingText):
@@ -109,11 +122,11 @@ class AreaTable(_GrowingText):
     A source that a spreadsheet would take for a formula has an apostrophe before its name.
 
     Args:
-        path: the file, which takes its name when it is whole.
+        path: the file, which takes its name when it is whole; None for standard output.
         keep_interrupted: see ``GrowingFile``.
     """
 
-    def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
+    def __init__(self, path: Path | None, *, keep_interrupted: bool = False) -> None:
         super().__init__(path, keep_interrupted=keep_interrupted)
 
     def __enter__(self) -> AreaTable:

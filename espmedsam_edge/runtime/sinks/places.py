@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import secrets
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from espmedsam_edge.destinations import Claims, Destination, check_destinations, stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
+from espmedsam_edge.marks import AREAS, FRAMES, LINES, PICTURE, SEGMENTATION, VIDEO
+from espmedsam_edge.pipes import is_pipe
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.sources.source import Source
 from espmedsam_edge.runtime.video.writing import WRITABLE_SUFFIXES as VIDEO_OUTPUTS
 
 DEFAULT_FOLDER = Path("overlays")
+_LONGEST_NAME = 255  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Places:
         mask_videos: the recording of the masks of each video, or None for none.
         segmentations: the DICOM-SEG of each input file, or None for none.
         mask_video_folder, segmentation_folder: for the report.
+        videos: which of the inputs are videos.
         number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
         kept: the first result of an earlier run that is kept for that; None where there is none.
     """
@@ -42,13 +50,25 @@ class Places:
     segmentations: dict[Path, Path] | None = None
     mask_video_folder: Path | None = None
     segmentation_folder: Path | None = None
+    videos: frozenset[Path] = frozenset()
     number: int = 1
     kept: Path | None = None
 
+    def destinations(self) -> list[Destination]:
+        """Every file (for the masks of a video: folder) that is written, and what it is."""
+        found = [
+            Destination(path, VIDEO if path.suffix.lower() in VIDEO_OUTPUTS else PICTURE)
+            for path in (self.overlays or {}).values()
+        ]
+        found += [
+            Destination(path, FRAMES if file in self.videos else PICTURE) for file, path in (self.masks or {}).items()
+        ]
+        found += [Destination(path, VIDEO) for path in (self.mask_videos or {}).values()]
+        return found + [Destination(path, SEGMENTATION) for path in (self.segmentations or {}).values()]
+
     def files(self) -> list[Path]:
         """Every file (for the masks of a video: folder) that is written."""
-        kinds = (self.overlays, self.masks, self.mask_videos, self.segmentations)
-        return [path for paths in kinds for path in (paths or {}).values()]
+        return [destination.path for destination in self.destinations()]
 
 
 def plan_places(
@@ -57,12 +77,15 @@ def plan_places(
     masks: Path | None,
     jsonl: Path | None,
     *,
-    overwrite: bool,
+    overwrite: bool | None,
     mask_video: Path | None = None,
     dicom_seg: Path | None = None,
-    tables: Sequence[Path] = (),
+    csv: Path | None = None,
+    plot: Path | None = None,
     elsewhere: bool = False,
     called: Mapping[Path, str] | None = None,
+    also_read: Sequence[Path] = (),
+    claims: Claims | None = None,
 ) -> Places:
     """Decide on every output's path before anything is read.
 
@@ -74,27 +97,32 @@ def plan_places(
         sources: what is segmented.
         out: of the overlays: a file for one input file, else a folder.
         masks: the folder of the mask PNGs.
-        jsonl: the file of measurements; the caller numbers it and ``tables`` where there is a live source.
-        overwrite: whether files that exist may be replaced, or live sources' be numbered.
+        jsonl: the file of measurements; the caller numbers it, ``csv`` and ``plot`` where there is a live source.
+        overwrite: whether files that exist may be replaced, see ``check_destinations``; where they may, live sources'
+            are numbered instead.
         mask_video: of the recordings of the masks: a file for one video, else a folder.
         dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
-        tables: further files that are written, one a run.
+        csv, plot: the table of areas and their picture.
         elsewhere: whether results are wanted that are no files.
         called: what results of an input file are named after; None: its own name.
+        also_read: further files that are no results' places, such as inputs that could not be opened.
+        claims: of the run, while it is planning: what others write to is taken, and these places become its own.
 
     Raises:
-        UserError: ``out`` does not fit the inputs, an output would replace an input or another output, or, without
-            ``overwrite``, a file that exists.
+        UserError: ``out`` does not fit the inputs, or a place will not do: see ``destinations``.
     """
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
-    names = dict(zip(inputs, output_names([Path((called or {}).get(file, file)) for file in inputs]), strict=True))
+    named_after = [Path((called or {}).get(file, file)) for file in inputs]
+    folders = [place for place in (out, masks, mask_video, dicom_seg) if place is not None] or [Path()]
+    plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in folders)
+    names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
     suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
     overlays, folder = None, out
     wanted = (out, masks, jsonl, mask_video, dicom_seg)
-    if not elsewhere and not tables and all(place is None for place in wanted):
+    if not elsewhere and csv is None and plot is None and all(place is None for place in wanted):
         if len(inputs) == 1:
-            folder = Path(f"{names[inputs[0]]}-overlay{suffixes[inputs[0]]}")
+            folder = Path(fitting(names[inputs[0]], f"-overlay{suffixes[inputs[0]]}"))
             overlays = {inputs[0]: folder}
         else:
             folder = DEFAULT_FOLDER
@@ -103,11 +131,11 @@ def plan_places(
             overlays = {inputs[0]: folder}
         else:
             _check_folder(folder, "--out")
-            overlays = {file: folder / f"{names[file]}{suffixes[file]}" for file in inputs}
+            overlays = {file: folder / fitting(names[file], suffixes[file]) for file in inputs}
     mask_paths = None
     if masks is not None:
         _check_folder(masks, "--masks")
-        mask_paths = {file: masks / (names[file] if file in videos else f"{names[file]}.png") for file in inputs}
+        mask_paths = {file: masks / fitting(names[file], "" if file in videos else ".png") for file in inputs}
     places = Places(
         overlays,
         mask_paths,
@@ -119,27 +147,37 @@ def plan_places(
         _file_or_folder(dicom_seg, "--dicom-seg", (".dcm",), {file: f"{names[file]}-seg" for file in inputs}),
         mask_video,
         dicom_seg,
+        frozenset(videos),
     )
-    others = [*([jsonl] if jsonl else []), *tables]
+    others = [
+        Destination(path, kind) for path, kind in ((jsonl, LINES), (csv, AREAS), (plot, PICTURE)) if path is not None
+    ]
     live = {file for source in sources if source.live for file in source.files}
-    if live and overwrite:
-        places = _beside_earlier_ones(places, live, others)
-        others = [numbered(path, places.number) for path in others]
-    _check_conflicts(inputs, places, others, overwrite=overwrite)
+    claims = claims or Claims()
+    if live and overwrite is not False:
+        places = _beside_earlier_ones(places, live, [place.path for place in others], claims)
+        others = [Destination(numbered(path, places.number), kind) for path, kind in others]
+    everything = [*places.destinations(), *others]
+    check_destinations(everything, [*inputs, *also_read], overwrite)
+    claims.add([place.path for place in everything])
     return places
 
 
 def numbered(path: Path, number: int) -> Path:
-    """``rec.mkv`` as ``rec-2.mkv``; 1 leaves it as it is."""
-    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+    """``rec.mkv`` as ``rec-2.mkv``; 1 leaves it as it is, and a pipe stays one."""
+    return path if number == 1 or is_pipe(path) else path.with_name(fitting(path.stem, f"-{number}{path.suffix}"))
 
 
-def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path]) -> Places:
-    """The places, those of live sources with the first number under which nothing stands."""
+def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path], claims: Claims) -> Places:
+    """The places, those of live sources with the first number under which nothing stands and no other run writes."""
     kinds = (places.overlays, places.masks, places.mask_videos)
     wanted = [path for paths in kinds for file, path in (paths or {}).items() if file in live] + [*others]
-    number, kept = 1, next((path for path in wanted if _stands(path)), None)
-    while any(_stands(numbered(path, number)) for path in wanted):
+
+    def used(path: Path) -> bool:
+        return stands(path) or claims.taken(path)
+
+    number, kept = 1, next((path for path in wanted if used(path)), None)
+    while any(used(numbered(path, number)) for path in wanted):
         number += 1
 
     def moved(paths: dict[Path, Path] | None) -> dict[Path, Path] | None:
@@ -160,11 +198,6 @@ def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path]
     )
 
 
-def _stands(output: Path) -> bool:
-    """Whether a file, or a folder with something in it, is there."""
-    return output.is_file() or (output.is_dir() and any(output.iterdir()))
-
-
 def _file_or_folder(
     place: Path | None, option: str, suffixes: Sequence[str], names: Mapping[Path, str]
 ) -> dict[Path, Path] | None:
@@ -173,7 +206,7 @@ def _file_or_folder(
         return None
     if place.is_dir() or not place.suffix:
         _check_folder(place, option)
-        return {file: place / f"{name}{suffixes[0]}" for file, name in names.items()}
+        return {file: place / fitting(name, suffixes[0]) for file, name in names.items()}
     if place.suffix.lower() not in suffixes:
         raise UserError(f"cannot write {option} to {place}.", f"Name a folder, or a file: {', '.join(suffixes)}.")
     if len(names) != 1:
@@ -181,31 +214,41 @@ def _file_or_folder(
     return dict.fromkeys(names, place)
 
 
-def output_names(files: Sequence[Path]) -> list[str]:
+def output_names(files: Sequence[Path], *, plain: bool = False) -> list[str]:
     """A name without suffix for each input file: its stem; with more of its path where several would share one.
 
     ``a.jpg`` and ``a.png`` give ``a-jpg`` and ``a-png``; ``x/a.jpg`` and ``y/a.jpg`` give ``x-a-jpg`` and ``y-a-jpg``;
-    what still collides is numbered. Upper and lower case count as the same, for file systems that hold it so.
+    what still collides is numbered. Upper and lower case count as the same, and so do the ways to compose a letter with
+    its accents, for file systems that hold it so.
+
+    Args:
+        files: of the inputs.
+        plain: whether signs that some file systems refuse become "_"; else names stay as they are.
     """
     forms = [
         [path.stem for path in files],
         [_joined(path.stem, path.suffix) for path in files],
         [_joined(path.absolute().parent.name, path.stem, path.suffix) for path in files],
     ]
-    candidates = [[_safe(name) for name in form] for form in forms]
+    candidates = [[_plain(_safe(name)) if plain else _safe(name) for name in form] for form in forms]
     names = candidates[0]
     for longer in candidates[1:]:
-        counts = Counter(name.casefold() for name in names)
-        names = [name if counts[name.casefold()] == 1 else other for name, other in zip(names, longer, strict=True)]
+        counts = Counter(_alike(name) for name in names)
+        names = [name if counts[_alike(name)] == 1 else other for name, other in zip(names, longer, strict=True)]
     taken: set[str] = set()
     unique = []
     for name in names:
         chosen, number = name, 2
-        while chosen.casefold() in taken:
-            chosen, number = f"{name}-{number}", number + 1
-        taken.add(chosen.casefold())
+        while _alike(chosen) in taken:
+            chosen, number = fitting(name, f"-{number}.png").removesuffix(".png"), number + 1
+        taken.add(_alike(chosen))
         unique.append(chosen)
     return unique
+
+
+def _alike(name: str) -> str:
+    """The same for names that some file systems hold to be one: of other case, or composed otherwise."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _joined(*parts: str) -> str:
@@ -213,10 +256,36 @@ def _joined(*parts: str) -> str:
 
 
 def _safe(name: str) -> str:
-    """A file name that cannot lead elsewhere, hide, or be too long: 180 bytes leave room for suffixes and numbers."""
-    cleaned = re.sub(r"[^\w .()+,=@-]", "_", name).lstrip(". ").rstrip(". ")
-    shortened = cleaned.encode("utf-8", "replace")[:180].decode("utf-8", "ignore")
-    return shortened or "unnamed"
+    """A file name that cannot lead elsewhere or hide, and leaves room for a suffix; else it stays as it is."""
+    cleaned = re.sub(r"[/\0]", "_", name).lstrip(".") or "unnamed"
+    return fitting(cleaned, ".png").removesuffix(".png")
+
+
+def _plain(name: str) -> str:
+    """A name that every file system takes: no sign that Windows reserves, nothing that is not printable Unicode."""
+    return "".join(sign if sign.isprintable() and sign not in '<>:"|?*\\' else "_" for sign in name).rstrip(". ") or "_"
+
+
+def _takes(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder's file system takes the signs in names; tried with a file where there are unusual ones."""
+    unusual = "".join(sorted({sign for name in names for sign in name if _plain(sign) != sign and sign not in ". "}))
+    if not unusual:
+        return True
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    tried = there / fitting(f".{secrets.token_hex(6)}{unusual[:60]}", "")
+    try:
+        os.close(os.open(tried, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        return error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.EIO)
+    tried.unlink()
+    return True
+
+
+def fitting(stem: str, ending: str) -> str:
+    """A stem and its ending, the stem shortened to what file systems take: 255 bytes for both."""
+    while len(os.fsencode(stem + ending)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def _means_a_file(out: Path, inputs: Sequence[Path], videos: set[Path]) -> bool:
@@ -236,24 +305,3 @@ def _means_a_file(out: Path, inputs: Sequence[Path], videos: set[Path]) -> bool:
 def _check_folder(folder: Path, option: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {folder} is a file.", "Name a folder.")
-
-
-def _check_conflicts(inputs: Sequence[Path], places: Places, others: Sequence[Path], *, overwrite: bool) -> None:
-    outputs = [*places.files(), *others]
-    read = {os.path.realpath(file) for file in inputs}
-    written: set[str] = set()
-    for output in outputs:
-        real = os.path.realpath(output)
-        if real in read or any(os.path.dirname(file) == real for file in read):
-            raise UserError(f"{output} would replace an input.", "Choose another place for the results.")
-        if real in written:
-            raise UserError(
-                f"two results would be written to {output}.", "Give each kind of result a place of its own."
-            )
-        written.add(real)
-    standing = [output for output in outputs if _stands(output)]
-    if standing and not overwrite:
-        raise UserError(
-            f"{standing[0]} exists{f', and {len(standing) - 1} more' if len(standing) > 1 else ''}.",
-            "Choose another place, or leave out --no-overwrite.",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +14,12 @@ import numpy as np
 from espmedsam_edge.files import write_errors
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import Styling, style_now
+from espmedsam_edge.pipes import is_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sources.source import Source, SourceFrame
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
-from espmedsam_edge.runtime.video.writing import DEFAULT_CRF, VideoWriter, open_writer
+from espmedsam_edge.runtime.video.writing import DEFAULT_CRF, VideoWriter, open_pipe_writer, open_writer
 
 DEFAULT_FPS = Fraction(25)
 """The rate that is assumed where a source does not say its own."""
@@ -60,9 +62,11 @@ class Recording:
         picture = self._picture(frame, result)
         fps = self._source.fps or DEFAULT_FPS
         if self._writer is None:
-            partial = self._file.begin()
+            pipe = is_pipe(self._file.path)
+            path = self._file.path if pipe else self._file.begin()
+            open_one = open_pipe_writer if pipe else open_writer
             with write_errors(self._file.path, self._file.remains):
-                self._writer = open_writer(partial, result.size, fps, crf=self._crf, aspect=frame.aspect)
+                self._writer = open_one(path, result.size, fps, crf=self._crf, aspect=frame.aspect)
         with write_errors(self._file.path, self._file.remains):
             self._file.check()
             self._writer.write(picture, float(frame.index / fps) if frame.time is None else frame.time)
@@ -81,7 +85,8 @@ class Recording:
         except OSError:  # the disk is full: what is there stays as it is, and playable
             return False
         finally:
-            self._writer.close()
+            with suppress(BrokenPipeError):  # its reader has gone, as was told
+                self._writer.close()
 
 
 def overlay_video(path: Path, source: Source, style: Styling) -> Recording:

@@ -12,6 +12,8 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
+from espmedsam_edge.marks import VIDEO_MARK, matroska_mark, mp4_mark
+from espmedsam_edge.pipes import open_pipe
 from espmedsam_edge.runtime.video.containers import cut_off
 from espmedsam_edge.runtime.video.display import SQUARE
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
@@ -26,6 +28,7 @@ _TICKS_PER_FRAME = 16  # finer than a frame, so that a camera's uneven times sur
 # Slices in threads wait for each other, on a busy machine for long; frames up to this size need no second thread.
 _ONE_THREAD_PIXELS = 1280 * 720
 
+_MATROSKA = {"cluster_time_limit": "1", "flush_packets": "1"}
 _FRAGMENTS = "empty_moov+default_base_moof+frag_every_frame"
 _HYBRID_SINCE = (61, 7)  # libavformat of FFmpeg 7.1
 
@@ -52,6 +55,26 @@ class VideoWriter(Protocol):
         """Let go of the file, finished or not."""
 
 
+def open_pipe_writer(
+    path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = DEFAULT_CRF, aspect: Fraction = SQUARE
+) -> VideoWriter:
+    """As ``open_writer``, into a FIFO or another pipe, which cannot seek.
+
+    Raises:
+        UserError: PyAV is missing, or the container is none that can be written.
+        OSError: it cannot be opened.
+    """
+    _check_suffix(path)
+    if not has_pyav():
+        raise UserError(f"writing video to {path} needs PyAV.", "Install it: pip install 'espmedsam-edge[video]'")
+    return _PyAvPipeWriter(path, even_size(size), fps, crf, aspect)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise UserError(f"cannot write '{path.suffix}' videos.", f"Use one of {', '.join(WRITABLE_SUFFIXES)}.")
+
+
 def open_writer(
     path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = DEFAULT_CRF, aspect: Fraction = SQUARE
 ) -> VideoWriter:
@@ -69,8 +92,7 @@ def open_writer(
     Raises:
         UserError: a container that cannot be written, or no encoder here.
     """
-    if path.suffix.lower() not in WRITABLE_SUFFIXES:
-        raise UserError(f"cannot write '{path.suffix}' videos.", f"Use one of {', '.join(WRITABLE_SUFFIXES)}.")
+    _check_suffix(path)
     if has_pyav():
         return PyAvWriter(path, even_size(size), fps, crf, aspect)
     return OpenCvWriter(path, even_size((size[0], round(size[1] * aspect))), fps)
@@ -159,11 +181,36 @@ class PyAvWriter(PyAvEncoder):
         av = load_pyav()
         self._path = path
         container = av.open(f"file:{path.absolute()}", "w", options=_surviving(av, path))
+        container.metadata["comment"] = VIDEO_MARK
         super().__init__(container, size, fps, crf, aspect=aspect)
 
     def finish(self) -> bool:
         """See ``VideoWriter.finish``."""
         return super().finish() and not cut_off(self._path)
+
+
+class _PyAvPipeWriter(PyAvEncoder):
+    """Writes what a reader of the pipe can play at once."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: Fraction, crf: int, aspect: Fraction) -> None:
+        pipe = open_pipe(path)
+
+        class Sink:  # without a way to seek, which a pipe only seems to have
+            write = staticmethod(pipe.write)
+
+        self._pipe = pipe
+        name = path.suffix.lower()[1:]
+        options = _MATROSKA if name == "mkv" else {"movflags": _FRAGMENTS, "flush_packets": "1"}
+        container = load_pyav().open(Sink(), "w", format="matroska" if name == "mkv" else name, options=options)
+        container.metadata["comment"] = VIDEO_MARK
+        super().__init__(container, size, fps, crf, aspect=aspect)
+
+    def close(self) -> None:
+        """See ``VideoWriter.close``."""
+        try:
+            super().close()
+        finally:
+            self._pipe.close()
 
 
 def _surviving(av: Any, path: Path) -> dict[str, str]:
@@ -173,7 +220,7 @@ def _surviving(av: Any, path: Path) -> dict[str, str]:
     that seek poorly in fragments.
     """
     if path.suffix.lower() == ".mkv":
-        return {"cluster_time_limit": "1", "flush_packets": "1"}
+        return dict(_MATROSKA)
     hybrid = av.library_versions["libavformat"][:2] >= _HYBRID_SINCE
     return {"movflags": f"hybrid_fragmented+{_FRAGMENTS}" if hybrid else _FRAGMENTS, "flush_packets": "1"}
 
@@ -205,6 +252,9 @@ class OpenCvWriter:
     def finish(self) -> bool:
         """See ``VideoWriter.finish``."""
         self._writer.release()
+        mark = matroska_mark() if self._path.suffix.lower() == ".mkv" else mp4_mark()
+        with self._path.open("ab") as file:
+            file.write(mark)
         capture = cv2.VideoCapture(str(self._path.absolute()))
         written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()

@@ -44,7 +44,7 @@ def test_sinks_of_live_sources_work_in_the_background() -> None:
     background = BackgroundSinks()
     kinds = [[type(sink) for sink in job.sinks] for job in plan_jobs(sources, places, STYLE, background=background)]
     assert kinds == [[BackgroundSink, BackgroundSink], [Recording, MaskImages]]
-    wanted = Measurements(jsonl="a.jsonl", table=Path("a.csv"))
+    wanted = Measurements(jsonl="a.jsonl", table="a.csv")
     assert [type(sink) for sink in shared_sinks(sources, wanted, {}, background)] == [BackgroundSink, BackgroundSink]
     assert [sink.name for sink in background.sinks] == ["o/cam.mp4", "m/cam", "a.jsonl", "a.csv"]
     assert [type(sink) for sink in shared_sinks(sources[1:], wanted, {})] == [JsonLines, AreaTable]

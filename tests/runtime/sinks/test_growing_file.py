@@ -10,7 +10,7 @@ import pytest
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sinks import growing_file
-from espmedsam_edge.runtime.sinks.growing_file import GrowingFile, partial_path
+from espmedsam_edge.runtime.sinks.growing_file import GrowingFile, make_partial
 
 
 def begun(tmp_path: Path, *, keep_interrupted: bool = False, content: bytes = b"content") -> GrowingFile:
@@ -29,10 +29,9 @@ def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_run_left_is_left_alone(tmp_path: Path) -> None:
-    assert partial_path(tmp_path / "a.mp4") == tmp_path / "a.partial.mp4"
-    (tmp_path / "a.partial.mp4").touch()
-    (tmp_path / "a.partial-2.mp4").touch()
-    assert partial_path(tmp_path / "a.mp4") == tmp_path / "a.partial-3.mp4"
+    assert make_partial(tmp_path / "a.mp4") == tmp_path / "a.partial.mp4"
+    assert make_partial(tmp_path / "a.mp4") == tmp_path / "a.partial-2.mp4"
+    assert make_partial(tmp_path / "a.mp4") == tmp_path / "a.partial-3.mp4"
 
 
 @pytest.mark.parametrize(

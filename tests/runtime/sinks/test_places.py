@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from sink_material import source_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sinks.places import Places, output_names, plan_places
+from espmedsam_edge.runtime.sinks.places import Places, numbered, output_names, plan_places
 from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.source import Source
 
@@ -54,7 +55,7 @@ def test_what_live_sources_gave_is_never_replaced() -> None:
             Path("r.jsonl"),
             overwrite=overwrite,
             mask_video=Path("v"),
-            tables=[Path("r.csv")],
+            csv=Path("r.csv"),
         )
 
     assert (planned().number, planned().kept) == (1, None)
@@ -95,10 +96,16 @@ def test_names() -> None:
         ("A.jpg", "a.jpg"): [f"{Path.cwd().name}-A-jpg", f"{Path.cwd().name}-a-jpg-2"],
         ("ryct.2020.fig5-day7.jpg",): ["ryct.2020.fig5-day7"],
         ("benign (12).png",): ["benign (12)"],
-        ("a\n<b>|c.png",): ["a__b__c"],
+        ("a\n<b>|c.png",): ["a\n<b>|c"],
+        ("scan [1] (copy).png", "100%d.png"): ["scan [1] (copy)", "100%d"],
+        ("e\u0301.png",): ["e\u0301"],
+        ("e\u0301.png", "\u00e9.jpg"): ["e\u0301-png", "\u00e9-jpg"],
+        ("M\udcfcller.png",): ["M\udcfcller"],
         ("..png",): ["unnamed"],
         ("...",): ["unnamed"],
-        ("ü" * 120 + ".png",): ["ü" * 90],
+        (".hidden.png",): ["hidden"],
+        ("ü" * 120 + ".png",): ["ü" * 120],
+        ("ü" * 130 + ".png",): ["ü" * 125],
     }
     for files, names in cases.items():
         assert output_names([Path(file) for file in files]) == names
@@ -111,7 +118,7 @@ def test_names_are_unique_and_stay_in_their_folder(names: list[str]) -> None:
     for name in found:
         assert (Path("/out") / f"{name}.png").resolve().parent == Path("/out")
         assert not name.startswith(".")
-        assert len(f"{name}-12.png".encode()) <= 255
+        assert len(os.fsencode(numbered(Path(f"{name}.png"), 12).name)) <= 255
 
 
 def test_defaults() -> None:
@@ -213,8 +220,8 @@ def test_impossible_places_of_recordings_are_refused(options: dict[str, str], wo
 
 
 def test_tables_and_streams_alone_need_no_overlay() -> None:
-    tables = plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, tables=[Path("a.csv")])
+    tables = plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, csv=Path("a.csv"))
     stream = plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, elsewhere=True)
     assert tables.overlays is stream.overlays is None
     with pytest.raises(UserError, match="would replace an input"):
-        plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, tables=[CLIP])
+        plan_places([VideoFile(CLIP)], None, None, None, overwrite=True, csv=CLIP)

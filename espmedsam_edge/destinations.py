@@ -1,0 +1,240 @@
+"""The one rule for where results go, for every output option of every command.
+
+A result never replaces an input (links and hard links of it count), never goes into a bundle or the program's cache,
+and replaces an existing file only if this program wrote it as a result of that kind, or if the user said
+``--overwrite``.
+Pipes, sockets and devices are written to as they are. What a run under way writes to is held by it: another one that
+wants the same place is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from espmedsam_edge.bundle import MANIFEST, Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import identity
+from espmedsam_edge.machine.cache import cache_place
+from espmedsam_edge.marks import FRAMES, Kind
+from espmedsam_edge.pipes import is_pipe
+
+log = logging.getLogger(__name__)
+
+_ELSEWHERE = "Choose another place for the results."
+_CLAIM_SUFFIX = ".places"
+_RUNS = "runs"
+_CACHED = ("bundles", "engines", "kernels", _RUNS)  # what the cache's folder holds of ours
+
+
+class Destination(NamedTuple):
+    """Where a result goes, and what it is."""
+
+    path: Path
+    kind: Kind
+
+
+def stands(path: Path) -> bool:
+    """Whether a file, or a folder with something in it, is there. Pipes and devices do not count."""
+    try:
+        return (path.is_file() and not is_pipe(path)) or (path.is_dir() and any(path.iterdir()))
+    except OSError:
+        return True  # it cannot be looked into, so it is there
+
+
+def check_destinations(
+    destinations: Sequence[Destination], inputs: Iterable[Path] = (), overwrite: bool | None = None
+) -> None:
+    """Refuse a place that a result must not go to, before any work.
+
+    Args:
+        destinations: of all results.
+        inputs: files that are read.
+        overwrite: None: only what this program wrote is replaced; True: any file is; False: none.
+
+    Raises:
+        UserError: names the place and says why.
+    """
+    read = {found for file in inputs if (found := identity(file)) is not None}
+    named = {os.path.realpath(file) for file in inputs}
+    parents = {os.path.dirname(file) for file in named}
+    taken: set[str] = set()
+    frames: set[str] = set()
+    kept: list[Destination] = []
+    for destination in destinations:
+        path, kind = destination
+        if is_pipe(path):
+            continue
+        real = os.path.realpath(path)
+        if identity(path) in read or real in named or (kind is FRAMES and real in parents):
+            raise UserError(f"{path} would replace an input.", _ELSEWHERE)
+        if real in taken:
+            raise UserError(f"two results would be written to {path}.", "Give each kind of result a place of its own.")
+        taken.add(real)
+        if kind is FRAMES:
+            frames.add(real)
+        if stands(path) and (overwrite is False or not _may_replace(destination, overwrite)):
+            kept.append(destination)
+    _check_owners({os.path.dirname(real) for real in taken} | frames)
+    if kept:
+        path, kind = kept[0]
+        more = f", and {len(kept) - 1} more" if len(kept) > 1 else ""
+        if overwrite is False:
+            raise UserError(f"{path} exists{more}.", "Choose another place, or leave out --no-overwrite.")
+        raise UserError(
+            f"{path} exists and is no {kind.what} of this program{more}.",
+            "Choose another place, or replace it: --overwrite",
+        )
+
+
+def _may_replace(destination: Destination, overwrite: bool | None) -> bool:
+    path, kind = destination
+    if path.is_dir() and kind is not FRAMES:
+        raise UserError(f"cannot write {path}: it is a folder.", _ELSEWHERE)
+    if kind is FRAMES and not path.is_dir():
+        return False
+    if overwrite or (path.is_file() and path.stat().st_size == 0):
+        return True
+    try:
+        return kind.wrote(path)
+    except OSError:
+        return False
+
+
+def _check_owners(folders: Collection[str]) -> None:
+    """Refuse folders that lie in the program's cache or in a bundle."""
+    cache = Path(os.path.realpath(cache_place()))
+    cached = {cache / name for name in _CACHED}
+    above = {place for folder in folders for place in (Path(folder), *Path(folder).parents)}
+    for place in sorted(above):
+        if place in cached:
+            raise UserError(f"{place} is the program's own cache; results do not go into it.", _ELSEWHERE)
+        if _is_bundle(place):
+            raise UserError(f"{place} is a bundle; results do not go into it.", _ELSEWHERE)
+
+
+def _is_bundle(folder: Path) -> bool:
+    if not os.path.isfile(folder / MANIFEST):
+        return False
+    try:
+        Bundle.open(folder)
+    except UserError:
+        return False
+    return True
+
+
+class Claims:
+    """The places that a run writes to, told to other runs of the same user on this machine until it ends.
+
+    Enter it for the length of the run. Places are told as hashes, in a file that is locked: the lock goes with its
+    process, however that ends. Where the cache cannot be written to, runs do not know of each other.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = cache_place() / _RUNS
+        self._file: Path | None = None
+        self._descriptor: int | None = None
+        self._others: frozenset[str] = frozenset()
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others have the places."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._file = self._descriptor = None
+
+    @contextlib.contextmanager
+    def planning(self) -> Iterator[None]:
+        """Look at what others hold, and keep them from claiming anything until this run has."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self._others = self._held(stack)
+            except OSError as error:
+                log.debug("no run knows of another: %s", error.strerror)
+                self._folder = None
+            yield
+
+    def _held(self, stack: contextlib.ExitStack) -> frozenset[str]:
+        """What other runs hold; the files of those that ended without a word go."""
+        assert self._folder is not None
+        self._folder.mkdir(0o700, parents=True, exist_ok=True)
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held: set[str] = set()
+        for file in self._folder.glob(f"*{_CLAIM_SUFFIX}"):
+            with contextlib.suppress(OSError, ValueError), file.open("rb") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                        held.update(json.load(stream))
+                else:
+                    file.unlink()
+        return frozenset(held)
+
+    def taken(self, path: Path) -> bool:
+        """Whether another run writes to a place; asked while planning."""
+        return bool(self._others) and _key(path) in self._others
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Claim places; once, while planning.
+
+        Raises:
+            UserError: another run writes to one of them.
+        """
+        wanted = [path for path in paths if not is_pipe(path)]
+        clash = next((path for path in wanted if self.taken(path)), None)
+        if clash is not None:
+            raise UserError(
+                f"another run is writing to {clash}.", "Wait for its end, or choose another place.", exit_code=1
+            )
+        if self._folder is None or not wanted:
+            return
+        try:
+            self._file = self._folder / f"{secrets.token_hex(8)}{_CLAIM_SUFFIX}"
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            with open(os.dup(self._descriptor), "w", encoding="ascii") as stream:
+                json.dump([_key(path) for path in wanted], stream)
+        except OSError as error:
+            log.debug("no run knows of this one: %s", error.strerror)
+
+
+def _key(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+
+
+@contextlib.contextmanager
+def held(
+    destinations: Sequence[Destination], inputs: Iterable[Path] = (), overwrite: bool | None = None
+) -> Iterator[None]:
+    """Check places as ``check_destinations`` does and keep other runs from them while the block lasts.
+
+    Raises:
+        UserError: a place will not do, or another run writes to it.
+    """
+    with Claims() as claims:
+        with claims.planning():
+            check_destinations(destinations, inputs, overwrite)
+            claims.add([destination.path for destination in destinations])
+        yield
