@@ -70,6 +70,15 @@ def test_filled_polygons_are_the_parts_without_their_holes(mask: np.ndarray) -> 
     np.testing.assert_array_equal(filled, expected)
 
 
+@given(MASKS)
+def test_every_polygon_is_one_to_coco(mask: np.ndarray) -> None:
+    """Of six numbers or more: pycocotools refuses two, and takes four for a box."""
+    coco = pytest.importorskip("pycocotools.mask", reason="the reference is pycocotools")
+    polygons = contour_fields(result_of(mask.astype(np.uint8) * 255), "polygons")["polygons"]
+    assert all(len(polygon) >= 6 for polygon in polygons)
+    assert len(coco.frPyObjects(polygons, *mask.shape)) == len(polygons) if polygons else not mask.any()
+
+
 def test_forms() -> None:
     result = result_of(blob((48, 64)))
     assert contour_fields(result, "none") == {}
