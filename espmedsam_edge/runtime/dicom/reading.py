@@ -160,7 +160,7 @@ def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[A
 
 def _plain(path: Path, dataset: Any) -> Iterator[Any]:
     """Uncompressed frames."""
-    from pydicom import dcmread
+    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
     from pydicom.pixels import iter_pixels
 
     high, stored = int(dataset.get("HighBit") or 0), int(dataset.get("BitsStored") or 0)
@@ -212,7 +212,7 @@ def _by_the_first_that_can(codestream: bytes, syntax: str, order: list[str], opt
 
 
 def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
-    from pydicom import dcmread
+    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
     from pydicom.encaps import generate_frames
 
     tables = None

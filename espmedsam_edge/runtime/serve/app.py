@@ -103,7 +103,10 @@ class _Routes:
                 return refusal(400, "the token broke off.", "Send it again.")
         if limit.cancel_called:
             return refusal(408, "the token took too long to arrive.", "Send it again.")
-        token = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).get("token", [""])[0]
+        try:
+            token = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).get("token", [""])[0]
+        except ValueError:
+            return refusal(400, "that is no form with a token.", "Send one field: token.")
         right = self._access.right(token.strip(), client_of(request.scope))
         if right is None:
             return refusal(429, "too many wrong tokens.", "Wait a minute.", {"Retry-After": "60"})

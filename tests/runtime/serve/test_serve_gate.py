@@ -221,3 +221,10 @@ def test_methods_are_as_they_are(unlocked: Stage) -> None:
     assert unlocked.client.get("/v1/segment").status_code == 405
     assert unlocked.client.post("/metrics").status_code == 405
     assert unlocked.client.post("/login", content=b"token=" + b"x" * 5000).status_code == 413
+
+
+def test_a_form_of_many_fields_is_refused(toy_bundle: Bundle) -> None:
+    with staged(toy_bundle, token=TOKEN) as stage:
+        answer = stage.client.post("/login", content="&".join(["token=a"] * 9))
+        assert answer.status_code == 400
+        assert "no form" in answer.json()["error"]

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.runtime.serve import app, patience
 from espmedsam_edge.runtime.serve import server as server_module
 from espmedsam_edge.runtime.serve.limits import Buckets
@@ -131,10 +132,12 @@ def test_a_viewer_that_does_not_read_is_let_go(server: Server) -> None:
 
 def test_very_many_connections_are_counted_and_go(server: Server) -> None:
     clients = []
+    before = process_memory()[0] or 0
     try:
         for number in range(500):
             clients.append(opened(server))
             clients[-1].sendall((b"", b"GET /live HTTP/1.1\r\n" + UPGRADE, b"POST /v1/seg")[number % 3])
+        assert (process_memory()[0] or 0) - before < 40 << 20
         deadline = time.monotonic() + WAIT / 2
         while time.monotonic() < deadline:
             assert connections(server) <= patience._MOST_CONNECTIONS + 1  # one is just being turned away
