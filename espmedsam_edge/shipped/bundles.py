@@ -225,12 +225,10 @@ def _weights(folder: Path, sums: Mapping[str, str], cache: Path | None) -> tuple
     packed = _read(folder, CHECKPOINT, sums[CHECKPOINT])
     try:
         content = unpack(packed)
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"it is not the {UNPACKED} of {SUMS}")
         found = parse(content)
     except ValueError as error:
         raise UserError(f"{folder / CHECKPOINT} is damaged ({error}).", "Install the package again.") from error
-    if kept is not None and cache is not None:
+    if kept is not None and cache is not None and hashlib.sha256(content).hexdigest() == sha256:
         with contextlib.suppress(OSError, UserError):  # then it is unpacked each time
             make_private(kept.parent, cache)
             atomic_write(kept, content, PRIVATE_FILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import stat
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle, shipped_scores
+from espmedsam_edge.shipped.bundles import CHECKPOINT, SUMS, UNPACKED, WEIGHTS, shipped_bundle, shipped_scores
 
 
 def test_every_modality_of_the_paper_has_a_measured_score() -> None:
@@ -119,3 +120,12 @@ def test_a_cache_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="the cache is not used: other users may write"):
         shipped_bundle("fundus")
+
+
+def test_every_sum_is_of_what_is_there() -> None:
+    lines = (line.split("  ") for line in (WEIGHTS / SUMS).read_text().splitlines())
+    contents = {path.name: path.read_bytes() for path in WEIGHTS.glob("*.xz")}
+    contents[UNPACKED] = lzma.decompress(contents[CHECKPOINT])
+    assert {name: sha256 for sha256, name in lines} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
+    }
