@@ -96,7 +96,8 @@ class ModelConfig(BaseModel):
         """The same sizes with every option as in the authors' published code."""
         return self.model_copy(
             update={
-                "shared_kv_token": True,  # nosec B105 (no password)
+                # Bandit takes a token of the network for a password.
+                "shared_kv_token": True,  # nosec B105
                 "joint_queries": True,
                 "shared_hypernetwork": True,
                 "prompt_gradient": "none",

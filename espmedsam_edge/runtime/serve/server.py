@@ -80,7 +80,8 @@ class Server:
     def url(self) -> str:
         """What to type into a browser on this machine, or for an address that others reach, on theirs."""
         host = self.address.host
-        if host in ("0.0.0.0", "::"):  # noqa: S104  # nosec B104 (it is compared, not bound)
+        # Compared, not bound.
+        if host in ("0.0.0.0", "::"):  # noqa: S104  # nosec B104
             host = socket.gethostname()
         return f"http://{Address(host, self.address.port)}/"
 
