@@ -70,6 +70,15 @@ def command(
     ),
     threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
     opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
+    crop: str | None = typer.Option(
+        None,
+        metavar="X,Y,W,H",
+        help="Segment that part of frames; auto: the picture inside borders and text. Results are the whole frame's.",
+    ),
+    rotate: int = typer.Option(0, help="Turn frames clockwise first: 90, 180 or 270."),
+    start: float | None = typer.Option(None, min=0, help="Leave out so many seconds of a video or stream at first."),
+    every: int | None = typer.Option(None, min=1, metavar="N", help="Take every N-th frame of videos and streams."),
+    fps: float | None = typer.Option(None, help="Take at most so many frames a second of videos and streams."),
     frames: int | None = typer.Option(None, min=1, help="Stop after that many frames of each source."),
     duration: float | None = typer.Option(None, min=0, help="Stop reading after that many seconds."),
     max_latency: float | None = typer.Option(
@@ -147,6 +156,11 @@ def command(
             give_up=give_up,
             decoder=decoder,
             anonymous_names=anonymous_names,
+            crop=crop,
+            rotate=rotate,
+            start=start,
+            every=every,
+            fps=fps,
         )
         with Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)

@@ -34,6 +34,7 @@ from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.phantom import scene_named
+from espmedsam_edge.runtime.sources.selection import SelectedSource
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
 if TYPE_CHECKING:
@@ -310,6 +311,9 @@ class Inference:
         live = LiveOptions(BackOff(give_up=reading.give_up), reading.decoder)
         named = [scene_named(source, modality) for source in self.request.named]
         self.sources, self._failures = open_sources(named, live, self._names if reading.anonymous_names else None)
+        selection = reading.selection()
+        if not selection.everything:
+            self.sources = [SelectedSource(source, selection) for source in self.sources]
 
     def _loaded(self, stack: ExitStack, bundle: Bundle, modality: str | None, style: OverlayStyle | None) -> Segmenter:
         model = self.request.model

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.imaging.crop import parse_crop
 from espmedsam_edge.runtime.backends.backend import DeviceUse
 from espmedsam_edge.runtime.run.jobs import LiveReport
 from espmedsam_edge.runtime.serve.options import ServeOptions
+from espmedsam_edge.runtime.sources.selection import Selection
 from espmedsam_edge.runtime.sources.source import Failure
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]
 Uids = Literal["hashed", "plain"]
+_FASTEST = 10_000  # frames a second
 
 
 def _check_least(name: str, value: float | None, least: float) -> None:
@@ -67,6 +70,12 @@ class ReadingOptions:
         give_up: give a live source up that is gone for that many seconds; None: never.
         decoder: of streams: "software" is PyAV, "hardware" the Jetson's, "auto" hardware where there is one.
         anonymous_names: call sources source-1, source-2-0001, ... in results and messages: names may hold a patient's.
+        crop: the part of each frame that is segmented, (x, y, width, height) in pixels, or that as text; "auto": the
+            picture inside black borders and text panels. Results are the whole frame's, with nothing outside.
+        rotate: turn frames clockwise by 90, 180 or 270 degrees, before ``crop``; results are the turned frame's.
+        start: leave out so many seconds of each video, camera and stream at first.
+        every: take each so many-th frame of them. Indices and times stay the source's.
+        fps: take at most so many frames a second of them.
     """
 
     frames: int | None = None
@@ -75,12 +84,32 @@ class ReadingOptions:
     give_up: float | None = None
     decoder: Decoder = "auto"
     anonymous_names: bool = False
+    crop: str | Sequence[int] | None = None
+    rotate: int = 0
+    start: float | None = None
+    every: int | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         _check_least("frames", self.frames, 1)
-        for name in ("duration", "max_latency", "give_up"):
+        _check_least("every", self.every, 1)
+        if self.fps is not None and not 0 < self.fps <= _FASTEST:
+            raise UserError(f"fps {self.fps} is not a number over 0.", "For one frame every two seconds: 0.5")
+        if self.fps is not None and self.every is not None:
+            raise UserError("every and fps cannot be given together.", "Leave one of them out.")
+        if self.rotate not in (0, 90, 180, 270):
+            raise UserError(f"rotate {self.rotate} is none of 90, 180 and 270.", "Degrees, clockwise.")
+        self.selection()  # checks ``crop``
+        for name in ("duration", "max_latency", "give_up", "start"):
             _check_least(name, getattr(self, name), 0)
         _check_known("decoder", self.decoder, get_args(Decoder))
+
+    def selection(self) -> Selection:
+        """What of the sources is segmented, for one run."""
+        text = self.crop if isinstance(self.crop, str) or self.crop is None else ",".join(map(str, self.crop))
+        crop = None if text is None else parse_crop(text)
+        auto = text is not None and crop is None
+        return Selection(self.start or 0.0, self.every or 1, self.fps, self.rotate, crop, auto)
 
 
 @dataclass(frozen=True)
@@ -147,6 +176,10 @@ class InferenceRequest:
     outputs: Outputs | None = Outputs()
     reading: ReadingOptions = ReadingOptions()
     serve: ServeOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.reading.rotate and self.outputs is not None and self.outputs.dicom_seg is not None:
+            raise UserError("a DICOM-SEG lies on its source's own pixels.", "Leave --rotate or --dicom-seg out.")
 
     @property
     def named(self) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import Frame, probability_from_logits
+from espmedsam_edge.imaging.crop import Crop
+from espmedsam_edge.imaging.geometry import Frame, mask_from_logits, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay, write_notice
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
@@ -95,6 +96,7 @@ class Segmentation:
         timings: seconds by stage.
         measured: what a backend on a GPU measured on its way; None: measured here when it is asked for.
         drawn: the overlay that such a backend drew, if the segmenter was told to.
+        crop: the part of the frame that was segmented, which ``logits`` are of; None: all.
     """
 
     mask: Mask
@@ -104,6 +106,36 @@ class Segmentation:
     timings: Timings
     measured: Measured | None = None
     drawn: Drawn | None = None
+    crop: Crop | None = None
+
+    def at(self, threshold: float) -> Segmentation:
+        """The result at another threshold, from the same logits."""
+        if self.crop is None:
+            mask: Mask = mask_from_logits(self.logits, self.size, threshold)
+        else:
+            mask = np.zeros(self.size, np.uint8)
+            self.crop.of(mask)[:] = mask_from_logits(self.logits, (self.crop.height, self.crop.width), threshold)
+        return replace(self, mask=mask, threshold=threshold, measured=None, drawn=None)
+
+    def placed(self, crop: Crop, frame: Frame) -> Segmentation:
+        """The result of a part as that of its whole frame: nothing outside, all places in the frame's pixels.
+
+        Args:
+            crop: what was segmented.
+            frame: (H, W, 3) uint8 BGR, the whole of it; not written to.
+        """
+        mask: Mask = np.zeros(frame.shape[:2], np.uint8)
+        crop.of(mask)[:] = self.mask
+        measured, drawn = self.measured, self.drawn
+        if measured is not None and measured.bounding_box is not None and measured.centroid is not None:
+            (x, y, *sides), (across, down) = measured.bounding_box, measured.centroid
+            box = (x + crop.x, y + crop.y, sides[0], sides[1])
+            measured = Measured(measured.area, box, (across + crop.x, down + crop.y))
+        if drawn is not None:
+            image: Frame = frame.copy()
+            crop.of(image)[:] = drawn.image
+            drawn = replace(drawn, image=image)
+        return replace(self, mask=mask, measured=measured, drawn=drawn, crop=crop)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -112,8 +144,12 @@ class Segmentation:
         return height, width
 
     def probability(self) -> NDArray[np.float32]:
-        """Foreground probability at frame size, (H, W) float32 in 0..1; computed anew at each call, not kept."""
-        return probability_from_logits(self.logits, self.size)
+        """Foreground probability at frame size, (H, W) float32 in 0..1 (0 outside a crop); computed anew, not kept."""
+        if self.crop is None:
+            return probability_from_logits(self.logits, self.size)
+        whole = np.zeros(self.size, np.float32)
+        self.crop.of(whole)[:] = probability_from_logits(self.logits, (self.crop.height, self.crop.width))
+        return whole
 
     def overlay(self, frame: Frame, style: OverlayStyle) -> Frame:
         """The mask drawn on its frame, (H, W, 3) uint8 BGR: what the backend drew in this style, else drawn now."""

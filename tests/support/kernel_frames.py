@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.runtime.kernels.frame_view import BT601, BT709, FrameView, PixelFormat, YuvMatrix
 
 GUARD = 64  # bytes before and after every buffer
@@ -81,6 +82,7 @@ class FrameCase:
         seed: of the content.
         window: GRAY16.
         matrix: NV12.
+        around: columns left and right, rows above and below, of a larger frame that it is cut out of in place.
     """
 
     pixels: PixelFormat
@@ -91,11 +93,14 @@ class FrameCase:
     seed: int = 0
     window: tuple[float, float] = (0.0, 65535.0)
     matrix: YuvMatrix = BT601
+    around: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def make(self, memory: Memory) -> tuple[FrameView, NDArray[np.uint8]]:
         """The frame in ``memory``, and the (H, W, 3) BGR picture that the CPU backend would see."""
         rng = np.random.default_rng(self.seed)
-        shape = self.pixels.shape(self.width, self.height)
+        left, right, above, below = self.around
+        width, height = left + self.width + right, above + self.height + below
+        shape = self.pixels.shape(width, height)
         array = rng.integers(0, np.iinfo(self.pixels.dtype).max, shape, self.pixels.dtype, endpoint=True)
         if self.pixels is PixelFormat.GRAY16:  # no sample that float32 and float64 may round to different levels
             array[np.abs(self._levels(array) % 1 - 0.5) < 1e-3] = int(self.window[0])
@@ -104,11 +109,11 @@ class FrameCase:
         padded = np.full((shape[0], pitch), NOISE, np.uint8)
         padded[:, : raw.shape[1]] = raw
         address = memory.put(padded.reshape(-1)[: padded.size - self.padding], self.skew)
-        chroma = address + self.height * pitch if self.pixels is PixelFormat.NV12 else 0
+        chroma = address + height * pitch if self.pixels is PixelFormat.NV12 else 0
         view = FrameView(
             self.pixels,
-            self.width,
-            self.height,
+            width,
+            height,
             address,
             pitch,
             chroma,
@@ -116,7 +121,10 @@ class FrameCase:
             self.window,
             self.matrix,
         )
-        return view, self._as_bgr(array)
+        if not any(self.around):
+            return view, self._as_bgr(array)
+        crop = Crop(left, above, self.width, self.height)
+        return view.cropped(crop), np.ascontiguousarray(crop.of(self._as_bgr(array)))
 
     def _levels(self, samples: NDArray[Any]) -> NDArray[np.float64]:
         black, white = self.window
@@ -151,6 +159,11 @@ def _yuv_to_bgr(array: NDArray[np.uint8], matrix: YuvMatrix) -> NDArray[np.uint8
 _SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 160]), st.integers(41, 300))
 
 
+def _around(step: int) -> st.SearchStrategy[tuple[int, int, int, int]]:
+    side = st.integers(0, 20).map(lambda n: n * step)
+    return st.tuples(side, side, side, side)
+
+
 @st.composite
 def frame_cases(draw: st.DrawFn) -> FrameCase:
     """Frames of any format, size, pitch and alignment."""
@@ -171,4 +184,5 @@ def frame_cases(draw: st.DrawFn) -> FrameCase:
         draw(st.integers(0, 1 << 16)),
         draw(st.sampled_from([(0.0, 65535.0), (0.0, 4095.0), (1000.0, 40000.0)])),
         draw(st.sampled_from([BT601, BT709])),
+        draw(st.one_of(st.just((0, 0, 0, 0)), _around(2 if pixels is PixelFormat.NV12 else 1))),
     )

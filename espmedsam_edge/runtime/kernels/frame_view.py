@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.runtime.kernels.parameters import MAX_SIDE
 from espmedsam_edge.runtime.kernels.parameters import Frame as FrameParameters
 from espmedsam_edge.runtime.segmentation import DoesNotFit
@@ -146,6 +147,25 @@ class FrameView:
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return self.height, self.width
+
+    def cropped(self, crop: Crop) -> FrameView:
+        """A part of it, read in place: the same rows from further on.
+
+        Raises:
+            UserError: not inside the frame, or of odd places or sides in NV12.
+        """
+        crop.check(self.size)
+        if self.format is PixelFormat.NV12 and any(side % 2 for side in crop):
+            raise UserError(
+                f"crop {crop} of an NV12 frame: it has one colour for two columns and two rows.", "Give even numbers."
+            )
+        return replace(
+            self,
+            width=crop.width,
+            height=crop.height,
+            pixels=self.pixels + crop.y * self.pitch + crop.x * self.format.bytes_per_pixel,
+            chroma=self.chroma and self.chroma + crop.y // 2 * self.chroma_pitch + crop.x,
+        )
 
     def parameters(self) -> FrameParameters:
         """As the kernels take it."""

@@ -12,6 +12,7 @@ from typing import cast
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.in_flight import Outcome
 from espmedsam_edge.runtime.run.jobs import Job, LiveReport
+from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sources.source import LiveFrames, SourceFrame
 
@@ -263,3 +264,10 @@ def live_report(lane: LiveLane) -> LiveReport:
         latency=latency,
         failed=state.failed,
     )
+
+
+def of_the_whole(frame: SourceFrame, outcome: Outcome) -> Outcome:
+    """What came of a frame's crop as what came of the frame."""
+    if frame.crop is None or not isinstance(outcome, Segmentation):
+        return outcome
+    return outcome.placed(frame.crop, frame.image)

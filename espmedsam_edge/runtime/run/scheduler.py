@@ -20,7 +20,16 @@ from espmedsam_edge.runtime.run import lanes
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
-from espmedsam_edge.runtime.run.lanes import Allowance, FileLane, Item, JobState, Lane, LiveLane, live_report
+from espmedsam_edge.runtime.run.lanes import (
+    Allowance,
+    FileLane,
+    Item,
+    JobState,
+    Lane,
+    LiveLane,
+    live_report,
+    of_the_whole,
+)
 from espmedsam_edge.runtime.run.threads import ThreadGroup
 from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -250,7 +259,7 @@ class Run:
                 continue
             group = self._next_group()
             if group:
-                self.in_flight.segment(group, [item.frame.image for item in group], settings)
+                self.in_flight.segment(group, [item.frame.segmented for item in group], settings)
             del group  # not held while waiting for the next
 
     def _frames_come(self) -> bool:
@@ -290,6 +299,7 @@ class Run:
         return group
 
     def _segmented(self, group: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+        outcomes = [of_the_whole(item.frame, outcome) for item, outcome in zip(group, outcomes, strict=True)]
         with self.changed:
             for item, outcome in zip(group, outcomes, strict=True):
                 if not isinstance(outcome, DoesNotFit | NotFinite):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.runtime.run.controls import Controls, RunSettings
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -230,10 +229,10 @@ class LiveView:
         """The held frame's result under the settings of now."""
         wanted = settings.segmenter
         if wanted is not None and wanted.modality != result.modality:
-            renewed = wanted.segment_batch([frame.image], settings.threshold)[0]
+            renewed = wanted.segment_batch([frame.segmented], settings.threshold)[0]
+            renewed = renewed if frame.crop is None else renewed.placed(frame.crop, frame.image)
         elif settings.threshold is not None and settings.threshold != result.threshold:
-            mask = mask_from_logits(result.logits, result.size, settings.threshold)
-            renewed = replace(result, mask=mask, threshold=settings.threshold, measured=None, drawn=None)
+            renewed = result.at(settings.threshold)
         else:
             return result
         with self._lock:

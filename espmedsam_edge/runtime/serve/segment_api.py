@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.crop import Crop, find_picture, parse_crop
 from espmedsam_edge.imaging.decode import decode_image, max_pixels
 from espmedsam_edge.imaging.decoder_process import PictureDecoder, is_cheap
 from espmedsam_edge.imaging.encode import encode_image
@@ -38,7 +39,7 @@ BODY_SECONDS = 30.0
 
 _WAITING, _WAITING_OF_A_CLIENT = 16, 8
 _AT_WORK = 4
-_PARAMETERS = ("modality", "threshold")
+_PARAMETERS = ("modality", "threshold", "crop")
 
 Made = TypeVar("Made")
 Kind = Literal["image/png", "application/json"]
@@ -81,12 +82,16 @@ class SegmentService:
         try:
             kind = preferred_kind(request.headers.get("accept"))
             modality, threshold = self._parameters(request)
+            wanted = request.query_params.get("crop")
+            if wanted is not None:
+                _parsed_crop(wanted)
             async with self._seats.place(client):
                 data = await _body(request)
                 begin = time.perf_counter()
                 async with self._seats.seat(client) as decoder:
                     frame = await self._in_thread(_decode, data, decoder)
-                    work = partial(self._segment, frame, modality, threshold)
+                    crop = None if wanted is None else await self._in_thread(_crop, wanted, frame)
+                    work = partial(self._segment, frame, crop, modality, threshold)
                     result = await anyio.to_thread.run_sync(work, limiter=self._graph)
                     response = await self._in_thread(_encoded, result, kind)
         except Full:
@@ -120,10 +125,12 @@ class SegmentService:
             raise Refused(400, "no such modality here.", f"Known: {names}.")
         return modality, _threshold(query.get("threshold"))
 
-    def _segment(self, frame: Frame, modality: str, threshold: float | None) -> Segmentation:
+    def _segment(self, frame: Frame, crop: Crop | None, modality: str, threshold: float | None) -> Segmentation:
         """In a thread, one at a time."""
         try:
-            return self._panel.pool.get(modality).segment_batch([frame], threshold)[0]
+            part = frame if crop is None else crop.of(frame)
+            result = self._panel.pool.get(modality).segment_batch([part], threshold)[0]
+            return result if crop is None else result.placed(crop, frame)
         except UserError as error:  # not the client's doing, and it may name this machine's files
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
 
@@ -183,6 +190,25 @@ def _threshold(text: str | None) -> float | None:
     if not 0 < threshold < 1:
         raise Refused(400, "the threshold is not a number between 0 and 1.", "0.5 is usual.")
     return threshold
+
+
+def _parsed_crop(text: str) -> Crop | None:
+    try:
+        return parse_crop(text)
+    except UserError as error:
+        raise Refused(400, "the crop is not four whole numbers, or it is empty.", error.hint) from error
+
+
+def _crop(text: str, frame: Frame) -> Crop | None:
+    """The part of an image that a request names, or the picture in it."""
+    crop = _parsed_crop(text)
+    if crop is None:
+        return find_picture([frame])
+    try:
+        crop.check((frame.shape[0], frame.shape[1]))
+    except UserError as error:
+        raise Refused(400, error.message, error.hint) from error
+    return crop
 
 
 async def _body(request: Request) -> bytes:

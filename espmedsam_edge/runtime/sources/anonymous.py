@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Literal
 
 from espmedsam_edge.errors import UserError, printable
+from espmedsam_edge.runtime.sources.passed_on import PassedOn
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
 
@@ -80,7 +78,7 @@ def _plain(name: str) -> str:
     return printable(" ".join(name.split()))
 
 
-class NumberedSource:
+class NumberedSource(PassedOn):
     """A source of files under another name, whose frames have their files' numbers for an address.
 
     What it says of what it cannot read has the files' names, which ``SourceNames`` hides where it is shown.
@@ -92,47 +90,14 @@ class NumberedSource:
     """
 
     def __init__(self, source: Source, name: str, names: SourceNames) -> None:
-        self._source, self._names = source, names
-        self.name = name if len(source.files) > 1 else names.files[source.files[0]]
+        super().__init__(source)
+        self._names = names
+        self._name = name if len(source.files) > 1 else names.files[source.files[0]]
 
     @property
-    def kind(self) -> Literal["images", "video"]:
+    def name(self) -> str:
         """See ``Source``."""
-        return self._source.kind
-
-    @property
-    def live(self) -> bool:
-        """See ``Source``."""
-        return self._source.live
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """See ``Source``."""
-        return self._source.files
-
-    @property
-    def fps(self) -> Fraction | None:
-        """See ``Source``."""
-        return self._source.fps
-
-    @property
-    def length(self) -> int | None:
-        """See ``Source``."""
-        return self._source.length
-
-    @property
-    def failures(self) -> list[Failure]:
-        """See ``Source``."""
-        return self._source.failures
-
-    def __enter__(self) -> NumberedSource:
-        self._source.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._source.__exit__(kind, error, traceback)
+        return self._name
 
     def __iter__(self) -> Iterator[SourceFrame]:
         for frame in self._source:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
+from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame
 
 
@@ -35,6 +36,7 @@ class SourceFrame:
         address: of a camera or a stream, without user names, passwords and queries; "" for files, unless they go by
             numbers (``anonymous``).
         aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.
+        crop: the part of it that is segmented; None: all.
     """
 
     image: Frame
@@ -46,6 +48,12 @@ class SourceFrame:
     spacing: tuple[float, float] | None = None
     address: str = ""
     aspect: Fraction = Fraction(1)
+    crop: Crop | None = None
+
+    @property
+    def segmented(self) -> Frame:
+        """What of the image is segmented: all, or a view of the crop."""
+        return self.image if self.crop is None else self.crop.of(self.image)
 
     @property
     def source(self) -> str:
@@ -124,3 +132,6 @@ class LiveFrames(Source, Protocol):
 
     def listen(self, call: Callable[[], None]) -> None:
         """Have ``call`` called when a frame has come or the source has ended."""
+
+    def stop(self) -> None:
+        """Have no more frames come; from any thread."""

@@ -14,6 +14,7 @@ import pytest
 from serving_setup import Stage, png, staged
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve import segment_api
 from espmedsam_edge.runtime.serve.segment_api import preferred_kind
@@ -46,6 +47,23 @@ def test_masks_and_measurements_are_the_segmenters(
     del wanted["milliseconds"]
     assert {key: found[key] for key in wanted} == json.loads(json.dumps(wanted))
     assert found["contours"] == [contour.tolist() for contour in expected.contours()]
+
+
+@pytest.mark.parametrize("crop", ["20,10,60,50", "auto"])
+def test_a_crop_gives_the_whole_images_results(stage: Stage, toy_bundle_of_two: Bundle, crop: str) -> None:
+    picture = np.zeros((90, 130, 3), np.uint8)
+    picture[10:60, 20:80] = np.maximum(png()[0][:50, :60], 40)
+    file = encode_image(picture, ".png")
+    with Segmenter.load(toy_bundle_of_two, "fundus") as segmenter:
+        part = segmenter.segment(picture[10:60, 20:80])
+    answer = stage.client.post(f"/v1/segment?crop={crop}", content=file, headers={"Accept": "image/png"})
+    assert answer.status_code == 200
+    mask = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    expected = np.zeros((90, 130), np.uint8)
+    expected[10:60, 20:80] = part.mask
+    np.testing.assert_array_equal(mask, expected)
+    found = stage.client.post(f"/v1/segment?crop={crop}", content=file).json()
+    assert (found["width"], found["height"], found["area"]) == (130, 90, part.area)
 
 
 def test_a_viewers_choice_does_not_change_the_service(stage: Stage) -> None:
@@ -103,6 +121,9 @@ _IMAGE = png()[1]
         ("?threshold=x", {}, _IMAGE, 400),
         ("?threshold=0.5&threshold=0.6", {}, _IMAGE, 400),
         ("?size=5", {}, _IMAGE, 400),
+        ("?crop=1,2,3", {}, _IMAGE, 400),
+        ("?crop=0,0,0,1", {}, _IMAGE, 400),
+        ("?crop=0,0,1,99999", {}, _IMAGE, 400),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_words(
