@@ -4,8 +4,8 @@
 
 A run on the live phantom with a backend that sleeps for 5 ms, its server on, and in a process of its own: a viewer that
 reads all the time, another that comes and goes every 20 seconds and moves a control, a scrape of the metrics every ten
-seconds and an image for the service every ten. With ``--clips`` so many clips of 300 frames are segmented beside the live
-source. With ``--clock`` the clock is set back by an hour in the middle, for this process alone, by Debian's faketime:
+seconds and an image for the service every ten. With ``--clips`` so many clips of 300 frames are segmented beside the
+live source. With ``--clock`` the clock is set back by an hour in the middle, for this process alone, by Debian's faketime:
 
     DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 FAKETIME_TIMESTAMP_FILE=clock \\
     LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 python benchmarks/soak.py --clock clock ...
