@@ -1,15 +1,12 @@
 """Whether a live run with its view stays flat: memory, threads, open files and the order of frames over half an hour.
 
-    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30] [--clips 100] [--clock FILE]
+    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30] [--clips 100] [--clock-back]
 
 A run on the live phantom with a backend that sleeps for 5 ms, its server on, and in a process of its own: a viewer that
 reads all the time, another that comes and goes every 20 seconds and moves a control, a scrape of the metrics every ten
 seconds and an image for the service every ten. With ``--clips`` so many clips of 300 frames are segmented beside the
-live source. With ``--clock`` the clock is set back by an hour in the middle, for this process alone, by Debian's faketime:
-
-    DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 FAKETIME_TIMESTAMP_FILE=clock \\
-    LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 python benchmarks/soak.py --clock clock ...
-
+live source. With
+``--clock-back`` what Python code of this process reads as the time of day goes back by an hour in the middle.
 Samples once a second; the first minute is warm-up. Result: see ``benchmarks/README.md``.
 """
 
@@ -157,6 +154,13 @@ def clients(url: str, seconds: float, every: float, pipe: Connection) -> None:
     pipe.send(asdict(seen))
 
 
+def set_back(seconds: float = 3600) -> None:
+    """The time of day, as Python code reads it, goes back; the clock that only grows does not."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() - seconds
+    time.time_ns = lambda: now_ns() - round(1e9 * seconds)
+
+
 def sample() -> dict[str, int]:
     """Resident bytes, threads and open files of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -184,7 +188,7 @@ def soak(
     every: float,
     size: str = "640x480",
     clips: Sequence[str] = (),
-    clock: Path | None = None,
+    clock_back: bool = False,
 ) -> dict[str, Any]:
     """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds."""
     ordered, samples = Ordered(), list[dict[str, float]]()
@@ -205,10 +209,9 @@ def soak(
         there.close()
         jumped: float | None = None
         while run.is_alive():
-            if clock is not None and jumped is None and time.monotonic() - begin > seconds / 2:
+            if clock_back and jumped is None and time.monotonic() - begin > seconds / 2:
                 before = time.time()
-                clock.write_text("-1h")
-                time.sleep(1.0)
+                set_back()
                 jumped = round(time.time() - before)
             time.sleep(1.0)
             samples.append({"at": round(time.monotonic() - begin, 1), **sample()})
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--clips", type=int, default=0, help="files beside the live source")
-    parser.add_argument("--clock", type=Path, help="faketime's file, see above")
+    parser.add_argument("--clock-back", action="store_true", help="by an hour, in the middle")
     parser.add_argument("--note", help="what should be known of the circumstances")
     arguments = parser.parse_args()
     environment = collect_environment()
@@ -266,7 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clips = make_clips(Path(folder), arguments.clips) if arguments.clips else []
         timing: dict[str, Any] = {"warm_up": min(60, seconds / 4), "every": 20}
-        result = soak(seconds, arguments.fps, clips=clips, clock=arguments.clock, **timing)
+        result = soak(seconds, arguments.fps, clips=clips, clock_back=arguments.clock_back, **timing)
     if arguments.note:
         result = {"note": arguments.note, **result}
     document = {"schema": 1, "kind": "soak", "environment": environment, **result}

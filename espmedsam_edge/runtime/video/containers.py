@@ -48,7 +48,7 @@ def looks_like_video(start: bytes) -> bool:
 
 
 def cut_off(path: Path) -> bool:
-    """Whether the container states more bytes than the file has; False where it does not state it, or the file is gone."""
+    """Whether the container states more bytes than the file has; False where it does not say, or is gone."""
     try:
         stream = path.open("rb")
     except OSError:
