@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from espmedsam_edge.protobuf import BYTES, FIXED32, VARINT, Field, NotProtobufError, fields, read_varint
+
 MOST_FIELDS = 500_000
 """Of protobuf, in a graph: the largest that export writes have 30,000."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
-# Protobuf's wire types; onnx.proto has no groups, the other two
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_LARGEST_FIELD = (1 << 29) - 1
 _SMALL = 1024  # elements of a tensor whose values may matter for shapes
 
 # AttributeProto.type: the kinds that no graph or tensor is in
@@ -91,9 +90,9 @@ def read_header(content: bytes) -> OnnxHeader | None:
     walker = _Walker(content)
     try:
         for number, kind, start, end in walker.fields(0, len(content)):
-            if (number, kind) == (1, _VARINT):
+            if (number, kind) == (1, VARINT):
                 ir_version = walker.number(start)
-            elif (number, kind) == (8, _BYTES):
+            elif (number, kind) == (8, BYTES):
                 domain, version = walker.opset(start, end)
                 opset = version if domain in _DEFAULT_DOMAINS else opset
     except GraphRefused:
@@ -117,52 +116,30 @@ class _Walker:
     def __init__(self, content: bytes) -> None:
         self.content, self.left = content, MOST_FIELDS
 
-    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of the message from ``start`` to ``end``: (number, wire type, where the content is, its end)."""
-        content, at = self.content, start
-        while at < end:
-            self.left -= 1
-            if self.left < 0:
-                raise GraphRefused(f"it has more than {MOST_FIELDS:,} fields")
-            tag = content[at]
-            at += 1
-            if tag > 0x7F:
-                tag, at = self._varint(at - 1)
-            number, kind = tag >> 3, tag & 7
-            if not 0 < number <= _LARGEST_FIELD:
-                raise GraphRefused(_NO_ONNX)
-            begin = at
-            if kind == _BYTES:
-                length, begin = self._varint(at)
-                at = begin + length
-            elif kind == _VARINT:
-                _, at = self._varint(at)
-            elif kind == _FIXED32:
-                at += 4
-            elif kind == _FIXED64:
-                at += 8
-            else:
-                raise GraphRefused(_NO_ONNX)
-            if at > end:
-                raise GraphRefused(_NO_ONNX)
-            yield number, kind, begin, at
+    def fields(self, start: int, end: int) -> Iterator[Field]:
+        """The fields of the message from ``start`` to ``end``."""
+        try:
+            for found in fields(self.content, start, end):
+                self._count()
+                yield found
+        except NotProtobufError as error:
+            raise GraphRefused(_NO_ONNX) from error
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        content, value = self.content, 0
-        for shift in range(0, 70, 7):
-            if at >= len(content):
-                raise GraphRefused(_NO_ONNX)
-            byte = content[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value & 0xFFFF_FFFF_FFFF_FFFF, at
-        raise GraphRefused(_NO_ONNX)
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise GraphRefused(f"it has more than {MOST_FIELDS:,} fields")
+
+    def _number(self, start: int) -> tuple[int, int]:
+        try:
+            value, end = read_varint(self.content, start)
+        except NotProtobufError as error:
+            raise GraphRefused(_NO_ONNX) from error
+        return value - (1 << 64) if value >= 1 << 63 else value, end
 
     def number(self, start: int) -> int:
         """A signed number of 64 bits."""
-        value, _ = self._varint(start)
-        return value - (1 << 64) if value >= 1 << 63 else value
+        return self._number(start)[0]
 
     def text(self, start: int, end: int) -> str:
         """A name."""
@@ -173,15 +150,13 @@ class _Walker:
 
     def numbers(self, kind: int, start: int, end: int) -> list[int]:
         """A repeated field's integers: one, or several packed."""
-        if kind == _VARINT:
+        if kind == VARINT:
             return [self.number(start)]
         values = []
         while start < end:
-            self.left -= 1
-            if self.left < 0:
-                raise GraphRefused(f"it has more than {MOST_FIELDS:,} fields")
-            values.append(self.number(start))
-            _, start = self._varint(start)
+            self._count()
+            value, start = self._number(start)
+            values.append(value)
         return values
 
     def floats(self, start: int, end: int) -> list[float]:
@@ -194,9 +169,9 @@ class _Walker:
         """A set of operators: its domain and version."""
         domain, version = "", 0
         for number, kind, begin, stop in self.fields(start, end):
-            if (number, kind) == (1, _BYTES):
+            if (number, kind) == (1, BYTES):
                 domain = self.text(begin, stop)
-            elif (number, kind) == (2, _VARINT):
+            elif (number, kind) == (2, VARINT):
                 version = self.number(begin)
         return domain, version
 
@@ -205,7 +180,7 @@ class _Walker:
         opsets: dict[str, int] = {}
         graphs: list[OnnxGraph] = []
         for number, kind, start, end in self.fields(0, len(self.content)):
-            if kind != _BYTES:
+            if kind != BYTES:
                 continue
             if number == 8:
                 domain, version = self.opset(start, end)
@@ -223,7 +198,7 @@ class _Walker:
         """GraphProto."""
         found = OnnxGraph({}, [], {}, {}, [])
         for number, kind, begin, stop in self.fields(start, end):
-            if kind != _BYTES:
+            if kind != BYTES:
                 continue
             if number == 1:
                 found.nodes.append(self.node(begin, stop))
@@ -244,7 +219,7 @@ class _Walker:
         """NodeProto."""
         node = OnnxNode()
         for number, kind, begin, stop in self.fields(start, end):
-            if kind != _BYTES:
+            if kind != BYTES:
                 continue
             if number == 1:
                 node.inputs.append(self.text(begin, stop))
@@ -266,21 +241,21 @@ class _Walker:
         name, kind_of, one = "", 0, {_FLOAT: 0.0, _INT: 0}
         text, ints, floats, texts = "", list[int](), list[float](), list[str]()
         for number, kind, begin, stop in self.fields(start, end):
-            if (number, kind) == (1, _BYTES):
+            if (number, kind) == (1, BYTES):
                 name = self.text(begin, stop)
-            elif (number, kind) == (2, _FIXED32):
+            elif (number, kind) == (2, FIXED32):
                 one[_FLOAT] = self.floats(begin, stop)[0]
-            elif (number, kind) == (3, _VARINT):
+            elif (number, kind) == (3, VARINT):
                 one[_INT] = self.number(begin)
-            elif (number, kind) == (4, _BYTES):
+            elif (number, kind) == (4, BYTES):
                 text = self.text(begin, stop)
-            elif number == 7 and kind in (_FIXED32, _BYTES):
+            elif number == 7 and kind in (FIXED32, BYTES):
                 floats += self.floats(begin, stop)
-            elif number == 8 and kind in (_VARINT, _BYTES):
+            elif number == 8 and kind in (VARINT, BYTES):
                 ints += self.numbers(kind, begin, stop)
-            elif (number, kind) == (9, _BYTES):
+            elif (number, kind) == (9, BYTES):
                 texts.append(self.text(begin, stop))
-            elif (number, kind) == (20, _VARINT):
+            elif (number, kind) == (20, VARINT):
                 kind_of = self.number(begin)
             elif number in (5, 6, 10, 11, 14, 15, 21, 22, 23):
                 raise GraphRefused("a node of it has a graph, a tensor or a reference in an attribute")
@@ -297,21 +272,21 @@ class _Walker:
         given: list[float] = []
         unread = 0  # packed floats that are too many to matter
         for number, kind, begin, stop in self.fields(start, end):
-            if number == 1 and kind in (_VARINT, _BYTES):
+            if number == 1 and kind in (VARINT, BYTES):
                 shape += self.numbers(kind, begin, stop)
-            elif (number, kind) == (2, _VARINT):
+            elif (number, kind) == (2, VARINT):
                 kind_of = self.number(begin)
-            elif number == 4 and kind == _BYTES and stop - begin > 4 * _SMALL:
+            elif number == 4 and kind == BYTES and stop - begin > 4 * _SMALL:
                 unread += (stop - begin) // 4
-            elif number == 4 and kind in (_FIXED32, _BYTES):
+            elif number == 4 and kind in (FIXED32, BYTES):
                 given += self.floats(begin, stop)
-            elif number in (5, 7) and kind in (_VARINT, _BYTES):
+            elif number in (5, 7) and kind in (VARINT, BYTES):
                 given += self.numbers(kind, begin, stop)
-            elif (number, kind) == (8, _BYTES):
+            elif (number, kind) == (8, BYTES):
                 name = self.text(begin, stop)
-            elif (number, kind) == (9, _BYTES):
+            elif (number, kind) == (9, BYTES):
                 raw = (begin, stop)
-            elif number == 13 or (number == 14 and kind == _VARINT and self.number(begin) != 0):
+            elif number == 13 or (number == 14 and kind == VARINT and self.number(begin) != 0):
                 raise GraphRefused("it keeps weights outside the file")
         if kind_of not in TYPES:
             raise GraphRefused(f"its constant '{name}' is of type {kind_of}")
@@ -327,22 +302,22 @@ class _Walker:
 
     def value_name(self, start: int, end: int) -> str:
         """The name in a ValueInfoProto."""
-        names = [self.text(a, b) for number, kind, a, b in self.fields(start, end) if (number, kind) == (1, _BYTES)]
+        names = [self.text(a, b) for number, kind, a, b in self.fields(start, end) if (number, kind) == (1, BYTES)]
         return names[-1] if names else ""
 
     def value_shape(self, start: int, end: int) -> tuple[int, ...]:
         """The shape in a ValueInfoProto: its type's, which is a tensor's."""
         place = (start, end)
         for wanted in (2, 1, 2):  # ValueInfoProto.type, TypeProto.tensor_type, TypeProto.Tensor.shape
-            found = [(a, b) for number, kind, a, b in self.fields(*place) if (number, kind) == (wanted, _BYTES)]
+            found = [(a, b) for number, kind, a, b in self.fields(*place) if (number, kind) == (wanted, BYTES)]
             if len(found) != 1:  # protobuf would merge several
                 raise GraphRefused("its input has no shape")
             place = found[0]
         shape = []
         for number, kind, begin, stop in self.fields(*place):
-            if (number, kind) == (1, _BYTES):
+            if (number, kind) == (1, BYTES):
                 sizes = [
-                    self.number(a) for known, form, a, _ in self.fields(begin, stop) if (known, form) == (1, _VARINT)
+                    self.number(a) for known, form, a, _ in self.fields(begin, stop) if (known, form) == (1, VARINT)
                 ]
                 if len(sizes) != 1:
                     raise GraphRefused("its input has no static shape")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 # Wire types; onnx.proto has no groups, the other two
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -20,53 +20,59 @@ class Field(NamedTuple):
     Attributes:
         number: which field.
         kind: its wire type.
-        value: a varint's number; of bytes, their count; of a number of fixed size, 0.
         start: where its content begins, without a length before it.
         end: where it ends, and the next field begins.
     """
 
     number: int
     kind: int
-    value: int
     start: int
     end: int
 
 
-def fields(stream: BinaryIO, end: int) -> Iterator[Field]:
-    """The fields of the message from where the stream is to ``end``; what they hold is not read.
-
-    The stream is then at a field's content, of a varint behind it; wherever it is left, the next field is read from
-    behind the last.
+def fields(content: bytes, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message that lies from ``start`` to ``end``; what they hold is not read.
 
     Raises:
         NotProtobufError: it is no such message.
     """
-    while stream.tell() < end:
-        tag = _varint(stream)
+    at = start
+    while at < end:
+        tag, begin = read_varint(content, at)
         number, kind = tag >> 3, tag & 7
         if not 0 < number <= _LARGEST_FIELD:
             raise NotProtobufError(f"field {number}")
-        if kind not in (VARINT, FIXED64, BYTES, FIXED32):
+        if kind == BYTES:
+            length, begin = read_varint(content, begin)
+            at = begin + length
+        elif kind == VARINT:
+            _, at = read_varint(content, begin)
+        elif kind == FIXED32:
+            at = begin + 4
+        elif kind == FIXED64:
+            at = begin + 8
+        else:
             raise NotProtobufError(f"wire type {kind}")
-        place = stream.tell()
-        value = _varint(stream) if kind in (VARINT, BYTES) else 0
-        start = place if kind == VARINT else stream.tell()
-        after = stream.tell() + {VARINT: 0, FIXED64: 8, BYTES: value, FIXED32: 4}[kind]
-        if after > end:
+        if at > end:
             raise NotProtobufError("it ends early")
-        yield Field(number, kind, value, start, after)
-        stream.seek(after)
+        yield Field(number, kind, begin, at)
 
 
-def _varint(stream: BinaryIO) -> int:
+def read_varint(content: bytes, at: int) -> tuple[int, int]:
+    """An unsigned number of 64 bits in protobuf's variable length, and where it ends.
+
+    Raises:
+        NotProtobufError: there is none.
+    """
     value = 0
     for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
+        if at >= len(content):
             raise NotProtobufError("it ends early")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
     raise NotProtobufError("a number without end")
 
 

@@ -9,7 +9,6 @@ Only the outermost layer of ONNX's protobuf is touched: fields are copied as byt
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 
@@ -119,5 +118,5 @@ def _tensor(name: str, values: NDArray[np.float32]) -> bytes:
 
 def _contents(message: bytes) -> Iterator[tuple[int, int, bytes]]:
     """A message's fields: number, wire type, content."""
-    for field in fields(io.BytesIO(message), len(message)):
+    for field in fields(message, 0, len(message)):
         yield field.number, field.kind, message[field.start : field.end]
