@@ -42,8 +42,8 @@ class CopyingEngine:
     title, activation_bytes = "copies", 0
 
     def __init__(self, graph: Graph, stream: Stream, *, capturable: bool = True) -> None:
-        self.image_shape, self.logits_shape, self.capturable = graph.input_shape, graph.output_shape, capturable
-        self._image = DeviceBuffer(stream.device, 4 * int(np.prod(self.image_shape)))
+        self.logits_shape, self.capturable = graph.output_shape, capturable
+        self._image = DeviceBuffer(stream.device, 4 * int(np.prod(graph.input_shape)))
         self._logits = DeviceBuffer(stream.device, 4 * int(np.prod(self.logits_shape)))
         self.image, self.logits = self._image.address, self._logits.address
         self.closed = False
@@ -52,7 +52,7 @@ class CopyingEngine:
         """See ``DeviceEngine``."""
         if self.closed:
             raise UserError("the engine is closed.")
-        batch = self.image_shape[0]
+        batch = self.logits_shape[0]
         for row in range(batch):
             source, target = (buffer.address + row * buffer.size // batch for buffer in (self._image, self._logits))
             stream.copy_on_device(target, source, self._logits.size // batch)

@@ -28,11 +28,7 @@ class DeviceEngine(Protocol):
 
     @property
     def image(self) -> int:
-        """Address of the input on the GPU."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(B, 3, S, S)."""
+        """Address of the input, (B, 3, S, S), on the GPU."""
 
     @property
     def logits(self) -> int:

@@ -70,7 +70,7 @@ class TensorRtEngine:
         device = stream.device
         self._image = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.input_shape))
         self._logits = DeviceBuffer(device, _FP32_BYTES * math.prod(graph.output_shape))
-        self.image_shape, self.logits_shape = graph.input_shape, graph.output_shape
+        self.logits_shape = graph.output_shape
         self.image, self.logits = self._image.address, self._logits.address
         for name, address in ((_INPUT, self.image), (_OUTPUT, self.logits)):
             if not self._context.set_tensor_address(name, address):

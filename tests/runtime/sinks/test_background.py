@@ -60,9 +60,9 @@ class Slow:
 def test_frames_arrive_in_order_in_another_thread() -> None:
     written = threading.Semaphore(0)
     sink, failures = Slow(lambda number: written.release()), list[Failure]()
-    with BackgroundSink(sink, "o.mp4", failures) as detached:
+    with BackgroundSink(sink, "o.mp4", failures) as behind:
         for number in range(50):
-            detached.write(frame(number), RESULT)
+            behind.write(frame(number), RESULT)
             if number >= 8:  # a source that the sink keeps up with
                 assert written.acquire(timeout=60)
     assert sink.got == list(range(50))
@@ -74,38 +74,38 @@ def test_a_sink_that_hangs_holds_nothing_up(said: list[str]) -> None:
     """The disk of the sink stands still: writing returns at once all the same, and so does the end."""
     let, failures = threading.Event(), list[Failure]()
     sink = Slow(lambda number: waited(let.wait(600)))
-    with BackgroundSink(sink, "o.mp4", failures, patience=0.01) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, patience=0.01) as behind:
         for number in range(200):
-            detached.write(frame(number), RESULT)
-    assert detached.left_out >= 139  # 60 wait; one more may be in the sink's hands
+            behind.write(frame(number), RESULT)
+    assert behind.left_out >= 139  # 60 wait; one more may be in the sink's hands
     assert said == ["warning: o.mp4 cannot keep up: frames are left out of it."]
     assert [line.message.split(":")[0].split(" within")[0] for line in failures] == [
         "o.mp4 did not end",
-        f"{detached.left_out} frames were left out of o.mp4",
+        f"{behind.left_out} frames were left out of o.mp4",
     ]
     let.set()
-    detached._thread.join(60)
+    behind._thread.join(60)
 
 
 def test_a_slow_sink_gets_fewer_frames_evenly_and_all_of_them_once_it_keeps_up() -> None:
     let, failures, now = threading.Semaphore(0), list[Failure](), [0.0]
     sink = Slow(lambda number: waited(let.acquire(timeout=600)))
-    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0]) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0]) as behind:
         for number in range(60):  # two seconds at 30 frames a second, in which the sink takes nothing
-            detached.write(frame(number), RESULT)
+            behind.write(frame(number), RESULT)
             if number == 0:
-                until(lambda: not detached._waiting)  # it holds the first one, whenever its thread starts
+                until(lambda: not behind._waiting)  # it holds the first one, whenever its thread starts
             now[0] += 1 / 30
         for _ in range(60):
             let.release()
-        until(lambda: not detached._waiting and len(sink.got) == 60 - detached.left_out)
+        until(lambda: not behind._waiting and len(sink.got) == 60 - behind.left_out)
         for number in range(60, 240):  # from now on it keeps up
-            detached.write(frame(number), RESULT)
+            behind.write(frame(number), RESULT)
             let.release()
-            until(lambda: len(sink.got) == number + 1 - detached.left_out)  # noqa: B023 (called before it changes)
+            until(lambda: len(sink.got) == number + 1 - behind.left_out)  # noqa: B023 (called before it changes)
             now[0] += 1 / 30
     assert sink.got == sorted(sink.got)
-    assert len(sink.got) == 240 - detached.left_out
+    assert len(sink.got) == 240 - behind.left_out
     early = [number for number in sink.got if number < 60]
     assert 8 <= len(early) <= 12  # of some 20 that waited half
     assert max(np.diff(early)) <= 32
@@ -126,20 +126,20 @@ def test_ages_are_taken_when_the_frame_is_written_and_old_ones_are_refused() -> 
         now[0] += 0.25
 
     sink, failures = Slow(slow), list[Failure]()
-    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0], max_latency=0.2) as detached:
+    with BackgroundSink(sink, "o.mp4", failures, clock=lambda: now[0], max_latency=0.2) as behind:
         for number in range(3):  # the second and the third wait for the first
-            detached.write(captured(number, now[0]), RESULT)
-        detached.write(frame(3), RESULT)  # of a file, which is never too old
+            behind.write(captured(number, now[0]), RESULT)
+        behind.write(frame(3), RESULT)  # of a file, which is never too old
         let.release()
-        until(lambda: detached.refused[Path("cam")] == 2)
+        until(lambda: behind.refused[Path("cam")] == 2)
         let.release()
         until(lambda: len(sink.got) == 2)
-        detached.write(captured(4, now[0] - 0.1), RESULT)
+        behind.write(captured(4, now[0] - 0.1), RESULT)
         let.release()
     assert sink.got == [0, 3, 4]
-    assert detached.ages(Path("cam")) == pytest.approx([0.25, 0.35])
-    assert detached.ages(Path("c.avi")) == []
-    assert (detached.left_out, failures) == (0, [])
+    assert behind.ages(Path("cam")) == pytest.approx([0.25, 0.35])
+    assert behind.ages(Path("c.avi")) == []
+    assert (behind.left_out, failures) == (0, [])
 
 
 def test_the_slowest_sink_is_reported() -> None:
@@ -170,17 +170,17 @@ def test_a_sink_that_fails_is_told_once_and_left_behind() -> None:
         said.append(line)
         told.set()
 
-    with listening(tell), BackgroundSink(sink, "o.mp4", failures) as detached:
+    with listening(tell), BackgroundSink(sink, "o.mp4", failures) as behind:
         for number in range(4):
-            detached.write(frame(number), RESULT)
+            behind.write(frame(number), RESULT)
         assert told.wait(60)
         for number in range(4, 300):
-            detached.write(frame(number), RESULT)
+            behind.write(frame(number), RESULT)
     assert sink.got == [0, 1, 2]
     assert sink.ended == [UserError]
     assert said == ["warning: no space left to write o.mp4. Free some space. The rest goes on without it."]
     assert [failure.message for failure in failures] == ["no space left to write o.mp4. Free some space."]
-    assert detached.left_out == 0
+    assert behind.left_out == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -188,8 +188,8 @@ def test_the_sink_learns_how_the_run_ended(error: type[BaseException]) -> None:
     sink = Slow()
 
     def interrupted() -> None:
-        with BackgroundSink(sink, "o.mp4", []) as detached:
-            detached.write(frame(0), RESULT)
+        with BackgroundSink(sink, "o.mp4", []) as behind:
+            behind.write(frame(0), RESULT)
             raise error
 
     with pytest.raises(error):
@@ -202,8 +202,8 @@ def test_a_bug_in_a_sink_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     def run() -> None:
-        with BackgroundSink(Slow(broken), "o.mp4", []) as detached:
-            detached.write(frame(0), RESULT)
+        with BackgroundSink(Slow(broken), "o.mp4", []) as behind:
+            behind.write(frame(0), RESULT)
 
     with pytest.raises(ZeroDivisionError):
         run()
