@@ -31,7 +31,7 @@ class OnnxFileBackend:
     name = "onnxruntime-cpu"
 
     def __init__(self, content: bytes, graph: Graph, threads: int, file: Path) -> None:
-        session = open_session(content, threads, cuda=False, where=file)
+        session = open_session(content, threads, where=file)
         (image, *others), outputs = session.get_inputs(), session.get_outputs()
         expected = list(graph.input_shape)
         if others or image.type != "tensor(float)" or not _fits(image.shape, expected):
@@ -103,7 +103,7 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
     """
     bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
     style = first.frame_options.overlay
-    if what in BACKENDS:
+    if what.partition(":")[0] in BACKENDS:
         return Contender.load(
             f"{what} {graph.precision}",
             lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style),

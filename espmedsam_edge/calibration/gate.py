@@ -172,7 +172,7 @@ class Gate:
             raise UserError("none of the held-out images could be read.", "Give readable images.", exit_code=1)
         self.graph, self.threshold, self.budget, self.threads = graph, threshold, budget, threads
         self._on_image = on_image
-        session = open_session(reference, threads, cuda=False, where=graph.file)
+        session = open_session(reference, threads, where=graph.file)
         check_signature(session, graph, graph.file)
         self.images: list[HeldOut] = []
         for tensor, size, truth in pictures:
@@ -213,7 +213,7 @@ class Gate:
         return self._logits(self._open(emulate(model)), self.images[index].tensor)
 
     def _open(self, model: ModelProto) -> Any:
-        return open_session(model.SerializeToString(), self.threads, cuda=False, where="the emulated graph")
+        return open_session(model.SerializeToString(), self.threads, where="the emulated graph")
 
     def _compare(self, image: HeldOut, logits: Tensor) -> ImageResult:
         finite = bool(np.isfinite(logits).all())
@@ -245,7 +245,7 @@ class Gate:
         Raises:
             UserError: it does not load, or its input or output is not what the manifest will say.
         """
-        session = open_session(content, self.threads, cuda=False, where=graph.file)
+        session = open_session(content, self.threads, where=graph.file)
         check_signature(session, graph, graph.file)
         self._logits(session, self.images[0].tensor)
 

@@ -27,6 +27,11 @@ def command(
         str | None, typer.Option(help="fp32, fp16 or int8. Default: fp32, else what there is.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the graph.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Of --backend openvino: CPU, GPU, NPU or AUTO.")] = None,
+    arithmetic: Annotated[
+        str | None, typer.Option(help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Of --backend onnxruntime: one that doctor lists.")] = None,
     compare: Annotated[
         str,
         typer.Option(
@@ -59,9 +64,11 @@ def command(
     from espmedsam_edge.bench.report import as_json, as_markdown, as_text
     from espmedsam_edge.files import atomic_write
     from espmedsam_edge.machine.installation import why_missing
+    from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
-    request = BenchRequest(bundle, source, modality, precision, backend, threads, names, checkpoint, roofline)
+    spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
+    request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline)
     with _bar("measuring") as progress:
         result = run_benchmark(request, BenchSettings(duration=duration), progress)
     tell(as_text(result))

@@ -41,6 +41,11 @@ def command(
     ),
     precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
+    device: str | None = typer.Option(None, help="Of --backend openvino: CPU, GPU, NPU or AUTO. [default: CPU]"),
+    arithmetic: str | None = typer.Option(
+        None, help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph. [default: fp32]"
+    ),
+    provider: str | None = typer.Option(None, help="Of --backend onnxruntime: one that doctor lists. [default: CPU]"),
     out: Path | None = typer.Option(
         None,
         help="Overlays: a file for one image or video, else a folder. "
@@ -128,7 +133,7 @@ def command(
     bundle, sources = None, arguments or []
     if sources and means_a_bundle(sources[0]):
         bundle, *sources = sources
-    model = ModelOptions(bundle, modality, precision, backend, threshold, threads)
+    model = ModelOptions(bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider)
     serving = None if serve is None else ServeOptions(serve, token, allow_host or ())
     with _terminated_like_interrupted():
         if serving is not None and not sources:

@@ -158,12 +158,21 @@ def _backends(root: Path, answers: Mapping[str, Answer], has_gpu: bool) -> Itera
     else:
         command = f"{sys.executable} -m pip install --force-reinstall onnxruntime"
         yield Finding(area, "onnxruntime", "problem", ort.error or "not installed", command)
+    yield _openvino(area, answers["openvino"])
     on_jetson = environment.jetson(root) is not None
     yield _tensorrt(area, root, answers["tensorrt"], on_jetson)
     if not on_jetson:  # TensorRT-RTX covers desktop GPUs, not Orin
         possible = platform.machine() in ("x86_64", "AMD64")
         yield _native(area, "tensorrt-rtx", answers["tensorrt-rtx"], install_command("rtx") if possible else None)
     yield from _cuda_python(area, answers, has_gpu, on_jetson)
+
+
+def _openvino(area: str, answer: Answer) -> Finding:
+    """OpenVINO with its devices as ``--device`` takes them, and what they are called."""
+    if not answer.works:
+        return _native(area, "openvino", answer, install_command("openvino"))
+    devices = [f"{name} ({title})" for name, title in answer.values["devices"].items()]
+    return Finding(area, "openvino", "ok", f"{answer.values['version']}, devices: {', '.join(devices) or 'none'}")
 
 
 def _cuda_python(area: str, answers: Mapping[str, Answer], has_gpu: bool, on_jetson: bool) -> Iterator[Finding]:
@@ -348,12 +357,14 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
         on_gpu = (False, f"{' and '.join(flavours)} cannot, without {' and '.join(lacking)}")
     else:
         on_gpu = (False, "no backend installed that uses it")
+    openvino = status.get("openvino") == "ok"
+    on = ["onnxruntime", *(["openvino"] if openvino and "CPU" in answers["openvino"].values["devices"] else [])]
     recording = "OpenCV" if "avc1" in answers["opencv"].values.get("encoders", []) else None
     if status["PyAV (H.264)"] == "ok":
         recording = "PyAV"
     can_export, can_train, can_calibrate = (status[extra] == "ok" for extra in ("export", "train", "calibrate"))
     return {
-        "segment on the CPU": (on_cpu, "with onnxruntime" if on_cpu else "onnxruntime or OpenCV does not work"),
+        "segment on the CPU": (on_cpu, f"with {' and '.join(on)}" if on_cpu else "onnxruntime or OpenCV does not work"),
         "segment on a GPU": on_gpu,
         "build TensorRT engines": (
             bool(flavours),

@@ -52,6 +52,16 @@ say(version=ort.__version__, providers=ort.get_available_providers())
     ),
     "tensorrt": (("tensorrt",), _TENSORRT.format(flavour="tensorrt")),
     "tensorrt-rtx": (("tensorrt_rtx_bindings", "tensorrt_rtx"), _TENSORRT.format(flavour="tensorrt-rtx")),
+    "openvino": (
+        ("openvino",),
+        """
+from espmedsam_edge.runtime.backends.openvino_api import load_openvino
+openvino = load_openvino()
+core = openvino.Core()
+say(version=openvino.__version__.partition("-")[0])
+say(devices={name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices})
+""",
+    ),
     "cuda-python": (
         ("cuda.bindings",),
         """

@@ -25,6 +25,7 @@ PACKAGES = (
     "espmedsam-edge", "numpy", "scipy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "torch", "timm",
     "onnx", "onnxscript", "onnxsim", "nvidia-modelopt", "av", "pydicom", "highdicom", "matplotlib", "psutil",
+    "openvino",
 )  # fmt: skip
 _SIMD = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",

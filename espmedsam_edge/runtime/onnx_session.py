@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ INPUT, OUTPUT = "image", "logits"
 """The names of every graph's input and output."""
 
 
-def open_session(content: bytes, threads: int, *, cuda: bool, where: str | Path = "the graph") -> Any:
+def open_session(
+    content: bytes, threads: int, *, providers: Sequence[str] = (), where: str | Path = "the graph"
+) -> Any:
     """An ONNX Runtime session with this package's settings, on a graph that need not belong to a bundle.
 
     Args:
         content: the graph as ONNX, whole: it comes from memory, so that what runs is what was checked.
         threads: of the CPU.
-        cuda: take the CUDA provider, where it starts.
+        providers: ONNX Runtime's names of what takes as much of the graph as it can, where it starts; the CPU the rest.
         where: what messages call it.
 
     Raises:
@@ -39,9 +42,9 @@ def open_session(content: bytes, threads: int, *, cuda: bool, where: str | Path 
     # Waiting threads sleep: spinning ones are no faster on frames of this size, take an eighth more CPU, and slow a run
     # down by a fifth when decoding, encoding or other programs want the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = ["CUDAExecutionProvider"] if cuda else []
+    wanted = dict.fromkeys((*providers, "CPUExecutionProvider"))
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=list(wanted))
     except ort_errors() as error:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} cannot load {where}: {_first_line(error)}",
@@ -52,17 +55,33 @@ def open_session(content: bytes, threads: int, *, cuda: bool, where: str | Path 
     return session
 
 
+Node = tuple[str, str, tuple[Any, ...]]
+"""Name, type and shape of a graph's input or output, as ONNX Runtime has them."""
+
+
 def check_signature(session: Any, graph: Graph, where: str | Path) -> None:
     """Compare a session's input and output (names, dtypes, shapes) with the manifest's entry.
 
     Raises:
         UserError: they differ; names the first difference.
     """
-    for kind, found, name, shape in (
-        ("input", session.get_inputs(), INPUT, graph.input_shape),
-        ("output", session.get_outputs(), OUTPUT, graph.output_shape),
+    inputs, outputs = (
+        [(node.name, node.type, tuple(node.shape)) for node in nodes]
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    check_nodes(inputs, outputs, graph, where)
+
+
+def check_nodes(inputs: list[Node], outputs: list[Node], graph: Graph, where: str | Path) -> None:
+    """Compare inputs and outputs with the manifest's entry.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    for kind, actual, name, shape in (
+        ("input", inputs, INPUT, graph.input_shape),
+        ("output", outputs, OUTPUT, graph.output_shape),
     ):
-        actual = [(node.name, node.type, tuple(node.shape)) for node in found]
         if actual != [(name, "tensor(float)", shape)]:
             raise UserError(
                 f"{where} does not fit its manifest: its {kind} is {_describe(actual)}, "
@@ -85,7 +104,7 @@ def reference_logits(graph: Graph, content: bytes, image: Tensor) -> Tensor:
     Raises:
         UserError: it is no graph that ONNX Runtime can run, or not the one the manifest describes.
     """
-    session = open_session(content, usable_cores(), cuda=False, where=graph.file)
+    session = open_session(content, usable_cores(), where=graph.file)
     check_signature(session, graph, graph.file)
     try:
         (logits,) = session.run([OUTPUT], {INPUT: image})
@@ -118,7 +137,7 @@ def ort_errors() -> tuple[type[Exception], ...]:
     return (*classes, RuntimeError)
 
 
-def _describe(nodes: list[tuple[str, str, tuple[Any, ...]]]) -> str:
+def _describe(nodes: list[Node]) -> str:
     return " and ".join(f"'{name}' {kind} {'x'.join(map(str, shape))}" for name, kind, shape in nodes) or "missing"
 
 

@@ -11,6 +11,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.crop import parse_crop
 from espmedsam_edge.runtime.backends.backend import DeviceUse
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.run.jobs import LiveReport
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.sources.selection import Selection
@@ -43,9 +44,13 @@ class ModelOptions:
         bundle: a bundle or the path of one; None: made from the weights that came with the program.
         modality: what to segment; None: the bundle's only one; without a bundle, as the first picture looks.
         precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
-        backend: a name of ``runtime.backends.backend.BACKENDS``, or "auto" for the best that works here.
+        backend: a name of ``runtime.backends.backend.BACKENDS``, such as "openvino:GPU" with the words after it that
+            ``BackendSpec`` knows, or "auto" for the best that works here.
         threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the bundle's.
         threads: CPU threads; None: the physical cores the process may use.
+        device: of backend openvino: CPU, GPU, NPU or AUTO; None: the CPU.
+        arithmetic: of backend openvino: what it computes in, fp32, bf16, fp16 or "graph"; None: fp32.
+        provider: of backend onnxruntime: the name of one of its execution providers; None: CUDA or the CPU.
     """
 
     bundle: Bundle | str | Path | None = None
@@ -54,9 +59,17 @@ class ModelOptions:
     backend: str = "auto"
     threshold: float | None = None
     threads: int | None = None
+    device: str | None = None
+    arithmetic: str | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)
+        self.backend_spec()
+
+    def backend_spec(self) -> str:
+        """The backend with its device, arithmetic and provider, as ``Segmenter.load`` takes it."""
+        return str(BackendSpec.parse(self.backend).with_words(self.device, self.arithmetic, self.provider))
 
 
 @dataclass(frozen=True)

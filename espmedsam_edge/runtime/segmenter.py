@@ -18,16 +18,18 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.runtime.backends.accepted_frames import check_host_frame, from_elsewhere
 from espmedsam_edge.runtime.backends.backend import (
     AnyFrame,
     Backend,
     Choice,
     FrameBackend,
     FrameOptions,
+    OverlappingBackend,
     Started,
+    StartedRun,
     load_backend,
 )
-from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, finite
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Segmenter:
         self._lock = threading.RLock()
         self._fall_back = fall_back
         self._on_cpu: Choice | None = None  # what ``fall_back`` gave
+        self._spare_images: list[Tensor] = []  # of groups that were under way
         if overlay is not None:
             overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
         self.frame_options = FrameOptions(bundle.manifest.input.normalization, threshold, overlay)
@@ -94,9 +97,9 @@ class Segmenter:
             bundle: a bundle, or the path of one.
             modality: may be left out where the bundle has one.
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
-            backend: a name of ``runtime.backends.backend.BACKENDS``, or "auto"; ``segmenter.choice`` tells which was
-                taken. With
-                "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU; that is logged.
+            backend: a name of ``runtime.backends.backend.BACKENDS``, or one with words after it, such as "openvino:GPU"
+                (``BackendSpec``), or "auto"; ``segmenter.choice`` tells which was taken. With "auto", frames that do
+                not fit on a GPU, and all once it is lost, go to the CPU; that is logged.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
@@ -171,10 +174,11 @@ class Segmenter:
     @property
     def in_flight(self) -> int:
         """How many groups of ``start`` overlap: 1 where the backend does one thing after the other."""
-        return 1 if self.frame_backend is None else self.frame_backend.in_flight
+        backend = self.choice.backend
+        return backend.in_flight if isinstance(backend, FrameBackend | OverlappingBackend) else 1
 
     def start(self, frames: Sequence[AnyFrame], threshold: float | None = None) -> Started:
-        """Hand over a group of frames and return, so that several overlap on a GPU; other backends segment them now.
+        """Hand over a group of frames and return, so that several overlap; where the backend cannot, segment them now.
 
         Example:
             >>> started = [segmenter.start([frame]) for frame in (first, second)]  # doctest: +SKIP
@@ -202,6 +206,8 @@ class Segmenter:
                     return _UnderWay(self, frames, options, self.frame_backend.start_frames(frames, options))
                 except UserError as error:
                     return _Finished(self._on_the_cpu_instead(error, frames, options))
+            if isinstance(self.choice.backend, OverlappingBackend):
+                return self._start_tensors(self.choice.backend, cast(Sequence[Frame], frames), options)
         return _Finished(self._segment_group(frames, options))
 
     def _finish(self, frames: Sequence[AnyFrame], options: FrameOptions, started: Started) -> list[Segmentation]:
@@ -236,8 +242,8 @@ class Segmenter:
     def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:
         """The options for frames that are arrays such as the backend takes."""
         for frame in frames:
-            if self.frame_backend is None or isinstance(frame, np.ndarray) or not _from_elsewhere(frame):
-                _check(frame)
+            if self.frame_backend is None or isinstance(frame, np.ndarray) or not from_elsewhere(frame):
+                check_host_frame(frame)
         return self.frame_options if threshold is None else replace(self.frame_options, threshold=threshold)
 
     def _check_open(self) -> None:
@@ -261,22 +267,43 @@ class Segmenter:
 
     def _segment_tensors(self, backend: Backend, frames: Sequence[Frame], options: FrameOptions) -> list[Segmentation]:
         """Segment checked frames on a backend that has only the network."""
-        preprocess_seconds = []
         with self._lock:
             self._check_open()
-            for row, frame in enumerate(frames):
-                begin = time.perf_counter()
-                preprocess(frame, self.image_size, options.normalization, out=self._image[row : row + 1])
-                preprocess_seconds.append(time.perf_counter() - begin)
+            preprocess_seconds = self._preprocess(frames, options, self._image)
             begin = time.perf_counter()
             logits = backend.run(self._image)
-            inference_seconds = (time.perf_counter() - begin) / len(frames)
+            inference_seconds = time.perf_counter() - begin
+        return self._masks(logits, frames, options, preprocess_seconds, inference_seconds)
+
+    def _start_tensors(self, backend: OverlappingBackend, frames: Sequence[Frame], options: FrameOptions) -> Started:
+        """Hand checked frames to a backend that computes while others are prepared and finished."""
+        image = self._spare_images.pop() if self._spare_images else np.zeros(self.graph.input_shape, np.float32)
+        preprocess_seconds = self._preprocess(frames, options, image)
+        return _Computing(self, frames, options, image, preprocess_seconds, backend.start(image))
+
+    def _preprocess(self, frames: Sequence[Frame], options: FrameOptions, image: Tensor) -> list[float]:
+        """Write the network's input for each frame; seconds of each."""
+        seconds = []
+        for row, frame in enumerate(frames):
+            begin = time.perf_counter()
+            preprocess(frame, self.image_size, options.normalization, out=image[row : row + 1])
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def _masks(
+        self,
+        logits: Tensor,
+        frames: Sequence[Frame],
+        options: FrameOptions,
+        preprocess_seconds: list[float],
+        inference_seconds: float,
+    ) -> list[Segmentation]:
         results = []
         for row, frame in enumerate(frames):
             begin = time.perf_counter()
             low = logits[row, 0].copy() if len(logits) > 1 else logits[0, 0]  # a view would keep the whole batch alive
             mask = mask_from_logits(low, frame.shape[:2], options.threshold)
-            timings = Timings(preprocess_seconds[row], inference_seconds, time.perf_counter() - begin)
+            timings = Timings(preprocess_seconds[row], inference_seconds / len(frames), time.perf_counter() - begin)
             results.append(Segmentation(mask, self.modality, low, options.threshold, timings))
         return results
 
@@ -333,22 +360,29 @@ class _UnderWay:
         return finite(self._segmenter._finish(self._frames, self._options, self._started))
 
 
-def _from_elsewhere(frame: object) -> bool:
-    return (
-        isinstance(frame, FrameView)
-        or hasattr(frame, "__dlpack_device__")
-        or hasattr(frame, "__cuda_array_interface__")
-    )
+class _Computing:
+    """Frames whose network runs while others are prepared and finished."""
 
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        frames: Sequence[Frame],
+        options: FrameOptions,
+        image: Tensor,
+        preprocess_seconds: list[float],
+        run: StartedRun,
+    ) -> None:
+        self._segmenter, self._frames, self._options = segmenter, frames, options
+        self._image, self._preprocess_seconds, self._run = image, preprocess_seconds, run
+        self._results: list[Segmentation] | None = None
 
-def _check(frame: object) -> None:
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise UserError(
-            f"a frame must be a uint8 array of shape (height, width, 3), BGR; got {found}.",
-            "This backend takes frames in the host's memory alone."
-            if _from_elsewhere(frame) and not isinstance(frame, np.ndarray)
-            else "Read files with espmedsam_edge.imaging.decode.read_image, which converts them.",
-        )
-    if 0 in frame.shape:
-        raise UserError(f"the frame is empty: {frame.shape}.", "Give a frame of at least one pixel.")
+    def results(self) -> list[Segmentation]:
+        segmenter = self._segmenter
+        with segmenter._lock:
+            if self._results is None:
+                begin = time.perf_counter()
+                logits = self._run.logits()
+                waited = time.perf_counter() - begin
+                segmenter._spare_images.append(self._image)
+                self._results = segmenter._masks(logits, self._frames, self._options, self._preprocess_seconds, waited)
+        return finite(self._results)

@@ -30,7 +30,7 @@ from espmedsam_edge.runtime.onnx_session import open_session
 
 
 def run(model: ModelProto, folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    (logits,) = open_session(model.SerializeToString(), 1, cuda=False).run(None, {"image": image})
+    (logits,) = open_session(model.SerializeToString(), 1).run(None, {"image": image})
     return np.asarray(logits)
 
 

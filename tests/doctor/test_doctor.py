@@ -143,6 +143,19 @@ def test_on_a_jetson_no_remedy_puts_another_tensorrt_over_jetpacks(bare: Path) -
     assert by_name(diagnose(bare, installed))["NVRTC"].fix == "sudo apt-get install nvidia-jetpack"
 
 
+def test_openvino_is_listed_with_its_devices_by_name(bare: Path) -> None:
+    devices = {"CPU": "Some Core i5", "GPU": "Some Arc (iGPU)"}
+    answers = {**BASE, "openvino": Answer(True, {"version": "2026.4", "devices": devices})}
+    diagnosis = diagnose(bare, answers)
+    found = by_name(diagnosis)["openvino"]
+    assert (found.status, found.detail) == ("ok", "2026.4, devices: CPU (Some Core i5), GPU (Some Arc (iGPU))")
+    assert diagnosis.abilities["segment on the CPU"] == (True, "with onnxruntime and openvino")
+    absent = by_name(diagnose(bare, BASE))["openvino"]
+    assert (absent.status, absent.fix) == ("absent", installation.install_command("openvino"))
+    broken = by_name(diagnose(bare, {**BASE, "openvino": Answer(True, {}, "crashed with SIGSEGV")}))["openvino"]
+    assert (broken.status, broken.detail) == ("problem", "installed, crashed with SIGSEGV")
+
+
 def test_onnxruntimes_cuda_provider_counts_only_with_a_driver(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "gpus", lambda root: [environment.Gpu("NVIDIA T4", "550.54", 15360, "7.5")])
     cuda = {**BASE, "onnxruntime": Answer(True, {"version": "1.20", "providers": ["CUDAExecutionProvider"]})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_the_base_packages_answer(name: str) -> None:
     answer = probe.ask(name)
     assert answer.works, answer.error
     assert answer.values["version"]
+
+
+def test_openvino_answers_with_its_devices() -> None:
+    if find_spec("openvino") is None:
+        pytest.skip("needs the extra openvino")
+    answer = probe.ask("openvino")
+    assert answer.works, answer.error
+    assert answer.values["version"][:2] == "20"
+    assert answer.values["devices"]["CPU"]
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["there", "missing"])

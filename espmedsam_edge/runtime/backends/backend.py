@@ -13,6 +13,7 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.machine.cores import check_threads
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.kernels.frame_view import FrameView
 from espmedsam_edge.runtime.segmentation import Segmentation
 
@@ -71,6 +72,29 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the graph; a second call does nothing."""
+
+
+class StartedRun(Protocol):
+    """A run of the network that was handed to a backend and is on its way."""
+
+    def logits(self) -> Tensor:
+        """Wait for it: what ``Backend.run`` gives; a second call gives the same.
+
+        Raises:
+            UserError: the machine failed.
+        """
+
+
+@runtime_checkable
+class OverlappingBackend(Backend, Protocol):
+    """A backend of the network alone that computes while its caller prepares and finishes other frames."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many runs may be under way; one more waits for the oldest."""
+
+    def start(self, image: Tensor) -> StartedRun:
+        """As ``run``, without waiting; the image stays as it is until the logits were asked for."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +206,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "espmedsam_edge.runtime.backends.onnxruntime_backend",
     "onnxruntime-cuda": "espmedsam_edge.runtime.backends.onnxruntime_backend",
     "onnxruntime-cpu": "espmedsam_edge.runtime.backends.onnxruntime_backend",
+    "openvino": "espmedsam_edge.runtime.backends.openvino_backend",
 }
 """Backend name -> the module that provides it, imported when it is tried."""
 
@@ -222,14 +247,16 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
     Args:
         bundle: where the graph's file is.
         graph: one of its graphs.
-        name: a key of ``BACKENDS``, or "auto" for the first of ``AUTO`` that can run it here.
+        name: a key of ``BACKENDS``, with the words after colons that ``BackendSpec`` knows, or "auto" for the first of
+            ``AUTO`` that can run it here.
         threads: CPU threads for backends that compute on the CPU; None: the physical cores the process may use.
 
     Raises:
         UserError: unknown name, a graph that does not fit its manifest, or no backend that can run it here.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise UserError(f"unknown backend '{name}'.", nearest(name, ["auto", *BACKENDS]))
+    spec = BackendSpec.parse(name)
+    if name != "auto" and spec.name not in BACKENDS:
+        raise UserError(f"unknown backend '{name}'.", nearest(spec.name, ["auto", *BACKENDS]))
     check_threads(threads)
     if name != "auto":
         reason = unavailable(name)
@@ -264,5 +291,5 @@ def _sentences(reasons: dict[str, list[str]]) -> tuple[str, ...]:
 
 
 def _module(name: str) -> BackendModule:
-    module: BackendModule = import_module(BACKENDS[name])
+    module: BackendModule = import_module(BACKENDS[BackendSpec.parse(name).name])
     return module

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.onnx_session import (
     INPUT,
     OUTPUT,
@@ -20,6 +23,12 @@ from espmedsam_edge.runtime.onnx_session import (
     ort_errors,
     run_error,
 )
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = "ExecutionProvider"
+_CPU, _CUDA = f"CPU{_SUFFIX}", f"CUDA{_SUFFIX}"
+_OTHER_NAMES = {"directml": "dml"}  # as people say
 
 
 def unavailable(name: str) -> str | None:
@@ -34,26 +43,62 @@ def unavailable(name: str) -> str | None:
 def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OnnxRuntimeBackend:
     """Create a session for a graph and check it against the manifest; see ``BackendModule.load``.
 
-    ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda`` and ``onnxruntime-cpu`` insist.
+    ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda``, ``onnxruntime-cpu`` and a provider
+    that is named after a colon insist.
 
     Raises:
-        BackendUnavailable: CUDA was asked for and its provider does not start.
+        BackendUnavailable: the provider that was asked for is not in this ONNX Runtime, or does not start.
         UserError: it is not a graph ONNX Runtime can run, or not the one the manifest describes.
     """
+    spec = BackendSpec.parse(name)
     threads = usable_cores() if threads is None else threads
-    cuda = name != "onnxruntime-cpu" and "CUDAExecutionProvider" in available_providers()
     where = bundle.graph_path(graph)
-    session = open_session(bundle.read_graph(graph), threads, cuda=cuda, where=where)
-    on_cuda = "CUDAExecutionProvider" in session.get_providers()
-    if name == "onnxruntime-cuda" and not on_cuda:
+    wanted = _provider(spec)
+    session = open_session(bundle.read_graph(graph), threads, providers=[wanted], where=where)
+    started = wanted in session.get_providers()
+    if not started and (spec.provider or name == "onnxruntime-cuda"):
         raise BackendUnavailable(
-            "onnxruntime's CUDA provider did not start.",
-            "Its CUDA or cuDNN libraries are missing; see: espmedsam-edge doctor",
+            f"onnxruntime's {_short(wanted)} provider did not start.",
+            "Its CUDA or cuDNN libraries are missing; see: espmedsam-edge doctor"
+            if wanted == _CUDA
+            else "Its libraries or its device are missing.",
             exit_code=1,
         )
     check_signature(session, graph, where)
-    device = "CUDA" if on_cuda else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return OnnxRuntimeBackend(name, device, graph, session)
+    if started and wanted != _CPU:
+        return OnnxRuntimeBackend(str(spec), _short(wanted), graph, session)
+    if graph.precision != "fp32":
+        has_fp32 = any((g.modality, g.precision) == (graph.modality, "fp32") for g in bundle.manifest.graphs)
+        log.info(
+            "On a processor ONNX Runtime takes longer for %s graphs than for fp32.%s",
+            graph.precision,
+            " Use --precision fp32 here." if has_fp32 else "",
+        )
+    return OnnxRuntimeBackend(str(spec), f"CPU, {threads} thread{'s' if threads > 1 else ''}", graph, session)
+
+
+def _provider(spec: BackendSpec) -> str:
+    """ONNX Runtime's name of the provider that is meant.
+
+    Raises:
+        BackendUnavailable: one was named that this ONNX Runtime does not have.
+    """
+    there = available_providers()
+    if not spec.provider:
+        on_cuda = spec.name == "onnxruntime-cuda" or (spec.name == "onnxruntime" and _CUDA in there)
+        return _CUDA if on_cuda else _CPU
+    asked = _short(spec.provider).lower()
+    asked = _OTHER_NAMES.get(asked, asked)
+    known = {_short(provider).lower(): provider for provider in there}
+    if asked not in known:
+        raise BackendUnavailable(
+            f"this onnxruntime has no provider {spec.provider}.", nearest(asked, known), exit_code=1
+        )
+    return known[asked]
+
+
+def _short(provider: str) -> str:
+    return provider[: -len(_SUFFIX)] if provider.lower().endswith(_SUFFIX.lower()) else provider
 
 
 class OnnxRuntimeBackend:

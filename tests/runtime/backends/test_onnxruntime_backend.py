@@ -210,3 +210,84 @@ def test_closing_twice_is_fine(toy_bundle: Bundle) -> None:
     backend = load(toy_bundle).backend
     backend.close()
     backend.close()
+
+
+# Providers by name.
+
+
+@pytest.mark.parametrize("name", ["CPU", "cpu", "CPUExecutionProvider"])
+def test_a_provider_is_taken_by_name(toy_bundle: Bundle, name: str) -> None:
+    choice = load(toy_bundle, f"onnxruntime:{name}", threads=1)
+    assert str(choice) == f"onnxruntime:{name} (CPU, 1 thread)"
+
+
+@pytest.fixture
+def with_providers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An ONNX Runtime that says it has DirectML and CoreML; the sessions' providers that were asked for."""
+    there = ["DmlExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime_backend, "available_providers", lambda: there)
+    asked: list[list[str]] = []
+    true = onnxruntime_backend.open_session
+
+    def open_session(content: bytes, threads: int, *, providers: Any, where: Any) -> Any:
+        asked.append(list(providers))
+        return true(content, threads, where=where)
+
+    monkeypatch.setattr(onnxruntime_backend, "open_session", open_session)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("dml", "DmlExecutionProvider"),
+        ("DirectML", "DmlExecutionProvider"),
+        ("coremlexecutionprovider", "CoreMLExecutionProvider"),
+    ],
+)
+def test_a_provider_that_does_not_start_is_no_silent_cpu(
+    toy_bundle: Bundle, with_providers: list[list[str]], name: str, provider: str
+) -> None:
+    short = provider.removesuffix("ExecutionProvider")
+    with pytest.raises(BackendUnavailable, match=f"onnxruntime's {short} provider did not start"):
+        load(toy_bundle, f"onnxruntime:{name}")
+    assert with_providers == [[provider]]
+
+
+def test_a_provider_that_is_not_there_is_one_line(toy_bundle: Bundle, with_providers: list[list[str]]) -> None:
+    with pytest.raises(
+        BackendUnavailable, match=r"no provider CorML\. Did you mean 'coreml'\? Known: dml, coreml, cpu"
+    ):
+        load(toy_bundle, "onnxruntime:CorML")
+    assert with_providers == []
+
+
+def of_precision(bundle: Bundle, *precisions: str) -> Bundle:
+    """A bundle whose toy graph is there under several precisions."""
+    with write_bundle(bundle.path, extend=True) as draft:
+        assert draft.manifest is not None
+        (graph,) = draft.manifest.graphs
+        content = (draft.folder / graph.file).read_bytes()
+        graphs = []
+        for precision in precisions:
+            draft.new_file(f"{precision}.onnx").write_bytes(content)
+            graphs.append(graph.model_copy(update={"precision": precision, "file": f"{precision}.onnx"}))
+        draft.manifest = draft.manifest.model_copy(update={"graphs": graphs})
+    return Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_graph_on_a_processor_is_told(toy_bundle: Bundle, said: list[str], precision: str) -> None:
+    bundle = of_precision(toy_bundle, "fp32", precision)
+    load_backend(bundle, bundle.graph(None, precision), "onnxruntime-cpu", 1)
+    assert said == [
+        f"On a processor ONNX Runtime takes longer for {precision} graphs than for fp32. Use --precision fp32 here."
+    ]
+    said.clear()
+    assert load(bundle, threads=1).backend.graph.precision == "fp32"  # what is taken where nothing was said
+    assert said == []
+
+
+def test_no_fp32_is_advised_where_there_is_none(toy_bundle: Bundle, said: list[str]) -> None:
+    load(of_precision(toy_bundle, "int8"), threads=1)
+    assert said == ["On a processor ONNX Runtime takes longer for int8 graphs than for fp32."]

@@ -1,0 +1,251 @@
+"""Runs a graph with OpenVINO on an Intel processor, GPU or NPU; on other x86 and ARM processors, too."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.cores import usable_cores
+from espmedsam_edge.machine.installation import why_missing
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+from espmedsam_edge.runtime.backends.openvino_api import load_openvino
+from espmedsam_edge.runtime.backends.openvino_cache import CompiledNetworks
+from espmedsam_edge.runtime.onnx_session import Node, check_nodes
+
+log = logging.getLogger(__name__)
+
+_REQUESTS = 2  # one computes while the frame before it becomes a mask and the one after it the network's input
+
+_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "graph": "dynamic"}
+_ARITHMETICS = {type_name: arithmetic for arithmetic, type_name in _TYPES.items()}
+
+
+def unavailable(name: str) -> str | None:
+    """Why OpenVINO cannot run on this machine, or None; loads nothing."""
+    return why_missing("openvino", "openvino")
+
+
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OpenVinoBackend:
+    """Compile a graph, or take it compiled from the cache; see ``BackendModule.load``.
+
+    Args:
+        name: ``openvino``, which may name a device and an arithmetic; without them the processor and FP32.
+        threads: of the processor.
+
+    Raises:
+        BackendUnavailable: no such device here, or it does not take the graph or the arithmetic.
+        UserError: not the graph that the manifest describes.
+    """
+    spec = BackendSpec.parse(name)
+    content = bundle.read_graph(graph)
+    core = load_openvino().Core()
+    asked = (spec.device or "CPU").upper()
+    refusals = []
+    for device in _devices(core, asked):
+        try:
+            return _load_on(core, device, spec, content, bundle, graph, threads or usable_cores())
+        except BackendUnavailable as error:
+            refusals.append(error)
+            if asked != "AUTO":
+                break
+            log.info("%s", error)
+    raise refusals[0]
+
+
+def _devices(core: Any, asked: str) -> list[str]:
+    """The devices that are meant, best first.
+
+    OpenVINO's own AUTO starts on the processor and changes to the GPU while it runs: masks of one run would differ, and
+    it does not tell what it computes in. So that choice is made here, once, and never for an NPU: it has no FP32.
+    """
+    there = list(core.available_devices)
+    if asked == "AUTO":
+        return [*(name for name in there if name.partition(".")[0] == "GPU"), "CPU"]
+    if asked in there or any(name.startswith(f"{asked}.") for name in there):
+        return [asked]
+    kind = asked.partition(".")[0]
+    raise BackendUnavailable(
+        f"OpenVINO finds no device {asked} here, only {', '.join(there) or 'none'}.",
+        f"Install Intel's driver of the {kind}, or leave the device out." if kind in ("GPU", "NPU") else "",
+        exit_code=1,
+    )
+
+
+def _load_on(
+    core: Any, device: str, spec: BackendSpec, content: bytes, bundle: Bundle, graph: Graph, threads: int
+) -> OpenVinoBackend:
+    wanted = spec.arithmetic or "fp32"
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _TYPES[wanted], "PERFORMANCE_HINT": "LATENCY"}
+    on_processor = device == "CPU"
+    if on_processor:
+        # Pinned threads of two processes would share cores while others idle.
+        settings |= {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
+    compiled = _found_or_compiled(core, device, settings, content, bundle, graph)
+    inputs, outputs = [_node(port) for port in compiled.inputs], [_node(port) for port in compiled.outputs]
+    check_nodes(inputs, outputs, graph, bundle.graph_path(graph))
+    arithmetic = _arithmetic_of(compiled, device, wanted)
+    parts = [device] if on_processor else [f"{device}, {core.get_property(device, 'FULL_DEVICE_NAME')}"]
+    parts += [f"{threads} thread{'s' if threads > 1 else ''}"] if on_processor else []
+    parts += ["arithmetic as the graph has it" if arithmetic == "graph" else f"{arithmetic} arithmetic"]
+    return OpenVinoBackend(str(spec), ", ".join(parts), graph, compiled)
+
+
+def _found_or_compiled(
+    core: Any, device: str, settings: dict[str, Any], content: bytes, bundle: Bundle, graph: Graph
+) -> Any:
+    kept = CompiledNetworks(f"{graph.modality} {graph.precision}", _made_of(core, device, settings, graph))
+    found = kept.find()
+    if found is not None:
+        try:
+            return core.import_model(found, device, settings)
+        except RuntimeError as error:
+            kept.refused(f"OpenVINO does not take it ({_reason(error)})")
+    try:
+        model = core.read_model(content)
+        compiled = core.compile_model(model, device, settings)
+    except RuntimeError as error:
+        raise BackendUnavailable(
+            f"OpenVINO does not take {bundle.graph_path(graph)} on {device}: {_reason(error)}",
+            "Use --backend onnxruntime, or another --device.",
+            exit_code=1,
+        ) from error
+    if "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        kept.keep(compiled.export_model().getvalue())
+    return compiled
+
+
+def _made_of(core: Any, device: str, settings: dict[str, Any], graph: Graph) -> dict[str, str]:
+    """What a compiled network depends on; the number of threads is set when it is loaded."""
+    properties = [name for name in core.get_property(device, "SUPPORTED_PROPERTIES") if name.endswith("DRIVER_VERSION")]
+    facts = {
+        name: str(core.get_property(device, name))
+        for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES", *properties)
+    }
+    chosen = {name: str(value) for name, value in settings.items() if name != "INFERENCE_NUM_THREADS"}
+    return {"graph": graph.sha256, "openvino": load_openvino().get_version(), "device": device, **facts, **chosen}
+
+
+def _node(port: Any) -> Node:
+    type_name = port.get_element_type().get_type_name()
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return port.get_any_name(), f"tensor({'float' if type_name == 'f32' else type_name})", shape
+
+
+def _arithmetic_of(compiled: Any, device: str, wanted: str) -> str:
+    """What the compiled network computes in, asked of itself.
+
+    Raises:
+        BackendUnavailable: less than the FP32 that was wanted.
+    """
+    type_name: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    found = _ARITHMETICS.get(type_name, type_name)
+    if found != wanted:
+        if wanted == "fp32":
+            raise BackendUnavailable(
+                f"OpenVINO's {device} computes in {found}, not in fp32.",
+                f"Ask for it, if that is right for you: --arithmetic {found}",
+                exit_code=1,
+            )
+        log.warning("OpenVINO's %s computes in %s here, not in %s.", device, found, wanted)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """The line that says something, of a message that begins with places in OpenVINO's source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    places = ("Exception from ", "Check '")
+    said = [line for line in lines if not line.startswith(places)] or lines or [type(error).__name__]
+    return said[0][:300]
+
+
+class OpenVinoBackend:
+    """A compiled network and the requests that run it, on NumPy memory in place; one or several frames at once."""
+
+    def __init__(self, name: str, device: str, graph: Graph, compiled: Any) -> None:
+        self.name = name
+        self.device = device
+        self.graph = graph
+        self.in_flight = _REQUESTS
+        self._process = os.getpid()
+        self._idle = [compiled.create_infer_request() for _ in range(_REQUESTS)]
+        self._started: deque[_Run] = deque()
+
+    def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``."""
+        return self.start(image).logits()
+
+    def start(self, image: Tensor) -> _Run:
+        """See ``OverlappingBackend.start``."""
+        if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
+            raise ValueError(
+                f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
+            )
+        self._check_process()
+        if not self._idle:
+            self._started[0].wait()
+        run = _Run(self, self._idle.pop(), image)
+        self._started.append(run)
+        return run
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:  # OpenVINO's threads stayed there: to wait for them would be for ever
+            raise UserError(
+                "this process was split off (fork) after the network was loaded with OpenVINO.",
+                "Load it in the process that uses it, or start processes with 'spawn'.",
+                exit_code=1,
+            )
+
+    def _take_back(self, run: _Run, request: Any) -> None:
+        self._started.remove(run)
+        self._idle.append(request)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        while self._started and os.getpid() == self._process:
+            self._started[0].wait()
+        self._idle.clear()
+
+
+class _Run:
+    """One run of the network under way; it reads and writes NumPy memory in place."""
+
+    def __init__(self, backend: OpenVinoBackend, request: Any, image: Tensor) -> None:
+        shared = load_openvino().Tensor
+        self._backend, self._request, self._image = backend, request, image
+        self._logits = np.empty(backend.graph.output_shape, np.float32)
+        self._error: UserError | None = None
+        request.set_input_tensor(shared(image, shared_memory=True))
+        request.set_output_tensor(shared(self._logits, shared_memory=True))
+        request.start_async()
+
+    def wait(self) -> None:
+        """Wait for the end, whatever it is; a second call does nothing."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        try:
+            request.wait()
+        except RuntimeError as error:
+            graph = self._backend.graph
+            self._error = UserError(
+                f"openvino failed on the {graph.modality} {graph.precision} graph: {_reason(error)}",
+                "If memory ran out, close other programs or export a smaller --image-size.",
+                exit_code=1,
+            )
+        self._backend._take_back(self, request)
+
+    def logits(self) -> Tensor:
+        """See ``StartedRun.logits``."""
+        self._backend._check_process()
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._logits
