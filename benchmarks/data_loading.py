@@ -29,10 +29,12 @@ from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training.data.augmentation import augment, default_augmentation
+from espmedsam_edge.training.data.augmentation import default_augmentation, strong_augmentation
 from espmedsam_edge.training.data.dataset import FolderSource, Pair, TrainingSet
-from espmedsam_edge.training.data.loader import BatchLoader
+from espmedsam_edge.training.data.image_augmentation import augment
+from espmedsam_edge.training.data.loader import BatchLoader, BatchMaker
 from espmedsam_edge.training.data.sampler import ModalityBatchSampler
+from espmedsam_edge.training.data.stock import DeviceStock
 from espmedsam_edge.training.losses import MaskLoss, segmentation_loss
 
 
@@ -118,7 +120,10 @@ def _timed(times: list[float], work: Callable[..., Any], *arguments: object) -> 
 
 
 def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Three ways to train the same batches: reading in the training thread, threads with a cold and a warm cache."""
+    """Ways to train the same batches: read in the training thread or in others, cold and warm, and kept on the device.
+
+    Last, batches alone without a network, made one image after the other and on the device.
+    """
     size, rows = arguments.image_size, []
     torch.manual_seed(0)
     model = EspMedSam(model_config("espmedsam-tiny"), list(groups)).train()
@@ -126,9 +131,11 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
     loss_function = MaskLoss()
     augmentations = {name: default_augmentation(name) for name in groups}
 
-    def train(loader: BatchLoader) -> tuple[float, float]:
+    def train(loader: BatchLoader, network: bool = True) -> tuple[float, float]:
         begin = time.perf_counter()
         for batch in loader:
+            if not network:
+                continue
             assert batch.masks is not None
             loss = segmentation_loss(model(batch.images, batch.modality), batch.masks, loss_function, 1.0).total
             optimizer.zero_grad(set_to_none=True)
@@ -144,14 +151,24 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
     warm = TrainingSet(groups, size, augmentations=augmentations)
     uncached = TrainingSet(groups, size, augmentations=augmentations, cache_bytes=0)
     train(BatchLoader(uncached, sampler(uncached, 9), workers=0))  # warm-up, not shown
-    plans: Sequence[tuple[str, TrainingSet, int]] = (
-        ("in the training thread, no cache", uncached, 0),
-        (f"{arguments.workers} threads, no cache", uncached, arguments.workers),
-        (f"{arguments.workers} threads, cache filling", warm, arguments.workers),
-        (f"{arguments.workers} threads, cache warm", warm, arguments.workers),
+    strong = TrainingSet(groups, size, augmentations={name: strong_augmentation(name) for name in groups})
+    stocks = [DeviceStock(images, torch.device("cpu"), arguments.workers) for images in (warm, strong)]
+    for epoch in (0, 1):  # the cache of what is fed alone is warm
+        train(BatchLoader(strong, sampler(strong, epoch), workers=arguments.workers), network=False)
+    threads = f"{arguments.workers} threads"
+    plans: Sequence[tuple[str, BatchMaker, int, bool]] = (
+        ("in the training thread, no cache", uncached, 0, True),
+        (f"{threads}, no cache", uncached, arguments.workers, True),
+        (f"{threads}, cache filling", warm, arguments.workers, True),
+        (f"{threads}, cache warm", warm, arguments.workers, True),
+        ("images on the device", stocks[0], 0, True),
+        (f"feeding alone, {threads}", warm, arguments.workers, False),
+        ("feeding alone, on the device", stocks[0], 0, False),
+        (f"feeding alone, strong, {threads}", strong, arguments.workers, False),
+        ("feeding alone, strong, on the device", stocks[1], 0, False),
     )
-    for name, images, workers in plans:
-        seconds, waited = train(BatchLoader(images, sampler(images, 0), workers=workers))
+    for name, images, workers, network in plans:
+        seconds, waited = train(BatchLoader(images, sampler(warm, 0), workers=workers), network)
         rows.append(
             {
                 "loading": name,
@@ -171,7 +188,7 @@ def _show(result: dict[str, Any]) -> None:
         print(f"{modality:14}", "  ".join(f"{stage} {ms:6.2f} ms" for stage, ms in stages.items()))
     for row in result["epochs"]:
         print(
-            f"{row['loading']:34} epoch {row['epoch_s']:7.2f} s  waited {row['waited_s']:6.2f} s "
+            f"{row['loading']:38} epoch {row['epoch_s']:7.2f} s  waited {row['waited_s']:6.2f} s "
             f"({100 * row['waited_share']:.1f} %)  {row['images_per_s']:.1f} images/s"
         )
 

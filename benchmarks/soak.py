@@ -1,11 +1,13 @@
 """Whether a live run with its view stays flat: memory, threads, open files and the order of frames over half an hour.
 
-    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30]
+    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30] [--clips 100] [--clock-back]
 
 A run on the live phantom with a backend that sleeps for 5 ms, its server on, and in a process of its own: a viewer that
 reads all the time, another that comes and goes every 20 seconds and moves a control, a scrape of the metrics every ten
-seconds and an image for the service every ten. Samples once a second; the first minute is warm-up. Result: see
-``benchmarks/README.md``.
+seconds and an image for the service every ten. With ``--clips`` so many clips of 300 frames are segmented beside the
+live source. With
+``--clock-back`` what Python code of this process reads as the time of day goes back by an hour in the middle.
+Samples once a second; the first minute is warm-up. Result: see ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import struct
+import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import cv2
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -43,6 +49,7 @@ from espmedsam_edge.runtime.sources.source import SourceFrame
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND_SECONDS = 0.005
+CLIP_FRAMES = 300
 SIDE = 256
 
 
@@ -60,7 +67,7 @@ class Ordered:
 
     frames: int = 0
     out_of_order: int = 0
-    last: int = -1
+    last: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Ordered:
         return self
@@ -72,8 +79,8 @@ class Ordered:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        self.out_of_order += frame.index <= self.last
-        self.last = frame.index
+        self.out_of_order += frame.index <= self.last.get(frame.source, -1)
+        self.last[frame.source] = frame.index
         self.frames += 1
 
 
@@ -147,6 +154,13 @@ def clients(url: str, seconds: float, every: float, pipe: Connection) -> None:
     pipe.send(asdict(seen))
 
 
+def set_back(seconds: float = 3600) -> None:
+    """The time of day, as Python code reads it, goes back; the clock that only grows does not."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() - seconds
+    time.time_ns = lambda: now_ns() - round(1e9 * seconds)
+
+
 def sample() -> dict[str, int]:
     """Resident bytes, threads and open files of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -154,7 +168,28 @@ def sample() -> dict[str, int]:
     return {"resident_bytes": pages * 4096, "threads": tasks, "files": files}
 
 
-def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = "640x480") -> dict[str, Any]:
+def make_clips(folder: Path, count: int) -> list[str]:
+    """So many names of one clip of Motion JPEG."""
+    first = folder / "clip-0.avi"
+    writer = cv2.VideoWriter(str(first), cv2.VideoWriter.fourcc(*"MJPG"), 25, (320, 240))
+    for number in range(CLIP_FRAMES):
+        writer.write(phantom("colonoscopy", number % 8, (240, 320))[0])
+    writer.release()
+    for number in range(1, count):
+        os.link(first, folder / f"clip-{number}.avi")
+    return [str(folder / f"clip-{number}.avi") for number in range(count)]
+
+
+def soak(
+    seconds: float,
+    fps: int,
+    *,
+    warm_up: float,
+    every: float,
+    size: str = "640x480",
+    clips: Sequence[str] = (),
+    clock_back: bool = False,
+) -> dict[str, Any]:
     """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds."""
     ordered, samples = Ordered(), list[dict[str, float]]()
     source, reading = f"test://colonoscopy?fps={fps}&size={size}", ReadingOptions(duration=seconds)
@@ -162,7 +197,7 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
     here, there = context.Pipe(duplex=False)
     with (
         sleeping_segmenter() as segmenter,
-        Inference(InferenceRequest([source], segmenter, None, reading, ServeOptions("0"))) as inference,
+        Inference(InferenceRequest([source, *clips], segmenter, None, reading, ServeOptions("0"))) as inference,
     ):
         assert inference.server is not None
         reports: list[InferenceReport] = []
@@ -172,7 +207,12 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
         run.start()
         viewers.start()
         there.close()
+        jumped: float | None = None
         while run.is_alive():
+            if clock_back and jumped is None and time.monotonic() - begin > seconds / 2:
+                before = time.time()
+                set_back()
+                jumped = round(time.time() - before)
             time.sleep(1.0)
             samples.append({"at": round(time.monotonic() - begin, 1), **sample()})
         try:
@@ -192,6 +232,8 @@ def soak(seconds: float, fps: int, *, warm_up: float, every: float, size: str = 
         "fps": fps,
         "size": size,
         "backend_ms": 1000 * BACKEND_SECONDS,
+        "clips": len(clips),
+        "clock_changed_by_seconds": jumped,
         "frames": ordered.frames,
         "skipped": report.live[0].skipped,
         "out_of_order": ordered.out_of_order,
@@ -218,10 +260,18 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--fps", type=int, default=30)
+    parser.add_argument("--clips", type=int, default=0, help="files beside the live source")
+    parser.add_argument("--clock-back", action="store_true", help="by an hour, in the middle")
+    parser.add_argument("--note", help="what should be known of the circumstances")
     arguments = parser.parse_args()
     environment = collect_environment()
     seconds = 60 * arguments.minutes
-    result = soak(seconds, arguments.fps, warm_up=min(60, seconds / 4), every=20)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = make_clips(Path(folder), arguments.clips) if arguments.clips else []
+        timing: dict[str, Any] = {"warm_up": min(60, seconds / 4), "every": 20}
+        result = soak(seconds, arguments.fps, clips=clips, clock_back=arguments.clock_back, **timing)
+    if arguments.note:
+        result = {"note": arguments.note, **result}
     document = {"schema": 1, "kind": "soak", "environment": environment, **result}
     atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(document, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=1))

@@ -48,8 +48,12 @@ def looks_like_video(start: bytes) -> bool:
 
 
 def cut_off(path: Path) -> bool:
-    """Whether the container states more bytes than the file has; False for containers that do not state it."""
-    with path.open("rb") as stream:
+    """Whether the container states more bytes than the file has; False where it does not say, or is gone."""
+    try:
+        stream = path.open("rb")
+    except OSError:
+        return False
+    with stream:
         start = stream.read(16)
         length = os.fstat(stream.fileno()).st_size
         if start[:4] == b"RIFF":

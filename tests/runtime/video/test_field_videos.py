@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from video_files import clip_frame, number_of
 
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
@@ -251,6 +252,19 @@ def test_what_recorders_leave_is_read_by_name_in_a_folder_and_by_content(tmp_pat
     times = [frame.time or 0.0 for frame in frames]
     assert times[0] == 0
     assert all(later > earlier for earlier, later in pairwise(times))
+
+
+def test_a_file_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "a.mp4")
+    opened = av.open
+
+    def gone(*arguments: Any, **options: Any) -> Any:
+        path.unlink()
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(av, "open", gone)
+    with pytest.raises(UserError, match="it is not a video that can be decoded here"):
+        open_video(path)
 
 
 def test_texts_and_pictures_do_not_look_like_video() -> None:
