@@ -6,6 +6,7 @@ Layout and every field: ``docs/bundle-format.md``. Reading validates before use:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ from espmedsam_edge.modalities import choose
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+REPORT, CALIBRATION = "report.md", "calibration.json"
+REPORT_TITLE = "# What each step measured"
+"""How a bundle's report begins."""
+PICTURES = ("worst.jpg", "sensitivity.png")
+"""What calibrate draws of a graph: ``MODALITY-PRECISION-worst.jpg``."""
 _MAX_MANIFEST_BYTES = 4 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -243,12 +249,22 @@ class Bundle:
 class BundleDraft:
     """The files of a bundle being written, in a folder that is not yet the bundle."""
 
-    def __init__(self, folder: Path, manifest: Manifest | None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest | None, foreign: frozenset[str] = frozenset()) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._foreign = foreign
 
     def new_file(self, name: str) -> Path:
-        """A path in the draft to write to; a file of that name that came from the old bundle is unlinked first."""
+        """A path in the draft to write to; the old bundle's file of that name is unlinked first.
+
+        Raises:
+            UserError: a file of that name was no part of the old bundle.
+        """
+        if name in self._foreign:
+            raise UserError(
+                f"{name} in the bundle's folder is no file of the bundle, and would be replaced.",
+                "Move it elsewhere, or choose another folder.",
+            )
         path = self.folder / name
         path.unlink(missing_ok=True)
         return path
@@ -270,26 +286,77 @@ def graph_file_name(modality: str, precision: Precision, modalities: int) -> str
     return f"{precision}.onnx" if modalities == 1 else f"{modality}-{precision}.onnx"
 
 
-@contextmanager
-def write_bundle(path: str | Path, *, extend: bool = False) -> Iterator[BundleDraft]:
-    """Write a new bundle, or with ``extend`` change one; set ``draft.manifest`` before the block ends.
+def own_files(path: Path, manifest: Manifest) -> set[str]:
+    """What of a bundle's folder is the bundle: what its manifest lists, and what this program writes beside that.
 
-    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was. Of several
-    processes that extend one bundle, each waits for those before it and adds to what they wrote.
+    Args:
+        path: the folder.
+        manifest: its own.
+
+    Returns:
+        Names of files, there or not.
+    """
+    names = {MANIFEST} | {graph.file for graph in manifest.graphs}
+    for graph in manifest.graphs:
+        names |= {f"{graph.modality}-{graph.precision}-{picture}" for picture in PICTURES}
+    for name, start in ((REPORT, REPORT_TITLE.encode()), (CALIBRATION, b'{\n "schema_version":')):
+        try:
+            with (path / name).open("rb") as stream:
+                ours = stream.read(len(start)) == start
+        except OSError:
+            ours = False
+        if ours:
+            names.add(name)
+    return names
+
+
+def _foreign_files(path: Path) -> frozenset[str]:
+    """What in a bundle's folder is no part of it.
 
     Raises:
-        UserError: ``path`` exists and is not a bundle, cannot be written, or was replaced while it was extended.
+        UserError: it is no bundle.
+    """
+    try:
+        manifest = Bundle.open(path).manifest
+    except UserError as error:
+        raise UserError(
+            f"{path} exists and is not a bundle: {error.message}", "Choose another --out; nothing was overwritten."
+        ) from error
+    return frozenset(entry.name for entry in path.iterdir()) - own_files(path, manifest)
+
+
+@contextmanager
+def write_bundle(path: str | Path, *, extend: bool = False, own: bool = False) -> Iterator[BundleDraft]:
+    """Write a new bundle, or with ``extend`` change one; set ``draft.manifest`` before the block ends.
+
+    The folder appears, or changes, in one step when the block ends well; on any error it stays as it was. Of a bundle
+    that was there only its own files are replaced; others in its folder stay. Of several processes that write one
+    bundle, each waits for those before it, and those that extend it add to what they wrote.
+
+    Args:
+        path: the folder.
+        extend: start with the bundle that is there.
+        own: the folder is a place of the program's own: damaged bundles in it are replaced as well.
+
+    Raises:
+        UserError: ``path`` exists and is not a bundle, holds a foreign file where one of the bundle's goes, cannot be
+            written, or was replaced while it was extended.
     """
     path = Path(path)
+    there = os.path.lexists(path) and not own
     if extend:
         Bundle.open(path)  # says what is wrong where there is none
-    elif path.exists() and not (path / MANIFEST).is_file():
-        raise UserError(f"{path} exists and is not a bundle.", "Choose another --out; nothing was overwritten.")
+    elif there:
+        _foreign_files(path)
     with ExitStack() as stack:
-        unreplaced = stack.enter_context(directory_lock(path)) if extend else None
+        unreplaced = stack.enter_context(directory_lock(path)) if extend or there else None
         manifest = Bundle.open(path).manifest if extend else None  # again: it may have had to wait
-        folder = stack.enter_context(atomic_directory(path, keep=extend))
-        draft = BundleDraft(folder, manifest)
+        foreign = _foreign_files(path) if extend or there else frozenset()
+        outdated = own_files(path, Bundle.open(path).manifest) if there and not extend else set()
+        folder = stack.enter_context(atomic_directory(path, keep=extend or there or own))
+        for name in outdated:
+            (folder / name).unlink(missing_ok=True)
+        draft = BundleDraft(folder, manifest, foreign)
         yield draft
         if unreplaced is not None and not unreplaced():
             raise UserError(f"another command replaced {path} meanwhile.", "Run this one again.", exit_code=1)

@@ -101,7 +101,7 @@ def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterat
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST):
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY):
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
         if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
             raise UserError(f"nobody reads {path}.", "Start its reader first, and let it read.", exit_code=1) from error
@@ -191,26 +191,55 @@ def _exchange(first: Path, second: Path) -> None:
 def atomic_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """A new directory beside ``path`` that takes its place when the block ends well.
 
-    With ``keep`` it starts with hard links to (else copies of) the files ``path`` holds; replace, never modify them.
+    Without ``keep`` there may be nothing at ``path``, or an empty directory. With it the new directory starts with hard
+    links to (else copies of) the files ``path`` holds; replace, never modify them. What others put into ``path`` while
+    the block runs is carried over.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}")
         temporary.mkdir()
         try:
-            if keep and path.is_dir():
-                shutil.copytree(path, temporary, dirs_exist_ok=True, copy_function=_link_or_copy)
+            before = _states(path) if keep else {}
+            if before:
+                shutil.copytree(path, temporary, symlinks=True, dirs_exist_ok=True, copy_function=_link_or_copy)
             yield temporary
             for file in temporary.rglob("*"):
-                if file.is_file():
+                if file.is_file() and not file.is_symlink():
                     _sync(file)
-            if path.exists():
+            if keep and path.exists():
                 _exchange(temporary, path)
+                _carry_over(temporary, path, before)
             else:
-                temporary.rename(path)
+                temporary.rename(path)  # which never replaces a directory that holds something
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+_State = tuple[int, int, int]
+
+
+def _state(file: Path) -> _State:
+    state = file.lstat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _states(folder: Path) -> dict[Path, _State]:
+    """Every file below a folder, with what changes when it is replaced or written to."""
+    files = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return {file.relative_to(folder): _state(file) for file in files}
+
+
+def _carry_over(old: Path, new: Path, before: dict[Path, _State]) -> None:
+    """Move what came into the old directory, or changed in it, since ``before``; what was rewritten stays rewritten."""
+    for name, state in _states(old).items():
+        if before.get(name) == state:
+            continue
+        target = new / name
+        if not os.path.lexists(target) or (name in before and _state(target)[1:] == before[name][1:]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (old / name).replace(target)
 
 
 @contextlib.contextmanager

@@ -386,3 +386,62 @@ for number in range(1, 100_000):
 def test_normalization_is_imagenets_unless_said() -> None:
     assert Normalization().mean == (0.485, 0.456, 0.406)
     assert Normalization().std == (0.229, 0.224, 0.225)
+
+
+NOTES = {"notes.txt": "mine", "sub/thesis.txt": "chapter one"}
+
+
+def with_notes(folder: Path) -> None:
+    for name, text in NOTES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_a_new_bundle_replaces_the_old_ones_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    write_plain_bundle(path)
+    old = json.loads((path / MANIFEST).read_text())
+    old["graphs"][0]["file"] = "other.onnx"
+    (path / "fp32.onnx").rename(path / "other.onnx")
+    (path / MANIFEST).write_text(json.dumps(old))
+    (path / "report.md").write_text("# What each step measured\n\nold\n")
+    with_notes(path)
+    write_plain_bundle(path)
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {MANIFEST, "fp32.onnx", *NOTES}
+    assert {name: (path / name).read_text() for name in NOTES} == NOTES
+    assert Bundle.open(path).read_graph(Bundle.open(path).graph()) == PLAIN
+
+
+@pytest.mark.parametrize("manifest", ["{}", "not JSON", '{"name": "app", "version": 3}', "", None])
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, manifest: str | None) -> None:
+    path = tmp_path / "app"
+    with_notes(path)
+    if manifest is not None:
+        (path / MANIFEST).write_text(manifest)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="app exists and is not a bundle"):
+        write_plain_bundle(path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("name", ["new.onnx", "report.md", "calibration.json"])
+def test_a_foreign_file_in_a_bundle_stands_in_the_way(bundle: Bundle, name: str, extend: bool) -> None:
+    (bundle.path / name).write_text("written by hand")
+
+    def write() -> None:
+        with write_bundle(bundle.path, extend=extend) as draft:
+            draft.new_file(name).write_bytes(b"ours")
+
+    with pytest.raises(UserError, match=rf"{name} in the bundle's folder is no file of the bundle"):
+        write()
+    assert (bundle.path / name).read_text() == "written by hand"
+    assert Bundle.open(bundle.path).manifest == bundle.manifest
+
+
+def test_a_link_to_a_bundle_stays_one(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(bundle.path)
+    write_plain_bundle(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Bundle.open(bundle.path).graph().file == "fp32.onnx"

@@ -152,16 +152,55 @@ def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatc
         pass
 
 
-def test_a_folder_appears_in_one_step_and_is_replaced(tmp_path: Path) -> None:
+def test_a_folder_appears_in_one_step(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     with atomic_directory(target) as folder:
         (folder / "a").write_text("1")
         assert not target.exists()
-    with atomic_directory(target) as folder:
-        (folder / "b").write_text("2")
-        assert entries(target) == ["a"]
-    assert entries(target) == ["b"]
+    assert entries(target) == ["a"]
     assert entries(tmp_path) == ["bundle"]
+
+
+def test_a_folder_that_holds_something_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    target.mkdir()  # an empty one is
+
+    def made_meanwhile() -> None:
+        with atomic_directory(target) as folder:
+            (folder / "b").write_text("2")
+            (target / "a").write_text("1")
+
+    with pytest.raises(UserError, match=r"cannot write .*new: Directory not empty"):
+        made_meanwhile()
+    assert entries(target) == ["a"]
+    assert entries(tmp_path) == ["new"]
+
+
+def test_what_others_write_while_a_folder_is_changed_is_carried_over(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with atomic_directory(target) as folder:
+        for name in ("kept", "saved anew", "added to", "rewritten"):
+            (folder / name).write_text("before")
+    with atomic_directory(target, keep=True) as folder:
+        (folder / "rewritten").unlink()
+        (folder / "rewritten").write_text("ours")
+        (target / "sub").mkdir()
+        (target / "sub" / "new").write_text("theirs")
+        (target / "editor").write_text("theirs")
+        (target / "editor").replace(target / "saved anew")
+        with (target / "added to").open("a") as stream:
+            stream.write(", theirs")
+        (target / "link").symlink_to("kept")
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert found == {
+        "kept": "before",
+        "saved anew": "theirs",
+        "added to": "before, theirs",
+        "rewritten": "ours",
+        "sub/new": "theirs",
+        "link": "before",
+    }
+    assert (target / "link").is_symlink()
 
 
 def test_keep_starts_from_what_there_is(tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from espmedsam_edge.bundle import Bundle, Graph, Manifest, graph_file_name, write_bundle
+from espmedsam_edge.bundle import (
+    CALIBRATION,
+    PICTURES,
+    REPORT,
+    Bundle,
+    BundleDraft,
+    Graph,
+    Manifest,
+    graph_file_name,
+    write_bundle,
+)
 from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.emulation import simulate
 from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, Mask
@@ -21,7 +31,7 @@ from espmedsam_edge.calibration.lowering import lower
 from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import ALWAYS_FP32, Plan, lowest_plan, quantised_tensors, why_fp32
 from espmedsam_edge.calibration.ranges import Ranges, measure_ranges
-from espmedsam_edge.calibration.record import CALIBRATION, Measured, read_record, why_stale
+from espmedsam_edge.calibration.record import Measured, read_record, why_stale
 from espmedsam_edge.calibration.report import CalibrationSummary, plot_sensitivity, section, with_section, worst_picture
 from espmedsam_edge.calibration.request import CalibrationRequest, Listener
 from espmedsam_edge.calibration.resemblance import Resemblance
@@ -35,7 +45,6 @@ from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 
-_REPORT = "report.md"
 _LOW_SHARE = 0.9
 _WORTH_INT8 = 0.5
 
@@ -318,20 +327,21 @@ class _Calibration:
             record, _ = read_record(draft.folder)
             text = record.with_modality(modality, measured).to_json()
             draft.new_file(CALIBRATION).write_text(text)
-            names = self._pictures(draft.folder, summary, found, gate)
-            report = draft.folder / _REPORT
+            names = self._pictures(draft, summary, found, gate)
+            report = draft.folder / REPORT
             before = report.read_text(encoding="utf-8") if report.is_file() else ""
-            draft.new_file(_REPORT).write_text(
+            draft.new_file(REPORT).write_text(
                 with_section(before, modality, precision, section(summary, names)), encoding="utf-8"
             )
         return summary
 
-    def _pictures(self, folder: Path, summary: CalibrationSummary, found: _Found, gate: Gate) -> list[str]:
+    def _pictures(self, draft: BundleDraft, summary: CalibrationSummary, found: _Found, gate: Gate) -> list[str]:
         """Draw the sensitivity plot and the worst image; returns their names."""
         names: list[str] = []
         stem = f"{summary.modality}-{summary.precision}"
-        for old in (f"{stem}-worst.jpg", f"{stem}-sensitivity.png"):
-            (folder / old).unlink(missing_ok=True)
+        for picture in PICTURES:
+            draft.new_file(f"{stem}-{picture}")
+        folder = draft.folder
         title = f"{summary.modality} {summary.precision}"
         plot = f"{stem}-sensitivity.png"
         if plot_sensitivity(folder / plot, summary.ranking, summary.raised, title):

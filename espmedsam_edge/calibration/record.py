@@ -8,13 +8,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espmedsam_edge.bundle import FormatVersion, Name, Sha256
+from espmedsam_edge.bundle import CALIBRATION, FormatVersion, Name, Sha256
 from espmedsam_edge.calibration.histogram import METHODS, Method
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantised_tensors
 from espmedsam_edge.calibration.ranges import Ranges, measured_tensors
-
-CALIBRATION = "calibration.json"
 
 _Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.bundle import Precision
+from espmedsam_edge.bundle import REPORT_TITLE, Precision
 from espmedsam_edge.calibration.gate import GateResult
 from espmedsam_edge.calibration.histogram import Method
 from espmedsam_edge.calibration.network import Network
@@ -149,7 +149,7 @@ def with_section(report: str, modality: str, precision: Precision, text: str) ->
     """A report with a graph's section added, or replaced where it had one."""
     heading = _heading(modality, precision)
     pattern = re.compile(rf"^{re.escape(heading)}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    without = pattern.sub("", report).rstrip() or "# What each step measured"
+    without = pattern.sub("", report).rstrip() or REPORT_TITLE
     return f"{without}\n\n{text}"
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espmedsam_edge.bundle import Bundle, InputSpec, Manifest, Weights, graph_file_name, write_bundle
+from espmedsam_edge.bundle import (
+    REPORT,
+    REPORT_TITLE,
+    Bundle,
+    InputSpec,
+    Manifest,
+    Weights,
+    graph_file_name,
+    write_bundle,
+)
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_weights
@@ -95,13 +104,13 @@ def export_bundle(
             tools={"espmedsam-edge": __version__} | {tool: importlib.metadata.version(tool) for tool in _TOOLS},
             accuracy=accuracy,
         )
-        draft.new_file("report.md").write_text(_report(draft.manifest, exported))
+        draft.new_file(REPORT).write_text(_report(draft.manifest, exported))
     return Bundle.open(out), exported
 
 
 def _report(manifest: Manifest, exported: Sequence[ExportedGraph]) -> str:
     lines = [
-        "# What each step measured",
+        REPORT_TITLE,
         "",
         f"Weights: {manifest.weights.origin}"
         + (" (never trained: the masks mean nothing)" if manifest.weights.origin == "random" else "")

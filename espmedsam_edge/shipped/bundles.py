@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import (
     MANIFEST,
+    REPORT,
+    REPORT_TITLE,
     Bundle,
     Graph,
     InputSpec,
@@ -147,7 +149,7 @@ def shipped_bundle(
             log.warning("%s is not what %s make: it is made anew.", where, _WHERE)
         with write_errors(where):
             make_private(where.parent, root)
-        _write(where, manifest, contents)
+        _write(where, manifest, contents, own=True)
         for file in where.iterdir():
             file.chmod(PRIVATE_FILE)
         where.chmod(PRIVATE_FOLDER)
@@ -198,11 +200,32 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
     return manifest, contents
 
 
-def _write(out: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    with write_bundle(out) as draft:
+def _write(out: Path, manifest: Manifest, contents: Mapping[str, bytes], *, own: bool = False) -> None:
+    with write_bundle(out, own=own) as draft:
         for file, content in contents.items():
             draft.new_file(file).write_bytes(content)
+        draft.new_file(REPORT).write_text(_report(manifest), encoding="utf-8")
         draft.manifest = manifest
+
+
+def _report(manifest: Manifest) -> str:
+    """What was measured of the weights, as ``export`` writes it of a checkpoint."""
+    weights = manifest.weights
+    return "\n".join(
+        [
+            REPORT_TITLE,
+            "",
+            f"Weights: {weights.origin}, checkpoint SHA-256 {weights.checkpoint_sha256}, that came with "
+            f"espmedsam-edge {__version__}.",
+            "",
+            "## Test images",
+            "",
+            weights.note,
+            "",
+            "The graphs were made of them without a checkpoint's network to compare with.",
+            "",
+        ]
+    )
 
 
 def _is_kept(bundle: Bundle) -> bool:

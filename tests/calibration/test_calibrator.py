@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 
 pytest.importorskip("modelopt", reason="needs nvidia-modelopt (extra calibrate)")
 
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.bundle import CALIBRATION, Bundle
 from espmedsam_edge.calibration import calibrator, modelopt_tools
 from espmedsam_edge.calibration.calibrator import calibrate
 from espmedsam_edge.calibration.gate import GateResult, ImageResult
 from espmedsam_edge.calibration.images import find_images
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantisable_nodes
-from espmedsam_edge.calibration.record import CALIBRATION, read_record
+from espmedsam_edge.calibration.record import read_record
 from espmedsam_edge.calibration.report import CalibrationSummary, plot_sensitivity, section
 from espmedsam_edge.calibration.request import CalibrationRequest
 from espmedsam_edge.calibration.search import Sensitivity
