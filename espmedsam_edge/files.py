@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.errors import UserError, printable
-from espmedsam_edge.pipes import is_pipe, open_pipe
+from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -104,6 +104,8 @@ def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterat
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY):
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
         if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
+            if path == STANDARD_OUTPUT:
+                raise UserError("whoever read standard output has gone.", exit_code=1) from error
             raise UserError(f"nobody reads {path}.", "Start its reader first, and let it read.", exit_code=1) from error
         if error.errno in (errno.EFBIG, errno.EIO):
             raise UserError(

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, cast
 
+STANDARD_OUTPUT = Path("/dev/stdout")
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
 

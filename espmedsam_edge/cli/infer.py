@@ -29,8 +29,9 @@ Uids = Literal["hashed", "plain"]
 _LISTED_FAILURES = 20
 _ARGUMENTS = (
     "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
-    "SOURCE: images, videos, DICOM files, folders, globs; 0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson), "
-    "rtsp://..., http://... (streams), test:// or test://fundus (a moving phantom)."
+    "SOURCE: images, videos, DICOM files, folders, globs; - (a video or picture on standard input); "
+    "0 or v4l2:///dev/video0 (USB camera), csi://0 (Jetson), rtsp://..., http://... (streams), "
+    "test:// or test://fundus (a moving phantom)."
 )
 
 
@@ -48,7 +49,7 @@ def command(
     provider: str | None = typer.Option(None, help="Of --backend onnxruntime: one that doctor lists. [default: CPU]"),
     out: Path | None = typer.Option(
         None,
-        help="Overlays: a file for one image or video, else a folder. "
+        help="Overlays: a file for one image or video, else a folder; - for Matroska (PNG) on standard output. "
         "[default: NAME-overlay.png or .mp4, or the folder overlays; none if other results alone are asked for]",
     ),
     masks: Path | None = typer.Option(None, help="A folder for masks: PNG, 0 and 255, at the frame's size."),

@@ -45,9 +45,9 @@ def encode_image(image: NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a picture in the format that the path's suffix names; the file is complete or absent, and bears our mark.
+    """Write a picture in the format that the path's suffix names (without one, PNG); complete or absent, with our mark.
 
     Raises:
         UserError: as ``encode_image``, or the disk's trouble.
     """
-    atomic_write(path, marked(encode_image(image, path.suffix)))
+    atomic_write(path, marked(encode_image(image, path.suffix or ".png")))

@@ -14,6 +14,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.piped import STANDARD_INPUT
 from espmedsam_edge.runtime.sources.uris import parse_uri
 from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_scores
 
@@ -61,6 +62,8 @@ def choose_bundle(
 def means_a_bundle(argument: str) -> bool:
     """Whether an argument names a bundle, there or not, rather than something to segment."""
     path = Path(argument)
+    if argument == STANDARD_INPUT:
+        return False
     if path.name.endswith(".bundle") or (path / MANIFEST).is_file() or any(path.glob("*.onnx")):
         return True
     # What exists otherwise is a source; so is an address, a pattern, a camera's number or a name with a suffix.
@@ -88,7 +91,7 @@ def _recognise(source: str, names: SourceNames | None) -> str:
 
 def _first_picture(source: str, names: SourceNames | None) -> Frame | None:
     """The first frame that can be read; None for live sources, which are read only once, and for what has none."""
-    if parse_uri(source) is not None:
+    if source == STANDARD_INPUT or parse_uri(source) is not None:  # which is read only once
         return None
     found, failures = open_sources([source], names=names)
     if not found and failures:

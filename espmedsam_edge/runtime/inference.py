@@ -369,7 +369,7 @@ class Inference:
             results={what: place for what, place in plan.results.items() if place.exists()},
             gpu_memory=None if on_gpu is None else on_gpu.device_use(),
             interrupted=done.interrupted,
-            unfinished=done.interrupted and any(not source.live for source in self.sources),
+            unfinished=done.unfinished,
         )
 
     def _with_written(self, live: LiveReport) -> LiveReport:

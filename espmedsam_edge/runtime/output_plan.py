@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.destinations import Claims, stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
-from espmedsam_edge.pipes import is_standard_output
+from espmedsam_edge.pipes import STANDARD_OUTPUT, is_standard_output
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.request import InferenceRequest, Outputs
 from espmedsam_edge.runtime.run.controls import Controls
@@ -97,13 +98,17 @@ def _places(
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
     jsonl, csv = (None if place is None else str(place) for place in (outputs.jsonl, outputs.csv))
-    plot = _path(outputs.plot)
-    if is_standard_output(jsonl) and is_standard_output(csv):
+    plot, out = _path(outputs.plot), _path(outputs.out)
+    if out == Path("-"):
+        out = STANDARD_OUTPUT
+    if [is_standard_output(place) for place in (jsonl, csv, out)].count(True) > 1:
         raise UserError("two results would be written to standard output.", "Write one of them to a file.")
+    if out == STANDARD_OUTPUT and os.isatty(1):
+        raise UserError("the overlay would be written to the terminal.", "Pipe it: ... --out - | ffplay -")
     nothing_by_default = request.outputs is None or request.serve is not None
     places = plan_places(
         sources,
-        _path(outputs.out),
+        out,
         _path(outputs.masks),
         None if jsonl == "-" else _path(jsonl),
         csv=None if csv == "-" else _path(csv),

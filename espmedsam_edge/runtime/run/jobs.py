@@ -87,7 +87,8 @@ class RunReport:
         seconds: wall time.
         stage_seconds: time spent in each of ``STAGES``; decode and write overlap with the others.
         live: what became of each live source, in the jobs' order.
-        interrupted: Ctrl-C ended a run of live sources; what they gave is finished.
+        interrupted: Ctrl-C ended a run of live sources or pipes; what they gave is finished.
+        unfinished: files were under way then, whose results were removed.
     """
 
     frames: int
@@ -96,3 +97,4 @@ class RunReport:
     stage_seconds: dict[str, float]
     live: list[LiveReport] = field(default_factory=list)
     interrupted: bool = False
+    unfinished: bool = False

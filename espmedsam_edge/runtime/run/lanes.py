@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.run.in_flight import Outcome
 from espmedsam_edge.runtime.run.jobs import Job, LiveReport
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sources.source import LiveFrames, SourceFrame
+from espmedsam_edge.runtime.sources.source import Interruptible, LiveFrames, SourceFrame
 
 READ_AHEAD_BYTES = 512 << 20
 """What a run holds at most, of all its jobs together: frames that wait, are segmented or are written, with results.
@@ -51,6 +51,12 @@ class JobState:
     def dropped(self) -> bool:
         """Whether frames of it that are on their way are of no use."""
         return self.cut or self.job.cancelled
+
+    def interrupt(self) -> bool:
+        """Have it end with what has come, if it comes by a pipe and is being read; whether it does."""
+        source = self.job.source
+        going = self.opened and not self.read_out
+        return going and isinstance(source, Interruptible) and source.interrupt()
 
 
 @dataclass(eq=False)

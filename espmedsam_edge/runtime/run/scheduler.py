@@ -97,7 +97,7 @@ class Run:
             try:
                 threads.wait(stop)
             except KeyboardInterrupt:
-                if not self.live:
+                if not self.live and not any(state.interrupt() for state in self.files.states):
                     raise
                 interrupted = True
                 self._stop()
@@ -112,7 +112,8 @@ class Run:
             raise self.error
         frames = sum(state.written for state in self.states)
         told = [live_report(lane) for lane in self.live]
-        return RunReport(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted)
+        cut = any(state.cut for state in self.states)
+        return RunReport(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted, cut)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         """Run a stage in its thread; its error, whatever it is, ends the run and is raised in the calling thread."""
@@ -131,6 +132,8 @@ class Run:
 
     def _abort(self) -> None:
         self.aborted = True
+        for state in self.files.states:
+            state.interrupt()
         self._tell()
 
     def _clear(self) -> None:
@@ -143,11 +146,11 @@ class Run:
             self.changed.notify_all()
 
     def _stop(self) -> None:
-        """After Ctrl-C: live sources end, files are cut off and their unfinished outputs are not kept."""
+        """After Ctrl-C: live sources and pipes end, files are cut off and their unfinished outputs are not kept."""
         with self.changed:
             self.stopping = True
             for state in self.files.states:
-                if not state.read_out:
+                if not state.read_out and not state.interrupt():
                     state.cut = True
                     self.files.drop(state)
             self.changed.notify_all()

@@ -291,10 +291,13 @@ def fitting(stem: str, ending: str) -> str:
 def _means_a_file(out: Path, inputs: Sequence[Path], videos: set[Path]) -> bool:
     """Whether ``--out`` names a file, by its suffix; refuses what cannot be written or cannot hold the inputs."""
     suffix = out.suffix.lower()
-    if out.is_dir() or suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+    nameless = not suffix and is_pipe(out)  # a pipe: Matroska, or PNG
+    if not nameless and (out.is_dir() or suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES):
         return False
     if len(inputs) > 1:
         raise UserError(f"--out {out} is one file, but there are {len(inputs)} inputs.", "Name a folder.")
+    if nameless:
+        return True
     writable = VIDEO_OUTPUTS if inputs[0] in videos else IMAGE_OUTPUTS
     if suffix not in writable:
         kind = "a video" if inputs[0] in videos else "an image"

@@ -115,8 +115,11 @@ class VideoFile(_Clip):
     _reader: VideoReader
 
     def _open(self) -> tuple[Fraction | None, int | None]:
-        self._reader = open_video(self.path)
+        self._reader = self._opened()
         return self._reader.fps, self._reader.length
+
+    def _opened(self) -> VideoReader:
+        return open_video(self.path)
 
     def _close(self) -> None:
         self._reader.close()
@@ -125,7 +128,7 @@ class VideoFile(_Clip):
         for index, (image, time) in enumerate(self._reader):
             yield SourceFrame(image, self.path, index, time, aspect=self._reader.aspect)
         if self._reader.damage is not None:
-            message = f"cannot read all of {self.path}: {self._reader.damage}. Copy it again, or convert it."
+            message = f"cannot read all of {self.name}: {self._reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))
 
 

@@ -21,6 +21,7 @@ from espmedsam_edge.runtime.dicom.reading import NoPicture, is_dicom, read_dicom
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.piped import LABEL, STANDARD_INPUT, open_standard_input
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import START_BYTES, looks_like_video
@@ -36,7 +37,7 @@ def open_sources(
     A folder stands for the images, videos and DICOM files in it by their suffix (without one, by content), in natural
     order (2 before 10), DICOM pictures by series and number; hidden files are passed over. With a DICOMDIR, or nothing
     else in it, it stands for the DICOM files in its subfolders, too, as exports nest them. Files named one by one are
-    told apart by content. A file of the name goes before a URI.
+    told apart by content, as is what comes on standard input, named ``-``. A file of the name goes before a URI.
 
     Args:
         specifications: as the user wrote them.
@@ -61,14 +62,18 @@ def open_sources(
             sources.append(_open_uri(uri, live))
             continue
         specification = specification if uri is None else uri.place
-        files, problem = [], ""
+        files, problem, opened = [], "", None
         try:
-            files = [path for path in _expand(specification) if not _repeated(path, seen)]
+            if specification == STANDARD_INPUT and not _exists(STANDARD_INPUT):
+                files = [] if _repeated(LABEL, seen) else [LABEL]
+                opened = [open_standard_input() for _ in files]
+            else:
+                files = [path for path in _expand(specification) if not _repeated(path, seen)]
         except UserError as error:
-            problem = str(error)
+            files, problem = [], str(error)
         except OSError as error:
             problem = f"cannot read {specification}: {error.strerror}. Check the name."
-        opened = _sources_of(files, specification)
+        opened = _sources_of(files, specification) if opened is None else opened
         if names is not None:
             name = names.add(number, files)
             problem = hide(problem, (specification, specification.rstrip("/"), str(Path(specification))), name)

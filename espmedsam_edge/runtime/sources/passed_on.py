@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, cast
 
-from espmedsam_edge.runtime.sources.source import Failure, LiveFrames, Source, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, Interruptible, LiveFrames, Source, SourceFrame
 
 
 class PassedOn:
@@ -68,6 +68,10 @@ class PassedOn:
 
     def __iter__(self) -> Iterator[SourceFrame]:
         return iter(self._source)
+
+    def interrupt(self) -> bool:
+        """See ``Interruptible``."""
+        return isinstance(self._source, Interruptible) and self._source.interrupt()
 
     @property
     def waiting(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame
@@ -106,6 +106,14 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[SourceFrame]:
         """The frames that can be read; what cannot goes to ``failures`` and the rest follows."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A source that is no live one and yet may wait for long: what comes by a pipe."""
+
+    def interrupt(self) -> bool:
+        """Have it end with what has come; from any thread. False: it is none that could."""
 
 
 class LiveFrames(Source, Protocol):

@@ -69,21 +69,36 @@ def open_video(path: Path) -> VideoReader:
     return PyAvReader(path) if has_pyav() else OpenCvReader(path)
 
 
-class PyAvReader:
-    """Reads with PyAV. Frames that the decoder marks as damaged are left out and counted."""
+class Incoming(Protocol):
+    """Where a video comes from that is no file; may have ``seek`` and ``tell`` as files do."""
 
-    def __init__(self, path: Path) -> None:
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+
+
+class PyAvReader:
+    """Reads with PyAV. Frames that the decoder marks as damaged are left out and counted.
+
+    Args:
+        path: the file; or what messages call it.
+        incoming: is read instead of the file.
+    """
+
+    def __init__(self, path: Path, incoming: Incoming | None = None) -> None:
         av = self._av = load_pyav()
         self._path = path
+        self._comes = incoming is not None
         self.damage: str | None = None
         try:
             # "file:" and the list keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
             self._container: Any = av.open(
-                f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+                incoming or f"file:{path.absolute()}",
+                options={"protocol_whitelist": "none" if self._comes else "file"},
+                metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise _unreadable(path) from error
+            raise _undecodable(path) if self._comes else _unreadable(path) from error
         stream = self._main_stream()
         if stream is None:
             self.close()
@@ -92,8 +107,9 @@ class PyAvReader:
         self._display = Display(self._stream.sample_aspect_ratio)
         if self._stream.codec_context is None:  # a codec that FFmpeg does not know
             self.close()
-            raise _unreadable(path)
-        self._stream.thread_type = "AUTO"
+            raise _undecodable(path) if self._comes else _unreadable(path)
+        # Threads for frames would hold back as many of them, which a sender may wait for.
+        self._stream.thread_type = "SLICE" if self._comes else "AUTO"
         self.fps = plain_rate(self._stream.average_rate or self._stream.guessed_rate)
         self.length: int | None = self._stream.frames or self._estimated_length()
         try:
@@ -157,7 +173,7 @@ class PyAvReader:
                     continue
                 yield self._display.shown(frame), clock.time(stated)
                 count += 1
-        self.damage = _damage(self._path, count, damaged)
+        self.damage = _left_out(count, damaged) if self._comes else _damage(self._path, count, damaged)
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then the one that flushes the decoder, even when demuxing ends in an error."""
@@ -227,6 +243,10 @@ class OpenCvReader:
 def _damage(path: Path, count: int, damaged: int) -> str | None:
     if cut_off(path):
         return f"it is cut off after {count} frames"
+    return _left_out(count, damaged)
+
+
+def _left_out(count: int, damaged: int) -> str | None:
     if damaged:
         return f"{damaged} damaged frames were left out, {count} were read"
     return None if count else "it holds no frames"
@@ -237,6 +257,14 @@ def _unreadable(path: Path) -> UserError:
     if cut_off(path):
         reason = "it is cut off, and what is there cannot be decoded"
     return UserError(f"cannot read {path}: {reason}.", "Copy it again, or convert it to H.264 in MP4.", exit_code=1)
+
+
+def _undecodable(name: Path) -> UserError:
+    return UserError(
+        f"what comes on {name} is no picture or video that can be read from a pipe.",
+        "Send Matroska: ffmpeg ... -f matroska -",
+        exit_code=1,
+    )
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,13 +59,14 @@ class VideoWriter(Protocol):
 def open_pipe_writer(
     path: Path, size: tuple[int, int], fps: Fraction, *, crf: int = DEFAULT_CRF, aspect: Fraction = SQUARE
 ) -> VideoWriter:
-    """As ``open_writer``, into a FIFO or another pipe, which cannot seek.
+    """As ``open_writer``, into a FIFO or another pipe, which cannot seek; without a suffix Matroska.
 
     Raises:
         UserError: PyAV is missing, or the container is none that can be written.
         OSError: it cannot be opened.
     """
-    _check_suffix(path)
+    if path.suffix:
+        _check_suffix(path)
     if not has_pyav():
         raise UserError(f"writing video to {path} needs PyAV.", "Install it: pip install 'espmedsam-edge[video]'")
     return _PyAvPipeWriter(path, even_size(size), fps, crf, aspect)
@@ -192,25 +194,54 @@ class PyAvWriter(PyAvEncoder):
 class _PyAvPipeWriter(PyAvEncoder):
     """Writes what a reader of the pipe can play at once."""
 
+    _refused: OSError | None
+
     def __init__(self, path: Path, size: tuple[int, int], fps: Fraction, crf: int, aspect: Fraction) -> None:
         pipe = open_pipe(path)
 
         class Sink:  # without a way to seek, which a pipe only seems to have
-            write = staticmethod(pipe.write)
+            write = staticmethod(self._pass_on)
 
-        self._pipe = pipe
-        name = path.suffix.lower()[1:]
+        self._pipe, self._refused = pipe, None
+        name = path.suffix.lower()[1:] or "mkv"
         options = _MATROSKA if name == "mkv" else {"movflags": _FRAGMENTS, "flush_packets": "1"}
         container = load_pyav().open(Sink(), "w", format="matroska" if name == "mkv" else name, options=options)
         container.metadata["comment"] = VIDEO_MARK
         super().__init__(container, size, fps, crf, aspect=aspect)
 
+    def _pass_on(self, data: bytes) -> int:
+        """Called by FFmpeg, which loses errors: the first is kept, and nothing more is written."""
+        if self._refused is None:
+            try:
+                self._pipe.write(data)
+                self._pipe.flush()
+            except OSError as error:
+                self._refused = error
+        return len(data)
+
+    def _check(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+
+    def write(self, frame: Frame, time: float) -> None:
+        """See ``VideoWriter.write``."""
+        super().write(frame, time)
+        self._check()
+
+    def finish(self) -> bool:
+        """See ``VideoWriter.finish``."""
+        super().finish()
+        self._check()
+        return True
+
     def close(self) -> None:
         """See ``VideoWriter.close``."""
-        try:
-            super().close()
-        finally:
+        super().close()
+        if self._refused is None:
             self._pipe.close()
+        else:
+            with suppress(OSError):  # what is buffered goes nowhere
+                self._pipe.close()
 
 
 def _surviving(av: Any, path: Path) -> dict[str, str]:
