@@ -131,7 +131,8 @@ class Outputs:
 
     Attributes:
         out: overlays: a file for one image or video, else a folder. None: ``NAME-overlay.png`` or ``.mp4``, or the
-            folder ``overlays``, in the working folder; none at all if other results alone are asked for.
+            folder ``overlays``, in the working folder; none at all if other results alone are asked for. "-":
+            Matroska, of a picture PNG, on standard output.
         masks: a folder for masks: PNG, 0 and 255, at the frame's size.
         mask_video: masks as video, white on black: a file for one video, else a folder.
         jsonl: a file for one line of JSON a frame; "-" for standard output.
@@ -173,8 +174,8 @@ class InferenceRequest:
     """One run.
 
     Attributes:
-        sources: one or several: images, videos, DICOM files, folders, globs, cameras and streams, as the command takes
-            them.
+        sources: one or several: images, videos, DICOM files, folders, globs, cameras and streams, or "-" for standard
+            input, as the command takes them.
         model: which network; or a segmenter that is loaded already and stays the caller's.
         outputs: what is written; None: nothing.
         reading: how sources are read.
