@@ -301,3 +301,22 @@ def test_a_terminal_is_not_written_to(toy_bundle: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "isatty", lambda descriptor: True)
     with pytest.raises(UserError, match="terminal"):
         infer("test://fundus?frames=2&live=no", toy_bundle, Outputs(out="-"))
+
+
+def test_one_result_alone_goes_to_standard_output(toy_bundle: Bundle) -> None:
+    for others in ({"jsonl": "-"}, {"csv": "/dev/stdout"}):
+        with pytest.raises(UserError, match="two results"):
+            infer("test://fundus?frames=2&live=no", toy_bundle, Outputs(out="-", **others))  # type: ignore[arg-type]
+    cv2.imwrite("a.png", clip_frame(0))
+    cv2.imwrite("b.png", clip_frame(1))
+    with pytest.raises(UserError, match="2 inputs"):
+        infer(["a.png", "b.png"], toy_bundle, Outputs(out="-"))
+
+
+def test_names_are_hidden_and_the_hint_stays(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, thread = dribbled(b"hello")
+    with open(pipe._descriptor, "rb") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        report = infer("-", toy_bundle, Outputs(csv="a.csv"), ReadingOptions(anonymous_names=True))
+    thread.join()
+    assert ["-f matroska -" in failure.message for failure in report.failures] == [True]

@@ -76,7 +76,8 @@ def open_sources(
         opened = _sources_of(files, specification) if opened is None else opened
         if names is not None:
             name = names.add(number, files)
-            problem = hide(problem, (specification, specification.rstrip("/"), str(Path(specification))), name)
+            if specification != STANDARD_INPUT:  # whose name hides nothing
+                problem = hide(problem, (specification, specification.rstrip("/"), str(Path(specification))), name)
             opened = [NumberedSource(source, name, names) for source in opened]
             specification = name
         sources += opened
