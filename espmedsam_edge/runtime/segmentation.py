@@ -120,22 +120,20 @@ class Segmentation:
     def placed(self, crop: Crop, frame: Frame) -> Segmentation:
         """The result of a part as that of its whole frame: nothing outside, all places in the frame's pixels.
 
+        What was drawn is given up: outlines end at a frame's edge, not at a crop's, and are as wide as the frame asks.
+
         Args:
             crop: what was segmented.
-            frame: (H, W, 3) uint8 BGR, the whole of it; not written to.
+            frame: (H, W, 3) uint8 BGR, the whole of it.
         """
         mask: Mask = np.zeros(frame.shape[:2], np.uint8)
         crop.of(mask)[:] = self.mask
-        measured, drawn = self.measured, self.drawn
+        measured = self.measured
         if measured is not None and measured.bounding_box is not None and measured.centroid is not None:
             (x, y, *sides), (across, down) = measured.bounding_box, measured.centroid
             box = (x + crop.x, y + crop.y, sides[0], sides[1])
             measured = Measured(measured.area, box, (across + crop.x, down + crop.y))
-        if drawn is not None:
-            image: Frame = frame.copy()
-            crop.of(image)[:] = drawn.image
-            drawn = replace(drawn, image=image)
-        return replace(self, mask=mask, measured=measured, drawn=drawn, crop=crop)
+        return replace(self, mask=mask, measured=measured, drawn=None, crop=crop)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import upsample_logits
-from espmedsam_edge.runtime.segmentation import Segmentation, Timings
+from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
+from espmedsam_edge.runtime.segmentation import Drawn, Measured, Segmentation, Timings
 
 
 def segmentation(mask: np.ndarray) -> Segmentation:
@@ -88,3 +91,25 @@ def test_the_dictionary_is_plain_json() -> None:
 
 def test_the_total_is_the_sum_of_the_stages() -> None:
     assert Timings(0.25, 0.5, 0.125).total == 0.875
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_a_gpu_measured_of_a_part_is_placed_and_drawn_anew(empty: bool) -> None:
+    rng = np.random.default_rng(4)
+    frame, crop = rng.integers(0, 256, (50, 70, 3), np.uint8), Crop(20, 5, 40, 30)
+    mask = np.zeros((30, 40), np.uint8)
+    if not empty:
+        mask[6:20, 11:] = 255  # up to the crop's edge, which is none of the frame
+    style = OverlayStyle((0, 200, 0), 0.4)
+    logits = rng.normal(size=(8, 8)).astype(np.float32)
+    alone = Segmentation(mask, "fundus", logits, 0.5, Timings(0, 0, 0))
+    measured = Measured(alone.area, alone.bounding_box, alone.centroid)
+    of_gpu = replace(alone, measured=measured, drawn=Drawn(draw_overlay(crop.of(frame), mask, style), style))
+    placed, plain = of_gpu.placed(crop, frame), alone.placed(crop, frame)
+    assert placed.size == (50, 70)
+    assert (placed.area, placed.bounding_box) == (plain.area, plain.bounding_box)
+    assert placed.centroid == (None if empty else pytest.approx(plain.centroid))
+    assert placed.area == np.count_nonzero(placed.mask)
+    np.testing.assert_array_equal(placed.overlay(frame, style), draw_overlay(frame, placed.mask, style))
+    assert placed.at(0.2).measured is None
+    np.testing.assert_array_equal(placed.at(0.2).mask, alone.at(0.2).placed(crop, frame).mask)

@@ -274,3 +274,25 @@ def test_options_that_mean_nothing(wrong: dict[str, object]) -> None:
 def test_a_turned_frame_has_no_dicom_seg() -> None:
     with pytest.raises(UserError, match="DICOM-SEG"):
         infer("a.dcm", "b.bundle", Outputs(dicom_seg="seg"), ReadingOptions(rotate=90))
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_a_dicom_seg_of_a_crop_has_the_sources_size(frames: int | None, toy_bundle: Bundle) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
+    from seg_sources import save_dicom
+
+    save_dicom(Path("d.dcm"), (60, 80), frames)
+    crop = Crop(30, 10, 40, 40)
+    report = infer("d.dcm", toy_bundle, Outputs(dicom_seg="seg.dcm", csv="a.csv"), ReadingOptions(crop=crop))
+    assert report.failures == []
+    written = pydicom.dcmread("seg.dcm")
+    assert (written.Rows, written.Columns) == (60, 80)
+    rows = [line.split(",") for line in Path("a.csv").read_text().splitlines()[1:]]
+    areas = [int(row[3]) for row in rows]
+    assert len(areas) == (frames or 1)
+    masks = [result.mask for _, result in infer_frames("d.dcm", toy_bundle, reading=ReadingOptions(crop=crop))]
+    assert [np.count_nonzero(mask) for mask in masks] == areas
+    assert all(not np.delete(mask, np.s_[10:50], 0).any() for mask in masks)
+    planes = np.reshape(written.pixel_array, (-1, 60, 80))
+    np.testing.assert_array_equal(planes.astype(bool), [mask > 0 for mask in masks if mask.any()])
