@@ -10,13 +10,12 @@ from pathlib import Path
 
 import typer
 
-from espmedsam_edge.cli.messages import shows_progress
+from espmedsam_edge.cli.messages import shows_progress, tell_failures
 from espmedsam_edge.terminal import progress_bars, tell, terminal_console
 
 app = typer.Typer(
     no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
 )
-_LISTED_FAILURES = 20
 
 
 @app.command("prepare")
@@ -50,10 +49,7 @@ def prepare_command(
         tell(f"{unlisted} images are in none of the given lists.")
     if done.unmasked:
         tell(f"{len(done.unmasked)} images without a mask were left out, the first: {done.unmasked[0]}")
-    for failure in done.failures[:_LISTED_FAILURES]:
-        tell(f"failed: {failure}", err=True)
-    if len(done.failures) > _LISTED_FAILURES:
-        tell(f"failed: {len(done.failures) - _LISTED_FAILURES} more.", err=True)
+    tell_failures(done.failures)
     raise typer.Exit(1 if done.failures else 0)
 
 

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from espmedsam_edge.cli.messages import once, shows_progress
+from espmedsam_edge.cli.messages import once, shows_progress, tell_failures
 from espmedsam_edge.terminal import progress_bars, tell, terminal_console
 
 if TYPE_CHECKING:
     from espmedsam_edge.evaluation.evaluate import Evaluation, Task
-
-_LISTED_FAILURES = 20
 
 
 def command(
@@ -72,10 +70,7 @@ def command(
     if worst is not None:
         for file in write_sheets(worst, evaluation):
             tell(f"worst cases: {file}")
-    for failure in evaluation.failures[:_LISTED_FAILURES]:
-        tell(f"failed: {failure.message}", err=True)
-    if len(evaluation.failures) > _LISTED_FAILURES:
-        tell(f"failed: {len(evaluation.failures) - _LISTED_FAILURES} more.", err=True)
+    tell_failures([failure.message for failure in evaluation.failures])
     raise typer.Exit(1 if evaluation.failures else 0)
 
 

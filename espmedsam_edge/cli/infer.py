@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from espmedsam_edge.cli.messages import shows_progress
+from espmedsam_edge.cli.messages import shows_progress, tell_failures
 from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]
 Uids = Literal["hashed", "plain"]
-_LISTED_FAILURES = 20
 _ARGUMENTS = (
     "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
     "SOURCE: images, videos, DICOM files, folders, globs; - (a video or picture on standard input); "
@@ -246,10 +245,7 @@ def _leave(report: InferenceReport) -> None:
     if report.unfinished:
         log.warning("interrupted: what live sources gave was kept, unfinished files removed.")
         raise typer.Exit(130)
-    for failure in report.failures[:_LISTED_FAILURES]:
-        tell(f"failed: {failure.message}", err=True)
-    if len(report.failures) > _LISTED_FAILURES:
-        tell(f"failed: {len(report.failures) - _LISTED_FAILURES} more.", err=True)
+    tell_failures([failure.message for failure in report.failures])
     raise typer.Exit(1 if report.failures else 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from types import TracebackType
@@ -19,6 +19,7 @@ from espmedsam_edge.terminal import tell
 PACKAGE = __name__.partition(".")[0]
 VERBOSE = typer.Option(False, "--verbose", "-v", help="Tell more, and which module each line is from.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Tell of warnings and errors alone.")
+_LISTED_FAILURES = 20
 
 
 class Messages(logging.Handler):
@@ -92,6 +93,14 @@ def talking(function: Command) -> Command:
 
 def _installed() -> list[Messages]:
     return [handler for handler in logging.getLogger(PACKAGE).handlers if isinstance(handler, Messages)]
+
+
+def tell_failures(lines: Sequence[str]) -> None:
+    """Print what failed, the first twenty with a line each."""
+    for line in lines[:_LISTED_FAILURES]:
+        tell(f"failed: {line}", err=True)
+    if len(lines) > _LISTED_FAILURES:
+        tell(f"failed: {len(lines) - _LISTED_FAILURES} more.", err=True)
 
 
 def shows_progress() -> bool:

@@ -451,13 +451,14 @@ def test_native_libraries_keep_quiet(toy_bundle: Bundle, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to read memory")
 def test_memory_stays_flat_over_a_long_video(toy_bundle: Bundle, tmp_path: Path) -> None:
-    """± 5 % after the first 100 frames, as the README promises, here over 900 small ones."""
+    """± 5 % after the first 100 frames, here over 900 small ones."""
     save_clip(tmp_path / "c.avi", 1000, size=(240, 320))
     script = f"""
 import sys
 from pathlib import Path
 from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.run.pipeline import Job, run_pipeline
+from espmedsam_edge.runtime.run.jobs import Job
+from espmedsam_edge.runtime.run.pipeline import run_pipeline
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.recording import overlay_video
 from espmedsam_edge.runtime.sources.files import VideoFile

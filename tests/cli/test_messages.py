@@ -17,7 +17,7 @@ import pytest
 from espmedsam_edge import Segmenter
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import COMMANDS, main
-from espmedsam_edge.cli.messages import Messages, once
+from espmedsam_edge.cli.messages import Messages, once, tell_failures
 from espmedsam_edge.runtime.backends import backend
 
 PACKAGE = logging.getLogger("espmedsam_edge")
@@ -203,3 +203,10 @@ def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     error = capsys.readouterr().err
     assert error.startswith("error: memory ran out. Close other programs")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("count", [0, 20, 21, 300])
+def test_of_many_failures_twenty_are_listed(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_failures([f"cannot read {number}." for number in range(count)])
+    listed = [f"failed: cannot read {number}." for number in range(min(count, 20))]
+    assert capsys.readouterr().err.splitlines() == listed + [f"failed: {count - 20} more."] * (count > 20)

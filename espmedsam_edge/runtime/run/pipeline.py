@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from espmedsam_edge.runtime.run.controls import Adjustable, Controls
-from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
+from espmedsam_edge.runtime.run.jobs import Job, Limits, RunProgress, RunReport
 from espmedsam_edge.runtime.run.scheduler import Run
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.sink import Sink
-
-__all__ = ["STAGES", "Job", "Limits", "RunProgress", "RunReport", "run_pipeline"]
 
 
 def run_pipeline(
