@@ -38,7 +38,9 @@ def fields(content: bytes, start: int, end: int) -> Iterator[Field]:
     """
     at = start
     while at < end:
-        tag, begin = read_varint(content, at)
+        tag, begin = content[at], at + 1
+        if tag > 0x7F:
+            tag, begin = read_varint(content, at)
         number, kind = tag >> 3, tag & 7
         if not 0 < number <= _LARGEST_FIELD:
             raise NotProtobufError(f"field {number}")
