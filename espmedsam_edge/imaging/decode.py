@@ -16,7 +16,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import ImageHeader, bare_png, image_format, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.imaging.tiff_header import compression_name, without_orientation
+from espmedsam_edge.imaging.tiff_header import compression_name, plain_tiff
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,14 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> t
     except HeaderError as error:
         raise UserError(f"cannot read {name}: {error}.", _REMEDY, exit_code=1) from error
     _check_size(header, name)
+    if header.depth > 16 and flags == _COLOUR:
+        fault = f"its samples have {header.depth} bits, not 8 or 16"
+        raise UserError(f"cannot read {name}: {fault}.", _REMEDY, exit_code=1)
     if header.format == "HEIC":
         return _decode_heic(data, name), header
     quiet_opencv()
     if header.format == "TIFF":  # OpenCV turns TIFFs whatever the flag says, and before 5.0 some a tile at a time
-        data = without_orientation(data)
+        data = plain_tiff(data)
     elif header.format == "PNG":
         data = bare_png(data)
     try:
@@ -114,7 +117,7 @@ def read_samples(path: str | Path) -> NDArray[Any]:
     """Read a file's samples as they are stored, for masks and labels: no scaling, no colour model, no inversion.
 
     Returns:
-        (H, W) or (H, W, C), uint8 or uint16, upright; of a palette, its colours.
+        (H, W) or (H, W, C), upright, as stored: uint8, uint16, of a TIFF other types, too; of a palette, its colours.
 
     Raises:
         UserError: as ``read_image``.

@@ -44,6 +44,7 @@ class ImageHeader:
         orientation: Exif's number, 1 to 8; 1 is upright.
         white_is_zero: grey samples count down from white (TIFF's photometric interpretation 0).
         pictures: how many the file holds: pages, or frames of an animation.
+        depth: bits of a TIFF's samples; 8 stands for whatever others have.
     """
 
     format: str
@@ -52,6 +53,7 @@ class ImageHeader:
     orientation: int = 1
     white_is_zero: bool = False
     pictures: int = 1
+    depth: int = 8
 
 
 def image_format(start: bytes) -> str | None:
@@ -245,7 +247,9 @@ def _heif(data: bytes) -> ImageHeader:
 
 def _tiff(data: bytes) -> ImageHeader:
     found = read_tiff(data)
-    return ImageHeader("TIFF", found.width, found.height, found.orientation, found.white_is_zero, found.pictures)
+    return ImageHeader(
+        "TIFF", found.width, found.height, found.orientation, found.white_is_zero, found.pictures, found.depth
+    )
 
 
 def _exif_orientation(exif: bytes) -> int:

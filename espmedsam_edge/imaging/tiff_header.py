@@ -13,11 +13,12 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 254, 256, 257, 258, 259, 262, 270
 _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 274, 279, 324, 325
+_SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES = 277, 284, 330, 338
 _USED = {
     _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION,
-    _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES,
+    _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES, _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES,
 }  # fmt: skip
-_LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # of bytes, characters and unsigned integers
+_LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # bytes, characters, unsigned integers, places
 _MOST_PICTURES = 10_000
 _MOST_ENTRIES = 1000  # of a directory; there are not as many tags in use
 _MOST_STRIPS, _MOST_VALUES, _MOST_TEXT = (
@@ -25,7 +26,8 @@ _MOST_STRIPS, _MOST_VALUES, _MOST_TEXT = (
     64,
     1 << 16,
 )  # of strips and tiles, of other numbers, of a description
-_SCALED_DOWN = 1  # the bit of NewSubfileType: a thumbnail or a level of a pyramid
+_SCALED_DOWN, _TRANSPARENCY = 1, 4  # bits of NewSubfileType: a thumbnail or a level of a pyramid; a mask
+_PREMULTIPLIED, _APART = 1, 2  # of ExtraSamples: how transparency lies beside colours
 _IMAGEJ = re.compile(rb"ImageJ=.*^images=(\d{1,9})$", re.DOTALL | re.MULTILINE)
 # What OpenCV's TIFF reader is built with or does without; others are named.
 _COMPRESSIONS = {
@@ -35,13 +37,18 @@ _COMPRESSIONS = {
 
 
 class Tiff(NamedTuple):
-    """The first picture of a file as stored, and how many there are beside thumbnails and levels of a pyramid."""
+    """The first picture of a file as stored, and how many there are beside thumbnails and levels of a pyramid.
+
+    Attributes:
+        depth: bits of a sample.
+    """
 
     width: int
     height: int
     orientation: int
     white_is_zero: bool
     pictures: int
+    depth: int
 
 
 class Orientation(NamedTuple):
@@ -60,18 +67,17 @@ def read_tiff(data: bytes) -> Tiff:
     """Parse a whole file; nothing of the first picture may be missing.
 
     Raises:
-        HeaderError: cut off, no picture, or samples of more than 16 bits.
+        HeaderError: cut off, no picture, or one that common readers show wrongly.
         struct.error: cut off.
     """
-    first, following = _directory(data, _first_directory(data))
+    first, following = _directory(data, _main_directory(data))
     values = {tag: found.values for tag, found in first.items()}
     try:
         width, height = values[_WIDTH][0], values[_HEIGHT][0]
     except (KeyError, IndexError):
         raise HeaderError("it has no picture size") from None
     depth = max(values.get(_BITS, (1,)), default=1)
-    if depth > 16:
-        raise HeaderError(f"its samples have {depth} bits, not 8 or 16")
+    _check_kind(values, depth)
     for offsets, counts in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
         for offset, count in zip(values.get(offsets, ()), values.get(counts, ()), strict=False):
             if offset + count > len(data):
@@ -81,13 +87,24 @@ def read_tiff(data: bytes) -> Tiff:
     described = _IMAGEJ.search(bytes(value & 255 for value in values.get(_DESCRIPTION, ())))
     pictures = max(1 + _further_pictures(data, following), int(described[1]) if described else 1)
     white_is_zero = values.get(_PHOTOMETRIC, (1,))[:1] == (0,)
-    return Tiff(width, height, _orientation(first).value, white_is_zero, pictures)
+    return Tiff(width, height, _orientation(first).value, white_is_zero, pictures, depth)
+
+
+def _check_kind(values: dict[int, tuple[int, ...]], depth: int) -> None:
+    """Refuse what libtiff and OpenCV read as another picture than it is, without a word."""
+    samples = values.get(_SAMPLES, (1,))[0]
+    if values.get(_PHOTOMETRIC, (1,))[0] in (8, 9, 10):
+        raise HeaderError("its colours are CIELAB")
+    if depth > 8 and samples > 1 and values.get(_PLANAR, (1,))[0] == 2:
+        raise HeaderError(f"its colours of {depth} bits lie in separate planes")
+    if depth > 8 and samples == 2:
+        raise HeaderError(f"it is grey with transparency, or of two channels, of {depth} bits")
 
 
 def compression_name(data: bytes) -> str | None:
     """The name of a compression that common readers do without, if the first picture has one."""
     try:
-        tag = _directory(data, _first_directory(data))[0].get(_COMPRESSION)
+        tag = _directory(data, _main_directory(data))[0].get(_COMPRESSION)
     except (HeaderError, struct.error, OverflowError):
         return None
     return _COMPRESSIONS.get(tag.values[0]) if tag and tag.values else None
@@ -102,14 +119,23 @@ def read_orientation(data: bytes) -> Orientation:
     return _orientation(_directory(data, _first_directory(data))[0])
 
 
-def without_orientation(data: bytes) -> bytes:
-    """The same file with its picture upright as stored, for readers that turn it, or turn its tiles one by one."""
-    value, place = read_orientation(data)
-    if place is None or value == 1:
-        return data
+def plain_tiff(data: bytes) -> bytes:
+    """The same file as readers take it that turn pictures or their tiles, show the first, and mix in transparency.
+
+    The picture that ``read_tiff`` names comes first, upright as stored, its colours as they are.
+    """
+    main = _main_directory(data)
+    tags = _directory(data, main)[0]
+    order, big = _byte_order(data)
     changed = bytearray(data)
-    # A short at the start of the field, in the file's byte order.
-    changed[place : place + 2] = struct.pack("<H" if data[:1] == b"I" else ">H", 1)
+    if main != _first_directory(data):
+        struct.pack_into(f"{order}{'Q' if big else 'I'}", changed, 8 if big else 4, main)
+    value, place = _orientation(tags)
+    if place is not None and value != 1:
+        struct.pack_into(f"{order}H", changed, place, 1)  # a short at the start of the field
+    extra = tags.get(_EXTRA_SAMPLES)
+    if extra is not None and extra.values[:1] == (_APART,):  # libtiff multiplies colours by it, unless that was done
+        struct.pack_into(f"{order}H", changed, extra.place, _PREMULTIPLIED)
     return bytes(changed)
 
 
@@ -125,24 +151,49 @@ def _first_directory(data: bytes) -> int:
     return int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
 
 
+def _main_directory(data: bytes) -> int:
+    """Where the first picture is that is neither scaled down nor a mask: in the chain, else inside one of it.
+
+    A preview may stand before it, and raw converters put the picture itself inside the preview's directory.
+    """
+    first = _first_directory(data)
+    inner: list[int] = []
+    for tags, place in _chain(data, first):
+        if not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY):
+            return place
+        inner += tags[_INNER].values if _INNER in tags else ()
+    for place in inner:
+        for tags, directory in _chain(data, place):
+            if not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY):
+                return directory
+    return first
+
+
+def _kind(tags: dict[int, _Tag]) -> int:
+    tag = tags.get(_NEW_SUBFILE_TYPE)
+    return tag.values[0] if tag and tag.values else 0
+
+
+def _chain(data: bytes, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]:
+    """Directories that follow each other, as far as they are whole; a chain that bites its tail ends."""
+    seen: set[int] = set()
+    while directory and directory not in seen and len(seen) < _MOST_PICTURES:
+        seen.add(directory)
+        place = directory
+        try:
+            tags, directory = _directory(data, directory, {_NEW_SUBFILE_TYPE, _INNER})
+        except (HeaderError, struct.error, OverflowError):
+            return
+        yield tags, place
+
+
 def _byte_order(data: bytes) -> tuple[str, bool]:
     return "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
 
 
 def _further_pictures(data: bytes, directory: int) -> int:
-    """How many full pictures follow, as far as their directories are whole; a chain that bites its tail ends."""
-    seen: set[int] = set()
-    count = 0
-    while directory and directory not in seen and len(seen) < _MOST_PICTURES:
-        seen.add(directory)
-        try:
-            tags, directory = _directory(data, directory, {_NEW_SUBFILE_TYPE})
-        except (HeaderError, struct.error, OverflowError):
-            break
-        kind = tags.get(_NEW_SUBFILE_TYPE)
-        if kind is None or not kind.values or not kind.values[0] & _SCALED_DOWN:
-            count += 1
-    return count
+    """How many full pictures follow."""
+    return sum(not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY) for tags, _ in _chain(data, directory))
 
 
 def _directory(data: bytes, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:

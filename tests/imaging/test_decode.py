@@ -110,6 +110,51 @@ def test_a_tiff_is_turned_as_a_whole(orientation: int, layout: dict[str, Any]) -
     assert np.array_equal(decode_image(stream.getvalue()), expected[orientation][..., ::-1])
 
 
+def pages(*pictures: tuple[np.ndarray, dict[str, Any]]) -> bytes:
+    """A TIFF of tifffile's."""
+    tifffile, stream = pytest.importorskip("tifffile", reason="writes such TIFFs"), io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        for picture, options in pictures:
+            writer.write(picture, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["before", "within", "mask", "after"])
+def test_a_tiff_s_preview_is_not_its_picture(layout: str) -> None:
+    picture = smooth_picture()
+    preview = (picture[::4, ::4].copy(), {"photometric": "rgb", "subfiletype": 1})
+    main = (picture, {"photometric": "rgb", "subfiletype": 0})
+    data = {
+        "before": lambda: pages(preview, main), "after": lambda: pages(main, preview),
+        "within": lambda: pages((preview[0], {**preview[1], "subifds": 1}), main),
+        "mask": lambda: pages((picture[..., 0] > 99, {"subfiletype": 4}), main),
+    }[layout]()  # fmt: skip
+    assert np.array_equal(decode_image(data), picture[..., ::-1])
+    header = read_header(data)
+    assert (header.width, header.height, header.pictures) == (60, 44, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_s_transparency_leaves_its_colours(dtype: type) -> None:
+    full = np.iinfo(dtype).max
+    picture = smooth_picture().astype(dtype) * dtype(full // 255)
+    picture[0, 0] = full  # the 16 bits' scale
+    alpha = np.full((44, 60, 1), full // 3, dtype)
+    data = pages((np.dstack([picture, alpha]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}))
+    assert np.array_equal(decode_image(data), (picture // (full // 255)).astype(np.uint8)[..., ::-1])
+
+
+def test_a_tiff_that_would_be_shown_wrongly_is_refused() -> None:
+    wide = smooth_picture().astype(np.uint16) * 16
+    lab = encoded(Image.fromarray(smooth_picture()).convert("LAB"), "TIFF")
+    planes = pages((np.ascontiguousarray(wide.transpose(2, 0, 1)), {"photometric": "rgb", "planarconfig": "separate"}))
+    grey = np.dstack([wide[..., 0], np.full((44, 60), 65535, np.uint16)])
+    both = pages((grey, {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}))
+    for data, reason in ((lab, "CIELAB"), (planes, "separate planes"), (both, "grey with transparency")):
+        with pytest.raises(UserError, match=reason):
+            decode_image(data)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_avif_is_turned(orientation: int) -> None:
     features, ImageOps = pytest.importorskip("PIL.features"), pytest.importorskip("PIL.ImageOps")

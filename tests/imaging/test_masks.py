@@ -85,6 +85,48 @@ def test_two_values_are_a_mask_whichever_they_are(tmp_path: Path, kind: str) -> 
     assert found.grey == 0
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32", "int64", "float32", "float64"])
+@pytest.mark.parametrize("high", [1, 100])
+def test_masks_that_programs_compute_are_read(tmp_path: Path, dtype: str, high: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "m.tif", ((_mask() > 0) * high).astype(dtype))
+    assert np.array_equal(read_mask(tmp_path / "m.tif").mask, _mask())
+
+
+def test_parts_of_one_are_cut_at_half_and_other_numbers_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    soft = cv2.GaussianBlur((_mask() > 0).astype(np.float32), (0, 0), 2)
+    tifffile.imwrite(tmp_path / "m.tif", soft)
+    found = read_mask(tmp_path / "m.tif")
+    assert np.array_equal(found.mask > 0, soft >= 127.5 / 255)
+    assert found.grey > 0
+    for values in (soft * 5, soft - 0.5, np.where(soft > 0.5, np.nan, soft)):
+        tifffile.imwrite(tmp_path / "m.tif", values.astype(np.float32))
+        with pytest.raises(UserError, match="as a mask: it holds float32 values from"):
+            read_mask(tmp_path / "m.tif")
+
+
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
+def test_several_bright_colours_are_refused(tmp_path: Path, background: tuple[int, int, int]) -> None:
+    picture = np.full((*_mask().shape, 3), background, np.uint8)
+    picture[_mask() > 0] = (0, 0, 255)
+    cv2.imwrite(str(tmp_path / "m.png"), picture)
+    if not any(background):
+        assert np.array_equal(read_mask(tmp_path / "m.png").mask, _mask())
+        picture[:9, :9] = (0, 255, 0)
+        cv2.imwrite(str(tmp_path / "m.png"), picture)
+    with pytest.raises(UserError, match="as a mask: it holds several colours"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_labels_beside_what_belongs_to_none_are_refused(tmp_path: Path) -> None:
+    labels = (_mask() > 0).astype(np.uint8)
+    labels[cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = 255  # as Pascal VOC's rims
+    cv2.imwrite(str(tmp_path / "m.png"), labels)
+    with pytest.raises(UserError, match="it holds the values 0, 1, 255"):
+        read_mask(tmp_path / "m.png")
+
+
 @pytest.mark.parametrize("kind", ["labels", "colours", "ids", "ones-through-jpeg"])
 def test_labels_and_numbers_are_refused_never_silently_empty(tmp_path: Path, kind: str) -> None:
     mask, file = _mask() > 0, tmp_path / "m.png"
