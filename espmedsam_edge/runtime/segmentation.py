@@ -117,16 +117,16 @@ class Segmentation:
             self.crop.of(mask)[:] = mask_from_logits(self.logits, (self.crop.height, self.crop.width), threshold)
         return replace(self, mask=mask, threshold=threshold, measured=None, drawn=None)
 
-    def placed(self, crop: Crop, frame: Frame) -> Segmentation:
+    def placed(self, crop: Crop, size: tuple[int, int]) -> Segmentation:
         """The result of a part as that of its whole frame: nothing outside, all places in the frame's pixels.
 
         What was drawn is given up: outlines end at a frame's edge, not at a crop's, and are as wide as the frame asks.
 
         Args:
             crop: what was segmented.
-            frame: (H, W, 3) uint8 BGR, the whole of it.
+            size: (H, W) of the whole frame.
         """
-        mask: Mask = np.zeros(frame.shape[:2], np.uint8)
+        mask: Mask = np.zeros(size, np.uint8)
         crop.of(mask)[:] = self.mask
         measured = self.measured
         if measured is not None and measured.bounding_box is not None and measured.centroid is not None:

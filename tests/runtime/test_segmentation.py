@@ -105,11 +105,11 @@ def test_what_a_gpu_measured_of_a_part_is_placed_and_drawn_anew(empty: bool) -> 
     alone = Segmentation(mask, "fundus", logits, 0.5, Timings(0, 0, 0))
     measured = Measured(alone.area, alone.bounding_box, alone.centroid)
     of_gpu = replace(alone, measured=measured, drawn=Drawn(draw_overlay(crop.of(frame), mask, style), style))
-    placed, plain = of_gpu.placed(crop, frame), alone.placed(crop, frame)
+    placed, plain = of_gpu.placed(crop, (50, 70)), alone.placed(crop, (50, 70))
     assert placed.size == (50, 70)
     assert (placed.area, placed.bounding_box) == (plain.area, plain.bounding_box)
     assert placed.centroid == (None if empty else pytest.approx(plain.centroid))
     assert placed.area == np.count_nonzero(placed.mask)
     np.testing.assert_array_equal(placed.overlay(frame, style), draw_overlay(frame, placed.mask, style))
     assert placed.at(0.2).measured is None
-    np.testing.assert_array_equal(placed.at(0.2).mask, alone.at(0.2).placed(crop, frame).mask)
+    np.testing.assert_array_equal(placed.at(0.2).mask, alone.at(0.2).placed(crop, (50, 70)).mask)

@@ -276,4 +276,4 @@ def of_the_whole(frame: SourceFrame, outcome: Outcome) -> Outcome:
     """What came of a frame's crop as what came of the frame."""
     if frame.crop is None or not isinstance(outcome, Segmentation):
         return outcome
-    return outcome.placed(frame.crop, frame.image)
+    return outcome.placed(frame.crop, frame.size)

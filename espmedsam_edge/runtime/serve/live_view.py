@@ -230,7 +230,7 @@ class LiveView:
         wanted = settings.segmenter
         if wanted is not None and wanted.modality != result.modality:
             renewed = wanted.segment_batch([frame.segmented], settings.threshold)[0]
-            renewed = renewed if frame.crop is None else renewed.placed(frame.crop, frame.image)
+            renewed = renewed if frame.crop is None else renewed.placed(frame.crop, frame.size)
         elif settings.threshold is not None and settings.threshold != result.threshold:
             renewed = result.at(settings.threshold)
         else:

@@ -130,7 +130,7 @@ class SegmentService:
         try:
             part = frame if crop is None else crop.of(frame)
             result = self._panel.pool.get(modality).segment_batch([part], threshold)[0]
-            return result if crop is None else result.placed(crop, frame)
+            return result if crop is None else result.placed(crop, (frame.shape[0], frame.shape[1]))
         except UserError as error:  # not the client's doing, and it may name this machine's files
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
 

@@ -71,7 +71,7 @@ class Selection:
         """
         if self.crop is None:
             return frame
-        size = _size(frame)
+        size = frame.size
         first = self._sizes.setdefault("first", size)
         if size != first:
             raise UserError(
@@ -193,19 +193,19 @@ class SelectedSource(PassedOn):
         for frame in frames:
             first.append(frame)
             held = len(first) * frame.image.nbytes
-            if len(first) == AUTO_FRAMES or held + frame.image.nbytes > _HELD_BYTES or _size(first[0]) != _size(frame):
+            if len(first) == AUTO_FRAMES or held + frame.image.nbytes > _HELD_BYTES or first[0].size != frame.size:
                 break
         first.reverse()  # so that each is let go once it is on its way
         while first:
-            size = _size(first[-1])
+            size = first[-1].size
             if size not in self._found:
-                self._hold(size, [frame.image for frame in first if _size(frame) == size])
+                self._hold(size, [frame.image for frame in first if frame.size == size])
             yield _with(first[-1], self._found[size])
             first.pop()
         for frame in frames:
-            if _size(frame) not in self._found:
-                self._hold(_size(frame), [frame.image])
-            yield _with(frame, self._found[_size(frame)])
+            if frame.size not in self._found:
+                self._hold(frame.size, [frame.image])
+            yield _with(frame, self._found[frame.size])
 
     def _pictures(self, frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
         """Each by itself: they need not be of one device."""
@@ -214,14 +214,14 @@ class SelectedSource(PassedOn):
             crop = find_picture([frame.image])
             count, cut = count + 1, cut + (crop is not None)
             if len(self.files) == 1:
-                self._tell(_size(frame), crop)
+                self._tell(frame.size, crop)
             yield _with(frame, crop)
         if len(self.files) > 1:
             log.info("%s: --crop auto cut borders off %d of %d.", self.name, cut, count)
 
     def _live_cropped(self, frame: SourceFrame) -> SourceFrame:
         """With what was found so far: a live frame waits for no others."""
-        size = _size(frame)
+        size = frame.size
         if size not in self._found:
             if self._finder_size != size:
                 self._finder, self._finder_size = PictureFinder(), size
@@ -245,10 +245,6 @@ class SelectedSource(PassedOn):
 
 
 _ROUNDING = 1e-3  # of a frame, that times may be early
-
-
-def _size(frame: SourceFrame) -> tuple[int, int]:
-    return frame.image.shape[0], frame.image.shape[1]
 
 
 def _with(frame: SourceFrame, crop: Crop | None) -> SourceFrame:

@@ -51,6 +51,11 @@ class SourceFrame:
     crop: Crop | None = None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
     def segmented(self) -> Frame:
         """What of the image is segmented: all, or a view of the crop."""
         return self.image if self.crop is None else self.crop.of(self.image)
