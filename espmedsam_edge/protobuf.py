@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 # Wire types; onnx.proto has no groups, the other two
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -14,20 +13,9 @@ class NotProtobufError(ValueError):
     """The bytes are no message such as ONNX's; the text says why."""
 
 
-class Field(NamedTuple):
-    """One field of a message.
-
-    Attributes:
-        number: which field.
-        kind: its wire type.
-        start: where its content begins, without a length before it.
-        end: where it ends, and the next field begins.
-    """
-
-    number: int
-    kind: int
-    start: int
-    end: int
+Field = tuple[int, int, int, int]
+"""A field of a message: its number, its wire type, where its content begins (behind a length, if it has one), and where
+it ends and the next field begins."""
 
 
 def fields(content: bytes, start: int, end: int) -> Iterator[Field]:
@@ -57,7 +45,7 @@ def fields(content: bytes, start: int, end: int) -> Iterator[Field]:
             raise NotProtobufError(f"wire type {kind}")
         if at > end:
             raise NotProtobufError("it ends early")
-        yield Field(number, kind, begin, at)
+        yield number, kind, begin, at
 
 
 def read_varint(content: bytes, at: int) -> tuple[int, int]:
@@ -79,7 +67,7 @@ def read_varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def encoded(number: int, kind: int, content: bytes) -> bytes:
-    """A field as it stands in a message, of content as ``Field.start`` and ``Field.end`` delimit it."""
+    """A field as it stands in a message, of content as ``Field`` delimits it."""
     head = varint(number << 3 | kind)
     return head + varint(len(content)) + content if kind == BYTES else head + content
 

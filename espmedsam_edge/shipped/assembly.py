@@ -118,5 +118,5 @@ def _tensor(name: str, values: NDArray[np.float32]) -> bytes:
 
 def _contents(message: bytes) -> Iterator[tuple[int, int, bytes]]:
     """A message's fields: number, wire type, content."""
-    for field in fields(message, 0, len(message)):
-        yield field.number, field.kind, message[field.start : field.end]
+    for number, kind, start, end in fields(message, 0, len(message)):
+        yield number, kind, message[start:end]
