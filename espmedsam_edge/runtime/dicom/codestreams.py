@@ -74,6 +74,14 @@ def size_of(codestream: bytes) -> FrameSize:
     raise ValueError("no codestream that is known")
 
 
+def mixes_colours(codestream: bytes) -> bool:
+    """Whether JPEG 2000 says that its decoder makes RGB of what it stores (ISO/IEC 15444-1, annex G)."""
+    if not codestream.startswith(_JPEG2000):
+        return False
+    coding = next((body for marker, body in _jpeg2000_headers(codestream) if marker == _CODING), b"")
+    return coding[4:5] == b"\1"
+
+
 def is_whole(codestream: bytes) -> bool:
     """Whether a JPEG, JPEG-LS or JPEG 2000 codestream ends with its end marker, padding left out."""
     return codestream.rstrip(b"\0").endswith(b"\xff\xd9")

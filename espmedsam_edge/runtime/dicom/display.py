@@ -141,7 +141,8 @@ def _windowed(
     if chosen is not None:
         return through_window(values, *chosen, str(window.get("VOILUTFunction") or "LINEAR"))
     if values.dtype == np.uint8:
-        return values
+        bits = int(dataset.get("BitsStored") or 8)
+        return values if bits >= 8 else _scaled(values, 0.0, float((1 << bits) - 1))
     return _scaled(values, *_rounded(scale or _stated_scale(dataset, frame) or _extremes(values, padding)))
 
 
@@ -156,15 +157,18 @@ def _transformed(stored: NDArray[Any], transform: Any) -> NDArray[Any]:
 
 
 def _rescale(transform: Any) -> tuple[float, float] | None:
-    """Slope and intercept; None where there are none, or empty ones, or they change nothing."""
-    slope, intercept = _first(transform.get("RescaleSlope")), _first(transform.get("RescaleIntercept"))
+    """Slope and intercept; None where there are none, or empty ones, or they change nothing or leave nothing."""
+    slope, intercept = (_numbers(transform.get(name))[0] for name in ("RescaleSlope", "RescaleIntercept"))
     found = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
-    return None if found == (1.0, 0.0) else found
+    return None if found == (1.0, 0.0) or not found[0] else found
 
 
 def _window_of(holder: Any) -> tuple[float, float] | None:
-    center, width = _first(holder.get("WindowCenter")), _first(holder.get("WindowWidth"))
-    return (center, width) if center is not None and width is not None and width > 0 else None
+    """The first window that is one: of both numbers, and not empty."""
+    for center, width in zip(*(_numbers(holder.get(name)) for name in ("WindowCenter", "WindowWidth")), strict=False):
+        if center is not None and width is not None and width > 0:
+            return center, width
+    return None
 
 
 def _through_table(values: NDArray[Any], table: Any) -> NDArray[np.uint8]:
@@ -227,10 +231,8 @@ def _whole(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.dtype.kind in "iu" else np.rint(values).astype(np.int64)
 
 
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str | float | int):
-        value = value[0] if len(value) else None
-    number = None if value is None else float(value)
-    return number if number is not None and np.isfinite(number) else None
+def _numbers(value: Any) -> list[float | None]:
+    """An attribute's values, at least one; None for those that are empty or no numbers to reckon with."""
+    single = value is None or isinstance(value, str | float | int)
+    numbers = [None if item in (None, "") else float(item) for item in ([value] if single else value)]
+    return [number if number is not None and np.isfinite(number) else None for number in numbers] or [None]

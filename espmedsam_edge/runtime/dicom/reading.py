@@ -19,12 +19,20 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command, installed
-from espmedsam_edge.runtime.dicom.codestreams import FrameSize, bare_codestream, check_rle, is_whole, size_of
+from espmedsam_edge.runtime.dicom.codestreams import (
+    FrameSize,
+    bare_codestream,
+    check_rle,
+    is_whole,
+    mixes_colours,
+    size_of,
+)
 from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
 from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_dataset
 from espmedsam_edge.runtime.dicom.display import Scale, common_scale, displayed, needs_scale, own_scale
 from espmedsam_edge.runtime.dicom.extent import check_extent, start_of
 from espmedsam_edge.runtime.dicom.measures import frame_times, pixel_bytes, pixel_spacing
+from espmedsam_edge.runtime.dicom.stored import check_colours, plain_frames
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
@@ -147,8 +155,9 @@ def dicom_scale(path: Path) -> Scale | None:
 def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[Any]]:
     """A file's frames as they are stored, all that its header names."""
     plugins = _decoders(path, dataset)
+    check_colours(path, dataset)
     count = 0
-    for pixels in _decoded(path, dataset, header, plugins) if plugins else _plain(path, dataset):
+    for pixels in _decoded(path, dataset, header, plugins) if plugins else plain_frames(path, dataset):
         if pixels.shape[:2] != (header.height, header.width):
             raise ValueError("a frame is not of the size that the header names")
         yield np.asarray(pixels)
@@ -158,32 +167,20 @@ def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[A
     raise ValueError(f"it holds {count} of {header.frames} frames")
 
 
-def _plain(path: Path, dataset: Any) -> Iterator[Any]:
-    """Uncompressed frames."""
-    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
-    from pydicom.pixels import iter_pixels
-
-    high, stored = int(dataset.get("HighBit") or 0), int(dataset.get("BitsStored") or 0)
-    options = {"correct_unused_bits": False} if high + 1 > stored else {}  # else pydicom cuts off what lies above
-    with path.open("rb") as stream:
-        bare = start_of(stream) == 0
-    if not bare and "TransferSyntaxUID" in dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta:
-        yield from iter_pixels(path, **options)
-        return
-    whole = dcmread(path, force=True)
-    whole.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-    yield from iter_pixels(whole, **options)
-
-
 def _decoded(path: Path, dataset: Any, header: DicomHeader, plugins: Sequence[str]) -> Iterator[Any]:
     """Compressed frames, each decoded once its own header was found to fit the file's."""
     from pydicom.pixels import as_pixel_options
+    from pydicom.uid import RLELossless
 
     options = as_pixel_options(dataset, number_of_frames=1)
     options.pop("extended_offsets", None)
+    if dataset.file_meta.TransferSyntaxUID != RLELossless and int(dataset.get("SamplesPerPixel") or 1) > 1:
+        options["planar_configuration"] = 0  # as decoders give colours, whatever the header says of the stored ones
     order = list(plugins)
     for data in _compressed(path, dataset, header.frames):
         codestream = _fitting(path, data, dataset, header)
+        if mixes_colours(codestream):
+            options["photometric_interpretation"] = "RGB"
         yield _by_the_first_that_can(codestream, dataset.file_meta.TransferSyntaxUID, order, options)
 
 

@@ -259,3 +259,75 @@ def test_what_lies_in_a_study_beside_pictures_is_passed_over_and_counted(
         dataset.SOPClassUID = kind
         dataset.save_as(tmp_path / "picture.dcm")
         assert read_dicom_header(tmp_path / "picture.dcm").frames == 1
+
+
+COLOURS = np.stack([ramp(), ramp()[:, ::-1], np.full((40, 60), 90, np.uint8)], axis=-1)
+
+
+def changed(path: Path, **elements: Any) -> Path:
+    dataset = pydicom.dcmread(path)
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+    return path
+
+
+def colours(path: Path) -> np.ndarray:
+    (frame,) = read_dicom_frames(path)
+    return frame[..., ::-1]
+
+
+@pytest.mark.parametrize("planes", [0, 1])
+@pytest.mark.parametrize("name", ["JPEG", "JPEG2000"])
+def test_compressed_colours_are_read_whatever_the_header_says_of_planes(tmp_path: Path, name: str, planes: int) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    stream, jpeg = io.BytesIO(), name == "JPEG"
+    Image.fromarray(COLOURS).save(stream, name, **({"quality": 97, "subsampling": 0} if jpeg else {"mct": 1}))
+    syntax = pydicom.uid.JPEGBaseline8Bit if jpeg else pydicom.uid.JPEG2000Lossless
+    # JPEG 2000 that was told to make RGB of itself is RGB, even under a header that names another model.
+    for model in ("YBR_FULL_422", "YBR_FULL", "RGB") if jpeg else ("YBR_RCT", "YBR_FULL", "RGB"):
+        path = save_compressed(tmp_path / "a.dcm", [stream.getvalue()], syntax, COLOURS, model)
+        changed(path, PlanarConfiguration=planes)
+        assert np.abs(colours(path).astype(int) - COLOURS).max() <= (3 if jpeg else 0)
+
+
+def test_colours_of_which_nothing_was_left_out_are_read_under_a_header_that_says_so(tmp_path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    whole = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
+    path = save_dicom(tmp_path / "a.dcm", whole, "YBR_FULL_422")
+    assert np.abs(colours(path).astype(int) - COLOURS).max() <= 3
+    halved = np.concatenate([whole[:, ::2, :1], whole[:, 1::2, :1], whole[:, ::2, 1:]], axis=-1)
+    changed(path, PixelData=halved.tobytes())
+    assert np.abs(colours(path).astype(int) - COLOURS).max() <= 8  # neighbours share their colour
+
+
+@pytest.mark.parametrize("model", ["HSV", "CMYK", "ARGB", "YBR_PARTIAL_422", "DOE^JANE"])
+def test_colour_models_that_are_not_read_are_named_and_nothing_else_quoted(tmp_path: Path, model: str) -> None:
+    path = save_dicom(tmp_path / "a.dcm", COLOURS, "RGB")
+    changed(path, PhotometricInterpretation=model)
+    shown = "of an unknown model" if "^" in model else model
+    with pytest.raises(UserError, match=f"its colours are {shown}"):
+        list(read_dicom_frames(path))
+
+
+def test_the_first_window_that_is_one_counts_and_a_slope_of_0_is_none(tmp_path: Path) -> None:
+    window = {"WindowCenter": 2000, "WindowWidth": 4000}
+    (expected,) = grey(save_dicom(tmp_path / "one.dcm", WIDE, **window))
+    path = save_dicom(tmp_path / "list.dcm", WIDE, RescaleSlope=0, RescaleIntercept=0)
+    dataset = pydicom.dcmread(path)
+    for name, value in window.items():
+        dataset.add_new(name, "DS", ["", str(value), "7"])
+    dataset.save_as(path)
+    assert np.array_equal(grey(path)[0], expected)
+    for name in window:
+        dataset.add_new(name, "DS", ["", ""])
+    dataset.save_as(path)
+    assert np.array_equal(grey(path)[0], grey(save_dicom(tmp_path / "bare.dcm", WIDE))[0])
+
+
+def test_a_picture_of_one_bit_is_black_and_white(tmp_path: Path) -> None:
+    bits = ramp() > 128
+    path = save_dicom(tmp_path / "a.dcm", ramp())
+    packed = np.packbits(bits.ravel(), bitorder="little").tobytes()
+    changed(path, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=packed)
+    assert np.array_equal(grey(path)[0], bits * 255)

@@ -1,0 +1,64 @@
+"""Uncompressed DICOM pixels, and which colour models are read at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.dicom.extent import start_of
+
+_COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+_OTHER_COLOURS = frozenset({"YBR_PARTIAL_422", "YBR_PARTIAL_420", "HSV", "ARGB", "CMYK"})
+
+
+def check_colours(path: Path, dataset: Any) -> None:
+    """Refuse colour models that nothing here turns into RGB; of JPEG and its kin the decoders do it."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    stored = str(dataset.get("PhotometricInterpretation", ""))
+    named = stored if stored in _OTHER_COLOURS else "of an unknown model"
+    if int(dataset.get("SamplesPerPixel") or 1) > 1 and stored not in _COLOURS:
+        if syntax.is_compressed and syntax.name.startswith("JPEG") and stored.startswith("YBR_PARTIAL"):
+            return
+        raise UserError(
+            f"cannot read {path}: its colours are {named}.", "Convert it to RGB, or export it anew.", exit_code=1
+        )
+
+
+def plain_frames(path: Path, dataset: Any) -> Iterator[Any]:
+    """Uncompressed frames."""
+    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
+    from pydicom.pixels import iter_pixels
+
+    high, stored = int(dataset.get("HighBit") or 0), int(dataset.get("BitsStored") or 0)
+    options: dict[str, Any] = {}
+    if high + 1 > stored:  # else pydicom cuts off what lies above
+        options["correct_unused_bits"] = False
+    if dataset.get("PhotometricInterpretation") == "YBR_FULL_422" and _pixel_length(path, dataset) >= _samples(dataset):
+        options["photometric_interpretation"] = "YBR_FULL"  # nothing was left out
+    with path.open("rb") as stream:
+        bare = start_of(stream) == 0
+    if not bare and "TransferSyntaxUID" in dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta:
+        yield from iter_pixels(path, **options)
+        return
+    whole = dcmread(path, force=True)
+    whole.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    yield from iter_pixels(whole, **options)
+
+
+def _pixel_length(path: Path, dataset: Any) -> int:
+    """The bytes of uncompressed pixels, as their element states them."""
+    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    with path.open("rb") as stream:
+        dcmread(stream, stop_before_pixels=True, specific_tags=[], force=True)
+        stream.seek(4 if syntax.is_implicit_VR else 8, 1)
+        return int.from_bytes(stream.read(4), "little" if syntax.is_little_endian else "big")
+
+
+def _samples(dataset: Any) -> int:
+    sides = (dataset.get(name) or 1 for name in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"))
+    return prod(int(side) for side in sides)
