@@ -37,6 +37,19 @@ _RUNS = "runs"
 _CACHED = ("bundles", "engines", "kernels", "weights", _RUNS)  # what the cache's folder holds of ours
 
 
+def _is_bundle(folder: Path) -> bool:
+    if not os.path.isfile(folder / MANIFEST):
+        return False
+    try:
+        Bundle.open(folder)
+    except UserError:
+        return False
+    return True
+
+
+BUNDLE = Kind("bundle", _is_bundle)
+
+
 class Destination(NamedTuple):
     """Where a result goes, and what it is."""
 
@@ -99,6 +112,8 @@ def check_destinations(
 
 def _may_replace(destination: Destination, overwrite: bool | None) -> bool:
     path, kind = destination
+    if kind is BUNDLE:  # of a bundle only its own files are replaced, and of nothing else any: see ``write_bundle``
+        return kind.wrote(path)
     if path.is_dir() and kind is not FRAMES:
         raise UserError(f"cannot write {path}: it is a folder.", _ELSEWHERE)
     if kind is FRAMES and not path.is_dir():
@@ -121,16 +136,6 @@ def _check_owners(folders: Collection[str]) -> None:
             raise UserError(f"{place} is the program's own cache; results do not go into it.", _ELSEWHERE)
         if _is_bundle(place):
             raise UserError(f"{place} is a bundle; results do not go into it.", _ELSEWHERE)
-
-
-def _is_bundle(folder: Path) -> bool:
-    if not os.path.isfile(folder / MANIFEST):
-        return False
-    try:
-        Bundle.open(folder)
-    except UserError:
-        return False
-    return True
 
 
 class Claims:

@@ -20,6 +20,7 @@ from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice
 from espmedsam_edge.runtime.onnx_session import open_session
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.shipped.bundles import is_checkpoint
 
 TORCH: tuple[str, ...] = ("torch", "torch-eager", "torch-compile")
 """The unfused network in PyTorch; "torch" is "torch-eager"."""
@@ -146,7 +147,7 @@ def _torch(what: str, first: Segmenter, checkpoint: Path | None, cores: int) -> 
     if checkpoint is None:
         raise UserError(f"--compare {what} needs the weights.", "Name them: --checkpoint WEIGHTS.safetensors")
     digest = sha256_file(checkpoint) if checkpoint.is_file() else ""
-    if digest and digest != bundle.manifest.weights.checkpoint_sha256:
+    if digest and not is_checkpoint(digest, bundle.manifest.weights.checkpoint_sha256):
         raise UserError(
             f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (SHA-256 differs).",
             "Export the bundle from it again, or name the right file.",

@@ -6,6 +6,7 @@ import io
 
 from espmedsam_edge.bench.measure import STAGES, BenchResult
 from espmedsam_edge.bench.report import median_ms
+from espmedsam_edge.marks import MARK
 
 # Okabe and Ito's colours, told apart without colour vision.
 _STAGE_COLORS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
@@ -54,5 +55,5 @@ def draw_plot(result: BenchResult) -> bytes:
     cpu = result.environment["cpu"]
     figure.suptitle(f"{result.bundle['name']} on {cpu['model']}, {cpu['usable']} cores", fontsize=12)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format="png", metadata={"Software": MARK})
     return picture.getvalue()

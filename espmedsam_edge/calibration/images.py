@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, list_files
+from espmedsam_edge.imaging.dataset import IMAGES, SPLIT, DatasetFolder, Split, composed, list_files
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 from espmedsam_edge.runtime.sources.files import DicomCine, ImageFiles, VideoFile
@@ -217,7 +217,7 @@ def _attach_masks(images: CalibrationImages, folder: Path) -> None:
     files = list_files(folder)
 
     def with_mask(picture: Picture) -> Picture:
-        mask = files.get(picture.path.stem) if picture.index is None else None
+        mask = files.get(composed(picture.path.stem)) if picture.index is None else None
         return Picture(picture.path, picture.index, mask or picture.mask)
 
     images.held_out = [with_mask(picture) for picture in images.held_out]

@@ -50,6 +50,12 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG to this file (needs the extra 'bench').")] = None,
+    overwrite: Annotated[
+        bool | None,
+        typer.Option(
+            "--overwrite/--no-overwrite", help="Replace files that exist, or none. Default: what this program wrote."
+        ),
+    ] = None,
 ) -> None:
     """Measure latency and FPS of a bundle, stage by stage, and say what the numbers mean.
 
@@ -62,26 +68,31 @@ def command(
     from espmedsam_edge.bench.measure import BenchSettings
     from espmedsam_edge.bench.plot import draw_plot
     from espmedsam_edge.bench.report import as_json, as_markdown, as_text
+    from espmedsam_edge.destinations import Destination, held
     from espmedsam_edge.files import atomic_write
     from espmedsam_edge.machine.installation import why_missing
+    from espmedsam_edge.marks import BENCH, PAGE, PICTURE
     from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
     request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline)
-    with _bar("measuring") as progress:
-        result = run_benchmark(request, BenchSettings(duration=duration), progress)
-    tell(as_text(result))
-    if json_file:
-        atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
-    if markdown:
-        atomic_write(markdown, as_markdown(result))
-    if plot:
-        reason = why_missing("matplotlib", "bench")
-        if reason:
-            log.warning("notice: %s was not drawn: %s", plot, reason)
-        else:
-            atomic_write(plot, draw_plot(result))
+    wanted = ((json_file, BENCH), (markdown, PAGE), (plot, PICTURE))
+    read = [Path(name) for name in (source, checkpoint, *names) if name is not None]
+    with held([Destination(path, kind) for path, kind in wanted if path is not None], read, overwrite):
+        with _bar("measuring") as progress:
+            result = run_benchmark(request, BenchSettings(duration=duration), progress)
+        tell(as_text(result))
+        if json_file:
+            atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
+        if markdown:
+            atomic_write(markdown, as_markdown(result))
+        if plot:
+            reason = why_missing("matplotlib", "bench")
+            if reason:
+                log.warning("notice: %s was not drawn: %s", plot, reason)
+            else:
+                atomic_write(plot, draw_plot(result))
     if any(not line.startswith("roofline:") for line in result.left_out):
         raise typer.Exit(1)
 

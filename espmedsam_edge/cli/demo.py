@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 def command(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
     bundle: Annotated[Path | None, typer.Option(help="Default: the weights that came with the program.")] = None,
+    overwrite: Annotated[
+        bool | None,
+        typer.Option("--overwrite/--no-overwrite", help="Replace files that exist. Default: what this program wrote."),
+    ] = None,
 ) -> None:
     """Segment pictures and a clip, to see it work; needs no torch and no GPU."""
     import time
 
-    from espmedsam_edge.demo.demo import demo_bundles, run_demo
+    from espmedsam_edge.demo.demo import demo_bundles, demo_destinations, run_demo
     from espmedsam_edge.demo.sheet import contact_sheet
+    from espmedsam_edge.destinations import Destination, held
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.machine.installation import near
+    from espmedsam_edge.marks import PICTURE
 
     start = time.perf_counter()
     bundles = demo_bundles(bundle)
     tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
-    with once():
-        demo = run_demo(bundles, out, _say_row, shipped=bundle is None)
     sheet = out / "contact-sheet.png"
-    write_image(sheet, contact_sheet(demo))
+    with once(), held([*demo_destinations(bundles, out), Destination(sheet, PICTURE)], (), overwrite):
+        demo = run_demo(bundles, out, _say_row, shipped=bundle is None, overwrite=overwrite)
+        write_image(sheet, contact_sheet(demo))
     _say_end(demo, sheet, time.perf_counter() - start)
 
 

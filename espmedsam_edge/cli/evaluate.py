@@ -34,14 +34,19 @@ def command(
     sam: Path | None = typer.Option(None, help="SAM's checkpoint, for a teacher saved without it."),
     device: str = typer.Option("auto", help="Of a checkpoint: cpu, cuda or auto."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
+    overwrite: bool | None = typer.Option(
+        None, "--overwrite/--no-overwrite", help="Replace files that exist, or none. [default: what this program wrote]"
+    ),
 ) -> None:
     """Score a model on labelled images: Dice, IoU, HD and HD95, beside the paper's figures.
 
     An image that cannot be read is reported at the end and the rest is done (exit code 1).
     """
+    from espmedsam_edge.destinations import Destination, held
     from espmedsam_edge.evaluation.candidates import open_candidate
     from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
-    from espmedsam_edge.evaluation.report import write_csv, write_json, write_sheets
+    from espmedsam_edge.evaluation.report import sheet_file, write_csv, write_json, write_sheets
+    from espmedsam_edge.marks import MEANS, PICTURE, SCORES
 
     candidate = open_candidate(
         model,
@@ -52,24 +57,29 @@ def command(
         device=device,
     )
     tasks = plan_tasks(candidate, data, modality, split, limit)
-    with once(), _progress(sum(len(task.ids) for task in tasks)) as progress:
-        evaluation = evaluate(
-            candidate,
-            tasks,
-            split=split,
-            size=size,
-            native=native,
-            worst=worst_count if worst else 0,
-            progress=progress,
-        )
-    _show(evaluation, native)
-    if json is not None:
-        write_json(json, evaluation)
-    if csv is not None:
-        write_csv(csv, evaluation)
+    wanted = [Destination(path, kind) for path, kind in ((json, MEANS), (csv, SCORES)) if path is not None]
     if worst is not None:
-        for file in write_sheets(worst, evaluation):
-            tell(f"worst cases: {file}")
+        wanted += [Destination(sheet_file(worst, task.modality, task.folder.name), PICTURE) for task in tasks]
+    read = [model, *(file for task in tasks for file in task.folder.image_files.values())]
+    with held(wanted, read, overwrite):
+        with once(), _progress(sum(len(task.ids) for task in tasks)) as progress:
+            evaluation = evaluate(
+                candidate,
+                tasks,
+                split=split,
+                size=size,
+                native=native,
+                worst=worst_count if worst else 0,
+                progress=progress,
+            )
+        _show(evaluation, native)
+        if json is not None:
+            write_json(json, evaluation)
+        if csv is not None:
+            write_csv(csv, evaluation)
+        if worst is not None:
+            for file in write_sheets(worst, evaluation):
+                tell(f"worst cases: {file}")
     tell_failures([failure.message for failure in evaluation.failures])
     raise typer.Exit(1 if evaluation.failures else 0)
 

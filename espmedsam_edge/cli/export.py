@@ -22,10 +22,11 @@ def command(
 ) -> None:
     """Fuse each modality into one ONNX graph, compare it with the checkpoint, write the bundle."""
 
+    from espmedsam_edge.destinations import BUNDLE, Destination, held
     from espmedsam_edge.export.exporter import export_bundle
 
     console = terminal_console(stderr=True)
-    with console.status("reading the checkpoint") as status:
+    with held([Destination(out, BUNDLE)], [weights]), console.status("reading the checkpoint") as status:
         bundle, exported = export_bundle(
             weights,
             out,

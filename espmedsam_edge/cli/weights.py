@@ -13,9 +13,14 @@ def command(
     modality: str | None = typer.Option(None, help="Of the bundle. [default: all]"),
     out: Path | None = typer.Option(None, help="A bundle to write: a folder. Needs no torch."),
     checkpoint: Path | None = typer.Option(None, help="A checkpoint to write (.safetensors), to train or export from."),
+    overwrite: bool | None = typer.Option(
+        None, "--overwrite/--no-overwrite", help="Replace a checkpoint that exists. [default: no]"
+    ),
 ) -> None:
     """List the weights that came with the program; write them as a bundle or as a checkpoint."""
+    from espmedsam_edge.destinations import BUNDLE, Destination, held
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.marks import CHECKPOINT
     from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_checkpoint, shipped_scores
 
     scores = shipped_scores()
@@ -25,9 +30,11 @@ def command(
         for name, score in scores.items():
             tell(score.line(name))
         tell("Research software, not a medical device. More: docs/accuracy.md")
-    if out is not None:
-        bundle = shipped_bundle(modality, out)
-        tell(f"{bundle.path}: {', '.join(bundle.manifest.modalities)}")
-    if checkpoint is not None:
-        shipped_checkpoint(checkpoint)
-        tell(f"{checkpoint}: {', '.join(scores)}")
+    wanted = ((out, BUNDLE), (checkpoint, CHECKPOINT))
+    with held([Destination(path, kind) for path, kind in wanted if path is not None], overwrite=overwrite):
+        if out is not None:
+            bundle = shipped_bundle(modality, out)
+            tell(f"{bundle.path}: {', '.join(bundle.manifest.modalities)}")
+        if checkpoint is not None:
+            shipped_checkpoint(checkpoint)
+            tell(f"{checkpoint}: {', '.join(scores)}")

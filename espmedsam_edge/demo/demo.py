@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import Bundle, Manifest
+from espmedsam_edge.destinations import Destination
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.marks import LINES, PICTURE, VIDEO
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.phantoms import phantom, phantom_clip
@@ -82,6 +84,7 @@ class Demo:
     bundles: dict[str, Bundle]
     out: Path
     shipped: bool = False
+    overwrite: bool | None = None
     backend: str = ""
     rows: list[Row] = field(default_factory=list)
     pictures: list[Shown] = field(default_factory=list)
@@ -114,12 +117,25 @@ def demo_bundles(path: Path | None = None) -> dict[str, Bundle]:
     return dict.fromkeys(bundle.manifest.modalities, bundle)
 
 
+def demo_destinations(bundles: dict[str, Bundle], out: Path) -> list[Destination]:
+    """What the demo writes itself; overlays and masks are ``infer_frames``'."""
+    names = [f"{modality}-{number + 1}.png" for modality in bundles for number in range(PICTURES)]
+    pictures = [out / folder / name for folder in ("pictures", "truth") for name in names]
+    pictures += [out / "pictures" / f"scikit-image-{Path(name).stem}.png" for name in _PHOTOGRAPHS]
+    return [
+        *(Destination(path, PICTURE) for path in pictures),
+        Destination(out / "clip.mp4", VIDEO),
+        Destination(out / "results.jsonl", LINES),
+    ]
+
+
 def run_demo(
     bundles: dict[str, Bundle],
     out: Path,
     on_row: Callable[[Row], None] = lambda row: None,
     *,
     shipped: bool = False,
+    overwrite: bool | None = None,
 ) -> Demo:
     """Draw pictures, segment them as ``infer`` would, and write everything under ``out``.
 
@@ -131,12 +147,13 @@ def run_demo(
         shipped: they are of the weights that came with the program: photographs in place of generated pictures, where
             scikit-image is installed.
         out: a folder, made if need be; files of an earlier demo are replaced.
+        overwrite: whether files that exist are replaced, see ``check_destinations``; None: those of this program.
         on_row: called with each line of the table as soon as it is known.
 
     Raises:
         UserError: the bundle cannot be run, or a file cannot be written.
     """
-    demo = Demo(bundles, out, shipped)
+    demo = Demo(bundles, out, shipped, overwrite)
     photographs = _find_photographs(bundles)
     generated = [name for name in bundles if not (shipped and name in photographs)]
     moving = _CLIP_MODALITY if _CLIP_MODALITY in generated else next(iter(bundles))
@@ -210,7 +227,7 @@ def _segment(
 
 
 def _folders(demo: Demo) -> Outputs:
-    return Outputs(out=demo.out / "overlays", masks=demo.out / "masks")
+    return Outputs(out=demo.out / "overlays", masks=demo.out / "masks", overwrite=demo.overwrite)
 
 
 def _shown(frame: SourceFrame, result: Segmentation, truth: NDArray[np.uint8] | None) -> Shown:
@@ -228,7 +245,7 @@ def _clip(
     else:
         frames = _pan(read_image(photograph), _PAN_FRAMES)
     truths = list(_write_clip(path, frames))
-    seen = _segment(segmenter, [path], Outputs(out=demo.out / "clip-overlay.mp4"), lines)
+    seen = _segment(segmenter, [path], Outputs(out=demo.out / "clip-overlay.mp4", overwrite=demo.overwrite), lines)
     step = max(1, len(seen) // (3 * PICTURES))
     demo.clip = [_shown(frame, result, truths[frame.index]) for frame, result in seen[::step]]
     known = [truth for frame, _ in seen if (truth := truths[frame.index]) is not None]

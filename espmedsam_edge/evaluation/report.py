@@ -112,6 +112,11 @@ def _paper_cells(modality: str, dataset: str, evaluation: Evaluation) -> list[st
     return [f"{published.dice:.2f}", f"{published.hd:.2f}", f"{published.dataset} (Table {published.table})"]
 
 
+def sheet_file(folder: Path, modality: str, dataset: str) -> Path:
+    """Where the worst cases of a dataset are drawn."""
+    return folder / f"{modality}-{dataset}.png"
+
+
 def write_sheets(folder: Path, evaluation: Evaluation) -> list[Path]:
     """One PNG a dataset, its worst cases from the top: image, truth, prediction.
 
@@ -120,7 +125,7 @@ def write_sheets(folder: Path, evaluation: Evaluation) -> list[Path]:
     """
     files = []
     for (modality, dataset), cases in evaluation.worst.items():
-        path = folder / f"{modality}-{dataset}.png"
+        path = sheet_file(folder, modality, dataset)
         write_image(path, np.vstack([_row(case) for case in cases]))
         files.append(path)
     return files

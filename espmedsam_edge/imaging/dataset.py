@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -190,7 +191,7 @@ def read_split(file: Path) -> Split:
     try:
         if file.stat().st_size > _MAX_SPLIT_BYTES:
             raise UserError(f"{file} is over 256 MiB; no list of ids is that large.", "Name another file.")
-        split = Split.model_validate(read_json(file.read_bytes()))
+        split = _composed(Split.model_validate(read_json(file.read_bytes())))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -208,6 +209,16 @@ def read_split(file: Path) -> Split:
     return split
 
 
+def _composed(split: Split) -> Split:
+    lists = {name: [composed(id_) for id_ in getattr(split, name)] for name in SPLITS}
+    return split.model_copy(update={**lists, "patient": {composed(id_): who for id_, who in split.patient.items()}})
+
+
+def composed(id_: str) -> str:
+    """An id in Unicode's composed form: file systems and lists differ in how they write a letter with its accents."""
+    return unicodedata.normalize("NFC", id_)
+
+
 def list_files(folder: Path) -> dict[str, Path]:
     """The image files of a folder by id: the file name without its last extension (ids may hold dots and spaces).
 
@@ -223,6 +234,7 @@ def list_files(folder: Path) -> dict[str, Path]:
         raise UserError(f"cannot read {folder}: {error.strerror}.", "Check that it is there.", exit_code=1) from error
     for name in names:
         stem, suffix = os.path.splitext(name)
+        stem = composed(stem)
         if name.startswith(".") or suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if stem in files:

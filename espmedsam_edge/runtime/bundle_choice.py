@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from espmedsam_edge.bundle import MANIFEST, Bundle
+from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.recognition import recognise
@@ -33,6 +33,7 @@ def choose_bundle(
     modality: str | None,
     sources: Sequence[str],
     names: SourceNames | None = None,
+    precision: str | None = None,
 ) -> Chosen:
     """The bundle and the modality that are wanted.
 
@@ -44,6 +45,7 @@ def choose_bundle(
         modality: as the user named it.
         sources: as the user named them; none where a service alone is wanted.
         names: what lines call the picture by; None: its own name.
+        precision: as the user named it; the weights that came along are fp32.
 
     Raises:
         UserError: no such bundle, no weights here, or the modality is not clear.
@@ -54,6 +56,12 @@ def choose_bundle(
         if not sources:
             raise UserError("no bundle and no modality is named.", f"Name one: --modality {'|'.join(shipped_scores())}")
         modality = _recognise(sources[0], names)
+    if precision in PRECISIONS and precision != "fp32":
+        raise UserError(
+            f"the weights that came with the program are fp32, not {precision}.",
+            f"Make a bundle of your own: espmedsam-edge weights --modality {modality} --out {modality}.bundle; then "
+            f"espmedsam-edge calibrate {modality}.bundle IMAGES --precision {precision}",
+        )
     made = shipped_bundle(modality)
     log.info("%s", made.manifest.weights.note)
     return Chosen(made, modality)

@@ -151,7 +151,7 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
     """
     from espmedsam_edge.runtime.serve.serving import serve_alone
 
-    chosen = choose_bundle(model.bundle, model.modality, [])
+    chosen = choose_bundle(model.bundle, model.modality, [], precision=model.precision)
     with serve_alone(
         serve,
         chosen.bundle,
@@ -300,7 +300,7 @@ class Inference:
             bundle, modality = Chosen(model.bundle, model.modality)
         else:
             names = self._names if self.request.reading.anonymous_names else None
-            bundle, modality = choose_bundle(model.bundle, model.modality, sources, names)
+            bundle, modality = choose_bundle(model.bundle, model.modality, sources, names, model.precision)
         if not sources:
             raise UserError("nothing to segment.", f"Name images, videos or a camera after {bundle.path}.")
         graph = model.graph if isinstance(model, Segmenter) else bundle.graph(modality, model.precision)

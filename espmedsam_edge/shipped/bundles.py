@@ -37,7 +37,7 @@ from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.shipped.assembly import assemble
-from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, unpack, write_plain
+from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, unpack, write_plain
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
@@ -280,6 +280,23 @@ def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
         raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
     shipped_scores(folder)
     write_plain(out, *_weights(folder, _sums(folder), None))
+
+
+def is_checkpoint(sha256: str, named: str, folder: Path = WEIGHTS) -> bool:
+    """Whether a file is the checkpoint that a bundle names, as it came or as ``shipped_checkpoint`` writes it.
+
+    Args:
+        sha256: of the file.
+        named: the checkpoint's hash in the bundle's manifest.
+        folder: of the weights that came with the program.
+    """
+    if sha256 == named:
+        return True
+    try:
+        sums = _sums(folder)
+        return sums[CHECKPOINT] == named and plain_sha256(*_weights(folder, sums, None)) == sha256
+    except UserError:
+        return False
 
 
 def skeleton_name(size: int) -> str:

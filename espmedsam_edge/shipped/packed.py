@@ -7,6 +7,7 @@ All else is stored as it is. ``xz -d`` gives a plain safetensors file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import math
@@ -140,6 +141,11 @@ def parse(content: bytes) -> tuple[Arrays, dict[str, str]]:
             raise ValueError(f"{name} belongs to nothing")
         arrays[whole] = _restore(arrays[whole], stored[name])
     return arrays, metadata
+
+
+def plain_sha256(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> str:
+    """The hash of what ``write_plain`` writes of them."""
+    return hashlib.sha256(_serialise(arrays, metadata)).hexdigest()
 
 
 def write_plain(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> None:

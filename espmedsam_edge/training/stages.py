@@ -17,7 +17,7 @@ from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, sav
 from espmedsam_edge.model.teacher import EspMedSamTeacher
 from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
 from espmedsam_edge.training.collection import Collection, labelled_images, modalities_of, natural_images
-from espmedsam_edge.training.engine import WEIGHTS, Engine, prepare_folder
+from espmedsam_edge.training.engine import WEIGHTS, Engine, check_foreign, prepare_folder
 from espmedsam_edge.training.losses import MaskLoss
 from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
 from espmedsam_edge.training.processes import make_fabric
@@ -125,6 +125,10 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bo
         UserError: as ``run_stage``; or the recipe lists no stage, or one that cannot be chained.
     """
     stages = stages_of(recipe)
+    final = folder / WEIGHTS
+    check_foreign(folder)
+    if final.exists() and not (resume or overwrite):
+        raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
     student: Path | None = None
     teacher: Path | None = recipe.teacher.checkpoint
     done: tuple[Path, Progress] | None = None
@@ -142,7 +146,6 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bo
         else:
             student = done[0]
     assert done is not None
-    final = folder / WEIGHTS
     with atomic_path(final) as temporary:
         shutil.copyfile(done[0], temporary)
     return final, done[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from espmedsam_edge.runtime.engines.cache import remove_engine, remove_file
 from espmedsam_edge.runtime.engines.sidecar import Sidecar, damage, read_sidecar
 
 # A build's temporary file older than this belongs to no build any more.
+_OURS = re.compile(r"\.?([a-z][a-z0-9_]{0,39}-(fp32|fp16|int8)|timing)[-.].*")
+"""Names of what is kept in the cache, and of what a build writes meanwhile: nothing else is ever removed."""
 _ABANDONED_S = 24 * 3600
 
 
@@ -46,6 +49,8 @@ def entries(folder: Path, *, verify: bool = False) -> list[Entry]:
     found = []
     for file in sorted(folder.glob("*.json")):
         sidecar = read_sidecar(file)
+        if sidecar is None and not _OURS.fullmatch(file.name):
+            continue
         if sidecar is None:
             found.append(Entry(file, None, damaged="its sidecar cannot be read"))
             continue
@@ -111,6 +116,8 @@ def _siblings(sidecar: Path) -> list[Path]:
 
 
 def _leftover(file: Path, everything: bool) -> str | None:
+    if not _OURS.fullmatch(file.name):
+        return None
     if file.name.startswith("."):
         old = everything or time.time() - file.stat().st_mtime > _ABANDONED_S
         return "left by a build that broke off" if old else None

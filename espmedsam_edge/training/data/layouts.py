@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _folder(source: Path, form: str, *names: str) -> Path:
 
 def _stem(path: Path) -> str:
     name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
-    return Path(name).stem
+    return unicodedata.normalize("NFC", Path(name).stem)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -104,7 +104,12 @@ def prepare(
             raise UserError(f"nothing in {source} could be converted: {reason}", f"Expected: {layout.form}.")
         result.images = len(done)
         result.split = _lists(done, layout, split, labelled)
-        text = json.dumps(result.split.model_dump(exclude_defaults=False), indent=1, ensure_ascii=False)
+        lists = result.split.model_dump(exclude_defaults=False)
+        text = json.dumps(lists, indent=1, ensure_ascii=False)
+        if any(
+            "\ud800" <= sign <= "\udfff" for sign in text
+        ):  # names with bytes that are not UTF-8, which JSON holds as escapes
+            text = json.dumps(lists, indent=1)
         (folder / SPLIT).write_text(text + "\n", encoding="utf-8")
     return result
 

@@ -1,0 +1,139 @@
+"""What commands besides ``infer`` write and clean: over nothing of the user's."""
+
+from __future__ import annotations
+
+import os
+import time
+import unicodedata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.cli import main
+from espmedsam_edge.destinations import Claims
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.runtime.bundle_choice import choose_bundle
+from espmedsam_edge.runtime.engines.inventory import clean
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """A command's exit code and what it said on standard error."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    folder = tmp_path / "fundus" / "drive"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+        cv2.imwrite(str(folder / name / "a.png"), np.random.default_rng(2).integers(0, 2, (32, 32), np.uint8) * 255)
+    return folder
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--worst"])
+def test_evaluate(toy_bundle: Bundle, dataset: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    command = ("evaluate", toy_bundle.path, dataset, "--split", "all", "--size", 64, option)
+    place = dataset.parent / "o"
+    file = place / "fundus-drive.png" if option == "--worst" else place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    assert run(capsys, *command, place)[0] == 2
+    assert file.read_text() == "mine"
+    image = dataset / "images" / "a.png"
+    before = image.read_bytes()
+    if option != "--worst":
+        code, error = run(capsys, *command, image, "--overwrite")
+        assert (code, "would replace an input" in error) == (2, True)
+    code, error = run(capsys, *command, toy_bundle.path, "--overwrite")
+    assert code == 2
+    assert image.read_bytes() == before
+    assert run(capsys, *command, place, "--overwrite")[0] == 0
+    assert run(capsys, *command, place)[0] == 0
+    assert file.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+def test_bench(toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    place = tmp_path / "o"
+    place.write_text("mine")
+    code, error = run(capsys, "bench", toy_bundle.path, "--duration", 0.01, option, place)
+    assert (code, "exists and is no" in error) == (2, True)
+    assert place.read_text() == "mine"
+    code, error = run(capsys, "bench", toy_bundle.path, option, toy_bundle.path / "new", "--overwrite")
+    assert (code, "results do not go into it" in error) == (2, True)
+
+
+@pytest.mark.parametrize("command", [("import", "sam"), ("import", "mobilesam"), ("export",), ("weights",)])
+def test_checkpoints_and_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    """Refused before anything is read; a checkpoint that exists may be weeks of training, so it takes --overwrite."""
+    place = tmp_path / "o.safetensors"
+    if command[0] == "export":
+        place.mkdir()
+        (place / "manifest.json").write_text('{"name": "app"}')
+    else:
+        place.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    options = (tmp_path / "in.pth", "--out", place) if command != ("weights",) else ("--checkpoint", place)
+    code, error = run(capsys, *command, *options)
+    assert (code, error.count("\n"), f"{place} exists" in error) == (2, 1, True)
+    with Claims() as other:
+        fresh = tmp_path / "new.safetensors"
+        with other.planning():
+            other.add([fresh])
+        options = (*options[:-1], fresh)
+        assert "another run is writing to" in run(capsys, *command, *options)[1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_demo(tmp_path: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pictures/fundus-1.png", "clip.mp4", "results.jsonl", "contact-sheet.png"):
+        file = tmp_path / "demo" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        code, error = run(capsys, "demo", "--bundle", toy_bundle.path, "--out", tmp_path / "demo")
+        assert (code, f"{file} exists and is no" in error) == (2, True)
+        assert file.read_text() == "mine"
+        file.unlink()
+
+
+def test_cleaning_the_engines_leaves_what_is_not_the_caches(tmp_path: Path) -> None:
+    names = ["package.json", ".bashrc", "tsconfig.json", "app.log", "notes.plan", "build.cache", ".env", "yarn.lock"]
+    for name in names:
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (0, time.time() - 1e6))
+    ours = ["fundus-fp16-1024x1-tensorrt-sm87-0123456789ab.json", ".fundus-fp16-1024.0123.plan", "timing-10-87-8.cache"]
+    for name in ours:
+        (tmp_path / name).write_text("{}")
+    removed = clean(tmp_path, everything=True)
+    assert len(removed) == len(ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("image", ["NFC", "NFD"])
+@pytest.mark.parametrize("mask", ["NFC", "NFD"])
+def test_pairing_ignores_the_normal_form(tmp_path: Path, image: str, mask: str, listed: str) -> None:
+    name = "Mu\u0308ller \u00e9"
+    pixels = np.eye(8, dtype=np.uint8) * 255
+    for folder, form in (("images", image), ("masks", mask)):
+        (tmp_path / folder).mkdir()
+        data = cv2.imencode(".png", pixels)[1].tobytes()
+        (tmp_path / folder / f"{unicodedata.normalize(form, name)}.png").write_bytes(data)  # type: ignore[arg-type]
+    text = unicodedata.normalize(listed, name)  # type: ignore[arg-type]
+    (tmp_path / "split.json").write_text(f'{{"test": ["{text}"], "patient": {{"{text}": "p"}}}}', encoding="utf-8")
+    dataset = DatasetFolder.open(tmp_path)
+    (only,) = dataset.ids("test")
+    np.testing.assert_array_equal(dataset.load(only).mask, pixels)
+    assert dataset.split is not None
+    assert dataset.split.patient == {only: "p"}
+
+
+def test_another_precision_without_a_bundle_says_how_to_make_one() -> None:
+    with pytest.raises(UserError, match=r"weights --modality fundus --out fundus\.bundle; then .* --precision int8"):
+        choose_bundle(None, "fundus", [], precision="int8")
