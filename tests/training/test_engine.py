@@ -17,7 +17,7 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training import engine as engine_module
 from espmedsam_edge.training import state as state_module
 from espmedsam_edge.training.averaging import WeightAverage
-from espmedsam_edge.training.engine import STATE, WEIGHTS
+from espmedsam_edge.training.engine import STATE, WEIGHTS, prepare_folder
 from espmedsam_edge.training.objectives import Segmentation, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
@@ -181,3 +181,12 @@ def test_state_files_hold_no_pickle(tmp_path: Path, small_recipe: MakeRecipe) ->
     assert saved.part("optimizer")
     assert saved.part("average")
     assert saved.part("random")["cpu.0"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors", "recipe.json", "train.csv"])
+def test_a_run_replaces_no_foreign_file(tmp_path: Path, small_recipe: MakeRecipe, name: str, overwrite: bool) -> None:
+    (tmp_path / name).write_text("written by hand")
+    with pytest.raises(UserError):
+        prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=overwrite)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "written by hand")]
