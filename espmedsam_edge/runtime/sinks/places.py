@@ -117,21 +117,8 @@ def plan_places(
     folders = [place for place in (out, masks, mask_video, dicom_seg) if place is not None] or [Path()]
     plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in folders)
     names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
-    suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
-    overlays, folder = None, out
-    wanted = (out, masks, jsonl, mask_video, dicom_seg)
-    if not elsewhere and csv is None and plot is None and all(place is None for place in wanted):
-        if len(inputs) == 1:
-            folder = Path(fitting(names[inputs[0]], f"-overlay{suffixes[inputs[0]]}"))
-            overlays = {inputs[0]: folder}
-        else:
-            folder = DEFAULT_FOLDER
-    if folder is not None and overlays is None:
-        if _means_a_file(folder, inputs, videos):
-            overlays = {inputs[0]: folder}
-        else:
-            _check_folder(folder, "--out")
-            overlays = {file: folder / fitting(names[file], suffixes[file]) for file in inputs}
+    default = not elsewhere and all(place is None for place in (out, masks, jsonl, mask_video, dicom_seg, csv, plot))
+    folder, overlays = _overlays(out, inputs, videos, names, default=default)
     mask_paths = None
     if masks is not None:
         _check_folder(masks, "--masks")
@@ -196,6 +183,23 @@ def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path]
         number=number,
         kept=kept,
     )
+
+
+def _overlays(
+    out: Path | None, inputs: Sequence[Path], videos: set[Path], names: Mapping[Path, str], *, default: bool
+) -> tuple[Path | None, dict[Path, Path] | None]:
+    """Where overlays go, for the report, and each one's file; None without any."""
+    suffixes = {file: ".mp4" if file in videos else ".png" for file in inputs}
+    if default and len(inputs) == 1:
+        out = Path(fitting(names[inputs[0]], f"-overlay{suffixes[inputs[0]]}"))
+        return out, {inputs[0]: out}
+    out = DEFAULT_FOLDER if default else out
+    if out is None:
+        return None, None
+    if _means_a_file(out, inputs, videos):
+        return out, {inputs[0]: out}
+    _check_folder(out, "--out")
+    return out, {file: out / fitting(names[file], suffixes[file]) for file in inputs}
 
 
 def _file_or_folder(
