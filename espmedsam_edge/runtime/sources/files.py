@@ -17,7 +17,7 @@ from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".f4v", ".ogv",
-    ".mxf",
+    ".mxf", ".dv",
     ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".tod", ".mjpeg", ".mjpg", ".y4m", ".ivf",
     ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
 })  # fmt: skip

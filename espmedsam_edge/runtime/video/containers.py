@@ -1,4 +1,4 @@
-"""Whether a video file is whole: the sizes that MP4, AVI and Matroska containers state against the bytes there are.
+"""Whether a video file is whole: the sizes that MP4, AVI, Matroska, FLV and MXF state against the bytes there are.
 
 Decoders read what there is of a cut-off file and report a normal end.
 """
@@ -15,6 +15,7 @@ START_BYTES = 1024
 _MP4_BOXES = frozenset(
     b"ftyp moov mdat moof mfra sidx ssix free skip wide uuid meta styp pdin udta emsg prft pnot".split()
 )
+_MXF_KEY = b"\x06\x0e\x2b\x34"
 _STARTS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
@@ -22,6 +23,7 @@ _STARTS = (
     b"\x00\x00\x01\xba",  # MPEG program stream: VOB, MPG
     b"\x00\x00\x01\xb3",  # MPEG-1 or -2 video
     b"FLV\x01",
+    b"\x1f\x07\0",  # DV
     b"OggS",
     b"YUV4MPEG2 ",
     b"DKIF",  # IVF
@@ -62,7 +64,40 @@ def cut_off(path: Path) -> bool:
             return _matroska_end(stream) > length
         if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return _mp4_cut(stream, length)
+        if start[:4] == b"FLV\x01":
+            return _flv_end(stream, length) > length
+        if start[:4] == _MXF_KEY:
+            return _mxf_end(stream, length) > length
     return False
+
+
+def _flv_end(stream: BinaryIO, length: int) -> int:
+    """Where the last tag of sound, pictures or data ends."""
+    stream.seek(5)
+    position = int.from_bytes(stream.read(4), "big") + 4
+    while position + 4 <= length:
+        stream.seek(position)
+        head = stream.read(4)
+        if head[0] & 0x1F not in (8, 9, 18):
+            break
+        position += 15 + int.from_bytes(head[1:], "big")
+    return position - 4  # less the length of the tag, which some leave out after the last
+
+
+def _mxf_end(stream: BinaryIO, length: int) -> int:
+    """Where the last packet of key, length and value ends, or the footer begins that the first one names."""
+    position, footer = 0, 0
+    while position + 17 <= length:
+        stream.seek(position)
+        head = stream.read(64)
+        if head[:4] != _MXF_KEY:
+            break
+        more = head[16] & 0x7F if head[16] & 0x80 else 0
+        value = 17 + more
+        if position == 0:  # a partition: version, grid, its own place, the one before, the footer's
+            footer = int.from_bytes(head[value + 24 : value + 32], "big")
+        position += value + (int.from_bytes(head[17:value], "big") if more else head[16])
+    return max(position, footer)
 
 
 def _riff_end(stream: BinaryIO, length: int) -> int:

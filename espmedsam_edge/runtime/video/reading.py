@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off
 from espmedsam_edge.runtime.video.display import Display
+from espmedsam_edge.runtime.video.gif import completed_gif
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class PyAvReader:
             # "file:" and the list keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
             self._container: Any = av.open(
-                incoming or f"file:{path.absolute()}",
+                incoming or self._completed(path) or f"file:{path.absolute()}",
                 options={"protocol_whitelist": "none" if self._comes else "file"},
                 metadata_errors="replace",
             )
@@ -102,6 +104,8 @@ class PyAvReader:
         stream = self._main_stream()
         if stream is None:
             self.close()
+            if cut_off(path):
+                raise _unreadable(path)
             raise UserError(f"{path} has no video in it.", "Name an image or a video file.", exit_code=1)
         self._stream = stream
         self._display = Display(self._stream.sample_aspect_ratio)
@@ -122,6 +126,11 @@ class PyAvReader:
     def aspect(self) -> Fraction:
         """See ``VideoReader.aspect``."""
         return self._display.aspect
+
+    @staticmethod
+    def _completed(path: Path) -> BytesIO | None:
+        data = completed_gif(path)
+        return None if data is None else BytesIO(data)
 
     def _main_stream(self) -> Any:
         """The largest video stream that is no cover picture, or None; says so where there are several."""

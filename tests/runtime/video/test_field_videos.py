@@ -120,6 +120,84 @@ def test_bytes_behind_the_last_box_do_not_matter(tmp_path: Path, trailer: bytes)
     assert cut_off(path)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.mxf", "mpeg2video")])
+@pytest.mark.parametrize("part", [0.4, 0.8])
+def test_recordings_that_are_cut_off_say_so_and_bytes_behind_them_do_not_matter(
+    tmp_path: Path, name: str, codec: str, part: float
+) -> None:
+    path = encode(tmp_path / name, codec, times=range(40), options={"g": "10"})
+    data = path.read_bytes()
+    for trailer in (b"", bytes(700), b"a maker's notes " * 9):
+        path.write_bytes(data + trailer)
+        assert len(read(path)[0]) == 40
+    path.write_bytes(data[: int(len(data) * part)])
+    reader = open_video(path)
+    count = len(list(reader))
+    reader.close()
+    assert 0 < count < 40
+    assert reader.damage == f"it is cut off after {count} frames"
+
+
+def test_a_video_cut_off_before_its_tracks_is_said_to_be(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mov", times=range(40))
+    data = path.read_bytes()
+    for end in range(data.index(b"moov") + 8, len(data), 29):
+        path.write_bytes(data[:end])
+        said = ""
+        try:
+            reader = open_video(path)
+        except UserError as error:
+            said = str(error)
+        else:
+            list(reader)
+            reader.close()
+            said = str(reader.damage)
+        assert "it is cut off" in said
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("control", ["none", "first", "last", "all"])
+def test_a_gif_gives_all_pictures_though_none_states_its_time(tmp_path: Path, count: int, control: str) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(count)
+    pictures, pieces = [], []
+    for number in range(count):
+        noise = Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8))
+        noise.quantize(16).save(tmp_path / "one.gif", optimize=False)
+        pictures.append(np.asarray(Image.open(tmp_path / "one.gif").convert("RGB")))
+        data = (tmp_path / "one.gif").read_bytes()
+        at = data.index(b"\x2c", 13 + 3 * 2 ** ((data[10] & 7) + 1))
+        table = data[13 : 13 + 3 * 2 ** ((data[10] & 7) + 1)]
+        own = bytes([0x80 | data[at + 9] & 0x40 | data[10] & 7]) + table  # its own colours; interlaced or not
+        has = {"none": False, "all": True, "first": number == 0, "last": number == count - 1}[control]
+        pieces.append((b"\x21\xf9\x04\0\x0a\0\0\0" if has else b"") + data[at : at + 9] + own + data[at + 10 : -1])
+    screen = b"GIF89a" + struct.pack("<HHBBB", SIZE[1], SIZE[0], 0, 0, 0)
+    path = tmp_path / "a.gif"
+    path.write_bytes(screen + b"".join(pieces) + b"\x3b")
+    frames, times = read(path)
+    assert all(later > earlier for earlier, later in pairwise(times))
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert np.array_equal(frame, picture[..., ::-1])
+
+
+def test_digital_video_tape_is_read_by_name_and_by_content(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "tape.avi"), "w") as container:
+        stream = container.add_stream("dvvideo", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 576, 720, "yuv420p"
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(clip_frame(number, (576, 720)), format="bgr24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "tape.avi")) as container:
+        tape = b"".join(bytes(packet) for packet in container.demux(video=0))
+    (tmp_path / "tape.avi").unlink()
+    (tmp_path / "tape.dv").write_bytes(tape)
+    (source,), failures = open_sources([str(tmp_path)])
+    assert (source.kind, failures) == ("video", [])
+    assert [number_of(frame) for frame in read(tmp_path / "tape.dv")[0]] == list(range(4))
+    assert looks_like_video(tape[:START_BYTES])
+
+
 def with_cover(path: Path) -> None:
     """Put a cover picture before the track, as drones and apps do; FFmpeg makes it stream 0."""
     import cv2
