@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision.amp import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from espmedsam_edge.errors import UserError
@@ -17,12 +21,12 @@ from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, sav
 from espmedsam_edge.model.teacher import EspMedSamTeacher
 from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
 from espmedsam_edge.training.collection import Collection, labelled_images, modalities_of, natural_images
-from espmedsam_edge.training.engine import WEIGHTS, Engine, check_foreign, prepare_folder
+from espmedsam_edge.training.engine import Engine
 from espmedsam_edge.training.losses import MaskLoss
 from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
-from espmedsam_edge.training.processes import make_fabric
 from espmedsam_edge.training.recipe import Recipe, Stage
-from espmedsam_edge.training.sections import Part
+from espmedsam_edge.training.run_folder import WEIGHTS, check_foreign, prepare_folder
+from espmedsam_edge.training.sections import Part, RunSection
 from espmedsam_edge.training.start import (
     StudentStart,
     sam_encoder,
@@ -300,3 +304,27 @@ def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[st
         save_checkpoint(path, kept, info)
 
     return write
+
+
+def make_fabric(run: RunSection) -> Fabric:
+    """Fabric for this process: alone, or as torchrun started it (any number of processes and machines).
+
+    Raises:
+        UserError: CUDA asked for where there is none, or a precision that the processor cannot train in.
+    """
+    cuda = torch.cuda.is_available()
+    if run.accelerator == "cuda" and not cuda:
+        raise UserError("run.accelerator=cuda, but torch sees no GPU.", "Check the driver, or set run.accelerator=cpu.")
+    accelerator = "cuda" if cuda and run.accelerator != "cpu" else "cpu"
+    if run.precision == "16-mixed" and accelerator == "cpu":
+        raise UserError("run.precision=16-mixed needs a GPU.", "Use bf16-mixed or 32-true.")
+    plugins = None if run.precision == "32-true" else MixedPrecision(run.precision, accelerator)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # A batch is of one modality, so the other modalities' bags get no gradient in that step.
+    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator, strategy=strategy, devices=local, num_nodes=max(1, world // local), plugins=plugins
+    )
+    fabric.launch()
+    return fabric

@@ -17,10 +17,10 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training import engine as engine_module
 from espmedsam_edge.training import state as state_module
 from espmedsam_edge.training.averaging import WeightAverage
-from espmedsam_edge.training.engine import STATE, WEIGHTS, prepare_folder
 from espmedsam_edge.training.objectives import Segmentation, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
+from espmedsam_edge.training.run_folder import STATE, WEIGHTS, prepare_folder
 from espmedsam_edge.training.sections import OptimizerSection
 from espmedsam_edge.training.stages import run_stage
 from espmedsam_edge.training.state import read_state

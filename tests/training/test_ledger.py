@@ -11,10 +11,10 @@ from torch import Tensor
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.training.averaging import WeightAverage
-from espmedsam_edge.training.engine import STATE
 from espmedsam_edge.training.objectives import Segmentation, Terms, compile_objective
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
+from espmedsam_edge.training.run_folder import STATE
 from espmedsam_edge.training.sections import OptimizerSection
 from espmedsam_edge.training.stages import run_stage
 from espmedsam_edge.training.state import Progress, read_state, restore, save_state

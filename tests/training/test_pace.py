@@ -14,10 +14,10 @@ import pytest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.training import engine as engine_module
 from espmedsam_edge.training import pace as pace_module
-from espmedsam_edge.training.engine import STATE
 from espmedsam_edge.training.optimizer import learning_rate_factor_by_time
 from espmedsam_edge.training.pace import StepClock
 from espmedsam_edge.training.recipe import Recipe
+from espmedsam_edge.training.run_folder import STATE
 from espmedsam_edge.training.sections import ScheduleSection
 from espmedsam_edge.training.stages import run_stage
 from espmedsam_edge.training.state import read_state
