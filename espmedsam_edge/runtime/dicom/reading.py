@@ -43,6 +43,7 @@ _REMEDY = "Copy it again, or export it anew from the archive."
 # The order in which decoders are tried: first those that are tested most against damaged data.
 _DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
 _decoder_process = DecoderProcess()
+_NEEDED = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
 # All that is read of a header: of a patient's attributes none is even looked at.
 _TAGS = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -317,6 +318,9 @@ def _header(path: Path, dataset: Any) -> DicomHeader:
     height, width = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if not height or not width or not dataset.get("BitsAllocated"):
         raise UserError(f"{path} has no pixels.", "Name a DICOM image, not a report or a structure.", exit_code=1)
+    missing = [name for name in _NEEDED if dataset.get(name) in (None, "")]
+    if missing and int(dataset.BitsAllocated) <= 16:  # floating-point pixels have fewer
+        raise UserError(f"cannot read {path}: {', '.join(missing)}: missing.", _REMEDY, exit_code=1)
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{path} is {width}x{height} pixels, too small to segment.", exit_code=1)
     if height * width > max_pixels():

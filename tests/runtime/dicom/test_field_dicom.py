@@ -331,3 +331,26 @@ def test_a_picture_of_one_bit_is_black_and_white(tmp_path: Path) -> None:
     packed = np.packbits(bits.ravel(), bitorder="little").tobytes()
     changed(path, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=packed)
     assert np.array_equal(grey(path)[0], bits * 255)
+
+
+@pytest.mark.parametrize("name", ["SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"])
+def test_what_a_header_lacks_is_named(tmp_path: Path, name: str) -> None:
+    path = save_dicom(tmp_path / "a.dcm", WIDE)
+    dataset = pydicom.dcmread(path)
+    del dataset[name]
+    dataset.save_as(path)
+    with pytest.raises(UserError, match=f"a.dcm: {name}: missing"):
+        list(read_dicom_frames(path))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_floating_point_pixels_are_shown_from_their_smallest_to_their_largest(tmp_path: Path, dtype: type) -> None:
+    values = ramp(low=-2, high=3, dtype=dtype)
+    path = save_dicom(tmp_path / "a.dcm", WIDE)
+    dataset = pydicom.dcmread(path)
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(dataset, name)
+    dataset.BitsAllocated = 8 * values.itemsize
+    setattr(dataset, "FloatPixelData" if dtype is np.float32 else "DoubleFloatPixelData", values.tobytes())
+    dataset.save_as(path)
+    assert np.abs(grey(path)[0] - (values + 2) / 5 * 255).max() <= 0.51
