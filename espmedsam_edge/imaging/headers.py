@@ -242,7 +242,8 @@ def _colour_table(packed: int) -> int:
 
 def _heif(data: bytes) -> ImageHeader:
     found = read_heif(data)
-    return ImageHeader(image_format(data[:64]) or "HEIC", found.width, found.height, found.orientation)
+    name = image_format(data[:64]) or "HEIC"
+    return ImageHeader(name, found.width, found.height, found.orientation, pictures=found.pictures)
 
 
 def _tiff(data: bytes) -> ImageHeader:

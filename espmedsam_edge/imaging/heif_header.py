@@ -11,6 +11,7 @@ from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
 _AVIF = (b"avif", b"avis")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _EITHER = (b"mif1", b"mif2", b"msf1")  # then the compatible brands tell
+_SIZES = (b"trak", b"mdia", b"minf", b"stbl", b"stsz")  # where a movie lists the sizes of its samples
 
 # Exif's orientation after irot (quarter turns against the clock) and then imir (0: top to bottom, 1: left to right).
 _ORIENTATIONS = {
@@ -20,11 +21,16 @@ _ORIENTATIONS = {
 
 
 class Heif(NamedTuple):
-    """The main picture: pixels as stored, before ``orientation`` (Exif's number, 1 to 8) is applied."""
+    """The main picture: pixels as stored, before ``orientation`` (Exif's number, 1 to 8) is applied.
+
+    Attributes:
+        pictures: frames of an animation, else 1.
+    """
 
     width: int
     height: int
     orientation: int
+    pictures: int = 1
 
 
 def heif_format(start: bytes) -> str | None:
@@ -44,15 +50,27 @@ def read_heif(data: bytes) -> Heif:
         HeaderError: cut off, or no picture.
         struct.error: cut off.
     """
-    meta = None
+    meta, pictures = None, 1
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind == b"meta":
             meta = _main_picture(data, start + 4, end)
+        elif kind == b"moov":
+            pictures = max(pictures, _frames(data, start, end))
         elif kind == b"mdat" and meta is not None:
             break  # what follows is no matter: cameras append clips and notes of their own
     if meta is None:
         raise HeaderError("it holds no picture")
-    return meta
+    return meta._replace(pictures=pictures)
+
+
+def _frames(data: bytes, start: int, end: int, path: tuple[bytes, ...] = _SIZES) -> int:
+    """How many samples the longest track of a movie box has."""
+    most = 0
+    for kind, inner, after in _boxes(data, start, end):
+        if kind == path[0]:
+            found = _frames(data, inner, after, path[1:]) if path[1:] else struct.unpack_from(">I", data, inner + 8)[0]
+            most = max(most, found)
+    return most
 
 
 def _main_picture(data: bytes, start: int, end: int) -> Heif:

@@ -169,6 +169,18 @@ def test_an_avif_is_turned(orientation: int) -> None:
         decode_image(data[: len(data) * 2 // 3])
 
 
+def test_an_animated_avif_gives_its_first_picture_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if not pytest.importorskip("PIL.features").check("avif"):
+        pytest.skip("Pillow is built without AVIF")
+    if "AVIF:                        avif" not in cv2.getBuildInformation():
+        pytest.skip("OpenCV is built without AVIF")
+    first, path = smooth_picture(), tmp_path / "a.avif"
+    others = [Image.fromarray(smooth_picture(seed=seed)) for seed in (1, 2)]
+    path.write_bytes(encoded(first, "AVIF", quality=95, subsampling="4:4:4", save_all=True, append_images=others))
+    assert np.abs(read_image(path).astype(int) - first[..., ::-1]).mean() < 3  # lossy
+    assert [record.getMessage() for record in caplog.records] == [f"{path} holds 3 pictures; the first is read."]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_a_heic_is_read_whole(mode: str, orientation: int) -> None:
