@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
@@ -65,14 +65,23 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     Raises:
         OSError: it cannot be read, is no ordinary file (EINVAL) or has more bytes (EFBIG).
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
-    with open(descriptor, "rb") as stream:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "not an ordinary file", str(path))
-        if limit is not None and state.st_size > limit:
+    with open_regular(path) as stream:
+        if limit is not None and os.fstat(stream.fileno()).st_size > limit:
             raise OSError(errno.EFBIG, f"over {limit} bytes", str(path))
         return stream.read() if limit is None else stream.read(limit)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """An ordinary file, open to read; what a pipe or a device gives has no end, and opening a pipe may not return.
+
+    Raises:
+        OSError: it cannot be opened, or is no ordinary file (EINVAL).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def read_json(content: bytes | str) -> Any:

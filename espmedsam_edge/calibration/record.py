@@ -13,7 +13,9 @@ from espmedsam_edge.calibration.histogram import METHODS, Method
 from espmedsam_edge.calibration.network import Network
 from espmedsam_edge.calibration.plan import quantised_tensors
 from espmedsam_edge.calibration.ranges import Ranges, measured_tensors
+from espmedsam_edge.files import read_regular
 
+_MAX_BYTES = 64 << 20
 _Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -66,7 +68,7 @@ def read_record(bundle: Path) -> tuple[CalibrationRecord, str | None]:
     if not file.is_file():
         return CalibrationRecord(), None
     try:
-        return CalibrationRecord.model_validate_json(file.read_bytes()), None
+        return CalibrationRecord.model_validate_json(read_regular(file, _MAX_BYTES)), None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"

@@ -13,7 +13,7 @@ import numpy as np
 from espmedsam_edge.bundle import MANIFEST, Bundle, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
-from espmedsam_edge.files import read_json
+from espmedsam_edge.files import open_regular, read_json
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 
 if TYPE_CHECKING:
@@ -214,9 +214,10 @@ def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidat
 def _is_teacher(path: Path) -> bool:
     """Whether a safetensors file's header marks it as a teacher; False for what has no such header."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = read_json(stream.read(length)) if length < 100_000_000 else {}
     except (OSError, ValueError):
         return False
-    return isinstance(header, dict) and "espmedsam-teacher" in header.get("__metadata__", {})
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and "espmedsam-teacher" in metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import read_json
+from espmedsam_edge.files import read_json, read_regular
 from espmedsam_edge.imaging.decode import read_image, read_orientation
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
@@ -189,9 +190,7 @@ def read_split(file: Path) -> Split:
         UserError: not JSON, not of that form, or an id listed twice.
     """
     try:
-        if file.stat().st_size > _MAX_SPLIT_BYTES:
-            raise UserError(f"{file} is over 256 MiB; no list of ids is that large.", "Name another file.")
-        split = _composed(Split.model_validate(read_json(file.read_bytes())))
+        split = _composed(Split.model_validate(read_json(read_regular(file, _MAX_SPLIT_BYTES))))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -199,6 +198,8 @@ def read_split(file: Path) -> Split:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}.", _SPLIT_HINT) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{file} is over 256 MiB; no list of ids is that large.", "Name another file.") from error
         raise UserError(f"cannot read {file}: {error.strerror}.", "Check the name and its permissions.") from error
     seen: dict[str, str] = {}
     for name in SPLITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sys
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import read_regular
 from espmedsam_edge.training.sections import (
     AblationSection,
     DataSection,
@@ -34,6 +36,8 @@ else:
 Stage = Literal["teacher", "distill-encoder", "distill-controllers", "segment", "add-modality"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 SCRATCH = "scratch"
+_MAX_RECIPE_BYTES = 4 << 20
+_KEYS_HINT = "See docs/training.md for all keys."
 
 
 class Recipe(BaseModel):
@@ -146,14 +150,34 @@ def with_new_modality(
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
+    if path.suffix != ".toml" and str(source) in list_recipes() and not path.is_file():
+        return _parse((_COMMITTED / f"{source}.toml").read_text(encoding="utf-8"))
     try:
-        if path.is_file():
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        if path.suffix != ".toml" and str(source) in list_recipes():
-            return tomllib.loads((_COMMITTED / f"{source}.toml").read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return _parse(read_regular(path, _MAX_RECIPE_BYTES).decode("utf-8"))
+    except ValueError as error:  # of UTF-8, too
         raise UserError(f"{path} is not TOML: {error}.", "See docs/training.md for the form of a recipe.") from error
-    raise UserError(f"no recipe at {path}.", nearest(str(source), list_recipes()))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL):
+            raise UserError(f"no recipe at {path}.", nearest(str(source), list_recipes())) from error
+        raise UserError(f"cannot read {path}: {error.strerror}.", "Check the file and its permissions.") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """What a text says in TOML.
+
+    Raises:
+        ValueError: it is none, is nested without end, or has numbers of thousands of digits.
+    """
+    try:
+        return _checked(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """Values whose numbers can be shown: a hexadecimal one may be longer than Python prints."""
+    str(values)
+    return values
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -164,9 +188,11 @@ def _apply(values: dict[str, Any], change: str) -> None:
     if not _is_known(key):
         raise UserError(f"a recipe has no key '{key}'.", _nearest_key(key))
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = _parse(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise UserError(f"the value of '--set {key}' cannot be read: {error}.", _KEYS_HINT) from error
     *sections, last = key.split(".")
     table = values
     for section in sections:
@@ -208,7 +234,7 @@ def _nearest_key(key: str) -> str:
     if same_end:
         return f"Did you mean '{same_end[0]}'?"
     hint = nearest(key, keys).split(" Known:")[0]
-    return hint if hint.startswith("Did") else "See docs/training.md for all keys."
+    return hint if hint.startswith("Did") else _KEYS_HINT
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

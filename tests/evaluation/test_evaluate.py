@@ -205,6 +205,17 @@ def test_a_checkpoint_scores_as_the_network_predicts(tmp_path: Path) -> None:
     assert result.scores == scores(mask_from_logits(logits, (128, 128)), _square(16))
 
 
+@pytest.mark.parametrize(
+    "header", ['{"__metadata__":5}', '{"__metadata__":null}', '{"__metadata__":"espmedsam-teacher"}']
+)
+def test_a_header_of_another_form_is_one_line(header: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="checkpoints need torch")
+    file = tmp_path / "c.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(UserError, match=r"c\.safetensors is not a"):
+        open_candidate(file, device="cpu")
+
+
 def test_a_teacher_is_recognised_and_compared_with_the_teachers_row(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="teachers need torch (extra train)")
     from espmedsam_edge.model.config import model_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,18 @@ def test_the_development_images_are_such_folders(data_root: Path) -> None:
     sample = folder.load(ids[0])
     assert sample.mask.shape == sample.image.shape[:2]
     assert infer_modality(folder, ["ultrasound", "fundus"], "the model") == "ultrasound"
+
+
+def test_lists_are_read_from_ordinary_files_alone(tmp_path: Path) -> None:
+    _write(tmp_path)
+    split = tmp_path / "split.json"
+    for make in (lambda: split.symlink_to("/dev/zero"), lambda: os.mkfifo(split), split.mkdir):
+        split.unlink(missing_ok=True)
+        make()
+        with pytest.raises(UserError, match=r"cannot read .*split\.json"):
+            DatasetFolder.open(tmp_path)
+    split.rmdir()
+    split.touch()
+    os.truncate(split, 1 << 33)
+    with pytest.raises(UserError, match="is over 256 MiB"):
+        DatasetFolder.open(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,42 @@ def test_numbers_that_no_run_has_are_refused_before_it_starts(change: str) -> No
     words = "less than or equal to|exceeded maximum size"  # pydantic's own limit comes first for 1e29
     with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*({words})"):
         load_recipe("segment-tiny", [change])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "init = " + "[" * 100_000,
+        "init = " + "[" * 5_000 + "]" * 5_000,
+        "[run]\nepochs = " + "9" * 6_000,
+        "[run]\nepochs = 0x" + "f" * 100_000,
+        "init = '\xff'".encode("latin-1"),
+    ],
+    ids=["open lists", "lists in lists", "digits", "hexadecimal digits", "not UTF-8"],
+)
+def test_a_file_that_tomls_reader_chokes_on_is_one_line(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match="is not TOML: ") as refused:
+        load_recipe(path)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 6_000, "0x" + "f" * 100_000])
+def test_a_change_that_tomls_reader_chokes_on_is_one_line(value: str) -> None:
+    with pytest.raises(UserError, match=r"value of '--set run\.epochs' cannot be read") as refused:
+        load_recipe("smoke", [f"run.epochs={value}"])
+    assert len(str(refused.value)) < 500
+
+
+def test_what_is_no_file_to_read_is_no_recipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path, Path("/dev/zero"), "x" * 5_000, tmp_path / "nothing.toml"):
+        with pytest.raises(UserError, match="no recipe at"):
+            load_recipe(place)
+    large = tmp_path / "large.toml"
+    large.touch()
+    os.truncate(large, 1 << 33)
+    with pytest.raises(UserError, match=r"large\.toml"):
+        load_recipe(large)

@@ -7,6 +7,7 @@ are found by name at any depth, so either the archive's own folder or the one ar
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import read_regular
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 
 Part = Literal["train", "valid", "test"]
+_MAX_TABLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -201,11 +204,18 @@ def _clinicdb(source: Path) -> list[Item]:
 def _sequences(source: Path) -> dict[str, str]:
     """Frame to video sequence, from metadata.csv; empty without it."""
     for file in sorted(source.rglob("metadata.csv")):
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
+        try:
+            rows = csv.DictReader(io.StringIO(read_regular(file, _MAX_TABLE_BYTES).decode("utf-8-sig"), newline=""))
             if {"frame_id", "sequence_id"} <= set(rows.fieldnames or ()):
-                return {row["frame_id"].strip(): f"sequence {row['sequence_id'].strip()}" for row in rows}
+                return {_cell(row, "frame_id"): f"sequence {_cell(row, 'sequence_id')}" for row in rows}
+        except (OSError, ValueError, csv.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"cannot read {file}: {reason}.", "Unpack the archive again.", exit_code=1) from error
     return {}
+
+
+def _cell(row: dict[str, str | None], column: str) -> str:
+    return (row[column] or "").strip()  # None where a row ends early
 
 
 _UDIAT = "original/ and GT/"

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_directory
+from espmedsam_edge.files import atomic_directory, open_regular, read_regular
 from espmedsam_edge.imaging.dataset import IMAGES, MASKS, SPLIT, SPLITS, Split
 from espmedsam_edge.imaging.decode import decode_image, max_pixels
 from espmedsam_edge.imaging.encode import encode_image
@@ -196,10 +197,10 @@ def _read(path: Path) -> bytes:
     limit = 8 * max_pixels() + (64 << 20)
     try:
         if path.suffix.lower() != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as stream:
+            return read_regular(path, limit)
+        with open_regular(path) as packed, gzip.open(packed) as stream:
             data = stream.read(limit + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}.", _REMEDY, exit_code=1) from error
     if len(data) > limit:
         raise UserError(f"{path} unpacks to more than an image takes.", _REMEDY, exit_code=1)
@@ -238,6 +239,8 @@ def _decode_gif(data: bytes, path: Path) -> Frame:
             if picture.width * picture.height > max_pixels():
                 raise UserError(f"{path} has more than {max_pixels()} pixels.", "Shrink it first.", exit_code=1)
             pixels = np.asarray(picture.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has more than {max_pixels()} pixels.", "Shrink it first.", exit_code=1) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {error}.", _REMEDY, exit_code=1) from error
     return np.ascontiguousarray(pixels[..., ::-1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +172,61 @@ def test_damaged_gif_gz_and_ppm_files_are_reported(tmp_path: Path) -> None:
     done, folder = _prepare("stare", tmp_path)
     assert [("im0001" in text, "im0044" in text) for text in done.failures] == [(True, False), (False, True)]
     assert len(folder.ids()) == 4
+
+
+def test_a_gif_that_claims_more_than_its_decoder_takes_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    WRITERS["udiat"](tmp_path / "source")
+    originals = tmp_path / "source" / "BUS" / "original"
+    for number, canvas in (("000001", (40_000, 40_000)), ("000002", (10, 10))):
+        screen = b"GIF89a" + struct.pack("<HH", *canvas) + b"\x80\0\0" + bytes(3) + b"\xff" * 3
+        picture = b"," + struct.pack("<HHHH", 0, 0, 40_000, 40_000) + b"\0\x02\x02\x44\x01\0;"
+        (originals / f"{number}.png").write_bytes(screen + picture)
+    done, folder = _prepare("udiat", tmp_path)
+    assert ["000001" in done.failures[0], "000002" in done.failures[1]] == [True, True]
+    assert all("more than" in failure for failure in done.failures)
+    assert len(done.failures) == 2
+    assert len(folder.ids()) == 5
+
+
+def test_a_gz_with_damage_in_its_middle_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    WRITERS["stare"](tmp_path / "source")
+    file = tmp_path / "source" / "stare-images" / "im0001.ppm.gz"
+    packed = bytearray(gzip.compress(gzip.decompress(file.read_bytes())))
+    packed[10] |= 0b110  # a kind of block that deflate does not have
+    file.write_bytes(packed)
+    done, _ = _prepare("stare", tmp_path)
+    assert ["im0001" in failure for failure in done.failures] == [True]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"frame_id,sequence_id\n1,\xff\n",
+        b"frame_id,sequence_id\n1," + b"x" * 200_000,
+        None,
+    ],
+    ids=["not UTF-8", "an endless cell", "a pipe"],
+)
+def test_a_damaged_table_of_sequences_is_one_line(table: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    WRITERS["clinicdb"](tmp_path / "source")
+    file = tmp_path / "source" / "metadata.csv"
+    file.unlink()
+    if table is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(table)
+    with pytest.raises(UserError, match=r"cannot read .*metadata\.csv"):
+        _prepare("clinicdb", tmp_path)
+
+
+def test_a_row_of_sequences_that_ends_early_is_read(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    WRITERS["clinicdb"](tmp_path / "source")
+    (tmp_path / "source" / "metadata.csv").write_text("frame_id,sequence_id\n1,1\n2\n")
+    assert not _prepare("clinicdb", tmp_path)[0].failures
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))
