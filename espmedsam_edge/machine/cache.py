@@ -24,10 +24,22 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 def cache_place(cache: str | Path | None = None) -> Path:
-    """``cache``, else $ESPMEDSAM_CACHE, else the user's cache folder."""
+    """``cache``, else $ESPMEDSAM_CACHE, else the user's cache folder.
+
+    Raises:
+        UserError: there can be no folder of that name.
+    """
     chosen = cache or os.environ.get(CACHE_VARIABLE)
     base = Path(chosen) if chosen else _usual_place()
-    return base.expanduser().absolute()
+    try:
+        place = base.expanduser().absolute()
+        place.lstat()
+    except (RuntimeError, OSError) as error:  # of a user there is not, or longer than names may be
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"the cache cannot be at {str(base)[:200]}.", f"Choose a folder of your own: ${CACHE_VARIABLE}=FOLDER"
+            ) from error
+    return place
 
 
 def _usual_place() -> Path:

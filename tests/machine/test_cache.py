@@ -11,7 +11,7 @@ import pytest
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine import cache
-from espmedsam_edge.machine.cache import distrusted, make_private, read_kept
+from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place, distrusted, make_private, read_kept
 
 STRANGER = 54321
 
@@ -105,3 +105,11 @@ def test_folders_of_earlier_versions_are_closed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(cache, "_usual_place", lambda: root)
     make_private(root / "engines", root)
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (root, root / "engines")} == {0o700}
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-that-name/cache", "x" * 5_000, "/".join("x" * 300 for _ in range(3))])
+def test_a_cache_that_cannot_be_is_one_line(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, place)
+    with pytest.raises(UserError, match="the cache cannot be at") as refused:
+        cache_place()
+    assert len(str(refused.value)) < 500
