@@ -16,6 +16,7 @@ from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
 from espmedsam_edge.runtime.backends.openvino_cache import CompiledNetworks
 from espmedsam_edge.runtime.onnx_session import Node, check_nodes
@@ -46,7 +47,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OpenVi
     """
     spec = BackendSpec.parse(name)
     content = bundle.read_graph(graph)
-    core = load_openvino().Core()
+    core = openvino_core()
     asked = (spec.device or "CPU").upper()
     refusals = []
     for device in _devices(core, asked):

@@ -417,3 +417,28 @@ def test_its_use_is_reported_to_nobody(toy_bundle: Bundle, tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("ran\n", "telemetry was imported\n")
     assert list(home.rglob("*")) == []
+
+
+def test_ctrl_c_is_python_s_whatever_was_loaded_and_closed(toy_bundle: Bundle) -> None:
+    """OpenVINO's plug-in gives the thread a stack for signals that goes with it: a Ctrl-C after that crashed."""
+    code = (
+        "import gc, os, signal, threading\n"
+        "from espmedsam_edge.bundle import Bundle\n"
+        "from espmedsam_edge.runtime.backends.backend import load_backend\n"
+        f"bundle = Bundle.open({str(toy_bundle.path)!r})\n"
+        "backends = [load_backend(bundle, bundle.graph(), 'openvino', 1).backend for _ in range(3)]\n"
+        "def close():\n"
+        "    while backends:\n"
+        "        backends.pop(0).close()\n"
+        "        gc.collect()\n"
+        "thread = threading.Thread(target=close)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    signal.pause()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
