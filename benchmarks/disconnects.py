@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from stream_servers import MjpegServer, RtspServer, rtsp_server_missing
 
 from espmedsam_edge.files import atomic_write
