@@ -157,7 +157,7 @@ def _expand(specification: str) -> list[Path]:
                 f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
                 exit_code=1,
             )
-        return sorted(found, key=_natural)
+        return sorted(_without_masks(found), key=_natural)
     if not path.exists() and (numbered := _numbered_files(path)):
         return numbered
     if not path.exists() and glob.has_magic(specification):
@@ -165,8 +165,25 @@ def _expand(specification: str) -> list[Path]:
         found = [entry for entry in found if _is_known(entry)]
         if not found:
             raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
-        return sorted(found, key=_natural)
+        return sorted(_without_masks(found), key=_natural)
     return [path]
+
+
+def _without_masks(found: Sequence[Path]) -> list[Path]:
+    """Files without the masks that lie beside their pictures, as in BUSI: a_mask.png and a_mask_1.png beside a.png."""
+    pictures = {(path.parent, path.stem) for path in found}
+
+    def is_mask(path: Path) -> bool:
+        match = _MASK_NAME.fullmatch(path.stem)
+        return match is not None and (path.parent, match[1]) in pictures
+
+    masks = [path for path in found if is_mask(path)]
+    if masks:
+        log.info("Passed over, masks beside their pictures: %d, such as %s.", len(masks), masks[0].name)
+    return [path for path in found if path not in masks] if masks else list(found)
+
+
+_MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation|groundtruth|gt)(?:[ _-]?\d+)?", re.IGNORECASE)
 
 
 def _numbered_files(pattern: Path) -> list[Path]:

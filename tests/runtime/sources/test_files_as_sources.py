@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -146,3 +147,19 @@ def test_an_unreadable_video_raises_on_entering(tmp_path: Path) -> None:
         pass
     with pytest.raises(RuntimeError, match="enter the source"):
         next(iter(VideoFile(tmp_path / "a.mp4")))
+
+
+def test_masks_beside_their_pictures_are_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture = cv2.imencode(".png", np.full((16, 16, 3), 90, np.uint8))[1].tobytes()
+    for name in ("benign (1).png", "benign (1)_mask.png", "benign (1)_mask_1.png", "x_mask.png", "y.png", "y-GT.png"):
+        (tmp_path / name).write_bytes(picture)
+    for specification in (tmp_path, tmp_path / "*.png"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            (source,), failures = open_sources([str(specification)])
+        assert [file.name for file in source.files] == ["benign (1).png", "x_mask.png", "y.png"]
+        assert not failures
+        assert [record.getMessage().split(",")[:1] for record in caplog.records] == [["Passed over"]]
+        assert "masks beside their pictures: 3" in caplog.text
+    (source,), _ = open_sources([str(tmp_path / "y-GT.png")])  # named by itself it is what is wanted
+    assert [file.name for file in source.files] == ["y-GT.png"]
