@@ -11,10 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from toy_bundles import save_toy_bundle
 
+from espmedsam_edge import ModelOptions, Outputs, infer
 from espmedsam_edge.bundle import Bundle, write_bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backends import backend as backends
@@ -442,3 +444,18 @@ def test_ctrl_c_is_python_s_whatever_was_loaded_and_closed(toy_bundle: Bundle) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
+def test_a_run_of_many_files_writes_the_masks_of_onnx_runtime(toy_bundle: Bundle, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, picture in enumerate(pictures):
+        cv2.imwrite(str(picture), frame_of(number))
+    for name in ("openvino", "onnxruntime-cpu"):
+        report = infer(pictures, ModelOptions(toy_bundle, backend=name, threads=1), Outputs(masks=tmp_path / name))
+        assert report.frames == len(pictures)
+    for picture in pictures:
+        mask, expected = (
+            cv2.imread(str(tmp_path / name / picture.name), cv2.IMREAD_UNCHANGED)
+            for name in ("openvino", "onnxruntime-cpu")
+        )
+        assert np.mean(mask == expected) >= 0.999
