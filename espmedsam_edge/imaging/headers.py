@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
+from espmedsam_edge.imaging.av1_header import check_av1_size
 from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
 from espmedsam_edge.imaging.heif_header import heif_format, read_heif
 from espmedsam_edge.imaging.tiff_header import TIFF_STARTS, read_orientation, read_tiff
@@ -243,6 +244,8 @@ def _colour_table(packed: int) -> int:
 def _heif(data: bytes) -> ImageHeader:
     found = read_heif(data)
     name = image_format(data[:64]) or "HEIC"
+    if name == "AVIF":
+        check_av1_size(data, found.width, found.height)
     return ImageHeader(name, found.width, found.height, found.orientation, pictures=found.pictures)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -179,6 +180,24 @@ def test_an_animated_avif_gives_its_first_picture_and_says_so(tmp_path: Path, ca
     path.write_bytes(encoded(first, "AVIF", quality=95, subsampling="4:4:4", save_all=True, append_images=others))
     assert np.abs(read_image(path).astype(int) - first[..., ::-1]).mean() < 3  # lossy
     assert [record.getMessage() for record in caplog.records] == [f"{path} holds 3 pictures; the first is read."]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("size", [(60, 44), (512, 300), (1, 1), (9, 8)])
+def test_an_avif_s_own_size_is_what_the_file_says(
+    mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not pytest.importorskip("PIL.features").check("avif"):
+        pytest.skip("Pillow is built without AVIF")
+    data = bytearray(encoded(Image.fromarray(smooth_picture(*size)).convert(mode), "AVIF"))
+    assert (read_header(bytes(data)).width, read_header(bytes(data)).height) == size
+    if min(size) < 256:
+        return
+    for found in re.finditer(b"ispe", bytes(data)):
+        data[found.end() + 4 : found.end() + 12] = struct.pack(">II", 64, 64)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded a picture larger than it says"))
+    with pytest.raises(UserError, match="it says 64x64 pixels, and its data 512x300"):
+        decode_image(bytes(data))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
