@@ -12,6 +12,7 @@ from espmedsam_edge.imaging.geometry import Frame
 
 SQUARE = Fraction(1)
 Matrix = tuple[int, int, int, int]
+_TINY = 16  # pixels
 _STRANGEST = 8  # aspects beyond 8:1 are slips of whoever wrote them
 
 
@@ -36,7 +37,7 @@ class Display:
 
     def shown(self, picture: Any) -> Frame:
         """One of PyAV's pictures as (H, W, 3) uint8 BGR, turned and mirrored as it plays."""
-        if not self._known:  # once: every look at a picture's side data makes a cycle that keeps the picture alive
+        if not self._known:
             self._matrix, self._known = display_matrix(picture), True
         frame: Frame = picture.to_ndarray(format="bgr24")
         return frame if self._matrix is None else upright(frame, self._matrix)
@@ -44,7 +45,9 @@ class Display:
 
 def display_matrix(picture: Any) -> Matrix | None:
     """The signs (a, b, c, d) of a picture's display matrix: x' = ax + cy, y' = bx + dy; None without one."""
-    for data in picture.side_data:
+    # A picture whose side data was looked at is in a cycle with it, and keeps itself and its decoder alive until the
+    # garbage collector comes. So a tiny copy is looked at.
+    for data in picture.reformat(width=_TINY, height=_TINY, format="gray8").side_data:
         if getattr(data.type, "name", "") == "DISPLAYMATRIX" and data.buffer_size >= 36:
             a, b, _, c, d, *_ = ((value > 0) - (value < 0) for value in struct.unpack("<9i", bytes(data)[:36]))
             return a, b, c, d
