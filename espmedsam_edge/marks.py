@@ -26,7 +26,15 @@ VIDEO_MARK = f"written by {MARK}"
 MAKER = "ESP-MedSAM Edge"
 """Manufacturer of DICOM-SEGs."""
 
-AREA_COLUMNS: tuple[str, ...] = ("source", "frame", "time_s", "area_px", "area_fraction", "area_mm2")
+AREA_COLUMNS: tuple[str, ...] = (
+    "source",
+    "frame",
+    "time_s",
+    "area_px",
+    "area_fraction",
+    "area_mm2",
+    "modality",
+)
 """The table of areas."""
 
 SCORE_COLUMNS: tuple[str, ...] = ("modality", "dataset", "id", "dice_percent")
@@ -126,7 +134,8 @@ def _wrote_lines(path: Path) -> bool:
 
 
 def _wrote_areas(path: Path) -> bool:
-    return _head(path).splitlines()[:1] == [",".join(AREA_COLUMNS).encode()]
+    head = _head(path).splitlines()[:1]
+    return any(head == [",".join(columns).encode()] for columns in (AREA_COLUMNS, AREA_COLUMNS[:-1]))  # before 0.2
 
 
 def _wrote_scores(path: Path) -> bool:

@@ -37,7 +37,7 @@ _ARGUMENTS = (
 def command(
     arguments: list[str] | None = typer.Argument(None, metavar="[BUNDLE] SOURCE...", help=_ARGUMENTS),
     modality: str | None = typer.Option(
-        None, help="What to segment. [default: the bundle's only one; without a bundle, as the first picture looks]"
+        None, help="What to segment. [default: the bundle's only one, else as each picture looks]"
     ),
     precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
@@ -200,7 +200,12 @@ def _print(report: InferenceReport, *, to_stderr: bool) -> None:
 
     if report.bundle is None:
         return
-    line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}")
+    if len(report.networks) > 1:
+        for network in report.networks:
+            count = "1 frame" if network.frames == 1 else f"{network.frames} frames"
+            line(f"{network.bundle}: {network.modality}, {network.precision}, {network.backend}: {count}")
+    else:
+        line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}")
     for reason in report.passed_over:
         line(reason)
     for live in report.live:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import Candidate
-from espmedsam_edge.imaging.dataset import DatasetFolder, Sample, infer_modality
+from espmedsam_edge.imaging.dataset import DatasetFolder, Sample, stated_modality
 from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits
 from espmedsam_edge.imaging.masks import resize_mask
+from espmedsam_edge.imaging.recognition import likeliest, recognisable, recognise
 from espmedsam_edge.metrics import Scores, scores
 from espmedsam_edge.modalities import choose
+
+log = logging.getLogger(__name__)
 
 PAPER_SIZE = 1024
 """Pixels: the paper resizes every image and mask to 1024x1024 before it measures."""
@@ -23,11 +27,16 @@ PAPER_SIZE = 1024
 
 @dataclass(frozen=True)
 class Task:
-    """The images of one dataset folder to evaluate as one modality."""
+    """The images of one dataset folder to evaluate as one modality.
+
+    Attributes:
+        refused: why images that were to be recognised are not among ``ids``, a line each.
+    """
 
     folder: DatasetFolder
     modality: str
     ids: list[str]
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ def plan_tasks(
     Args:
         candidate: the model.
         paths: dataset folders.
-        modality: of all of them; None: the model's only one, or as ``infer_modality`` finds it.
+        modality: of all of them; None: the model's only one, or as ``stated_modality`` finds it, else what each image
+            is recognised as: then a folder has a task for each modality in it.
         split: "train", "valid", "test" or "all".
         limit: at most so many images a folder; 0: all.
 
@@ -103,17 +113,53 @@ def plan_tasks(
         if not folder.mask_files:
             raise UserError(f"{path} has no masks to compare with.", "Name a folder with images/ and masks/.")
         where = f"model {candidate.name}"
-        if modality is not None or len(candidate.modalities) == 1:
-            name = choose(modality, candidate.modalities, where)
-        else:
-            name = infer_modality(folder, candidate.modalities, where)
-        candidate.check(name)
         ids = folder.ids(split)
-        task = Task(folder, name, ids[:limit] if limit else ids)
-        if any(other.modality == name and other.folder.name == folder.name for other in tasks):
-            raise UserError(f"two {name} folders are called '{folder.name}'.", "Evaluate them one at a time.")
-        tasks.append(task)
+        ids = ids[:limit] if limit else ids
+        if modality is not None or len(candidate.modalities) == 1:
+            found = [Task(folder, choose(modality, candidate.modalities, where), ids)]
+        elif (name := stated_modality(folder, candidate.modalities, where)) is not None:
+            found = [Task(folder, name, ids)]
+        else:
+            found = _recognised(folder, ids, candidate.modalities, where)
+        for task in found:
+            candidate.check(task.modality)
+            if any(other.modality == task.modality and other.folder.name == folder.name for other in tasks):
+                raise UserError(
+                    f"two {task.modality} folders are called '{folder.name}'.", "Evaluate them one at a time."
+                )
+            tasks.append(task)
     return tasks
+
+
+def _recognised(folder: DatasetFolder, ids: Sequence[str], modalities: Sequence[str], where: str) -> list[Task]:
+    """A folder's images by what each looks like; those that cannot be read are left to the first task to report."""
+    say = f"{where} has {', '.join(modalities)}. Say it: --modality NAME."
+    if len(recognisable(modalities)) < len(modalities):
+        raise UserError(f"cannot tell the modality of {folder.path}; {say}")
+    by_modality: dict[str, list[str]] = {}
+    unread: list[str] = []
+    refused: list[str] = []
+    for id_ in ids:
+        try:
+            image = folder.load_image(id_)
+        except UserError:
+            unread.append(id_)
+            continue
+        guess = recognise(image, modalities)
+        if guess is not None and guess.sure:
+            by_modality.setdefault(guess.modality, []).append(id_)
+        else:
+            what = f"looks like none of the modalities with certainty{likeliest(image, modalities)}"
+            refused.append(f"{folder.image_files[id_]} {what}. Say it: --modality NAME.")
+    if not by_modality:
+        raise UserError(f"cannot tell the modality of {folder.path} by its images; {say}")
+    first = next(iter(by_modality))
+    told = ", ".join(f"{len(found)} {name}" for name, found in by_modality.items())
+    log.info("%s looks like this: %s. Another: --modality NAME", folder.path, told)
+    return [
+        Task(folder, name, found + unread if name == first else found, tuple(refused) if name == first else ())
+        for name, found in by_modality.items()
+    ]
 
 
 def evaluate(
@@ -145,6 +191,7 @@ def evaluate(
     """
     evaluation = Evaluation(candidate.name, candidate.method, candidate.untrained, split, size)
     for task in tasks:
+        evaluation.failures += [Failure(task.modality, task.folder.name, line) for line in task.refused]
         with candidate.predictor(task.modality) as predictor:
             for id_ in task.ids:
                 try:

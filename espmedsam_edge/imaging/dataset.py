@@ -245,12 +245,24 @@ def list_files(folder: Path) -> dict[str, Path]:
 
 
 def infer_modality(folder: DatasetFolder, modalities: Sequence[str], where: str) -> str:
-    """Which of a model's modalities a dataset folder is.
+    """As ``stated_modality``, which must be there.
+
+    Raises:
+        UserError: it is none of ``modalities``, or nothing says it.
+    """
+    if (found := stated_modality(folder, modalities, where)) is None:
+        known = ", ".join(modalities)
+        raise UserError(f"cannot tell the modality of {folder.path}; {where} has {known}.", "Say it: --modality NAME.")
+    return found
+
+
+def stated_modality(folder: DatasetFolder, modalities: Sequence[str], where: str) -> str | None:
+    """Which of a model's modalities a dataset folder is; None: nothing says it.
 
     The folder's ``split.json`` may say it; else the name of the folder it lies in (``.../fundus/drive``), else its own.
 
     Raises:
-        UserError: none of them is among ``modalities``; ``where`` names the model in the message.
+        UserError: what is stated is not among ``modalities``; ``where`` names the model in the message.
     """
     stated = folder.split.modality if folder.split else None
     path = folder.path.resolve()
@@ -261,9 +273,7 @@ def infer_modality(folder: DatasetFolder, modalities: Sequence[str], where: str)
         raise UserError(
             f"{folder.path} is {stated}, and {where} has no modality '{stated}'.", nearest(stated, modalities)
         )
-    raise UserError(
-        f"cannot tell the modality of {folder.path}; {where} has {', '.join(modalities)}.", "Say it: --modality NAME."
-    )
+    return None
 
 
 _SUFFIX_HINT = f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}."

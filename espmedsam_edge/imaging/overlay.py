@@ -49,13 +49,13 @@ class OverlayStyle:
     notice: str = ""
 
 
-Styling = OverlayStyle | Callable[[], OverlayStyle]
-"""A style, or what says at each frame which one it is now, where viewers may change it."""
+Styling = OverlayStyle | Callable[[str], OverlayStyle]
+"""A style, or what says at each frame which one its modality has now: viewers may change it."""
 
 
-def style_now(styling: Styling) -> OverlayStyle:
-    """The style of the next frame."""
-    return styling() if callable(styling) else styling
+def style_now(styling: Styling, modality: str) -> OverlayStyle:
+    """The style of the next frame, which was segmented as ``modality``."""
+    return styling(modality) if callable(styling) else styling
 
 
 def draw_overlay(frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle) -> Frame:

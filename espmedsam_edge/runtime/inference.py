@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.destinations import Claims
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.overlay import OverlayStyle
-from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
+from espmedsam_edge.runtime.bundle_choice import choose_bundle
+from espmedsam_edge.runtime.networks import Networks
 from espmedsam_edge.runtime.output_plan import OutputPlan, plan_outputs
 from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ModelOptions, Outputs, ReadingOptions
 from espmedsam_edge.runtime.run.controls import Adjustable, WithoutPause
@@ -34,6 +34,7 @@ from espmedsam_edge.runtime.sources.anonymous import SourceNames
 from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.phantom import scene_named
+from espmedsam_edge.runtime.sources.piped import STANDARD_INPUT
 from espmedsam_edge.runtime.sources.selection import SelectedSource
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
@@ -60,7 +61,7 @@ def infer(
         >>> import cv2
         >>> from espmedsam_edge import Outputs, infer
         >>> from espmedsam_edge.phantoms import phantom
-        >>> picture, _ = phantom("microscopy", seed=2, size=(120, 160))
+        >>> picture, _ = phantom("microscopy", seed=3, size=(120, 160))
         >>> cv2.imwrite("cells.png", picture)
         True
         >>> report = infer("cells.png", outputs=Outputs(masks="masks", jsonl="areas.jsonl"))
@@ -151,11 +152,10 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
     """
     from espmedsam_edge.runtime.serve.serving import serve_alone
 
-    chosen = choose_bundle(model.bundle, model.modality, [], precision=model.precision)
+    chosen = choose_bundle(model.bundle, model.modality, model.precision)
     with serve_alone(
         serve,
-        chosen.bundle,
-        chosen.modality,
+        chosen,
         precision=model.precision,
         backend=model.backend_spec(),
         threshold=model.threshold,
@@ -174,7 +174,7 @@ class Inference:
 
     Attributes:
         sources: those that could be opened; empty: there is nothing to run, and the report says why.
-        segmenter: what runs, once entered, if there are sources.
+        segmenter: what runs, once entered, if there are sources; where each picture is recognised, the first one's.
         background: takes sinks of live sources, so that a slow one holds nothing up.
         controls: what may change while it runs: threshold, opacity, modality, a pause.
         server: shows the run, if that was asked for.
@@ -183,6 +183,7 @@ class Inference:
 
     segmenter: Segmenter
     background: BackgroundSinks
+    _networks: Networks
 
     def __init__(self, request: InferenceRequest) -> None:
         self.request = request
@@ -239,8 +240,13 @@ class Inference:
         limits = Limits(reading.frames, reading.duration, reading.max_latency)
         controls = WithoutPause(self.controls) if self._plan.writes else self.controls
         with ExitStack() as stack:
-            shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks)]
-            done = run_pipeline(self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop)
+            pool = self._networks.pool
+            counted = [] if pool is None else [self._networks.counts]
+            shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks, *counted)]
+            segmenter_of = None if pool is None else pool.get
+            done = run_pipeline(
+                self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop, segmenter_of
+            )
         self._claims.release()
         self.report = self._reported(done, self._plan)
         return self.report
@@ -272,9 +278,12 @@ class Inference:
     # The stages of opening, each on its own.
 
     def _open(self, stack: ExitStack) -> None:
-        bundle, modality, graph = self._choose()
-        self._open_sources(graph.modality)
-        if not self.sources:
+        self._networks = networks = Networks(self.request.model)
+        if not self.request.named:
+            after = "" if networks.bundle is None else f" after {networks.bundle.path}"
+            raise UserError("nothing to segment.", f"Name images, videos or a camera{after}.")
+        self._open_sources(networks)
+        if not self.sources or networks.bundle is None or networks.graph is None:
             return
         reading, serve = self.request.reading, self.request.serve
         others = serve is not None or any(not source.live for source in self.sources)
@@ -282,54 +291,36 @@ class Inference:
         self._plan = plan_outputs(
             self.request,
             self.sources,
-            bundle,
-            graph,
+            networks.bundle,
+            networks.graph,
             controls=self.controls,
             background=self.background,
             names=self._names,
             claims=stack.enter_context(self._claims),
         )
-        self.segmenter = self._loaded(stack, bundle, modality, self._plan.style)
+        networks.load(stack, self._plan.style_of)
+        self.segmenter = networks.segmenter
         if serve is not None:
             self._serve(stack, serve, self._plan)
 
-    def _choose(self) -> tuple[Bundle, str | None, Graph]:
-        """The bundle, the modality that was named or recognised, and the graph these mean."""
-        model, sources = self.request.model, self.request.named
-        if isinstance(model, Segmenter):
-            bundle, modality = Chosen(model.bundle, model.modality)
-        else:
-            names = self._names if self.request.reading.anonymous_names else None
-            bundle, modality = choose_bundle(model.bundle, model.modality, sources, names, model.precision)
-        if not sources:
-            raise UserError("nothing to segment.", f"Name images, videos or a camera after {bundle.path}.")
-        graph = model.graph if isinstance(model, Segmenter) else bundle.graph(modality, model.precision)
-        return bundle, modality, graph
-
-    def _open_sources(self, modality: str) -> None:
-        reading = self.request.reading
+    def _open_sources(self, networks: Networks) -> None:
+        reading, named = self.request.reading, self.request.named
         live = LiveOptions(BackOff(give_up=reading.give_up), reading.decoder)
-        named = [scene_named(source, modality) for source in self.request.named]
-        self.sources, self._failures = open_sources(named, live, self._names if reading.anonymous_names else None)
-        selection = reading.selection()
-        if not selection.everything:
-            self.sources = [SelectedSource(source, selection) for source in self.sources]
+        names = self._names if reading.anonymous_names else None
+        if STANDARD_INPUT in named:
+            networks.refuse("standard input")
+        if networks.modality is not None:
+            named = [scene_named(source, networks.modality) for source in named]
+        opened, self._failures = open_sources(named, live, names)
 
-    def _loaded(self, stack: ExitStack, bundle: Bundle, modality: str | None, style: OverlayStyle | None) -> Segmenter:
-        model = self.request.model
-        if isinstance(model, Segmenter):
-            return model
-        return stack.enter_context(
-            Segmenter.load(
-                bundle,
-                modality,
-                model.precision,
-                model.backend_spec(),
-                threshold=model.threshold,
-                threads=model.threads,
-                overlay=style,
-            )
+        def selected(sources: Sequence[Source]) -> list[Source]:
+            selection = reading.selection()
+            return list(sources) if selection.everything else [SelectedSource(one, selection) for one in sources]
+
+        self.sources, failures = networks.look_at(
+            selected(opened), lambda: selected(open_sources(named, names=names)[0])
         )
+        self._failures += failures
 
     def _serve(self, stack: ExitStack, serve: ServeOptions, plan: OutputPlan) -> None:
         from espmedsam_edge.runtime.serve.serving import serve_run
@@ -346,6 +337,7 @@ class Inference:
                 threads=model.threads,
                 opacity=(self.request.outputs or Outputs()).opacity,
                 writes=plan.writes,
+                pool=self._networks.pool,
                 live=any(source.live for source in self.sources),
             )
         )
@@ -354,12 +346,14 @@ class Inference:
     def _reported(self, done: RunReport, plan: OutputPlan) -> InferenceReport:
         segmenter = self.segmenter
         on_gpu = segmenter.frame_backend if done.frames else None
+        networks = self._networks.reports()
         return InferenceReport(
             failures=self._names.hide_all(self._failures + done.failures),
             bundle=segmenter.bundle.path,
-            modality=segmenter.modality,
+            modality=", ".join(network.modality for network in networks) or segmenter.modality,
             precision=segmenter.precision,
             backend=segmenter.choice.taken,
+            networks=networks,
             passed_over=segmenter.choice.passed_over,
             trained=segmenter.bundle.manifest.weights.origin != "random",
             frames=done.frames,

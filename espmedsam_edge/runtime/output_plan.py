@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,14 +36,14 @@ class OutputPlan:
         jobs: each source with its own sinks.
         shared: the sinks of all sources.
         results: what each result is called, and where it is.
-        style: of the overlays; None where none are drawn for a file or a stream.
+        style_of: the overlays' style by modality; None where none are drawn for a file or a stream.
         writes: whether anything is written at all.
     """
 
     jobs: Sequence[Job]
     shared: Sequence[Sink]
     results: dict[str, Path]
-    style: OverlayStyle | None
+    style_of: Callable[[str], OverlayStyle] | None
     writes: bool
 
 
@@ -63,7 +63,7 @@ def plan_outputs(
     Args:
         request: what is to be written, and whether the run is shown.
         sources: not yet entered.
-        bundle, graph: what will run.
+        bundle, graph: what will run; the first of them, where each picture is recognised.
         controls: may change the overlay's opacity under way.
         background: takes the sinks of live sources.
         names: what results are named after.
@@ -77,10 +77,12 @@ def plan_outputs(
         places, measured = _places(request, outputs, sources, names, claims)
     origin = bundle.manifest.weights.origin
     notice = "untrained weights" if origin == "random" else ""
-    style = OverlayStyle(color_of(graph.modality), outputs.opacity, notice=notice)
 
-    def current_style() -> OverlayStyle:
-        opacity = controls.current().opacity
+    def style_of(modality: str) -> OverlayStyle:
+        return OverlayStyle(color_of(modality), outputs.opacity, notice=notice)
+
+    def current_style(modality: str) -> OverlayStyle:
+        style, opacity = style_of(modality), controls.current().opacity
         return style if opacity is None else replace(style, opacity=opacity)
 
     results = _results(places, measured)
@@ -90,7 +92,7 @@ def plan_outputs(
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
     shared = shared_sinks(sources, measured, {"weights": origin}, background)
     drawn = places.overlays is not None or outputs.stream is not None
-    return OutputPlan(jobs, shared, results, style if drawn else None, writes)
+    return OutputPlan(jobs, shared, results, style_of if drawn else None, writes)
 
 
 def _places(

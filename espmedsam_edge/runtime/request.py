@@ -42,7 +42,8 @@ class ModelOptions:
 
     Attributes:
         bundle: a bundle or the path of one; None: made from the weights that came with the program.
-        modality: what to segment; None: the bundle's only one; without a bundle, as the first picture looks.
+        modality: what to segment; None: the bundle's only one, else what each picture is recognised as (videos by
+            their first frame); one that is not clear fails.
         precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
         backend: a name of ``runtime.backends.backend.BACKENDS``, such as "openvino:GPU" with the words after it that
             ``BackendSpec`` knows, or "auto" for the best that works here.
@@ -203,14 +204,26 @@ class InferenceRequest:
 
 
 @dataclass(frozen=True)
+class NetworkReport:
+    """One of the networks of a run whose pictures were recognised: what it was, and how many frames it segmented."""
+
+    bundle: Path
+    modality: str
+    precision: str
+    backend: str
+    frames: int
+
+
+@dataclass(frozen=True)
 class InferenceReport:
     """What a run did.
 
     Attributes:
         failures: inputs and outputs that failed, each with the line that says why and what next.
         bundle: the path of the bundle that ran; None: no source could be opened, so nothing ran.
-        modality, precision: what was segmented, and with which graph.
+        modality, precision: what was segmented (several modalities with commas), and with which graph.
         backend: what ran the graph.
+        networks: each, where pictures were recognised; ``bundle`` and ``backend`` are the first one's.
         passed_over: why each better backend was not taken, a line each.
         trained: whether the masks mean anything.
         frames: how many were segmented and written.
@@ -230,6 +243,7 @@ class InferenceReport:
     backend: str = ""
     passed_over: Sequence[str] = ()
     trained: bool = True
+    networks: Sequence[NetworkReport] = ()
     frames: int = 0
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -6,11 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 
 Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def toy_bundle(tmp_path: Path) -> Bundle:
+    """Of a modality that nothing is recognised as: the pictures here are made up, and each would be doubted."""
+    return save_toy_bundle(tmp_path / "toy.bundle", ("histopathology",))
 
 
 @pytest.fixture

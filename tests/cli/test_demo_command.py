@@ -26,11 +26,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "PICTURE_SIZE", (96, 128))
 
 
-def test_it_prints_a_table_and_where_to_look(
-    toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "demo"
-    assert run("demo", "--bundle", toy_bundle.path, "--out", out) == 0
+def test_it_prints_a_table_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, out = save_toy_bundle(tmp_path / "b.bundle"), tmp_path / "demo"
+    assert run("demo", "--bundle", bundle.path, "--out", out) == 0
     text = capsys.readouterr().out
     assert "retinal vessels" in text
     assert "Dice" in text

@@ -67,8 +67,8 @@ def test_a_bad_image_ends_with_code_1_and_its_name(tmp_path: Path, capsys: pytes
 
 
 def test_wrong_use_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = save_toy_bundle(tmp_path / "b.bundle", ("fundus", "colonoscopy"))
-    data = _dataset(tmp_path / "teeth" / "set")
+    bundle = save_toy_bundle(tmp_path / "b.bundle", ("fundus", "teeth"))
+    data = _dataset(tmp_path / "others" / "set")
     assert _run(bundle.path, data) == 2
     assert "--modality NAME" in capsys.readouterr().err
     assert _run(bundle.path, data, "--modality", "fundos") == 2

@@ -51,9 +51,9 @@ def test_one_image_goes_beside_where_you_are(infer: Callable[..., Outcome], toy_
     assert (code, err) == (0, "")
     assert tree() == ["a-overlay.png", "in/a.png"]
     with Segmenter.load(toy_bundle) as segmenter:
-        expected = draw_overlay(photo, segmenter.segment(photo).mask, OverlayStyle(color_of("fundus")))
+        expected = draw_overlay(photo, segmenter.segment(photo).mask, OverlayStyle(color_of("histopathology")))
     np.testing.assert_array_equal(cv2.imread("a-overlay.png"), expected)
-    assert "fundus, fp32, onnxruntime (CPU" in out
+    assert "histopathology, fp32, onnxruntime (CPU" in out
     assert "1 frame in " in out
     assert "overlays: a-overlay.png" in out
     assert "never trained" not in out
@@ -172,7 +172,7 @@ def test_lines_to_standard_output_are_all_there_is(infer: Callable[..., Outcome]
 
 
 def test_untrained_weights_are_named_everywhere(infer: Callable[..., Outcome], tmp_path: Path) -> None:
-    random = save_toy_bundle(tmp_path / "random.bundle", origin="random")
+    random = save_toy_bundle(tmp_path / "random.bundle", ("histopathology",), origin="random")
     save_photo(Path("a.png"), size=(200, 300))
     code, out, _ = infer("a.png", "--out", "trained.png")
     code, out, _ = infer("a.png", "--out", "random.png", "--jsonl", "r.jsonl", bundle=random.path)
@@ -201,6 +201,8 @@ def test_a_modality_is_asked_for_and_suggested(infer: Callable[..., Outcome], to
     code, _, err = infer("a.png", "--modality", "colonscopy", bundle=toy_bundle_of_two.path)
     assert (code, "Did you mean 'colonoscopy'?" in err) == (2, True)
     code, _, err = infer("a.png", bundle=toy_bundle_of_two.path)
+    assert (code, "--modality fundus|colonoscopy" in err) == (1, True)  # it looks like neither
+    code, _, err = infer("a.png", bundle=save_toy_bundle(Path("b.bundle"), ("fundus", "teeth")).path)
     assert (code, "holds 2 modalities" in err) == (2, True)
 
 

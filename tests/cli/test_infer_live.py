@@ -52,8 +52,8 @@ def test_a_live_source_ends_after_its_frames(infer: Callable[..., Outcome]) -> N
 def test_the_test_source_shows_what_the_bundle_segments(infer: Callable[..., Outcome], source: str) -> None:
     code, out, err = infer(source, "--frames", "3", "--jsonl", "r.jsonl")
     assert (code, err) == (0, "")
-    assert "test://fundus: " in out
-    assert {line["source"] for line in lines_of(Path("r.jsonl"))} == {"test://fundus"}
+    assert "test://histopathology: " in out
+    assert {line["source"] for line in lines_of(Path("r.jsonl"))} == {"test://histopathology"}
 
 
 def test_a_restarted_recorder_keeps_what_it_has(infer: Callable[..., Outcome]) -> None:

@@ -91,7 +91,7 @@ def test_what_is_asked_for_is_written_beside_the_view(toy_bundle: Bundle, tmp_pa
     with started(tmp_path, toy_bundle.path, "a.png", "--serve", 0, "--masks", "m", "--jsonl", "l.jsonl") as process:
         line_with(process, "the view stays")
         assert (tmp_path / "m" / "a.png").is_file()
-        assert json.loads((tmp_path / "l.jsonl").read_text())["modality"] == "fundus"
+        assert json.loads((tmp_path / "l.jsonl").read_text())["modality"] == "histopathology"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -108,7 +108,7 @@ def test_without_a_source_it_is_the_service(toy_bundle: Bundle, tmp_path: Path) 
             f"http://127.0.0.1:{port}/v1/segment", picture.tobytes(), {"Authorization": f"Bearer {token}"}
         )
         with urllib.request.urlopen(request) as answer:
-            assert json.load(answer)["modality"] == "fundus"
+            assert json.load(answer)["modality"] == "histopathology"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
 
@@ -176,7 +176,7 @@ def test_a_live_source_ends_with_ctrl_c(toy_bundle: Bundle, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not has_pyav(), reason="needs PyAV (extra video) to read a video that grows")
 def test_viewers_change_the_look_of_a_recording_but_cannot_pause_it(toy_bundle: Bundle, tmp_path: Path) -> None:
-    recording, color = tmp_path / "o.partial.mkv", color_of("fundus")
+    recording, color = tmp_path / "o.partial.mkv", color_of("histopathology")
 
     def grown(size: int) -> int:
         while not recording.exists() or os.path.getsize(recording) < size:

@@ -58,7 +58,7 @@ def test_a_record_carries_its_modules_name(toy_bundle: Bundle, caplog: pytest.Lo
     with Segmenter.load(toy_bundle, backend="onnxruntime-cpu", threads=1) as segmenter:
         segmenter.choice.tell()
     told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
-    assert (backend.__name__, "DEBUG", "fundus fp32 is loaded on onnxruntime-cpu (CPU, 1 thread)") in told
+    assert (backend.__name__, "DEBUG", "histopathology fp32 is loaded on onnxruntime-cpu (CPU, 1 thread)") in told
     assert (backend.__name__, "INFO", "Running on onnxruntime-cpu (CPU, 1 thread).") in told
 
 
@@ -73,7 +73,7 @@ def test_quiet_and_verbose_stand_before_or_after_the_command(
         cv2.imwrite(str(data / folder / "a.png"), np.eye(40, dtype=np.uint8) * 255)
     (data / "split.json").write_text('{"train": [], "valid": [], "test": ["a"]}')
     arguments: dict[str, tuple[object, ...]] = {
-        "evaluate": (toy_bundle.path, data, "--modality", "fundus", "--size", 32),
+        "evaluate": (toy_bundle.path, data, "--modality", "histopathology", "--size", 32),
         "bench": (toy_bundle.path, picture, "--duration", "0.01", "--no-roofline"),
     }
     shown = {}

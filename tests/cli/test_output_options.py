@@ -29,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    folder = tmp_path / "fundus" / "drive"
+    folder = tmp_path / "histopathology" / "drive"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
         cv2.imwrite(str(folder / name / "a.png"), np.random.default_rng(2).integers(0, 2, (32, 32), np.uint8) * 255)
@@ -40,7 +40,7 @@ def dataset(tmp_path: Path) -> Path:
 def test_evaluate(toy_bundle: Bundle, dataset: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     command = ("evaluate", toy_bundle.path, dataset, "--split", "all", "--size", 64, option)
     place = dataset.parent / "o"
-    file = place / "fundus-drive.png" if option == "--worst" else place
+    file = place / "histopathology-drive.png" if option == "--worst" else place
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
     assert run(capsys, *command, place)[0] == 2
@@ -92,7 +92,7 @@ def test_checkpoints_and_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_demo(tmp_path: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("pictures/fundus-1.png", "clip.mp4", "results.jsonl", "contact-sheet.png"):
+    for name in ("pictures/histopathology-1.png", "clip.mp4", "results.jsonl", "contact-sheet.png"):
         file = tmp_path / "demo" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
@@ -136,4 +136,4 @@ def test_pairing_ignores_the_normal_form(tmp_path: Path, image: str, mask: str, 
 
 def test_another_precision_without_a_bundle_says_how_to_make_one() -> None:
     with pytest.raises(UserError, match=r"weights --modality fundus --out fundus\.bundle; then .* --precision int8"):
-        choose_bundle(None, "fundus", [], precision="int8")
+        choose_bundle(None, "fundus", precision="int8")

@@ -24,6 +24,7 @@ from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.masks import resize_mask
 from espmedsam_edge.metrics import scores
 from espmedsam_edge.modalities import PAPER_MODALITIES
+from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 
@@ -141,9 +142,31 @@ def test_modality_comes_from_the_place_or_the_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no modality 'fundos'.*Did you mean 'fundus'"):
         plan_tasks(oracle, [data], "fundos")
     other = write_dataset(tmp_path / "teeth" / "squares", {"a": 0})
-    with pytest.raises(UserError, match="cannot tell the modality"):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    cv2.imwrite(str(other / "images" / "a.png"), noise)
+    with pytest.raises(UserError, match=r"cannot tell the modality of .* by its images"):
         plan_tasks(oracle, [other])
+    with pytest.raises(UserError, match="cannot tell the modality"):
+        plan_tasks(Oracle(("fundus", "teeth")), [write_dataset(tmp_path / "others" / "squares", {"a": 0})])
     assert plan_tasks(Oracle(("xray",)), [other])[0].modality == "xray"
+
+
+def test_images_of_a_folder_that_says_nothing_are_told_apart_by_their_looks(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "mine" / "all", dict.fromkeys(("a", "b", "c", "noise", "broken"), 0))
+    for id_, modality in {"a": "xray", "b": "fundus", "c": "xray"}.items():
+        cv2.imwrite(str(data / "images" / f"{id_}.png"), phantom(modality, 2, (128, 128))[0])
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    cv2.imwrite(str(data / "images" / "noise.png"), noise)
+    (data / "images" / "broken.png").write_bytes(b"not an image")
+    evaluation = _run([data], size=64)
+    assert [(result.modality, result.id) for result in evaluation.results] == [
+        ("xray", "a"),
+        ("xray", "c"),
+        ("fundus", "b"),
+    ]
+    refused, broken = evaluation.failures
+    assert "noise.png looks like none of the modalities" in refused.message
+    assert "broken.png" in broken.message
 
 
 def test_everything_is_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from espmedsam_edge import (
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.cli.infer import _print, command
+from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import inference
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.request import InferenceReport
@@ -275,7 +276,7 @@ def test_limits_end_the_frames(toy_bundle: Bundle) -> None:
 
 
 def test_what_fails_is_told_and_the_rest_is_done(toy_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    save_photo(Path("a.png"))
+    cv2.imwrite("a.png", phantom("fundus", 1, (96, 128))[0])
     Path("b.png").touch()
     got: list[str] = []
     frames = infer_frames(["b.png", "a.png", "c.png"], toy_bundle)

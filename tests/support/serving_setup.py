@@ -24,12 +24,12 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import SegmenterPool, loader
 from espmedsam_edge.runtime.serve.address import Address, Names
 from espmedsam_edge.runtime.serve.app import build_app
 from espmedsam_edge.runtime.serve.gate import Access
 from espmedsam_edge.runtime.serve.live_view import LiveView
 from espmedsam_edge.runtime.serve.panel import Panel
-from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 BASE = "http://127.0.0.1:8080"

@@ -26,34 +26,50 @@ class InFlight(Generic[Item]):
     Args:
         segmenter: the run's own; the controls may name another one.
         hand_on: gets a group, and what came of each of its frames.
+        segmenter_of: what segments frames that were recognised; None: ``segmenter`` does.
     """
 
-    def __init__(self, segmenter: Segmenter, hand_on: Callable[[Sequence[Item], Sequence[Outcome]], None]) -> None:
-        self._segmenter, self._hand_on = segmenter, hand_on
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        hand_on: Callable[[Sequence[Item], Sequence[Outcome]], None],
+        segmenter_of: Callable[[str], Segmenter] | None = None,
+    ) -> None:
+        self._segmenter, self._hand_on, self._segmenter_of = segmenter, hand_on, segmenter_of
         self._started: deque[tuple[Sequence[Item], Started]] = deque()
 
     def __bool__(self) -> bool:
         """Whether any group is under way."""
         return bool(self._started)
 
-    def segment(self, group: Sequence[Item], frames: Sequence[Frame], settings: RunSettings) -> None:
+    def segment(
+        self, group: Sequence[Item], frames: Sequence[Frame], settings: RunSettings, modality: str | None = None
+    ) -> None:
         """Start a group; hand on what must be done before it.
 
         Args:
-            group: what ``hand_on`` gets.
-            frames: at most a batch; they stay as they are until the group is handed on.
+            group: what ``hand_on`` gets, in parts where the segmenter takes fewer frames at once.
+            frames: they stay as they are until the group is handed on.
             settings: the modality and the threshold that the controls ask for, else the run's own.
+            modality: what the group was recognised as, unless the controls ask for one.
 
         Raises:
             UserError: the backend failed.
         """
         chosen = settings.segmenter or self._segmenter
+        if settings.segmenter is None and modality is not None and self._segmenter_of is not None:
+            chosen = self._segmenter_of(modality)
         if chosen.in_flight == 1:
             self.collect_all()
             threshold = settings.threshold
             more = () if threshold is None else (threshold,)
             self._hand_on(group, _outcomes(partial(chosen.segment_batch, frames, *more)))
             return
+        for first in range(0, len(group), chosen.batch):
+            part = slice(first, first + chosen.batch)
+            self._start(chosen, group[part], frames[part], settings)
+
+    def _start(self, chosen: Segmenter, group: Sequence[Item], frames: Sequence[Frame], settings: RunSettings) -> None:
         while len(self._started) >= chosen.in_flight:
             self.collect()
         try:

@@ -69,6 +69,11 @@ class Item:
     size: int
     outcome: Outcome | None = None
 
+    @property
+    def modality(self) -> str | None:
+        """What the frame was recognised as."""
+        return self.frame.modality
+
 
 class Allowance:
     """Bytes that lanes may hold together."""
@@ -147,7 +152,7 @@ class FileLane(Lane):
     """All files of a run, one after the other: every frame, in order.
 
     Frames are read ahead up to a batch, and wait until they fill one, their file ends, or no more may be read. A batch
-    holds frames of one file; live frames fill it up, and it goes early with them.
+    holds frames of one source and one modality; live frames fill it up, and it goes early with them.
     """
 
     def __init__(self, states: Sequence[JobState], allowance: Allowance, batch: int) -> None:
@@ -182,8 +187,9 @@ class FileLane(Lane):
         """See ``Lane.take``."""
         if not (self.pending if group else self.ready()):
             return None
+        first = self.pending[0]
         if len(self.results) >= _RESULTS or any(
-            item.lane is self and item.state is not self.pending[0].state for item in group
+            item.modality != first.modality or (item.lane is self and item.state is not first.state) for item in group
         ):
             return None
         self.segmenting += 1

@@ -20,6 +20,7 @@ def run_pipeline(
     controls: Controls | None = None,
     limits: Limits = Limits(),
     stop: threading.Event | None = None,
+    segmenter_of: Callable[[str], Segmenter] | None = None,
 ) -> RunReport:
     """Segment every frame of every job, in order, and hand each to the job's sinks and to the shared ones.
 
@@ -40,9 +41,11 @@ def run_pipeline(
         controls: asked before each group of frames; None: nothing changes while it runs.
         limits: when to end.
         stop: does what Ctrl-C does once it is set, from any thread.
+        segmenter_of: what segments frames that were recognised (``SourceFrame.modality``); asked before each of their
+            groups, which are of one modality. None: ``segmenter`` does.
 
     Raises:
         UserError: a shared sink or the backend failed.
         KeyboardInterrupt: Ctrl-C or ``stop``, once everything has stopped.
     """
-    return Run(segmenter, jobs, shared, on_progress, controls or Adjustable(), limits).run(stop)
+    return Run(segmenter, jobs, shared, on_progress, controls or Adjustable(), limits, segmenter_of).run(stop)

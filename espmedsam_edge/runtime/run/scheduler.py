@@ -60,6 +60,7 @@ class Run:
         on_progress: Callable[[RunProgress], None] | None,
         controls: Controls,
         limits: Limits,
+        segmenter_of: Callable[[str], Segmenter] | None = None,
     ) -> None:
         self.segmenter, self.shared, self.on_progress = segmenter, shared, on_progress
         self.controls, self.limits = controls, limits
@@ -77,10 +78,9 @@ class Run:
         self.error: BaseException | None = None
         self.changed = threading.Condition()
         self.sharing = threading.Lock()  # shared sinks are called by one lane at a time
-        self.stopping = False  # read no more, finish what there is
-        self.aborted = False  # drop everything
+        self.stopping = self.aborted = False  # read no more, finish what there is; drop everything
         self.deadline: float | None = None
-        self.in_flight: InFlight[Item] = InFlight(segmenter, self._segmented)
+        self.in_flight: InFlight[Item] = InFlight(segmenter, self._segmented, segmenter_of)
 
     def run(self, stop: threading.Event | None = None) -> RunReport:
         """Run until every source has ended, a limit is reached, or Ctrl-C or ``stop``."""
@@ -262,7 +262,7 @@ class Run:
                 continue
             group = self._next_group()
             if group:
-                self.in_flight.segment(group, [item.frame.segmented for item in group], settings)
+                self.in_flight.segment(group, [item.frame.segmented for item in group], settings, group[0].modality)
             del group  # not held while waiting for the next
 
     def _frames_come(self) -> bool:

@@ -12,8 +12,8 @@ from espmedsam_edge.imaging.overlay import color_of
 from espmedsam_edge.modalities import target_of
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import SegmenterPool
 from espmedsam_edge.runtime.serve.live_view import LiveView
-from espmedsam_edge.runtime.serve.pool import SegmenterPool
 
 Status = Literal["waiting", "running", "paused", "ended", "service"]
 
@@ -40,6 +40,7 @@ class Panel:
         view: what is shown.
         segmenter: the run's first; None where there is no run and the bundle's modalities are asked for by name.
         service: whether there is no run, only the service.
+        recognises: whether images sent without a modality are segmented as they look, not by the run's first.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Panel:
         segmenter: Segmenter | None,
         *,
         service: bool = False,
+        recognises: bool = False,
     ) -> None:
         self.controls, self.pool, self.view, self.service = controls, pool, view, service
+        self.recognises = recognises or segmenter is None
         self.first = segmenter
         self._loading = threading.Lock()
         self.loading: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +22,7 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
+from espmedsam_edge.imaging.recognition import likeliest, recognisable, recognise
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import client_of, refusal
 from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
@@ -107,7 +108,8 @@ class SegmentService:
     async def _in_thread(self, function: Callable[..., Made], *arguments: object) -> Made:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
 
-    def _parameters(self, request: Request) -> tuple[str, float | None]:
+    def _parameters(self, request: Request) -> tuple[str | None, float | None]:
+        """The modality, None for what the image looks like, and the threshold."""
         query = request.query_params
         for name in query:
             if name not in _PARAMETERS:
@@ -118,17 +120,20 @@ class SegmentService:
         modality = query.get("modality")
         if modality is None:
             segmenter = self._panel.first  # not the one that viewers chose: answers must not change with it
-            if segmenter is None and len(self._panel.pool.modalities) > 1:
-                raise Refused(400, "which modality?", f"Add ?modality=NAME. Known: {names}.")
+            if self._panel.recognises and len(self._panel.pool.modalities) > 1:
+                if len(recognisable(self._panel.pool.modalities)) < len(self._panel.pool.modalities):
+                    raise Refused(400, "which modality?", f"Add ?modality=NAME. Known: {names}.")
+                return None, _threshold(query.get("threshold"))
             modality = self._panel.pool.modalities[0] if segmenter is None else segmenter.modality
         if modality not in self._panel.pool.modalities:
             raise Refused(400, "no such modality here.", f"Known: {names}.")
         return modality, _threshold(query.get("threshold"))
 
-    def _segment(self, frame: Frame, crop: Crop | None, modality: str, threshold: float | None) -> Segmentation:
+    def _segment(self, frame: Frame, crop: Crop | None, modality: str | None, threshold: float | None) -> Segmentation:
         """In a thread, one at a time."""
+        part = frame if crop is None else crop.of(frame)
+        modality = modality or _recognised(part, self._panel.pool.modalities)
         try:
-            part = frame if crop is None else crop.of(frame)
             result = self._panel.pool.get(modality).segment_batch([part], threshold)[0]
             return result if crop is None else result.placed(crop, (frame.shape[0], frame.shape[1]))
         except UserError as error:  # not the client's doing, and it may name this machine's files
@@ -143,6 +148,14 @@ def _encoded(result: Segmentation, kind: Kind) -> Response:
         return Response(encode_image(result.mask, ".png"), media_type=kind, headers=headers)
     except UserError as error:
         raise Refused(503, "the mask could not be written.", "Ask for JSON.") from error
+
+
+def _recognised(frame: Frame, among: Sequence[str]) -> str:
+    guess = recognise(frame, among)
+    if guess is not None and guess.sure:
+        return guess.modality
+    message = f"the image looks like none of the modalities with certainty{likeliest(frame, among)}."
+    raise Refused(400, message, f"Add ?modality=NAME. Known: {', '.join(among)}.")
 
 
 def measurements(result: Segmentation) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import SegmenterPool, loader
 from espmedsam_edge.runtime.serve.address import parse_address
 from espmedsam_edge.runtime.serve.live_view import DEFAULT_OPACITY, LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
-from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
 from espmedsam_edge.runtime.serve.server import Server
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def serve_run(
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
     live: bool = False,
+    pool: SegmenterPool | None = None,
 ) -> Iterator[tuple[LiveView, Server]]:
     """Serve the view of a run: give the view to ``run_pipeline`` as a shared sink, and it the controls.
 
@@ -44,6 +46,7 @@ def serve_run(
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
         live: whether there are live sources.
+        pool: the run's, where it has more than one segmenter; its modalities are offered unless the run writes.
 
     Raises:
         UserError: as ``Server``.
@@ -51,11 +54,11 @@ def serve_run(
     bundle = segmenter.bundle
     load = loader(bundle, precision, backend, threshold=threshold, threads=threads)
     view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes, live=live)
-    with SegmenterPool(bundle, load, [segmenter.modality] if writes else None) as pool:
-        pool.add(segmenter)
-        with Server(
-            Panel(controls, pool, view, segmenter), parse_address(options.address), options.token, options.allowed_hosts
-        ) as server:
+    own = SegmenterPool(bundle, load, [segmenter.modality] if writes else None)
+    with own if pool is None or writes else nullcontext(pool) as offered:
+        offered.add(segmenter)
+        panel = Panel(controls, offered, view, segmenter, recognises=offered is pool)
+        with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
             announce(server, "view", options.token)
             try:
                 yield view, server
@@ -66,25 +69,31 @@ def serve_run(
 @contextmanager
 def serve_alone(
     options: ServeOptions,
-    bundle: Bundle,
-    modality: str | None = None,
+    chosen: Chosen | Bundle,
     *,
     precision: str | None = None,
     backend: str = "auto",
     threshold: float | None = None,
     threads: int | None = None,
 ) -> Iterator[Server]:
-    """Serve ``POST /v1/segment`` and the page without a run. The modality, or a bundle's only one, is loaded at once.
+    """Serve ``POST /v1/segment`` and the page without a run. The modality, if there is one, is loaded at once.
 
     Raises:
         UserError: as ``Server`` and ``Segmenter.load``.
     """
-    load = loader(bundle, precision, backend, threshold=threshold, threads=threads)
+    if isinstance(chosen, Bundle):
+        chosen = choose_bundle(chosen, None, precision)
+
+    def load(modality: str) -> Segmenter:
+        of = first if modality == start else chosen.bundle_of(modality)
+        return loader(of, precision, backend, threshold=threshold, threads=threads)(modality)
+
     controls = Adjustable()
-    with SegmenterPool(bundle, load) as pool:
-        only = modality or (pool.modalities[0] if len(pool.modalities) == 1 else None)
-        first = None if only is None else pool.get(only)
-        panel = Panel(controls, pool, LiveView(controls), first, service=True)
+    start = chosen.modality or chosen.among[0]
+    first = chosen.bundle_of(start)
+    with SegmenterPool(first, load, chosen.among if chosen.bundle is None and chosen.among else None) as pool:
+        named = None if chosen.modality is None else pool.get(chosen.modality)
+        panel = Panel(controls, pool, LiveView(controls), named, service=True)
         with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
             announce(server, "service", options.token)
             yield server

@@ -117,7 +117,7 @@ class JsonLines(_GrowingText):
 
 
 class AreaTable(_GrowingText):
-    """Writes a CSV with the area of each frame: ``AREA_COLUMNS``; what is not known is left empty.
+    """Writes a CSV with the area of each frame and its modality: ``AREA_COLUMNS``; what is not known is left empty.
 
     A source that a spreadsheet would take for a formula has an apostrophe before its name.
 
@@ -145,6 +145,7 @@ class AreaTable(_GrowingText):
             result.area,
             f"{result.area / (height * width):.6f}",
             "" if area is None else f"{area:.4f}",
+            spreadsheet_safe(result.modality),
         ]
         self._line(_csv_row(row))
 

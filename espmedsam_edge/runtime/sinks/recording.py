@@ -91,7 +91,7 @@ class Recording:
 
 def overlay_video(path: Path, source: Source, style: Styling) -> Recording:
     """A recording of the frames with their masks drawn on them."""
-    return Recording(path, source, lambda frame, result: result.overlay(frame.image, style_now(style)))
+    return Recording(path, source, lambda frame, result: result.overlay(frame.image, style_now(style, result.modality)))
 
 
 def mask_video(path: Path, source: Source) -> Recording:

@@ -85,7 +85,7 @@ class OverlayImages(_FileByFile):
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        write_image(self._paths[frame.path], result.overlay(frame.image, style_now(self._style)))
+        write_image(self._paths[frame.path], result.overlay(frame.image, style_now(self._style, result.modality)))
 
 
 class MaskImages(_FileByFile):

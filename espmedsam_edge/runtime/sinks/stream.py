@@ -110,7 +110,7 @@ class OverlayStream:
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``."""
-        picture = result.overlay(frame.image, style_now(self._style))
+        picture = result.overlay(frame.image, style_now(self._style, result.modality))
         fps = self._source.fps or DEFAULT_FPS
         at = float(frame.index / fps) if frame.time is None else frame.time
         try:

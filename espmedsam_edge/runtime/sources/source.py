@@ -37,6 +37,7 @@ class SourceFrame:
             numbers (``anonymous``).
         aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.
         crop: the part of it that is segmented; None: all.
+        modality: what it was recognised as (``recognised``); None: it is segmented as the run says.
     """
 
     image: Frame
@@ -49,6 +50,7 @@ class SourceFrame:
     address: str = ""
     aspect: Fraction = Fraction(1)
     crop: Crop | None = None
+    modality: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def test_it_computes_what_onnx_runtime_computes(tmp_path: Path, batch: int, cach
 
 
 def test_a_real_network_gives_the_masks_of_onnx_runtime() -> None:
-    bundle = choose_bundle(None, "microscopy", []).bundle
+    bundle = choose_bundle(None, "microscopy").bundle_of("microscopy")
     from espmedsam_edge.phantoms import phantom
 
     picture, _ = phantom("microscopy", seed=2, size=(300, 400))

@@ -13,10 +13,10 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import SegmenterPool, loader
 from espmedsam_edge.runtime.serve import serving
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
-from espmedsam_edge.runtime.serve.pool import SegmenterPool, loader
 
 
 def test_a_pool_gives_only_what_may_be_asked_for(toy_bundle_of_two: Bundle) -> None:

@@ -7,14 +7,19 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from serving_setup import Stage, png, staged
+from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.imaging.encode import encode_image
+from espmedsam_edge.imaging.recognition import recognise
+from espmedsam_edge.modalities import PAPER_MODALITIES
+from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve import segment_api
 from espmedsam_edge.runtime.serve.segment_api import preferred_kind
@@ -78,14 +83,38 @@ def test_a_viewers_choice_does_not_change_the_service(stage: Stage) -> None:
     )
 
 
-def test_without_a_run_the_modality_is_asked_for(toy_bundle_of_two: Bundle) -> None:
-    _, file = png()
+def phantoms(modality: str) -> Iterator[np.ndarray]:
+    return (phantom(modality, seed, (96, 128))[0] for seed in range(30))
+
+
+def looks_like(modality: str, image: np.ndarray) -> bool:
+    guess = recognise(image, PAPER_MODALITIES)
+    return guess is not None and guess.sure and guess.modality == modality
+
+
+def test_without_a_run_an_image_is_segmented_as_it_looks_or_its_modality_is_asked_for(
+    toy_bundle_of_two: Bundle,
+) -> None:
+    noise = encode_image(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), ".png")
     with staged(toy_bundle_of_two, service=True) as stage:
-        answer = stage.client.post("/v1/segment", content=file)
+        answer = stage.client.post("/v1/segment", content=noise)
         assert answer.status_code == 400
+        assert "none of the modalities" in answer.json()["error"]
         assert "fundus, colonoscopy" in answer.json()["hint"]
-        assert stage.client.post("/v1/segment?modality=colonoscopy", content=file).status_code == 200
+        assert stage.client.post("/v1/segment?modality=colonoscopy", content=noise).status_code == 200
         assert stage.pool.loaded("fundus") is None
+        for modality in ("fundus", "colonoscopy"):
+            image = next(image for image in phantoms(modality) if looks_like(modality, image))
+            with Segmenter.load(toy_bundle_of_two, modality, threads=1) as segmenter:
+                expected = segmenter.segment(image)
+            found = stage.client.post("/v1/segment", content=encode_image(image, ".png")).json()
+            assert (found["modality"], found["area"]) == (modality, expected.area)
+
+
+def test_a_modality_that_cannot_be_recognised_is_asked_for(tmp_path: Path) -> None:
+    with staged(save_toy_bundle(tmp_path / "b.bundle", ("fundus", "teeth")), service=True) as stage:
+        answer = stage.client.post("/v1/segment", content=png()[1])
+        assert (answer.status_code, answer.json()["error"]) == (400, "which modality?")
 
 
 def big_png(side: int) -> bytes:

@@ -36,7 +36,7 @@ def test_overlay_images_show_the_mask(tmp_path: Path) -> None:
 
 def test_a_style_that_viewers_change_is_that_of_the_next_picture(tmp_path: Path) -> None:
     image, style = clip_frame(2), STYLE
-    sink = OverlayImages({Path(name): tmp_path / name for name in ("a.png", "b.png")}, lambda: style)
+    sink = OverlayImages({Path(name): tmp_path / name for name in ("a.png", "b.png")}, lambda modality: style)
     sink.write(SourceFrame(image, Path("a.png")), result_for(image))
     style = replace(STYLE, opacity=1.0)
     sink.write(SourceFrame(image, Path("b.png")), result_for(image))

@@ -1,0 +1,167 @@
+"""The networks of a run: one for everything, or one for each modality that its pictures are recognised as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.imaging.recognition import recognisable
+from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
+from espmedsam_edge.runtime.request import ModelOptions, NetworkReport
+from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import SegmenterPool
+from espmedsam_edge.runtime.sources.recognised import (
+    DoubtedSource,
+    Doubts,
+    RecognisedSource,
+    Recogniser,
+    first_modality,
+)
+from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
+
+StyleOf = Callable[[str], OverlayStyle]
+
+
+class Networks:
+    """Chosen at once; looked for in the pictures where they decide; loaded when they are needed, each once.
+
+    Args:
+        model: as the request has it; a segmenter that is loaded already stays the caller's.
+
+    Attributes:
+        modality: what everything is segmented as; None: what each picture is recognised as.
+        bundle, graph: what runs; None as long as no picture has decided.
+        segmenter: once loaded; where pictures decide, the first one's.
+        pool: where those of further pictures come from, once loaded; None: all are segmented alike.
+
+    Raises:
+        UserError: a bundle, a modality or a precision that will not do.
+    """
+
+    segmenter: Segmenter
+
+    def __init__(self, model: ModelOptions | Segmenter) -> None:
+        self._model = model
+        if isinstance(model, Segmenter):
+            self._chosen = Chosen(model.bundle, model.modality)
+        else:
+            self._chosen = choose_bundle(model.bundle, model.modality, model.precision)
+        self.modality = self._chosen.modality
+        self.bundle: Bundle | None = self._chosen.bundle
+        self.graph: Graph | None = None
+        if self.modality is not None:
+            self._take(self.modality)
+        self.pool: SegmenterPool | None = None
+        self.counts = ModalityCounts()
+
+    def _take(self, modality: str) -> None:
+        model = self._model
+        if isinstance(model, Segmenter):
+            self.graph = model.graph
+        else:
+            self.bundle = self._chosen.bundle_of(modality)
+            self.graph = self.bundle.graph(modality, model.precision)
+
+    def refuse(self, name: str) -> None:
+        """Raise an error where the modality of a source that is read only once is not named."""
+        if self.modality is None:
+            choices = f"Name it: --modality {'|'.join(self._chosen.among)}"
+            raise UserError(f"the modality of {name} cannot be told.", choices)
+
+    def look_at(
+        self, sources: Sequence[Source], again: Callable[[], Sequence[Source]]
+    ) -> tuple[list[Source], list[Failure]]:
+        """Sources whose pictures are recognised as they are read, or looked at where a bundle or a modality is named.
+
+        Args:
+            sources: of the run, not yet entered.
+            again: the same, opened anew, to look for the first picture that is clear.
+
+        Returns:
+            No sources and a failure for each picture, where none is clear.
+
+        Raises:
+            UserError: a live source, whose modality must be named.
+        """
+        if self.modality is not None:
+            if isinstance(self._model, Segmenter) or not recognisable([self.modality]):
+                return list(sources), []  # who loads a network knows what for
+            doubts = Doubts(self.modality)
+            return [source if source.live else DoubtedSource(source, doubts) for source in sources], []
+        among = self._chosen.among
+        for source in sources:
+            if source.live:
+                self.refuse(source.name)
+        recogniser = Recogniser(among)
+        first, failures = first_modality([RecognisedSource(source, recogniser) for source in again()])
+        if first is None:
+            return [], failures
+        self._take(first)
+        return [RecognisedSource(source, recogniser) for source in sources], []
+
+    def load(self, stack: ExitStack, style_of: StyleOf | None) -> None:
+        """Load the first; further ones are loaded when a picture asks for them, and closed with the stack.
+
+        Args:
+            stack: closes what is loaded.
+            style_of: the overlays' style by modality; None: none are drawn.
+
+        Raises:
+            UserError: see ``Segmenter.load``.
+        """
+        model = self._model
+        if isinstance(model, Segmenter):
+            self.segmenter = model
+            return
+        if self.bundle is None or self.graph is None:
+            raise RuntimeError("no picture has decided yet")
+
+        def load(modality: str, bundle: Bundle | None = None) -> Segmenter:
+            return Segmenter.load(
+                bundle or self._chosen.bundle_of(modality),
+                modality,
+                model.precision,
+                model.backend_spec(),
+                threshold=model.threshold,
+                threads=model.threads,
+                overlay=None if style_of is None else style_of(modality),
+            )
+
+        self.segmenter = stack.enter_context(load(self.graph.modality, self.bundle))
+        if self.modality is None:
+            self.pool = stack.enter_context(SegmenterPool(self.bundle, load, self._chosen.among))
+            self.pool.add(self.segmenter)
+
+    def reports(self) -> list[NetworkReport]:
+        """What each network did, where pictures decided; those that did nothing are left out."""
+        found = []
+        for modality, frames in self.counts.frames.items():
+            segmenter = self.segmenter if self.pool is None else self.pool.loaded(modality)
+            if segmenter is not None:
+                place, taken = segmenter.bundle.path, segmenter.choice.taken
+                found.append(NetworkReport(place, modality, segmenter.precision, taken, frames))
+        return found
+
+
+class ModalityCounts:
+    """A sink that counts frames by modality."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, int] = {}
+
+    def __enter__(self) -> ModalityCounts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        self.frames[result.modality] = self.frames.get(result.modality, 0) + 1
