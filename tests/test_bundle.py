@@ -137,9 +137,15 @@ def test_two_that_extend_a_bundle_at_once_both_add_to_it(bundle: Bundle) -> None
     assert all(opened.read_graph(graph) for graph in opened.manifest.graphs)
 
 
-def test_a_bundle_replaced_while_it_is_extended_is_not_lost(bundle: Bundle) -> None:
+def test_a_bundle_replaced_while_it_is_extended_is_not_lost(bundle: Bundle, tmp_path: Path) -> None:
+    def replace() -> None:
+        """As by mv: this program's own commands wait for each other."""
+        write_plain_bundle(tmp_path / "other.bundle", threshold=0.4)
+        shutil.rmtree(bundle.path)
+        (tmp_path / "other.bundle").rename(bundle.path)
+
     with pytest.raises(UserError, match=r"another command replaced .*fundus\.bundle meanwhile. Run this one again"):
-        add_graph(bundle.path, "fp16", lambda: write_plain_bundle(bundle.path, threshold=0.4))
+        add_graph(bundle.path, "fp16", replace)
     manifest = Bundle.open(bundle.path).manifest
     assert (manifest.threshold, len(manifest.graphs)) == (0.4, 1)
 

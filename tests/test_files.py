@@ -233,9 +233,9 @@ def test_folders_swap_where_the_kernel_cannot(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
     target = tmp_path / "bundle"
     for name in "ab":
-        with atomic_directory(target) as folder:
+        with atomic_directory(target, keep=True) as folder:
             (folder / name).write_text(name)
-    assert entries(target) == ["b"]
+    assert entries(target) == ["a", "b"]
     assert entries(tmp_path) == ["bundle"]
 
 
