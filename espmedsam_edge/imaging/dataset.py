@@ -119,7 +119,8 @@ class DatasetFolder:
             return ids
         if self.split is None:
             raise UserError(
-                f"{self.path} has no {SPLIT}, so its {split} images are unknown.", "Write one, or use --split all."
+                f"{self.path} has no {SPLIT}, so its {split} images are unknown.",
+                "Write one (docs/data.md); evaluate also takes --split all.",
             )
         ids = list(getattr(self.split, split))
         if not ids:
