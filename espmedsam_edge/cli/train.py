@@ -25,7 +25,8 @@ _OVERWRITE = typer.Option(False, "--overwrite", help="Throw away the run in that
 
 
 def _say(path: Path, best: float | None, epoch: int) -> None:
-    score = f", best score {best:.4f} in epoch {epoch}" if best is not None else ""
+    when = f"in epoch {epoch}" if epoch else "before the first step: it holds what the run started from"
+    score = f", best score {best:.4f} {when}" if best is not None else ""
     tell(f"{path}{score}")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.training.averaging import WeightAverage
 from espmedsam_edge.training.collection import Collection
-from espmedsam_edge.training.data.dataset import Batch
+from espmedsam_edge.training.data.dataset import Batch, TrainingSet
 from espmedsam_edge.training.data.loader import BatchLoader
 from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.data.stock import DeviceStock, fits
@@ -28,7 +28,7 @@ from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import Objective, Segmentation, compile_objective
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.pace import Pace, StepClock
-from espmedsam_edge.training.recipe import Recipe, Stage
+from espmedsam_edge.training.recipe import SCRATCH, Recipe, Stage
 from espmedsam_edge.training.run_folder import STATE
 from espmedsam_edge.training.state import (
     Progress,
@@ -157,6 +157,7 @@ class Engine:
             if self._random is not None:
                 restore_random_states(self._random)
             try:
+                self._score_start(log)
                 while not self.pace.over(self.progress, self.sampler.epoch):
                     self._epoch(log)
             except UserError:
@@ -295,19 +296,30 @@ class Engine:
         elif self.progress.step % self.recipe.run.read_every == 0:
             self.progress.spent = self.fabric.broadcast(self._clock.spent)
 
+    def _score_start(self, log: RunLog) -> None:
+        """Score what the run starts from as epoch 0, so that nothing worse than that is ever written."""
+        if self.progress.step or self.recipe.init == SCRATCH or self.images.valid is None:
+            return
+        line = self._score(self.images.valid, 0, log)
+        log.flush()
+        log.say(f"start{line}")
+
     def _validate(self, epoch: int, log: RunLog) -> str:
-        """Score the weights (averaged, where the recipe asks), write them if they are the best so far."""
+        """What an epoch's line says of its validation, if it has one; without images the last weights are written."""
         last = self.pace.over(self.progress, epoch)
-        images = self.images.valid
         if epoch % self.recipe.run.validate_every and not last:
             return ""
+        if self.images.valid is not None:
+            return self._score(self.images.valid, epoch, log)
+        if last:
+            with self._averaged():
+                self._write()
+        return ""
+
+    def _score(self, images: TrainingSet, epoch: int, log: RunLog) -> str:
+        """Score the weights (averaged, where the recipe asks), write them if they are the best so far."""
         self.network.eval()
-        averaged = self.average.applied(self.network) if self.average else contextlib.nullcontext()
-        with averaged:
-            if images is None:
-                if last:
-                    self._write()
-                return ""
+        with self._averaged():
             scores = validate(self.objective, images, self.recipe.run.batch_size, self.fabric)
             sheet = self.recipe.run.sheet_images
             if sheet and self.fabric.is_global_zero and isinstance(self.objective, Segmentation):
@@ -320,7 +332,10 @@ class Engine:
                 self._write()
         listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         what = "Dice" if isinstance(self.objective, Segmentation) else "-distance"
-        return f"  {what} {mean:.4f} ({listed})" + ("  best" if better else "")
+        return f"  {what} {mean:.4f} ({listed})" + ("  best" if better and epoch else "")
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.applied(self.network) if self.average else contextlib.nullcontext()
 
     def _write(self) -> None:
         if self.fabric.is_global_zero:

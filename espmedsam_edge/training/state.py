@@ -37,7 +37,8 @@ class Progress(BaseModel):
         step: optimiser steps done.
         spent: seconds spent in them, pauses left out.
         sampler: the batch sampler's own state.
-        best: the best validation score so far (None: none yet; higher is better) and its epoch, counted from 1.
+        best, best_epoch: the best validation score so far (None: none yet; higher is better) and its epoch, counted
+            from 1; 0 is what the run started from.
         scaler: fp16's loss scale, where there is one.
         world_size: processes that trained.
         finished: whether the run reached its end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.model.checkpoint import read_checkpoint
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training import engine as engine_module
 from espmedsam_edge.training import state as state_module
@@ -144,6 +146,38 @@ def test_overwrite_starts_anew(tmp_path: Path, small_recipe: MakeRecipe) -> None
     other, _ = run_stage("segment", small_recipe("run.seed=1"), tmp_path / "run", overwrite=True)
     assert other.read_bytes() != before
     assert other.name == WEIGHTS
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("slope", "best"), [(-1.0, 0), (1.0, 2)])
+def test_a_run_writes_its_best_epoch_and_the_start_is_one(
+    ema: float,
+    slope: float,
+    best: int,
+    trained_student: Path,
+    tmp_path: Path,
+    small_recipe: MakeRecipe,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[dict[str, float]] = []
+
+    def scored(*_: object) -> dict[str, float]:
+        measured.append({"fundus": slope * len(measured), "dermoscopy": 0.5 + slope * len(measured)})
+        return measured[-1]
+
+    monkeypatch.setattr(engine_module, "validate", scored)
+    start, _ = read_checkpoint(trained_student)
+    recipe = small_recipe(f"init={trained_student}", f"run.ema={ema}", "run.epochs=2")
+    path, progress = run_stage("segment", recipe, tmp_path / "run")
+    kept, info = read_checkpoint(path)
+    assert (progress.best_epoch, progress.best) == (best, 0.25 + slope * best)
+    assert (info.provenance["best_epoch"], info.provenance["steps"]) == (str(best), str(4 * best))
+    assert all(torch.equal(kept[name], start[name]) for name in start) == (best == 0)
+    with (tmp_path / "run" / "valid.csv").open(newline="") as stream:
+        rows = [(int(row["epoch"]), row["modality"], float(row["score"])) for row in csv.DictReader(stream)]
+    assert rows == [(epoch, name, score) for epoch, scores in enumerate(measured) for name, score in scores.items()]
+    assert sum(line.startswith("start  Dice 0.2500") for line in said) == 1
 
 
 def test_average_is_of_what_training_moves() -> None:
