@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import (
@@ -56,18 +56,14 @@ FormatVersion = Annotated[Literal[1], BeforeValidator(_whole_number)]
 """The version of a file's format: 1, and nothing that is only equal to it."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Normalization(_Strict):
+class Normalization(BaseModel, extra="forbid", frozen=True):
     """Per-channel mean and standard deviation in RGB order, for values scaled to 0..1."""
 
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
-class InputSpec(_Strict):
+class InputSpec(BaseModel, extra="forbid", frozen=True):
     """How a frame becomes the tensor ``image``: stretched to a square, RGB, normalised, NCHW float32."""
 
     name: Literal["image"] = "image"
@@ -79,7 +75,7 @@ class InputSpec(_Strict):
     normalization: Normalization = Normalization()
 
 
-class OutputSpec(_Strict):
+class OutputSpec(BaseModel, extra="forbid", frozen=True):
     """The tensor ``logits``: batch x 1 x S/stride x S/stride, float32, foreground where the probability is enough."""
 
     name: Literal["logits"] = "logits"
@@ -87,7 +83,7 @@ class OutputSpec(_Strict):
     stride: Literal[4] = 4
 
 
-class Graph(_Strict):
+class Graph(BaseModel, extra="forbid", frozen=True):
     """One ONNX file: one modality, one precision, static shape."""
 
     modality: Name
@@ -108,7 +104,7 @@ class Graph(_Strict):
         return (self.batch, 1, self.image_size // 4, self.image_size // 4)
 
 
-class Weights(_Strict):
+class Weights(BaseModel, extra="forbid", frozen=True):
     """Where the weights came from. ``origin`` "random" marks a network that was never trained."""
 
     checkpoint_sha256: Sha256
@@ -116,7 +112,7 @@ class Weights(_Strict):
     note: str = ""
 
 
-class Manifest(_Strict):
+class Manifest(BaseModel, extra="forbid", frozen=True):
     """The contents of ``manifest.json``."""
 
     schema_version: FormatVersion = 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bench.material import read_material, time_encoding
-from espmedsam_edge.bench.measure import BenchResult, BenchSettings, Progress, bench
+from espmedsam_edge.bench.measure import BenchResult, BenchSettings, OnProgress, bench
 from espmedsam_edge.bench.rates import roofline
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
@@ -43,7 +43,7 @@ class BenchRequest:
     roofline: bool = True
 
 
-def run_benchmark(request: BenchRequest, settings: BenchSettings, progress: Progress | None = None) -> BenchResult:
+def run_benchmark(request: BenchRequest, settings: BenchSettings, progress: OnProgress | None = None) -> BenchResult:
     """Measure a bundle, alone or in turn with competitors; all are loaded before anything is measured.
 
     A competitor that this machine cannot run is left out; the result says why. What the bundle runs on is

@@ -196,13 +196,13 @@ def _network_ratio(first: Series, other: Series) -> float | None:
 
 
 Run = Callable[[int], Sample]
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 
 def run_in_turn(
     runs: Sequence[Run],
     settings: BenchSettings,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     clock: Callable[[], float] = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
 ) -> list[list[Sample]]:
@@ -236,7 +236,7 @@ def bench(
     material: Material,
     settings: BenchSettings,
     environment: dict[str, Any],
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> BenchResult:
     """Warm up and measure contenders on the same frames; the first one is the reference of comparisons.
 

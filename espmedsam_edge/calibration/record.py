@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from espmedsam_edge.bundle import CALIBRATION, FormatVersion, Name, Sha256
 from espmedsam_edge.calibration.histogram import METHODS, Method
@@ -20,11 +20,7 @@ _Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Measured(_Strict):
+class Measured(BaseModel, extra="forbid", frozen=True):
     """One modality's measurement.
 
     Attributes:
@@ -47,7 +43,7 @@ class Measured(_Strict):
         return Ranges(dict(self.largest), {name: dict(values) for name, values in self.thresholds.items()})
 
 
-class CalibrationRecord(_Strict):
+class CalibrationRecord(BaseModel, extra="forbid", frozen=True):
     """The contents of ``calibration.json``."""
 
     schema_version: FormatVersion = 1

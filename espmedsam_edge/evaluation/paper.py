@@ -6,23 +6,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 STUDENT, TEACHER = "ESP-MedSAM-S", "ESP-MedSAM-T"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PublishedScore(_Model):
+class PublishedScore(BaseModel, extra="forbid", frozen=True):
     """Dice in per cent and HD in pixels at 1024x1024."""
 
     dice: float
     hd: float
 
 
-class PublishedRow(_Model):
+class PublishedRow(BaseModel, extra="forbid", frozen=True):
     """A method's scores by modality; ``prompt`` tells whether it was given points by hand."""
 
     method: str
@@ -30,7 +26,7 @@ class PublishedRow(_Model):
     scores: dict[str, PublishedScore]
 
 
-class PublishedTable(_Model):
+class PublishedTable(BaseModel, extra="forbid", frozen=True):
     """One table; ``datasets`` names the data set of each modality."""
 
     number: str
@@ -39,7 +35,7 @@ class PublishedTable(_Model):
     rows: list[PublishedRow]
 
 
-class PaperTables(_Model):
+class PaperTables(BaseModel, extra="forbid", frozen=True):
     """The file ``paper_tables.json``."""
 
     status: str
@@ -48,7 +44,7 @@ class PaperTables(_Model):
     tables: list[PublishedTable]
 
 
-class PaperScore(_Model):
+class PaperScore(BaseModel, extra="forbid", frozen=True):
     """The paper's figure for a modality: where it stands and what it was measured on."""
 
     method: str

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
@@ -26,7 +26,7 @@ ALL = "all"
 _MAX_SPLIT_BYTES = 256 << 20
 
 
-class Split(BaseModel):
+class Split(BaseModel, extra="allow", frozen=True):
     """The contents of ``split.json``; keys it does not name are kept.
 
     Attributes:
@@ -35,8 +35,6 @@ class Split(BaseModel):
         modality: what the images are, where the folder's place does not say it.
         patient: id to patient, so that no patient is in two lists.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     origin: str = "derived"
     train: list[str] = []

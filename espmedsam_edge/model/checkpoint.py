@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,10 +38,8 @@ Targets = Annotated[dict[Name, str], Field(max_length=256)]
 """Modality -> what its mask shows."""
 
 
-class CheckpointInfo(BaseModel):
+class CheckpointInfo(BaseModel, extra="forbid"):
     """The metadata of a checkpoint."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format_version: FormatVersion = 1
     config: ModelConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from espmedsam_edge.errors import UserError, nearest
 
@@ -24,10 +24,8 @@ ImageSize = Annotated[int, Field(ge=64, le=8192, multiple_of=64)]
 PUBLISHED_QUERY_ROWS = 7
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(BaseModel, extra="forbid", frozen=True):
     """The lightweight image encoder: TinyViT's four stages at strides 4, 8, 16, 16, then a neck."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dims: tuple[Width, Width, Width, Width] = (64, 128, 160, 320)
     depths: tuple[Depth, Depth, Depth, Depth] = (2, 2, 6, 2)
@@ -44,7 +42,7 @@ class EncoderConfig(BaseModel):
         return self
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """Everything that fixes the network's shape and function, and the input it was trained for.
 
     The paper and the authors' code differ in three places; each is an option:
@@ -62,8 +60,6 @@ class ModelConfig(BaseModel):
         prompt_gradient: how the patch prompt, binary in the forward pass, is differentiated: "straight-through" (as
             the sigmoid) or "none" (published code).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str
     image_size: ImageSize = 1024

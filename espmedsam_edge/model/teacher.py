@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos, window_partition, window_unpartition
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from espmedsam_edge.model.prompt import SelfPatchPromptGenerator
 PATCH = 16
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(BaseModel, extra="forbid", frozen=True):
     """The sizes of a SAM image encoder and of what is trained beside it.
 
     Attributes:
@@ -41,8 +41,6 @@ class TeacherConfig(BaseModel):
         mlp_ratio: hidden width of the parallel MLP over ``dim``. The paper gives no number; a quarter keeps the
             additions at 4 % of ViT-B.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str
     dim: Width

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,7 +24,7 @@ from espmedsam_edge.model.tensor_file import read_tensor_file
 _KEY = "espmedsam-teacher"
 
 
-class TeacherInfo(BaseModel):
+class TeacherInfo(BaseModel, extra="forbid"):
     """The metadata of a teacher's file.
 
     Attributes:
@@ -33,8 +33,6 @@ class TeacherInfo(BaseModel):
         vit_sha256: hash of the encoder that the additions belong to (``hash_state``).
         vit_stored: whether the file holds that encoder too (it must where no SAM file does).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format_version: FormatVersion = 1
     config: TeacherConfig

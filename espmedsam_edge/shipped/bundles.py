@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from espmedsam_edge.bundle import (
     MANIFEST,
@@ -53,18 +53,14 @@ METADATA_KEY = "espmedsam"
 _WHERE = "the weights that came with the program"
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+class _Config(BaseModel, extra="ignore", frozen=True):
     preset: str
     image_size: int
     image_sizes: dict[Name, int] = {}
 
 
-class _Info(BaseModel):
+class _Info(BaseModel, extra="ignore", frozen=True):
     """What a bundle needs of a checkpoint's metadata."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     config: _Config
     targets: dict[Name, str]
@@ -72,7 +68,7 @@ class _Info(BaseModel):
     origin: Literal["random", "imported", "trained"]
 
 
-class Score(BaseModel):
+class Score(BaseModel, extra="forbid", frozen=True):
     """What a modality was measured at.
 
     Attributes:
@@ -81,8 +77,6 @@ class Score(BaseModel):
         dataset: the test set.
         required: the Dice from which it counts as usable; below it is experimental.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dice: Annotated[float, Field(ge=0, le=100)]
     images: Annotated[int, Field(ge=1)]

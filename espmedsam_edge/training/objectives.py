@@ -15,7 +15,7 @@ Terms = dict[str, Tensor]
 """Scalars by name; "loss" is what is minimised, the others are shown."""
 
 
-class Segmentation(nn.Module):
+class SegmentationObjective(nn.Module):
     """Eq. 8 and eq. 5 on masks, for the student and the teacher.
 
     Args:
@@ -67,7 +67,7 @@ class ControllerDistillation(nn.Module):
         return {"loss": feature_distance(self.network.encoder(images, self.network.bag(modality)), target)}
 
 
-Objective = Segmentation | EncoderDistillation | ControllerDistillation
+Objective = SegmentationObjective | EncoderDistillation | ControllerDistillation
 
 
 def compile_objective(objective: nn.Module) -> None:

@@ -8,7 +8,7 @@ from time import monotonic
 
 from espmedsam_edge.training.optimizer import learning_rate_factor, learning_rate_factor_by_time
 from espmedsam_edge.training.recipe import Recipe
-from espmedsam_edge.training.state import Progress
+from espmedsam_edge.training.state import TrainingProgress
 
 _TYPICAL_OF = 21  # laps
 _PAUSE = 10  # times a typical lap
@@ -64,15 +64,15 @@ class Pace:
         """The run's, for people."""
         return f"{self.minutes:g} minutes" if self.minutes else f"{self.steps} steps"
 
-    def over(self, progress: Progress, epochs: int) -> bool:
+    def over(self, progress: TrainingProgress, epochs: int) -> bool:
         """Whether the run ends here, after whole ``epochs``."""
         return progress.spent >= 60 * self.minutes if self.minutes else epochs >= self.recipe.run.epochs
 
-    def share(self, progress: Progress) -> float:
+    def share(self, progress: TrainingProgress) -> float:
         """How much of the run is done, 0..1."""
         return min(1.0, progress.spent / (60 * self.minutes)) if self.minutes else progress.step / self.steps
 
-    def learning_rate(self, progress: Progress) -> float:
+    def learning_rate(self, progress: TrainingProgress) -> float:
         """Of the next step."""
         schedule = self.recipe.schedule
         if self.minutes:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import read_regular
@@ -40,7 +40,7 @@ _MAX_RECIPE_BYTES = 4 << 20
 _KEYS_HINT = "See docs/training.md for all keys."
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, extra="forbid", frozen=True):
     """A training run.
 
     Attributes:
@@ -51,8 +51,6 @@ class Recipe(BaseModel):
         stages: what ``train all`` runs, in order.
         stage: changes for one stage, e.g. ``[stage.teacher.run]``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     init: str = SCRATCH
     train: list[Part] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.model.config import ImageSize
@@ -17,13 +17,7 @@ Side = Annotated[int, Field(ge=64, le=8192, multiple_of=32)]
 Part = Literal["vit", "additions", "encoder", "controller", "prompt", "decoder", "modality"]
 
 
-class Section(BaseModel):
-    """One section: no other keys, and fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(Section):
+class ModelSection(BaseModel, extra="forbid", frozen=True):
     """The student. None: as the preset has it.
 
     Attributes:
@@ -46,7 +40,7 @@ class ModelSection(Section):
     bag_mlp_ratio: Annotated[float, Field(gt=0)] | None = None
 
 
-class TeacherSection(Section):
+class TeacherSection(BaseModel, extra="forbid", frozen=True):
     """ESP-MedSAM-T.
 
     Attributes:
@@ -63,7 +57,7 @@ class TeacherSection(Section):
     mlp_ratio: Annotated[float, Field(gt=0)] = 0.25
 
 
-class DataSection(Section):
+class DataSection(BaseModel, extra="forbid", frozen=True):
     """Where the images are and how they are served.
 
     Attributes:
@@ -109,7 +103,7 @@ class DataSection(Section):
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
 
 
-class OptimizerSection(Section):
+class OptimizerSection(BaseModel, extra="forbid", frozen=True):
     """Adam or AdamW; ``gradient_clip`` is the largest norm of all gradients together, 0: no limit."""
 
     name: Literal["adam", "adamw"] = "adam"
@@ -119,7 +113,7 @@ class OptimizerSection(Section):
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ScheduleSection(Section):
+class ScheduleSection(BaseModel, extra="forbid", frozen=True):
     """Learning rate over the run: from ``lr`` down to ``final_factor`` · lr, after a linear warm-up.
 
     Attributes:
@@ -135,7 +129,7 @@ class ScheduleSection(Section):
     warmup_minutes: Annotated[float, Field(ge=0)] = 0.0
 
 
-class LossSection(Section):
+class LossSection(BaseModel, extra="forbid", frozen=True):
     """Eq. 8 and eq. 5: ``weight`` is lambda, ``patch_weight`` the SPPG's."""
 
     pixel: Literal["focal", "bce"] = "focal"
@@ -143,7 +137,7 @@ class LossSection(Section):
     patch_weight: Annotated[float, Field(ge=0)] = 1.0
 
 
-class AblationSection(Section):
+class AblationSection(BaseModel, extra="forbid", frozen=True):
     """Table VI's columns; each may be switched off.
 
     Attributes:
@@ -157,7 +151,7 @@ class AblationSection(Section):
     qdmd: bool = True
 
 
-class RunSection(Section):
+class RunSection(BaseModel, extra="forbid", frozen=True):
     """Length, arithmetic and bookkeeping.
 
     Attributes:
@@ -204,7 +198,7 @@ class RunSection(Section):
     sheet_images: Annotated[int, Field(ge=0, le=1000)] = 4
 
 
-class NewModalitySection(Section):
+class NewModalitySection(BaseModel, extra="forbid", frozen=True):
     """For add-modality: its name, and whose bag, query and MLP it starts from (None: new ones, or SAM's)."""
 
     name: Name | None = None

@@ -21,9 +21,14 @@ from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, sav
 from espmedsam_edge.model.teacher import EspMedSamTeacher
 from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
 from espmedsam_edge.training.collection import Collection, labelled_images, modalities_of, natural_images
-from espmedsam_edge.training.engine import Engine
+from espmedsam_edge.training.loop import TrainingLoop
 from espmedsam_edge.training.losses import MaskLoss
-from espmedsam_edge.training.objectives import ControllerDistillation, EncoderDistillation, Objective, Segmentation
+from espmedsam_edge.training.objectives import (
+    ControllerDistillation,
+    EncoderDistillation,
+    Objective,
+    SegmentationObjective,
+)
 from espmedsam_edge.training.recipe import Recipe, Stage
 from espmedsam_edge.training.run_folder import WEIGHTS, check_foreign, prepare_folder
 from espmedsam_edge.training.sections import Part, RunSection
@@ -36,7 +41,7 @@ from espmedsam_edge.training.start import (
     student_config,
     trained_teacher,
 )
-from espmedsam_edge.training.state import Progress
+from espmedsam_edge.training.state import TrainingProgress
 from espmedsam_edge.training.trainable import (
     PATCH_GENERATOR,
     STUDENT_PREFIXES,
@@ -63,7 +68,7 @@ class Prepared:
 
 def run_stage(
     stage: Stage, recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False
-) -> tuple[Path, Progress]:
+) -> tuple[Path, TrainingProgress]:
     """Run one stage; its best weights are in ``folder/weights.safetensors`` afterwards.
 
     Args:
@@ -102,21 +107,23 @@ def run_stage(
         **prepared.provenance,
     }
 
-    def write(state: dict[str, Tensor], progress: Progress) -> None:
+    def write(state: dict[str, Tensor], progress: TrainingProgress) -> None:
         reached = {"steps": str(progress.step)}
         if progress.best is not None:
             reached |= {"best_epoch": str(progress.best_epoch), "best_score": f"{progress.best:.4f}"}
         prepared.write(weights, state, {**facts, **reached})
 
-    engine = Engine(fabric, stage, recipe, prepared.objective, prepared.images, folder, write)
+    loop = TrainingLoop(fabric, stage, recipe, prepared.objective, prepared.images, folder, write)
     if resume:
-        engine.resume()
-    progress = engine.run()
+        loop.resume()
+    progress = loop.run()
     fabric.barrier()
     return weights, progress
 
 
-def run_all(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False) -> tuple[Path, Progress]:
+def run_all(
+    recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Path, TrainingProgress]:
     """Run the recipe's stages one after the other, each in a folder of its own, handing on what each made.
 
     A trained teacher named in the recipe stands for the teacher stage; ``ablation.mmdkd=false`` leaves both
@@ -135,7 +142,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bo
         raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
     student: Path | None = None
     teacher: Path | None = recipe.teacher.checkpoint
-    done: tuple[Path, Progress] | None = None
+    done: tuple[Path, TrainingProgress] | None = None
     for stage in stages:
         part = recipe.for_stage(stage)
         changes: dict[str, object] = {"stage": {}}
@@ -245,9 +252,11 @@ _PREPARE: dict[Stage, Callable[[Recipe], Prepared]] = {
 }
 
 
-def _segmentation(recipe: Recipe, network: Network) -> Segmentation:
+def _segmentation(recipe: Recipe, network: Network) -> SegmentationObjective:
     loss = recipe.loss
-    return Segmentation(network, MaskLoss(loss.pixel, loss.weight), loss.patch_weight if recipe.ablation.sppg else 0.0)
+    return SegmentationObjective(
+        network, MaskLoss(loss.pixel, loss.weight), loss.patch_weight if recipe.ablation.sppg else 0.0
+    )
 
 
 def _select(network: Network, parts: Sequence[Part], recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from espmedsam_edge.training.averaging import WeightAverage
 _KEY = "espmedsam-training"
 
 
-class Progress(BaseModel):
+class TrainingProgress(BaseModel, extra="forbid"):
     """Where a run is.
 
     Attributes:
@@ -43,8 +43,6 @@ class Progress(BaseModel):
         world_size: processes that trained.
         finished: whether the run reached its end.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format_version: FormatVersion = 1
     stage: str
@@ -63,7 +61,7 @@ class Progress(BaseModel):
 class Saved:
     """A state as read: ``tensors`` under "network.", "optimizer.", "average.", "random."."""
 
-    progress: Progress
+    progress: TrainingProgress
     tensors: dict[str, Tensor]
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -90,7 +88,7 @@ def restore_random_states(states: Mapping[str, Tensor]) -> None:
 
 def save_state(
     path: Path,
-    progress: Progress,
+    progress: TrainingProgress,
     network: nn.Module,
     optimizer: Optimizer,
     average: WeightAverage | None,
@@ -136,7 +134,7 @@ def read_state(path: Path) -> Saved:
         raise UserError(f"{path} is not a readable training state ({error}).", "Start anew: --overwrite") from error
     if _KEY not in metadata:
         raise UserError(f"{path} is not the state of a training run.", "Name the run's own folder.")
-    progress = parse_metadata(Progress, metadata[_KEY], path)
+    progress = parse_metadata(TrainingProgress, metadata[_KEY], path)
     return Saved(progress, tensors)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.training.data.dataset import Batch, TrainingSet
 from espmedsam_edge.training.data.sampler import BatchPlan, Draw
-from espmedsam_edge.training.objectives import Objective, Segmentation
+from espmedsam_edge.training.objectives import Objective, SegmentationObjective
 
 _TILE = 192  # pixels, a picture on a contact sheet
 _TRUTH = (255, 255, 255)
@@ -39,7 +39,7 @@ def validate(objective: Objective, images: TrainingSet, batch_size: int, fabric:
         total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
         for plan in images.in_order(modality, batch_size)[fabric.global_rank :: fabric.world_size]:
             batch = images.batch(plan).to(fabric.device)
-            if isinstance(objective, Segmentation):
+            if isinstance(objective, SegmentationObjective):
                 assert batch.masks is not None
                 with fabric.autocast():
                     logits = objective.network(batch.images, modality).low_res_logits
@@ -66,7 +66,9 @@ def _dice(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def contact_sheet(objective: Segmentation, images: TrainingSet, count: int, fabric: Fabric) -> NDArray[np.uint8]:
+def contact_sheet(
+    objective: SegmentationObjective, images: TrainingSet, count: int, fabric: Fabric
+) -> NDArray[np.uint8]:
     """A row a modality: its first validation images, truth outlined in white, prediction tinted.
 
     Returns:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from espmedsam_edge.model.checkpoint import load_checkpoint
-from espmedsam_edge.training import engine
+from espmedsam_edge.training import loop
 from espmedsam_edge.training.recipe import Recipe
 from espmedsam_edge.training.stages import run_stage
 
@@ -24,7 +24,7 @@ import os, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from espmedsam_edge.training import engine
+from espmedsam_edge.training import loop
 from espmedsam_edge.training.recipe import load_recipe
 from espmedsam_edge.training.stages import run_stage
 
@@ -44,8 +44,8 @@ def record(self, *arguments, **options):
 
 
 running = []
-start = engine.Engine.run
-engine.Engine.run = lambda self: (running.append(self), start(self))[1]
+start = loop.TrainingLoop.run
+loop.TrainingLoop.run = lambda self: (running.append(self), start(self))[1]
 torch.optim.Adam.step = record
 run_stage("segment", load_recipe("smoke", changes), folder / "run")
 """
@@ -88,8 +88,8 @@ def test_two_processes_are_one_with_the_doubled_batch(
         step(self)
 
     networks: list[torch.nn.Module] = []
-    run = engine.Engine.run
-    monkeypatch.setattr(engine.Engine, "run", lambda self: (networks.append(self.network), run(self))[1])
+    run = loop.TrainingLoop.run
+    monkeypatch.setattr(loop.TrainingLoop, "run", lambda self: (networks.append(self.network), run(self))[1])
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     whole, _ = run_stage("segment", small_recipe(*common, "run.batch_size=4"), tmp_path / "one")
 

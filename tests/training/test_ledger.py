@@ -11,13 +11,13 @@ from torch import Tensor
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.training.averaging import WeightAverage
-from espmedsam_edge.training.objectives import Segmentation, Terms, compile_objective
+from espmedsam_edge.training.objectives import SegmentationObjective, Terms, compile_objective
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
 from espmedsam_edge.training.run_folder import STATE
 from espmedsam_edge.training.sections import OptimizerSection
 from espmedsam_edge.training.stages import run_stage
-from espmedsam_edge.training.state import Progress, read_state, restore, save_state
+from espmedsam_edge.training.state import TrainingProgress, read_state, restore, save_state
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -39,14 +39,14 @@ def test_reading_seldom_changes_nothing(tmp_path: Path, small_recipe: MakeRecipe
 def test_a_loss_found_late_is_named_and_not_saved(
     tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, save_minutes: str
 ) -> None:
-    forward, calls = Segmentation.forward, []
+    forward, calls = SegmentationObjective.forward, []
 
-    def broken(self: Segmentation, images: Tensor, masks: Tensor | None, modality: str) -> Terms:
+    def broken(self: SegmentationObjective, images: Tensor, masks: Tensor | None, modality: str) -> Terms:
         calls.append(1)
         terms = forward(self, images, masks, modality)
         return {**terms, "loss": terms["loss"] * float("nan")} if len(calls) == 6 else terms
 
-    monkeypatch.setattr(Segmentation, "forward", broken)
+    monkeypatch.setattr(SegmentationObjective, "forward", broken)
     recipe = small_recipe(
         "run.steps_per_epoch=4", "run.epochs=2", "run.read_every=100", f"run.save_minutes={save_minutes}"
     )
@@ -94,7 +94,7 @@ def test_fused_steps_are_the_others_and_resume(tmp_path: Path) -> None:
     for number in range(4):
         step(plain, plain_optimizer, number)
         step(fused, fused_optimizer, number)
-    progress = Progress(stage="segment", identity={})
+    progress = TrainingProgress(stage="segment", identity={})
     save_state(tmp_path / "state.safetensors", progress, fused, fused_optimizer, None, {})
     resumed_optimizer = make_optimizer(resumed, section, fused=True)
     restore(read_state(tmp_path / "state.safetensors"), resumed, resumed_optimizer, None)
@@ -138,7 +138,7 @@ def test_every_modality_and_size_gets_a_compiled_form() -> None:
 
 def test_a_run_is_compiled_if_asked(tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    monkeypatch.setattr(Segmentation, "compile", lambda self, **options: compiled.append(options))
+    monkeypatch.setattr(SegmentationObjective, "compile", lambda self, **options: compiled.append(options))
     for asked in (False, True):
         run_stage("segment", small_recipe(f"run.compile={str(asked).lower()}"), tmp_path / str(asked))
         assert compiled == ([{"dynamic": False}] if asked else [])

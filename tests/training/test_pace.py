@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.training import engine as engine_module
+from espmedsam_edge.training import loop as loop_module
 from espmedsam_edge.training import pace as pace_module
 from espmedsam_edge.training.optimizer import learning_rate_factor_by_time
 from espmedsam_edge.training.pace import StepClock
@@ -78,14 +78,14 @@ def test_a_run_by_time_ends_when_it_is_up_and_resumes_where_it_was(
     assert (progress.step, progress.spent, progress.finished) == (9, 9.0, True)  # 9 s of a second a step
     assert progress.best_epoch == 3  # validated at the end, in the middle of an epoch
 
-    end_step, steps = engine_module.LossLedger.end_step, itertools.count(1)
+    end_step, steps = loop_module.LossLedger.end_step, itertools.count(1)
 
     def stopping(*arguments: object, **options: object) -> None:
         end_step(*arguments, **options)  # type: ignore[arg-type]
         if next(steps) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(engine_module.LossLedger, "end_step", stopping)
+    monkeypatch.setattr(loop_module.LossLedger, "end_step", stopping)
     with pytest.raises(UserError, match=r"stopped after step 6 of 0\.15 minutes"):
         run_stage("segment", recipe, tmp_path / "stopped")
     saved = read_state(tmp_path / "stopped" / STATE).progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from espmedsam_edge.bundle import Graph, Normalization
 
@@ -12,7 +12,7 @@ DOUBTFUL_DICE = 0.99  # as the tests ask of FP16 engines; the budgets of calibra
 _TRACE = 1e-3  # of the mask: less than that, or all but that, may vanish
 
 
-class Agreement(BaseModel):
+class Agreement(BaseModel, extra="forbid", frozen=True):
     """An engine's masks of phantoms, one an image of the batch, beside ONNX Runtime's; all numbers are 0..1.
 
     Attributes:
@@ -21,8 +21,6 @@ class Agreement(BaseModel):
         foreground: the part of its masks that is foreground.
         expected_foreground: the same of ONNX Runtime's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     finite: bool
     dice: float

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from espmedsam_edge.bundle import Graph, Precision
 from espmedsam_edge.errors import UserError
@@ -38,24 +38,20 @@ _MOVERS = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY")
 _TOLERATED_SHARE = 0.02
 
 
-class TensorType(BaseModel):
+class TensorType(BaseModel, extra="forbid", frozen=True):
     """An input or output: name, type (``fp32``), shape."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
 
-class Arithmetic(BaseModel):
+class Arithmetic(BaseModel, extra="forbid", frozen=True):
     """What a network computes in.
 
     ``layers`` and ``macs`` count convolutions and matrix products, and their multiply-accumulates, by type. INT8 needs
     both operands dequantised from INT8, as TensorRT does. ``tensors`` counts every layer's outputs by type.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: tuple[TensorType, ...]
     outputs: tuple[TensorType, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from espmedsam_edge.bundle import Graph, Normalization, Sha256
 from espmedsam_edge.runtime.engines.agreement import Agreement
@@ -13,14 +13,12 @@ from espmedsam_edge.runtime.engines.precision import Arithmetic
 from espmedsam_edge.runtime.engines.tensorrt_api import Flavour, Refusal
 
 
-class EngineRequest(BaseModel):
+class EngineRequest(BaseModel, extra="forbid", frozen=True):
     """What the child is asked to do. ``targets`` empty means the GPU of this machine.
 
     ``macs`` (``Manifest.macs``), ``normalization`` and ``threshold`` are what the graph's manifest says;
     ``plan_sha256`` is of the plan to time or compare.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     command: Literal["check", "build", "time", "compare"]
     graph: Graph
@@ -37,23 +35,19 @@ class EngineRequest(BaseModel):
     log_path: Path | None = None
 
 
-class Dla(BaseModel):
+class Dla(BaseModel, extra="forbid", frozen=True):
     """How many of the network's layers could run on the board's deep learning accelerator. None is placed there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cores: int
     layers: int
     of: int
 
 
-class EngineResult(BaseModel):
+class EngineResult(BaseModel, extra="forbid", frozen=True):
     """What the child found; ``engine_layers`` is empty where no GPU loaded the plan, or its inspector is mute.
 
     ``plan_sha256`` is of the plan as it was built, not of what a file held later.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: str
     opset: int | None = None

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from espmedsam_edge.bundle import FormatVersion, Graph, Sha256
 from espmedsam_edge.machine.cache import read_kept
@@ -20,10 +20,8 @@ from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
 _MAX_BYTES = 1 << 20
 
 
-class EngineGpu(BaseModel):
+class EngineGpu(BaseModel, extra="forbid", frozen=True):
     """The GPU an engine was built on and for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     sm: str
@@ -38,14 +36,12 @@ class EngineGpu(BaseModel):
         return f"{self.name} (SM {self.sm[2:-1]}.{self.sm[-1]}, {self.sm_count} SMs)"
 
 
-class Sidecar(BaseModel):
+class Sidecar(BaseModel, extra="forbid", frozen=True):
     """The JSON file beside a plan. ``targets`` are GPU generations (``sm86``); with none the engine fits ``gpu`` alone.
 
     ``engine_loaded``: a GPU has loaded the plan and its inputs, outputs and types were compared with the network's.
     ``median_ms``: GPU time of one run on ``gpu``, right after the build; ``agreement``: what was compared there.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: FormatVersion = 1
     plan: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import color_of
@@ -18,10 +18,8 @@ from espmedsam_edge.runtime.serve.live_view import LiveView
 Status = Literal["waiting", "running", "paused", "ended", "service"]
 
 
-class Change(BaseModel):
+class Change(BaseModel, extra="forbid", frozen=True, strict=True):
     """A viewer's wish; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: Literal["set"] = "set"
     modality: Annotated[str, Field(max_length=40)] | None = None

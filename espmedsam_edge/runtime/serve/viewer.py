@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.abc import TaskGroup
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from espmedsam_edge.errors import UserError
@@ -42,10 +42,8 @@ TOO_MANY_VIEWERS = 4429
 """Close code of a viewer that is one too many; 1008 is one that does not keep to the rules."""
 
 
-class Ack(BaseModel):
+class Ack(BaseModel, extra="forbid", frozen=True, strict=True):
     """The viewer has shown a frame; ``width`` is how many pixels it can show across."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: Literal["ack"]
     frame: Annotated[int, Field(ge=0)]

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, lt=1)]
@@ -32,7 +32,7 @@ _BENT = 0.5  # and bent, and lit unevenly
 _SMALLEST_EMPTY = 0.4  # a crop beside the target keeps at least this share of a side
 
 
-class Augmentation(BaseModel):
+class Augmentation(BaseModel, extra="forbid", frozen=True):
     """What may happen to an image of one modality, and how strongly.
 
     Attributes:
@@ -51,8 +51,6 @@ class Augmentation(BaseModel):
         noise: largest deviation of Gaussian noise, of the range 0..1; half of the images get some.
         paste: probability that a rectangle of the batch's image before it, with its mask, covers a part.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.5

@@ -16,10 +16,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.model.checkpoint import read_checkpoint
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.training import engine as engine_module
+from espmedsam_edge.training import loop as loop_module
 from espmedsam_edge.training import state as state_module
 from espmedsam_edge.training.averaging import WeightAverage
-from espmedsam_edge.training.objectives import Segmentation, Terms
+from espmedsam_edge.training.objectives import SegmentationObjective, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
 from espmedsam_edge.training.run_folder import STATE, WEIGHTS, prepare_folder
@@ -50,14 +50,14 @@ def on_folder(small_recipe: MakeRecipe, folder: Path, *changes: str) -> Recipe:
 def test_a_loss_that_is_not_finite_stops_with_the_files_named(
     folder: Path, tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward, calls = Segmentation.forward, []
+    forward, calls = SegmentationObjective.forward, []
 
-    def broken(self: Segmentation, images: Tensor, masks: Tensor | None, modality: str) -> Terms:
+    def broken(self: SegmentationObjective, images: Tensor, masks: Tensor | None, modality: str) -> Terms:
         terms = forward(self, images, masks, modality)
         calls.append(1)
         return {**terms, "loss": terms["loss"] * float("nan")} if len(calls) == 2 else terms
 
-    monkeypatch.setattr(Segmentation, "forward", broken)
+    monkeypatch.setattr(SegmentationObjective, "forward", broken)
     recipe = on_folder(small_recipe, folder, "run.save_minutes=1e-6")
     with pytest.raises(
         UserError, match=r"step 2: the loss is not finite \(loss nan.*eye \d\.png, .*eye \d\.png"
@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_files_named(
     saved = read_state(tmp_path / "run" / STATE)
     assert saved.progress.step == 1
     assert all(value.isfinite().all() for value in saved.part("network").values())
-    monkeypatch.setattr(Segmentation, "forward", forward)
+    monkeypatch.setattr(SegmentationObjective, "forward", forward)
     _, progress = run_stage("segment", recipe, tmp_path / "run", resume=True)
     assert progress.finished
 
@@ -76,7 +76,7 @@ def test_a_folder_that_vanishes_loses_nothing_trained(folder: Path, tmp_path: Pa
     recipe = on_folder(small_recipe, folder, "run.epochs=3", "data.cache_gb=0")
     whole, _ = run_stage("segment", recipe, tmp_path / "whole")
     moved = tmp_path / "elsewhere"
-    validate = engine_module.validate
+    validate = loop_module.validate
 
     def vanishing(*arguments: object) -> dict[str, float]:
         scores = validate(*arguments)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def test_a_folder_that_vanishes_loses_nothing_trained(folder: Path, tmp_path: Pa
         return scores
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "validate", vanishing)
+        patch.setattr(loop_module, "validate", vanishing)
         with pytest.raises(UserError, match=r"eye \d\.png"):
             run_stage("segment", recipe, tmp_path / "run")
     assert read_state(tmp_path / "run" / STATE).progress.step == 2  # the whole first epoch
@@ -166,7 +166,7 @@ def test_a_run_writes_its_best_epoch_and_the_start_is_one(
         measured.append({"fundus": slope * len(measured), "dermoscopy": 0.5 + slope * len(measured)})
         return measured[-1]
 
-    monkeypatch.setattr(engine_module, "validate", scored)
+    monkeypatch.setattr(loop_module, "validate", scored)
     start, _ = read_checkpoint(trained_student)
     recipe = small_recipe(f"init={trained_student}", f"run.ema={ema}", "run.epochs=2")
     path, progress = run_stage("segment", recipe, tmp_path / "run")

@@ -25,13 +25,13 @@ from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.data.stock import DeviceStock, fits
 from espmedsam_edge.training.ledger import LossLedger
 from espmedsam_edge.training.log import RunLog
-from espmedsam_edge.training.objectives import Objective, Segmentation, compile_objective
+from espmedsam_edge.training.objectives import Objective, SegmentationObjective, compile_objective
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.pace import Pace, StepClock
 from espmedsam_edge.training.recipe import SCRATCH, Recipe, Stage
 from espmedsam_edge.training.run_folder import STATE
 from espmedsam_edge.training.state import (
-    Progress,
+    TrainingProgress,
     first_difference,
     random_states,
     read_state,
@@ -43,12 +43,12 @@ from espmedsam_edge.training.trainable import set_training_mode
 from espmedsam_edge.training.validation import contact_sheet, mean_score, validate
 
 _NOTES = 5  # lines about masks with grey pixels, enough to see what they are
-WriteWeights = Callable[[dict[str, Tensor], Progress], None]
+WriteWeights = Callable[[dict[str, Tensor], TrainingProgress], None]
 """Writes a network's state as the stage's checkpoint."""
 
 
 @dataclass
-class Engine:
+class TrainingLoop:
     """One stage's run.
 
     Attributes:
@@ -89,7 +89,7 @@ class Engine:
             compile_objective(self.objective)
         self.wrapped, self.fabric_optimizer = fabric.setup(self.objective, self.optimizer)
         self.average = WeightAverage(self.network, run.ema) if run.ema else None
-        self.progress = Progress(
+        self.progress = TrainingProgress(
             stage=self.stage, identity=self.recipe.identity(), world_size=fabric.world_size, sampler={}
         )
         self._stock: DeviceStock | None = None
@@ -134,7 +134,7 @@ class Engine:
         self._clock = StepClock(saved.progress.spent)
         return True
 
-    def run(self) -> Progress:
+    def run(self) -> TrainingProgress:
         """Train to the end of the recipe.
 
         Returns:
@@ -322,7 +322,7 @@ class Engine:
         with self._averaged():
             scores = validate(self.objective, images, self.recipe.run.batch_size, self.fabric)
             sheet = self.recipe.run.sheet_images
-            if sheet and self.fabric.is_global_zero and isinstance(self.objective, Segmentation):
+            if sheet and self.fabric.is_global_zero and isinstance(self.objective, SegmentationObjective):
                 log.sheet(self.progress.step, epoch, contact_sheet(self.objective, images, sheet, self.fabric))
             log.validation(self.progress.step, epoch, scores)
             mean = mean_score(scores.values())
@@ -331,7 +331,7 @@ class Engine:
                 self.progress.best, self.progress.best_epoch = mean, epoch
                 self._write()
         listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        what = "Dice" if isinstance(self.objective, Segmentation) else "-distance"
+        what = "Dice" if isinstance(self.objective, SegmentationObjective) else "-distance"
         return f"  {what} {mean:.4f} ({listed})" + ("  best" if better and epoch else "")
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
