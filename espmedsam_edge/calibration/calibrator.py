@@ -58,6 +58,10 @@ def calibrate(
         UserError: no FP32 graph, ModelOpt missing, unreadable images, or no plan that meets the budget; the bundle
             then stays as it was.
     """
+    if request.target == "cpu" and request.precision != "int8":
+        raise UserError(
+            f"a processor gains nothing from {request.precision}.", "Use --precision int8, or leave --target out."
+        )
     if request.precision not in DEFAULT_BUDGET:
         raise UserError(f"cannot calibrate to {request.precision}.", "Use --precision fp16 or int8.")
     budget = DEFAULT_BUDGET[request.precision] if request.budget is None else request.budget
@@ -121,7 +125,7 @@ class _Calibration:
         gate = self._gate()
         if gate.blind():
             self._warn("The FP32 masks are all empty or all full on every held-out image: the gate sees little.")
-        plan = lowest_plan(self.network, ranges, request.precision)
+        plan = lowest_plan(self.network, ranges, request.precision, request.target)
         if request.precision == "int8" and not plan.int8:
             raise UserError("no layer of this graph can be quantised to INT8.", "Use --precision fp16.", exit_code=1)
         found, ranking = self._find(plan, ranges, gate)
@@ -256,7 +260,11 @@ class _Calibration:
         for candidate in passing_plans(self.network, best.plan, simulated, gate, ranking):
             found = self._lower(candidate, ranges, best.method, gate)
             if found.result.passed:
-                log.info("kept in %s: %s", "FP16" if plan.int8 else "FP32", ", ".join(candidate.raised))
+                log.info(
+                    "kept in %s: %s",
+                    "FP16" if plan.has_fp16(self.network) and plan.int8 else "FP32",
+                    ", ".join(candidate.raised),
+                )
                 return found, ranking
         raise UserError(
             f"no choice of layers brings {plan.precision} within {self.budget:g} Dice points "
@@ -283,13 +291,15 @@ class _Calibration:
         macs = network.macs_by_type()
         total = sum(macs.values()) or 1
         share = 1 - macs.get("fp32", 0) / total
-        if share < _LOW_SHARE:
+        if share < _LOW_SHARE and request.target == "gpu":
             self._warn(f"Only {100 * share:.0f} % of the multiply-accumulates are below FP32.")
         if found.plan.int8 and macs.get("int8", 0) / total < _WORTH_INT8:
+            other = "FP16" if request.target == "gpu" else "FP32"
             self._warn(
-                f"Only {100 * macs.get('int8', 0) / total:.0f} % of the work is in INT8; FP16 is the better choice."
+                f"Only {100 * macs.get('int8', 0) / total:.0f} % of the work is in INT8; {other} is the better choice."
             )
-        kept = [node for node in self.network.nodes if node.name in found.plan.fp32]
+        to_fp16 = [] if request.target == "cpu" else self.network.nodes
+        kept = [node for node in to_fp16 if node.name in found.plan.fp32]
         reasons = Counter(
             f"{group_of(node.name)}: {why_fp32(self.network, measured.ranges, node) or 'the gate asked for it'}"
             if node.op_type not in ALWAYS_FP32
@@ -310,6 +320,7 @@ class _Calibration:
             method=found.method if found.plan.int8 else None,
             kept=dict(reasons),
             raised=found.plan.raised,
+            target=request.target,
             ranking=ranking,
             notes=tuple(self.notes),
         )

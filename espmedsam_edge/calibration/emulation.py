@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from espmedsam_edge.calibration.network import MOVERS, Network
-from espmedsam_edge.calibration.plan import Plan
+from espmedsam_edge.calibration.plan import Plan, stored_in_fp16
 
 
 def emulate(model: ModelProto) -> ModelProto:
@@ -117,7 +117,7 @@ class _Simulation:
                 if name in self.network.constants:
                     self.constants[name] = self.network.constants[name]
             elif quantised and index == 0:
-                lowered.input[index] = self._quantised_activation(name)
+                lowered.input[index] = self._quantised_activation(name, half)
             elif name in self.network.constants:
                 lowered.input[index] = self._constant(name, half, quantised and index == 1, node.op_type)
             elif half:
@@ -137,15 +137,18 @@ class _Simulation:
             self.nodes += _rounding(tensor, rounded)
         return rounded
 
-    def _quantised_activation(self, tensor: str) -> str:
+    def _quantised_activation(self, tensor: str, half: bool) -> str:
         result = f"{tensor}/quantised"
         if not any(result in node.output for node in self.nodes):
-            scale = np.float32(np.float16(self.thresholds[tensor] / 127))
+            scale = self.thresholds[tensor] / 127
+            scale = np.float32(np.float16(scale) if half else scale)
             self._keep(f"{result}/scale", np.array(scale, np.float32))
             self._keep(f"{result}/zero", np.array(0, np.int8))
             parameters = [f"{result}/scale", f"{result}/zero"]
             self.nodes += [
-                helper.make_node("QuantizeLinear", [self._half(tensor), *parameters], [f"{result}/int8"]),
+                helper.make_node(
+                    "QuantizeLinear", [self._half(tensor) if half else tensor, *parameters], [f"{result}/int8"]
+                ),
                 helper.make_node("DequantizeLinear", [f"{result}/int8", *parameters], [result]),
             ]
         return result
@@ -153,8 +156,8 @@ class _Simulation:
     def _constant(self, name: str, half: bool, quantised: bool, operator: str) -> str:
         values = numpy_helper.to_array(self.network.constants[name])
         if quantised:
-            return self._keep(f"{name}/int8", fake_quantised(values, 0 if operator == "Conv" else 1))
-        if half:
+            return self._keep(f"{name}/int8", fake_quantised(values, 0 if operator == "Conv" else 1, half=half))
+        if half or stored_in_fp16(values):
             with np.errstate(over="ignore"):
                 return self._keep(f"{name}/half", values.astype(np.float16).astype(np.float32))
         return self._keep(name, values)
@@ -165,10 +168,10 @@ class _Simulation:
         return name
 
 
-def fake_quantised(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """A weight as INT8 holds it: symmetric, a scale for each index of ``axis``; the scale itself in FP16 at use."""
+def fake_quantised(weight: NDArray[np.float32], axis: int, *, half: bool = True) -> NDArray[np.float32]:
+    """A weight as INT8 holds it: symmetric, a scale for each index of ``axis``, at use in FP16 if ``half``."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     scale = np.abs(weight).max(axis=others, keepdims=True) / np.float32(127)
     scale = np.where(scale > 0, scale, np.float32(1))
     levels = np.clip(np.rint(weight / scale), -127, 127)
-    return np.asarray(levels * scale.astype(np.float16).astype(np.float32), np.float32)
+    return np.asarray(levels * (scale.astype(np.float16).astype(np.float32) if half else scale), np.float32)

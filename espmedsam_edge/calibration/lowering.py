@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from espmedsam_edge.calibration import modelopt_tools
-from espmedsam_edge.calibration.network import Network
-from espmedsam_edge.calibration.plan import Plan, fp16_holds
+from espmedsam_edge.calibration.network import QUANTISERS, Network
+from espmedsam_edge.calibration.plan import LARGE, Plan, stored_in_fp16
 
 _IR_VERSION = 10
-_LARGE = 1024  # elements; below, storing a constant otherwise saves nothing
 
 
 def lower(network: Network, plan: Plan, thresholds: Mapping[str, float], image: NDArray[np.float32]) -> ModelProto:
@@ -36,7 +35,9 @@ def lower(network: Network, plan: Plan, thresholds: Mapping[str, float], image: 
         model = modelopt_tools.quantise(model, [node.name for node in nodes], used, image)
         _free_other_readers(model, plan.int8)
     keep = plan.fp32
-    return tidy(modelopt_tools.to_fp16(model, lambda name: name in keep))
+    if plan.has_fp16(network):
+        model = modelopt_tools.to_fp16(model, lambda name: name in keep)
+    return tidy(model)
 
 
 def tidy(model: ModelProto) -> ModelProto:
@@ -94,7 +95,7 @@ def _store_repeated_once(model: ModelProto) -> None:
     added: list[NodeProto] = []
     shapes: dict[tuple[int, ...], str] = {}
     for tensor in list(model.graph.initializer):
-        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16) or np.prod(tensor.dims) < _LARGE:
+        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16) or np.prod(tensor.dims) < LARGE:
             continue
         values = numpy_helper.to_array(tensor)
         if values.ndim < 2 or len(values) < 2 or not (values == values[:1]).all():
@@ -110,12 +111,11 @@ def _store_repeated_once(model: ModelProto) -> None:
 
 def _store_fp32_as_fp16(model: ModelProto) -> None:
     """Large constants of nodes kept in FP32 are stored in FP16 where that keeps their digits, with a Cast back."""
+    scales = {node.input[1] for node in model.graph.node if node.op_type in QUANTISERS}
     added: list[NodeProto] = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LARGE:
-            continue
         values, name = numpy_helper.to_array(tensor), tensor.name
-        if not fp16_holds(values):
+        if name in scales or not stored_in_fp16(values):
             continue
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}/fp16"))
         added.append(helper.make_node("Cast", [f"{name}/fp16"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))

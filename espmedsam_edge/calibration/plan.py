@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from espmedsam_edge.bundle import Precision
 from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.ranges import Ranges
+from espmedsam_edge.calibration.request import Target
 
 FP16_MAX = 65504.0
 
@@ -34,16 +35,19 @@ ALWAYS_FP32 = frozenset({"LayerNormalization"})
 # everyone's: a network trained on phantoms lost ten times as much there as in any attention or MLP, for 3 % of work.
 _NEVER_INT8 = re.compile(r"decoder\.(layers|final|hypernetwork)|encoder\.downsamples\.")
 
+LARGE = 1024
+"""Elements of a constant; below, storing it otherwise saves nothing."""
+
 _FEWEST_CHANNELS = 16  # INT8 tensor cores work on 16 or 32 at once; the image's 3 channels and single scores stay out
 _FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each node computes in; a node in neither set computes in FP16.
+    """What each node computes in; a node in neither set computes in FP16, one in both in INT8 with an FP32 result.
 
     Attributes:
-        fp32: names of nodes kept in FP32.
+        fp32: names of nodes whose floating-point part is FP32.
         int8: names of Conv and MatMul nodes whose both operands are quantised.
         raised: layer groups that the accuracy gate had moved up, for reports.
     """
@@ -57,13 +61,17 @@ class Plan:
         """The lowest that it uses."""
         return "int8" if self.int8 else "fp16"
 
+    def has_fp16(self, network: Network) -> bool:
+        """Whether anything computes in FP16."""
+        return any(node.name not in self.fp32 for node in network.nodes)
+
     def lowered_groups(self, network: Network) -> list[str]:
         """The layer groups that ``raise_groups`` could move up: INT8 ones in an INT8 plan, else FP16 ones."""
         lowered = self.int8 or {node.name for node in network.nodes if node.name not in self.fp32}
         return [group for group, nodes in network.groups().items() if any(node.name in lowered for node in nodes)]
 
     def raise_groups(self, network: Network, groups: Iterable[str]) -> Plan:
-        """The plan with these groups one step up: INT8 to FP16 in an INT8 plan, else FP16 to FP32."""
+        """The plan with these groups one step up: an INT8 plan's to floating point, else FP16 to FP32."""
         chosen = set(groups)
         names = {node.name for node in network.nodes if group_of(node.name) in chosen}
         kept = tuple(group for group in network.groups() if group in chosen)
@@ -72,8 +80,11 @@ class Plan:
         return replace(self, fp32=self.fp32 | names, raised=kept)
 
 
-def lowest_plan(network: Network, ranges: Ranges, precision: Precision) -> Plan:
-    """Everything in the lowest precision that kind and measured range allow."""
+def lowest_plan(network: Network, ranges: Ranges, precision: Precision, target: Target = "gpu") -> Plan:
+    """Everything in the lowest precision that kind, measured range and target allow."""
+    if target == "cpu":
+        everything = frozenset(node.name for node in network.nodes)
+        return Plan(everything, frozenset(node.name for node in quantisable_nodes(network)))
     fp32 = frozenset(node.name for node in network.nodes if why_fp32(network, ranges, node))
     if precision == "fp16":
         return Plan(fp32, frozenset())
@@ -122,6 +133,11 @@ def fp16_holds(values: np.ndarray) -> bool:
     power = math.sqrt(float(np.mean(wide**2)))
     error = math.sqrt(float(np.mean((wide - values.astype(np.float16).astype(np.float64)) ** 2)))
     return power == 0 or error / power <= _WEIGHT_ERROR
+
+
+def stored_in_fp16(values: np.ndarray) -> bool:
+    """Whether a constant of a node in FP32 is stored in FP16: it is large, and that keeps its digits."""
+    return values.dtype == np.float32 and values.size >= LARGE and fp16_holds(values)
 
 
 def quantisable_nodes(network: Network) -> list[NodeProto]:

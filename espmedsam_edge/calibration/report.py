@@ -15,6 +15,7 @@ from espmedsam_edge.bundle import REPORT_TITLE, Precision
 from espmedsam_edge.calibration.gate import GateResult
 from espmedsam_edge.calibration.histogram import Method
 from espmedsam_edge.calibration.network import Network
+from espmedsam_edge.calibration.request import Target
 from espmedsam_edge.calibration.search import Sensitivity
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
@@ -43,6 +44,7 @@ class CalibrationSummary:
         raised: layer groups that the gate had moved up.
         ranking: every group's sensitivity, if it had to be measured.
         notes: warnings.
+        target: what it is for; of INT8 graphs.
     """
 
     modality: str
@@ -60,6 +62,7 @@ class CalibrationSummary:
     raised: tuple[str, ...]
     ranking: list[Sensitivity] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    target: Target = "gpu"
 
     def macs_text(self) -> str:
         """``93.8 % int8, 6.2 % fp16``."""
@@ -84,7 +87,7 @@ class CalibrationSummary:
             "calibration_images": self.images,
         }
         if self.method:
-            entry["method"] = self.method
+            entry |= {"method": self.method, "target": self.target}
         return entry
 
 
@@ -100,6 +103,7 @@ def section(summary: CalibrationSummary, pictures: Sequence[str]) -> str:
         f"Ranges from {summary.images} images"
         + (" (calibration.json, reused)" if summary.reused else "")
         + (f", clipped by {summary.method}." if summary.method else "."),
+        *(["For processors: what is not INT8 is FP32."] if summary.target == "cpu" else []),
         "",
     ]
     lines += [f"Warning: {note}\n" for note in summary.notes]
@@ -122,7 +126,7 @@ def section(summary: CalibrationSummary, pictures: Sequence[str]) -> str:
         lines += ["", "Nodes kept in FP32 because:", ""]
         lines += [f"- {reason} ({count})" for reason, count in sorted(summary.kept.items())]
     if summary.raised:
-        higher = "FP16" if summary.precision == "int8" else "FP32"
+        higher = "FP16" if summary.precision == "int8" and summary.target == "gpu" else "FP32"
         lines += ["", f"Layer groups kept in {higher} to meet the budget: {', '.join(summary.raised)}."]
     if summary.ranking:
         lines += ["", "Each layer group lowered alone:", "", "| group | Dice points | logit error | share of work |"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from espmedsam_edge.bundle import Precision
 from espmedsam_edge.calibration.histogram import Method
+
+Target = Literal["gpu", "cpu"]
+"""What an INT8 graph is for: its floating-point part is FP16 for a GPU, FP32 for a processor, which has no FP16."""
 
 
 class Listener(Protocol):
@@ -30,6 +33,7 @@ class CalibrationRequest:
         budget: Dice points; None: 0.1 for FP16, 0.5 for INT8.
         pictures: whether ``report.md`` shows the worst image.
         threads: for ONNX Runtime, 1 to 1024; None: the physical cores that the process may use.
+        target: what an INT8 graph is for; FP16 is for a GPU.
     """
 
     modality: str
@@ -38,3 +42,4 @@ class CalibrationRequest:
     budget: float | None = None
     pictures: bool = True
     threads: int | None = None
+    target: Target = "gpu"

@@ -35,6 +35,10 @@ def command(
     masks: Annotated[
         Path | None, typer.Option(help="True masks, named like their images: the gate then counts points lost on them.")
     ] = None,
+    target: Annotated[
+        Literal["gpu", "cpu"],
+        typer.Option(help="Of int8: what it is for. Its floating-point part is FP16 for a GPU, FP32 for a processor."),
+    ] = "gpu",
     modality: Annotated[str | None, typer.Option(help="Which modality. Default: the only one.")] = None,
     count: Annotated[int, typer.Option("--images", help="Images to measure ranges on, sampled evenly.")] = 128,
     held_out: Annotated[int, typer.Option(help="Images kept aside for the accuracy gate.")] = 16,
@@ -53,7 +57,7 @@ def command(
         listener.phase("finding the images", None)
         found = find_images(images, count=count, held_out=held_out, masks=masks)
     tell(f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate")
-    request = CalibrationRequest(name, precision, method, budget, pictures, threads)
+    request = CalibrationRequest(name, precision, method, budget, pictures, threads, target)
     try:
         with _listener() as listener:
             summary = calibrate(bundle, request, found, listener)

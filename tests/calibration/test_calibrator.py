@@ -225,6 +225,26 @@ def test_over_the_budget_the_cheapest_groups_are_kept_higher(
     assert all(group in report for group in summary.raised)
 
 
+def test_int8_for_a_processor_is_in_the_bundle_and_runs(
+    finished: tuple[Path, Log], bundle: Path, pictures: Path
+) -> None:
+    shutil.copy(finished[0] / CALIBRATION, bundle)
+    request = CalibrationRequest(MODALITY, "int8", budget=1.0, threads=1, target="cpu")
+    summary = calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
+    assert set(summary.macs) == {"int8", "fp32"}
+    opened = Bundle.open(bundle)
+    assert opened.manifest.accuracy[f"{MODALITY}/int8"]["target"] == "cpu"
+    assert "what is not INT8 is FP32" in (bundle / "report.md").read_text()
+    backend = load_backend(opened, opened.graph(MODALITY, "int8"), "onnxruntime-cpu", 1).backend
+    assert np.isfinite(backend.run(np.zeros(backend.graph.input_shape, np.float32))).all()
+
+
+def test_fp16_is_not_for_a_processor(bundle: Path, pictures: Path) -> None:
+    request = CalibrationRequest(MODALITY, "fp16", threads=1, target="cpu")
+    with pytest.raises(UserError, match="a processor gains nothing from fp16"):
+        calibrate(bundle, request, find_images([str(pictures)], held_out=3), Log())
+
+
 def test_a_budget_out_of_reach_writes_nothing(finished: tuple[Path, Log], bundle: Path, pictures: Path) -> None:
     shutil.copy(finished[0] / CALIBRATION, bundle)
     before = contents(bundle)

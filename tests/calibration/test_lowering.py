@@ -59,6 +59,11 @@ def int8(network: Network, ranges: Ranges, thresholds: dict[str, float]) -> Mode
     return lower(network, lowest_plan(network, ranges, "int8"), thresholds, tensor(0))
 
 
+@pytest.fixture(scope="module")
+def for_cpu(network: Network, ranges: Ranges, thresholds: dict[str, float]) -> ModelProto:
+    return lower(network, lowest_plan(network, ranges, "int8", "cpu"), thresholds, tensor(0))
+
+
 def test_ranges_are_those_of_the_graph(network: Network, ranges: Ranges, tmp_path: Path) -> None:
     logits = [run(network.model, tmp_path, tensor(seed)) for seed in range(4)]
     assert ranges.magnitude(network, "logits") == pytest.approx(float(np.abs(logits).max()), rel=1e-5)  # other fusions
@@ -112,6 +117,24 @@ def test_int8_weights_are_stored_as_int8_symmetric_and_by_channel(int8: ModelPro
         assert (np.abs(weight.astype(int)).max(axis=others) == 127).all()
 
 
+def test_int8_for_a_processor_has_nothing_that_computes_in_fp16(
+    network: Network, for_cpu: ModelProto, int8: ModelProto
+) -> None:
+    lowered = Network.of(for_cpu)
+    assert not any("fp16" in counts for counts in lowered.nodes_by_type().values())
+    macs, usual = lowered.macs_by_type(), Network.of(int8).macs_by_type()
+    assert set(macs) == {"int8", "fp32"}
+    assert macs["int8"] == usual["int8"]
+    types = [
+        numpy_helper.to_array(lowered.constants[node.input[1]]).dtype
+        for node in lowered.nodes
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
+    assert types
+    assert set(types) == {np.dtype(np.float32)}
+    assert for_cpu.ByteSize() < 0.55 * network.model.ByteSize()
+
+
 def test_onnx_runtime_hides_fp16_and_the_emulation_does_not(tmp_path: Path) -> None:
     half = numpy_helper.from_array(np.full((1, 1), 60000, np.float16), "w")
     tiny = numpy_helper.from_array(np.full((1, 1), 1e-4, np.float16), "v")
@@ -130,13 +153,21 @@ def test_onnx_runtime_hides_fp16_and_the_emulation_does_not(tmp_path: Path) -> N
 
 
 def test_the_simulation_of_a_plan_is_the_emulation_of_its_graph(
-    network: Network, ranges: Ranges, thresholds: dict[str, float], fp16: ModelProto, int8: ModelProto, tmp_path: Path
+    network: Network,
+    ranges: Ranges,
+    thresholds: dict[str, float],
+    fp16: ModelProto,
+    int8: ModelProto,
+    for_cpu: ModelProto,
+    tmp_path: Path,
 ) -> None:
     image = tensor(9)
     reference = run(network.model, tmp_path, image)
-    for model, precision in ((fp16, "fp16"), (int8, "int8")):
+    plans = [lowest_plan(network, ranges, precision) for precision in ("fp16", "int8")]  # type: ignore[arg-type]
+    plans.append(lowest_plan(network, ranges, "int8", "cpu"))
+    for model, plan in zip((fp16, int8, for_cpu), plans, strict=True):
         real = run(emulate(model), tmp_path, image)
-        simulated = run(simulate(network, lowest_plan(network, ranges, precision), thresholds), tmp_path, image)  # type: ignore[arg-type]
+        simulated = run(simulate(network, plan, thresholds), tmp_path, image)
         lost = np.abs(real - reference).max()
         assert lost > 0
         # Equal but for ties in rounding that another order of float32 operations breaks the other way.
@@ -187,6 +218,18 @@ def test_raising_a_group_keeps_it_out_of_int8(network: Network, ranges: Ranges) 
     assert raised.raised == tuple(groups[:2])
     assert not any(group_of(name) in groups[:2] for name in raised.int8)
     assert replace(plan, int8=frozenset()).precision == "fp16"
+
+
+def test_a_group_raised_for_a_processor_computes_in_fp32(
+    network: Network, ranges: Ranges, thresholds: dict[str, float]
+) -> None:
+    plan = lowest_plan(network, ranges, "int8", "cpu")
+    group = plan.lowered_groups(network)[0]
+    lowered = Network.of(lower(network, plan.raise_groups(network, [group]), thresholds, tensor(0)))
+    own = {node.name for node in network.groups()[group]}
+    types = {node.name: lowered.product_type(node) for node in lowered.nodes if node.name in own | plan.int8}
+    assert {types[name] for name in own & plan.int8} == {"fp32"}
+    assert {types[name] for name in plan.int8 - own} == {"int8"}
 
 
 def test_tidy_stores_repeated_and_equal_constants_once() -> None:
