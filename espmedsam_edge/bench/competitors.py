@@ -54,11 +54,9 @@ class OnnxFileBackend:
         self.device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         return np.asarray(self._session.run([self._output], {self._input: image})[0], np.float32)
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         self._session = None
 
 

@@ -31,7 +31,6 @@ class SleepingBackend:
         self._logits: Tensor = np.broadcast_to(logits.astype(np.float32), (batch, 1, height, width))
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         time.sleep(self._seconds)
         return np.array(self._logits)
 

@@ -72,7 +72,6 @@ class TorchBackend:
         self.device = torch.cuda.get_device_name() if on_gpu else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         import torch
 
         with torch.inference_mode():
@@ -97,7 +96,6 @@ class TorchBackend:
         return float(begin.elapsed_time(end)) / 1000
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         vars(self).pop("_model", None)
 
     def _network(self, image: Any) -> Any:

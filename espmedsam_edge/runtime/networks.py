@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.imaging.recognition import recognisable
@@ -148,20 +148,11 @@ class Networks:
         return found
 
 
-class ModalityCounts:
+class ModalityCounts(Closing):
     """A sink that counts frames by modality."""
 
     def __init__(self) -> None:
         self.frames: dict[str, int] = {}
 
-    def __enter__(self) -> ModalityCounts:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
-
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         self.frames[result.modality] = self.frames.get(result.modality, 0) + 1

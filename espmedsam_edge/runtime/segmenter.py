@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
 import numpy as np
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
@@ -35,7 +35,7 @@ from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmenta
 log = logging.getLogger(__name__)
 
 
-class Segmenter:
+class Segmenter(Closing):
     """One modality of a bundle on one backend. Safe to call from several threads; calls take turns on the backend.
 
     Example:
@@ -327,14 +327,6 @@ class Segmenter:
                 self.choice.backend.close()
                 if self._on_cpu is not None:
                     self._on_cpu.backend.close()
-
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -15,7 +15,7 @@ _PATIENCE = 10.0
 Load = Callable[[str], Segmenter]
 
 
-class SegmenterPool:
+class SegmenterPool(Closing):
     """Segmenters by modality; switching to one that was loaded before costs nothing. Any thread may ask.
 
     Args:
@@ -70,14 +70,6 @@ class SegmenterPool:
                     self._owned.pop().close()
             finally:
                 self._lock.release()
-
-    def __enter__(self) -> SegmenterPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def loader(

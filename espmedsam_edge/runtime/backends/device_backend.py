@@ -86,7 +86,6 @@ class DeviceBackend:
         self._closed = False
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
             raise ValueError(
                 f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
@@ -95,7 +94,6 @@ class DeviceBackend:
             return self._machine.engine.run(image)
 
     def segment_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
-        """See ``FrameBackend.segment_frames``."""
         with self._at_work():
             taken, order = self._taken(frames)
             self._busy_until = 0.0
@@ -103,11 +101,9 @@ class DeviceBackend:
 
     @property
     def in_flight(self) -> int:
-        """See ``FrameBackend.in_flight``."""
         return IN_FLIGHT
 
     def start_frames(self, frames: Sequence[AnyFrame], options: FrameOptions) -> StartedGroup:
-        """See ``FrameBackend.start_frames``."""
         with self._at_work():
             taken, order = self._taken(frames)
 
@@ -120,7 +116,6 @@ class DeviceBackend:
             return self._graphs.start(_key(taken, options), taken, finish)
 
     def stage_seconds(self, frames: Sequence[AnyFrame], options: FrameOptions) -> dict[str, float]:
-        """See ``FrameBackend.stage_seconds``."""
         with self._at_work():
             taken, _ = self._taken(frames)
             return self._graphs.get(_key(taken, options)).stage_seconds(taken)
@@ -138,7 +133,6 @@ class DeviceBackend:
         )
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         if self._closed:
             return
         self._closed = True

@@ -112,7 +112,6 @@ class OnnxRuntimeBackend:
         self._binding = session.io_binding()
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
             raise ValueError(
                 f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
@@ -130,5 +129,4 @@ class OnnxRuntimeBackend:
         return logits
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         self._session = self._binding = None

@@ -180,11 +180,9 @@ class OpenVinoBackend:
         self._started: deque[_Run] = deque()
 
     def run(self, image: Tensor) -> Tensor:
-        """See ``Backend.run``."""
         return self.start(image).logits()
 
     def start(self, image: Tensor) -> _Run:
-        """See ``OverlappingBackend.start``."""
         if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
             raise ValueError(
                 f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
@@ -209,7 +207,6 @@ class OpenVinoBackend:
         self._idle.append(request)
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         while self._started and os.getpid() == self._process:
             self._started[0].wait()
         self._idle.clear()
@@ -244,7 +241,6 @@ class _Run:
         self._backend._take_back(self, request)
 
     def logits(self) -> Tensor:
-        """See ``StartedRun.logits``."""
         self._backend._check_process()
         self.wait()
         if self._error is not None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaUnavailable, cuda_driver
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class GpuMemory:
     held: int
 
 
-class Resource:
+class Resource(Closing):
     """Something of a device that must be freed: freed by ``close``, at the latest when the device closes.
 
     Nothing is freed by the garbage collector, which knows nothing of work that still runs on the GPU.
@@ -46,16 +43,8 @@ class Resource:
     def _free(self) -> None:
         """What the subclass must do; called once, with the device's context current."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class CudaDevice:
+class CudaDevice(Closing):
     """A GPU with its primary context, the one that TensorRT, CuPy and torch use too.
 
     A context is current in a thread, so a thread other than the one that opened the device calls ``make_current``
@@ -105,11 +94,3 @@ class CudaDevice:
             resource.close()
         self.driver.call("cuDevicePrimaryCtxRelease", self._device)
         self._context = None
-
-    def __enter__(self) -> CudaDevice:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

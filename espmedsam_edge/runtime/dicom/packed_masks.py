@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.closing import Closing
 
-class PackedMasks:
+
+class PackedMasks(Closing):
     """Masks of one size, appended and read back one by one; memory holds a frame, a nameless file the rest.
 
     A frame begins where the one before ends, within a byte or not; a byte's lowest bit goes first (PS3.5, 8.1.1).
@@ -29,14 +30,6 @@ class PackedMasks:
         self.count = 0
         self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115 (``close`` does)
         self._rest = np.zeros(0, bool)  # what does not fill a byte yet
-
-    def __enter__(self) -> PackedMasks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give the file up."""

@@ -53,7 +53,6 @@ class Adjustable:
         self._changed = threading.Condition()
 
     def current(self) -> RunSettings:
-        """See ``Controls.current``."""
         return self._settings
 
     def change(self, **changes: Any) -> RunSettings:
@@ -73,7 +72,6 @@ class Adjustable:
             return settings
 
     def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
-        """See ``Controls.wait_for_change``."""
         with self._changed:
             self._changed.wait_for(lambda: self._settings != seen, seconds)
 
@@ -89,5 +87,4 @@ class WithoutPause:
         return replace(self._controls.current(), paused=False)
 
     def wait_for_change(self, seen: RunSettings, seconds: float) -> None:
-        """See ``Controls.wait_for_change``."""
         self._controls.wait_for_change(seen, seconds)

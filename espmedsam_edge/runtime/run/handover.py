@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 
-class Handover:
+class Handover(Closing):
     """A sink whose frames another thread takes, one by one; the run waits for it, one frame ahead."""
 
     def __init__(self) -> None:
         self._next: tuple[SourceFrame, Segmentation] | None = None
         self._ended = self._left = False
         self._changed = threading.Condition()
-
-    def __enter__(self) -> Handover:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         """See ``Sink.write``; does nothing once ``leave`` was called."""

@@ -174,17 +174,14 @@ class FileLane(Lane):
         return not self.states or self.states[-1].read_out
 
     def ready(self) -> bool:
-        """See ``Lane.ready``."""
         if not self.pending or len(self.results) >= _RESULTS:
             return False
         return len(self.pending) >= self._batch or self.pending[0].state.read_out or not self.may_read()
 
     def over(self) -> bool:
-        """See ``Lane.over``."""
         return not self.pending and self._read_out
 
     def take(self, group: Sequence[Item]) -> Item | None:
-        """See ``Lane.take``."""
         if not (self.pending if group else self.ready()):
             return None
         first = self.pending[0]
@@ -196,7 +193,6 @@ class FileLane(Lane):
         return self.pending.popleft()
 
     def drop(self, state: JobState) -> None:
-        """See ``Lane.drop``."""
         super().drop(state)
         for item in [item for item in self.pending if item.state is state]:
             self.pending.remove(item)
@@ -228,13 +224,11 @@ class LiveLane(Lane):
         self._enough, self._size_of, self._max_latency = enough, size_of, max_latency
 
     def ready(self) -> bool:
-        """See ``Lane.ready``."""
         if not self.source.waiting or self.state.read_out or self._enough(self.state):
             return False
         return len(self.results) + self.segmenting < _LIVE_RESULTS and self._fits()
 
     def over(self) -> bool:
-        """See ``Lane.over``."""
         return self.state.read_out
 
     def take(self, group: Sequence[Item]) -> Item | None:

@@ -105,7 +105,6 @@ class LiveView:
         self.end()
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         self.statistics.add(frame, result)
         key = "" if frame.captured is None else frame.source
         with self._lock:

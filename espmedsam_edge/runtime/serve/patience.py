@@ -25,7 +25,6 @@ class PatientProtocol(H11Protocol):
     _limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See ``asyncio.Protocol``."""
         super().connection_made(transport)
         if len(self.connections) > _MOST_CONNECTIONS:  # below, uvicorn's limit answers once there is a request
             self.connections.discard(self)
@@ -35,7 +34,6 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """See ``asyncio.Protocol``."""
         try:
             super().data_received(data)
         except (
@@ -45,7 +43,6 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See ``asyncio.Protocol``."""
         super().connection_lost(exc)
         self._stop()
 

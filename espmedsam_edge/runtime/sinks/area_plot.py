@@ -75,7 +75,6 @@ class AreaPlot:
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         name, at = frame.source, frame.time
         if at is None:
             name, at = "images", float(self._images)

@@ -86,7 +86,6 @@ class GStreamerStream:
         self._pipeline.set_state(gst.State.PLAYING)
 
     def write(self, frame: Frame, time: float) -> None:
-        """See ``StreamWriter.write``."""
         self._start = time if self._start is None else self._start
         picture = fitted(frame, self._size)
         pitch = -(-picture.shape[1] * 3 // 4) * 4  # GStreamer's rows begin at multiples of four bytes

@@ -102,7 +102,6 @@ class JsonLines(_GrowingText):
         self._constants, self._contours, self._identifiers = dict(constants or {}), contours, identifiers
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
         if frame.captured is not None:
             line["skipped"] = frame.skipped
@@ -135,7 +134,6 @@ class AreaTable(_GrowingText):
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         height, width = result.size
         area = area_in_mm2(result.area, frame.spacing)
         row = [

@@ -58,7 +58,6 @@ class Recording:
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         picture = self._picture(frame, result)
         fps = self._source.fps or DEFAULT_FPS
         if self._writer is None:

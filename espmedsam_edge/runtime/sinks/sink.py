@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -43,19 +44,7 @@ class Sink(Protocol):
         """
 
 
-class _FileByFile:
-    """A sink whose every write is a file of its own: nothing to open or to finish."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
-
-
-class Paced(_FileByFile):
+class Paced(Closing):
     """Writes nothing, and holds a video back to its own speed, for those who look on."""
 
     def __init__(self) -> None:
@@ -72,7 +61,7 @@ class Paced(_FileByFile):
         self._last, self._due = frame.time, due
 
 
-class OverlayImages(_FileByFile):
+class OverlayImages(Closing):
     """Writes each image with its mask drawn on it.
 
     Args:
@@ -84,11 +73,10 @@ class OverlayImages(_FileByFile):
         self._paths, self._style = paths, style
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         write_image(self._paths[frame.path], result.overlay(frame.image, style_now(self._style, result.modality)))
 
 
-class MaskImages(_FileByFile):
+class MaskImages(Closing):
     """Writes masks as 8-bit grey PNGs, 0 and 255, at the frame's size.
 
     Args:
@@ -100,6 +88,5 @@ class MaskImages(_FileByFile):
         self._paths, self._numbered = paths, numbered
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         path = self._paths[frame.path]
         write_image(path / f"{frame.index:06d}.png" if self._numbered else path, result.mask)

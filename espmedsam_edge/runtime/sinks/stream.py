@@ -109,7 +109,6 @@ class OverlayStream:
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``."""
         picture = result.overlay(frame.image, style_now(self._style, result.modality))
         fps = self._source.fps or DEFAULT_FPS
         at = float(frame.index / fps) if frame.time is None else frame.time
@@ -176,7 +175,6 @@ class PyAvStream(PyAvEncoder):
         super().__init__(container, size, fps, _CRF, _KEYFRAME_SECONDS)
 
     def close(self) -> None:
-        """See ``StreamWriter.close``."""
         try:
             self.finish()
         except OSError:  # the receiver has gone: nothing is left to tell it

@@ -96,7 +96,6 @@ class NumberedSource(PassedOn):
 
     @property
     def name(self) -> str:
-        """See ``Source``."""
         return self._name
 
     def __iter__(self) -> Iterator[SourceFrame]:

@@ -41,7 +41,6 @@ class CameraFeed:
         self._capture: Any = None
 
     def open(self) -> None:
-        """See ``Feed.open``."""
         device = self._uri.place
         if not os.path.exists(device):
             raise UserError(f"no camera {device}.", f"{_listed()} Is it plugged in?", exit_code=1)
@@ -73,7 +72,6 @@ class CameraFeed:
         self.fps = Fraction(rate).limit_denominator(1001) if 0 < rate < 1000 else None
 
     def read(self) -> Frame | None:
-        """See ``Feed.read``."""
         done, image = self._capture.read()
         if not done:
             raise Disconnected("it gives no frames; is it unplugged?")
@@ -83,7 +81,6 @@ class CameraFeed:
         """A read that waits comes back after its timeout of three seconds."""
 
     def close(self) -> None:
-        """See ``Feed.close``."""
         if self._capture is not None:
             self._capture.release()
             self._capture = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
@@ -23,7 +24,7 @@ VIDEO_SUFFIXES = frozenset({
 })  # fmt: skip
 
 
-class ImageFiles:
+class ImageFiles(Closing):
     """Image files and DICOM files of one frame, in the order given."""
 
     kind: Literal["images", "video"] = "images"
@@ -35,14 +36,6 @@ class ImageFiles:
         self.name = name or (str(files[0]) if len(files) == 1 else f"{len(files)} images")
         self.length: int | None = len(self.files)
         self.failures: list[Failure] = []
-
-    def __enter__(self) -> ImageFiles:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def __iter__(self) -> Iterator[SourceFrame]:
         scales = SharedScales(self.files)

@@ -46,7 +46,6 @@ class GStreamerFeed:
         self._interrupted = False
 
     def open(self) -> None:
-        """See ``Feed.open``."""
         gst = load_gstreamer()
         missing = [name for name in self._elements if gst.ElementFactory.find(name) is None]
         if missing:
@@ -94,7 +93,6 @@ class GStreamerFeed:
         raise Disconnected(without_addresses(error.message))
 
     def read(self) -> Frame | None:
-        """See ``Feed.read``."""
         gst = load_gstreamer()
         waited = 0.0
         while not self._interrupted:
@@ -110,11 +108,9 @@ class GStreamerFeed:
         return None
 
     def interrupt(self) -> None:
-        """See ``Feed.interrupt``."""
         self._interrupted = True
 
     def close(self) -> None:
-        """See ``Feed.close``."""
         if self._pipeline is not None:
             self._pipeline.set_state(load_gstreamer().State.NULL)
             self._pipeline = self._sink = None

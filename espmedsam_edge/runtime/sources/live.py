@@ -118,7 +118,6 @@ class LiveSource:
 
     @property
     def fps(self) -> Fraction | None:
-        """See ``Source.fps``."""
         return self.feed.fps
 
     @property
@@ -276,7 +275,6 @@ class FirstThatOpens:
 
     @property
     def fps(self) -> Fraction | None:
-        """See ``Feed.fps``."""
         return self._feeds[0].fps
 
     def open(self) -> None:
@@ -297,15 +295,12 @@ class FirstThatOpens:
             return
 
     def read(self) -> Frame | None:
-        """See ``Feed.read``."""
         return self._feeds[0].read()
 
     def interrupt(self) -> None:
-        """See ``Feed.interrupt``."""
         for feed in list(self._feeds):
             feed.interrupt()
 
     def close(self) -> None:
-        """See ``Feed.close``."""
         for feed in self._feeds:
             feed.close()

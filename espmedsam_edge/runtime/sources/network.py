@@ -70,7 +70,6 @@ class NetworkFeed:
         self._frames: Iterator[Frame] = iter(())
 
     def open(self) -> None:
-        """See ``Feed.open``."""
         av = load_pyav()
         options = {"protocol_whitelist": _PROTOCOLS, "fflags": "nobuffer", "flags": "low_delay"}
         if self._uri.scheme in ("rtsp", "rtsps"):
@@ -129,7 +128,6 @@ class NetworkFeed:
             raise Disconnected(_reason(error)) from error
 
     def read(self) -> Frame | None:
-        """See ``Feed.read``."""
         frame = next(self._frames, None)
         if frame is None:
             raise Disconnected("the stream ended")
@@ -139,7 +137,6 @@ class NetworkFeed:
         """FFmpeg cannot be interrupted from outside; a read that waits comes back after its timeout."""
 
     def close(self) -> None:
-        """See ``Feed.close``."""
         self._frames = iter(())
         if self._container is not None:
             self._container.close()

@@ -24,37 +24,30 @@ class PassedOn:
 
     @property
     def name(self) -> str:
-        """See ``Source``."""
         return self._source.name
 
     @property
     def kind(self) -> Literal["images", "video"]:
-        """See ``Source``."""
         return self._source.kind
 
     @property
     def live(self) -> bool:
-        """See ``Source``."""
         return self._source.live
 
     @property
     def files(self) -> Sequence[Path]:
-        """See ``Source``."""
         return self._source.files
 
     @property
     def fps(self) -> Fraction | None:
-        """See ``Source``."""
         return self._source.fps
 
     @property
     def length(self) -> int | None:
-        """See ``Source``."""
         return self._source.length
 
     @property
     def failures(self) -> list[Failure]:
-        """See ``Source``."""
         return self._source.failures
 
     def __enter__(self: _Type) -> _Type:
@@ -70,39 +63,31 @@ class PassedOn:
         return iter(self._source)
 
     def interrupt(self) -> bool:
-        """See ``Interruptible``."""
         return isinstance(self._source, Interruptible) and self._source.interrupt()
 
     @property
     def waiting(self) -> bool:
-        """See ``LiveFrames``."""
         return self._live.waiting
 
     @property
     def finished(self) -> bool:
-        """See ``LiveFrames``."""
         return self._live.finished
 
     @property
     def skipped(self) -> int:
-        """See ``LiveFrames``."""
         return self._live.skipped
 
     @property
     def reconnects(self) -> int:
-        """See ``LiveFrames``."""
         return self._live.reconnects
 
     def poll(self) -> SourceFrame | None:
-        """See ``LiveFrames``."""
         return self._live.poll()
 
     def listen(self, call: Callable[[], None]) -> None:
-        """See ``LiveFrames``."""
         self._live.listen(call)
 
     def stop(self) -> None:
-        """See ``LiveFrames``."""
         self._live.stop()
 
 

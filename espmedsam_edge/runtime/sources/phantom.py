@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
@@ -60,12 +60,10 @@ class PhantomFeed:
         self._start = 0.0
 
     def open(self) -> None:
-        """See ``Feed.open``."""
         self._phantom = self._phantom or Phantom(*self._scene)
         self._start = time.monotonic() - self._index * self._interval
 
     def read(self) -> Frame | None:
-        """See ``Feed.read``."""
         if self._index == self._frames or self._phantom is None:
             return None
         late = time.monotonic() - (self._start + self._index * self._interval)
@@ -86,14 +84,13 @@ class PhantomFeed:
         return mask
 
     def interrupt(self) -> None:
-        """See ``Feed.interrupt``."""
         self._interrupted.set()
 
     def close(self) -> None:
         """See ``Feed.close``."""
 
 
-class PhantomClip:
+class PhantomClip(Closing):
     """The same phantom as a recording: every frame, as fast as it is taken."""
 
     kind: Literal["images", "video"] = "video"
@@ -106,14 +103,6 @@ class PhantomClip:
         self.length: int | None = frames
         self.failures: list[Failure] = []
         self._scene = (modality, seed, size)
-
-    def __enter__(self) -> PhantomClip:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def __iter__(self) -> Iterator[SourceFrame]:
         drawn = Phantom(*self._scene)

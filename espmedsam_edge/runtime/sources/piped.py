@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image
 from espmedsam_edge.imaging.headers import image_format
@@ -202,12 +202,11 @@ class PipedVideo(VideoFile):
         return PyAvReader(Path(NAME), self._pipe)
 
     def interrupt(self) -> bool:
-        """See ``Interruptible``."""
         self._pipe.end()
         return True
 
 
-class PipedPicture:
+class PipedPicture(Closing):
     """One picture that came whole."""
 
     kind: Literal["images", "video"] = "images"
@@ -220,14 +219,6 @@ class PipedPicture:
         self._data = data
         self.files = [LABEL]
         self.failures: list[Failure] = []
-
-    def __enter__(self) -> PipedPicture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def __iter__(self) -> Iterator[SourceFrame]:
         try:

@@ -109,7 +109,6 @@ class SelectedSource(PassedOn):
 
     @property
     def fps(self) -> Fraction | None:
-        """See ``Source``."""
         fps = self._source.fps
         if fps is None or self.kind == "images":
             return fps
@@ -118,7 +117,6 @@ class SelectedSource(PassedOn):
 
     @property
     def length(self) -> int | None:
-        """See ``Source``."""
         length = self._source.length
         if length is None or self.kind == "images":
             return length
@@ -128,17 +126,14 @@ class SelectedSource(PassedOn):
 
     @property
     def failures(self) -> list[Failure]:
-        """See ``Source``."""
         return [*self._source.failures, *self._failures]
 
     @property
     def waiting(self) -> bool:
-        """See ``LiveFrames``."""
         return not self._over and self._live.waiting
 
     @property
     def finished(self) -> bool:
-        """See ``LiveFrames``."""
         return self._over or self._live.finished
 
     def __iter__(self) -> Iterator[SourceFrame]:

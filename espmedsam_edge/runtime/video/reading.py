@@ -124,7 +124,6 @@ class PyAvReader:
 
     @property
     def aspect(self) -> Fraction:
-        """See ``VideoReader.aspect``."""
         return self._display.aspect
 
     @staticmethod
@@ -194,7 +193,6 @@ class PyAvReader:
             yield flush
 
     def close(self) -> None:
-        """See ``VideoReader.close``."""
         self._container.close()
 
 
@@ -245,7 +243,6 @@ class OpenCvReader:
             yield np.asarray(frame, np.uint8), clock.time(milliseconds / 1000)
 
     def close(self) -> None:
-        """See ``VideoReader.close``."""
         self._capture.release()
 
 

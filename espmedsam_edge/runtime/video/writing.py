@@ -150,7 +150,6 @@ class PyAvEncoder:
             context.sample_aspect_ratio = aspect.limit_denominator(255)
 
     def write(self, frame: Frame, time: float) -> None:
-        """See ``VideoWriter.write``."""
         if self._start is None:
             self._start = time
         picture = self._av.VideoFrame.from_ndarray(fitted(frame, self._size), format="bgr24")
@@ -163,14 +162,12 @@ class PyAvEncoder:
             self._container.mux(packet)
 
     def finish(self) -> bool:
-        """See ``VideoWriter.finish``."""
         if self._start is not None:
             self._mux(None)
         self._container.close()
         return True
 
     def close(self) -> None:
-        """See ``VideoWriter.close``."""
         self._container.close()
 
 
@@ -187,7 +184,6 @@ class PyAvWriter(PyAvEncoder):
         super().__init__(container, size, fps, crf, aspect=aspect)
 
     def finish(self) -> bool:
-        """See ``VideoWriter.finish``."""
         return super().finish() and not cut_off(self._path)
 
 
@@ -224,18 +220,15 @@ class _PyAvPipeWriter(PyAvEncoder):
             raise self._refused
 
     def write(self, frame: Frame, time: float) -> None:
-        """See ``VideoWriter.write``."""
         super().write(frame, time)
         self._check()
 
     def finish(self) -> bool:
-        """See ``VideoWriter.finish``."""
         super().finish()
         self._check()
         return True
 
     def close(self) -> None:
-        """See ``VideoWriter.close``."""
         super().close()
         if self._refused is None:
             self._pipe.close()
@@ -276,12 +269,10 @@ class OpenCvWriter:
             )
 
     def write(self, frame: Frame, time: float) -> None:
-        """See ``VideoWriter.write``."""
         self._writer.write(fitted(frame, self._size))
         self._count += 1
 
     def finish(self) -> bool:
-        """See ``VideoWriter.finish``."""
         self._writer.release()
         mark = matroska_mark() if self._path.suffix.lower() == ".mkv" else mp4_mark()
         with self._path.open("ab") as file:
@@ -292,7 +283,6 @@ class OpenCvWriter:
         return written >= self._count and not cut_off(self._path)  # OpenCV reports no write error
 
     def close(self) -> None:
-        """See ``VideoWriter.close``."""
         self._writer.release()
 
 
