@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import inspect
 import logging
 import os
@@ -42,6 +43,7 @@ from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.request import InferenceReport
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources.source import SourceFrame
+from espmedsam_edge.runtime.video import reading, writing
 from espmedsam_edge.runtime.video.reading import open_video
 
 LIVE = "test://fundus?size=64x48&fps=100"
@@ -423,3 +425,42 @@ def test_the_front_loads_when_it_is_used() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     for name in espmedsam_edge.__all__:
         assert getattr(espmedsam_edge, name) is not None
+
+
+@pytest.mark.parametrize("pyav", [True, False])
+def test_a_run_of_many_clips_holds_the_codecs_of_one(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, pyav: bool
+) -> None:
+    """Each finished clip once left its decoder (0.3 MB) and encoder (3 MB) until the end of the run."""
+    if pyav:
+        pytest.importorskip("av")
+    else:
+        for module in ("reading", "writing"):
+            monkeypatch.setattr(f"espmedsam_edge.runtime.video.{module}.has_pyav", lambda: False)
+    folder = Path("clips")
+    folder.mkdir()
+    for number in range(9):
+        save_clip(folder / f"{number}.avi", frames=3)
+    kinds = (reading.PyAvReader, reading.OpenCvReader, writing.PyAvWriter, writing.OpenCvWriter)
+    most = 0
+
+    class Watching:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def write(self, frame: SourceFrame, result: Segmentation) -> None:
+            nonlocal most
+            if frame.index == 0:
+                most = max(most, sum(isinstance(thing, kinds) for thing in gc.get_objects()))
+
+    with (
+        Segmenter.load(toy_bundle, backend="onnxruntime") as segmenter,
+        Inference(InferenceRequest(folder, segmenter, Outputs(out="out", mask_video="masks"))) as run,
+    ):
+        report = run.run(sinks=[Watching()])
+    assert (report.frames, report.failures) == (27, [])
+    assert len(tree(Path("out"))) == len(tree(Path("masks"))) == 9
+    assert 3 <= most <= 6  # a clip's own three, and readers of the two clips that are read ahead of it

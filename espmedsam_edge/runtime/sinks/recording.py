@@ -77,15 +77,19 @@ class Recording:
         self._file.end(kind, whole=whole)
 
     def _finished(self) -> bool:
-        if self._writer is None:
+        writer, self._writer = (
+            self._writer,
+            None,
+        )  # a run keeps its sinks to the end, and an encoder takes 3 MB and more
+        if writer is None:
             return False
         try:
-            return self._writer.finish()
+            return writer.finish()
         except OSError:  # the disk is full: what is there stays as it is, and playable
             return False
         finally:
             with suppress(BrokenPipeError):  # its reader has gone, as was told
-                self._writer.close()
+                writer.close()
 
 
 def overlay_video(path: Path, source: Source, style: Styling) -> Recording:

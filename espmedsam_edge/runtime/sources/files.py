@@ -116,12 +116,14 @@ class VideoFile(_Clip):
 
     def _close(self) -> None:
         self._reader.close()
+        del self._reader  # with its decoder: a run keeps its sources to the end, and a decoder takes 0.3 MB and more
 
     def _frames(self) -> Iterator[SourceFrame]:
-        for index, (image, time) in enumerate(self._reader):
-            yield SourceFrame(image, self.path, index, time, aspect=self._reader.aspect)
-        if self._reader.damage is not None:
-            message = f"cannot read all of {self.name}: {self._reader.damage}. Copy it again, or convert it."
+        reader = self._reader
+        for index, (image, time) in enumerate(reader):
+            yield SourceFrame(image, self.path, index, time, aspect=reader.aspect)
+        if reader.damage is not None:
+            message = f"cannot read all of {self.name}: {reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))
 
 
@@ -133,6 +135,9 @@ class DicomCine(_Clip):
     def _open(self) -> tuple[Fraction | None, int | None]:
         self._header = read_dicom_header(self.path)
         return self._header.fps, self._header.frames
+
+    def _close(self) -> None:
+        del self._header
 
     def _frames(self) -> Iterator[SourceFrame]:
         times, spacing = self._header.times or (0.0,), self._header.spacing
