@@ -59,7 +59,7 @@ def _listed() -> None:
 
 def build_app(name: str | None) -> typer.Typer:
     """The typer application: every command listed, only ``name`` imported."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(_root)
     for command, (module_name, line) in COMMANDS.items():
         if command != name:
@@ -78,7 +78,7 @@ def build_app(name: str | None) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0 all well, 1 some inputs failed, 2 wrong use."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    name = _command_of(args)
+    name = _completed_command() if _COMPLETE in os.environ else _command_of(args)
     show_tracebacks_printable()
     try:
         if name is not None and name not in COMMANDS:
@@ -118,13 +118,21 @@ def _command_of(args: Sequence[str]) -> str | None:
     return None if first.startswith("-") else first
 
 
+def _completed_command() -> str | None:
+    """The command whose words a shell wants completed, if it is written already."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")  # bash's, other shells'
+    name = _command_of(line.split()[1:])
+    return name if name in COMMANDS else None
+
+
+_COMPLETE = "_ESPMEDSAM_EDGE_COMPLETE"  # set by the script that --show-completion prints
 _TALKING = ("--verbose", "-v", "--quiet", "-q")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _EXTRA_OF = {
     "torch": "export", "timm": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",
     "safetensors": "export", "torchvision": "train", "segment_anything": "train", "lightning_fabric": "train",
-    "tensorboard": "train", "tomli": "train",
+    "tensorboard": "train",
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
     "starlette": "serve", "uvicorn": "serve", "anyio": "serve", "websockets": "serve", "wsproto": "serve",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from espmedsam_edge.cli.config import CONFIG
 from espmedsam_edge.cli.messages import shows_progress, tell_failures
 from espmedsam_edge.terminal import progress_bars, tell
 
@@ -115,6 +116,7 @@ def command(
     allow_host: list[str] | None = typer.Option(
         None, metavar="NAME", help="A further name of this server, such as that of a proxy before it."
     ),
+    config: Path | None = CONFIG,
 ) -> None:
     """Segment images, videos, cameras and streams; write overlays, masks and measurements.
 

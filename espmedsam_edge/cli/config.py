@@ -1,0 +1,87 @@
+"""``--config FILE.toml``: a command's options from a file; what the command line says wins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import read_regular
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_BYTES = 1 << 20
+
+
+def _take(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a file's values the command's defaults.
+
+    Raises:
+        UserError: the file cannot be read or is not TOML, has a key that is no option or a value that it refuses.
+    """
+    if path is None or context.resilient_parsing:
+        return path
+    options = {_key(parameter): parameter for parameter in context.command.params if parameter.name != "config"}
+    defaults = {}
+    for key, value in _read(path).items():
+        if key not in options:
+            raise UserError(f"{path}: there is no option '{key}'.", nearest(key, options))
+        try:
+            _check(context, options[key], value)
+        except ValueError as error:
+            raise UserError(f"{path}: {key}: {error}") from error
+        except typer.BadParameter as error:
+            raise UserError(f"{path}: {key}: {error.message.removeprefix('Value error, ')}") from error
+        defaults[options[key].name] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+CONFIG = typer.Option(
+    None,
+    "--config",
+    is_eager=True,
+    callback=_take,
+    help="A TOML file of these options by their names, such as max-latency = 0.5; the command line wins.",
+)
+
+
+def _key(parameter: Any) -> str:
+    """What a parameter is called in a file: its option's long name; ``arguments`` are what stands without one."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.name)
+    return str(max(parameter.opts, key=len)).lstrip("-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_regular(path, _MAX_BYTES).decode("utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path} is not TOML: its values are nested too deeply.") from error
+    except ValueError as error:  # of UTF-8 and of numbers, too
+        raise UserError(f"{path} is not TOML: {error}.", "A line is an option and its value: threads = 2") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.", "Check the name of --config.") from error
+
+
+def _check(context: typer.Context, parameter: Any, value: object) -> None:
+    """See that an option takes a value of TOML's, which has types where the command line has words.
+
+    Raises:
+        ValueError: the value is of another kind.
+        typer.BadParameter: it is none of the option's.
+    """
+    several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    if several != isinstance(value, list):
+        raise ValueError('it takes a list: ["a", "b"]' if several else "it takes one value.")
+    flag = bool(getattr(parameter, "is_flag", False))
+    for item in value if isinstance(value, list) else [value]:
+        if flag != isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise ValueError("it takes true or false." if flag else "it takes a text or a number.")
+    parameter.process_value(context, value)
