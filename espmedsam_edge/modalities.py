@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from espmedsam_edge.errors import UserError, nearest
 
+Views = Literal["none", "mirror", "flips", "turns"]
+"""Which copies of a picture may stand for it: only itself; mirrored left to right; top to bottom, too; and turned by
+quarters."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -15,20 +19,25 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 class Modality:
     """One imaging domain with its own controller bag, query and output.
 
-    ``published_query`` is the row of the authors' ``mask_query`` that decodes it (None for modalities they lack).
+    Attributes:
+        name, target: what it is, and what its mask shows, in words.
+        published_query: the row of the authors' ``mask_query`` that decodes it; None for modalities they lack.
+        views: what ``--tta`` may average over: what helped on validation images (docs/accuracy.md); "turns" for a
+            modality of which nothing is known, since training mirrors and turns its pictures, too.
     """
 
     name: str
     target: str
     published_query: int | None = None
+    views: Views = "turns"
 
 
 _REGISTRY: dict[str, Modality] = {
     m.name: m
     for m in (
-        Modality("dermoscopy", "skin lesion", 0),
-        Modality("xray", "lung fields", 1),
-        Modality("ultrasound", "breast lesion", 2),
+        Modality("dermoscopy", "skin lesion", 0, "none"),
+        Modality("xray", "lung fields", 1, "mirror"),
+        Modality("ultrasound", "breast lesion", 2, "mirror"),
         Modality("fundus", "retinal vessels", 3),
         Modality("microscopy", "cell nuclei", 4),
         Modality("colonoscopy", "polyp", 5),
@@ -50,7 +59,7 @@ def check_name(name: str) -> str:
 
 def register(name: str, target: str) -> Modality:
     """Add a modality of the user's own, or say what a known one segments here; the last word counts."""
-    modality = Modality(check_name(name), target, published_query(name))
+    modality = Modality(check_name(name), target, published_query(name), views_of(name))
     _REGISTRY[name] = modality
     return modality
 
@@ -59,6 +68,12 @@ def target_of(name: str) -> str:
     """What a modality's mask shows, in words ("retinal vessels"); the name itself for one that is not registered."""
     modality = _REGISTRY.get(name)
     return modality.target if modality else name
+
+
+def views_of(name: str) -> Views:
+    """The views of a modality's pictures that may stand for one another."""
+    modality = _REGISTRY.get(name)
+    return modality.views if modality else Modality.views
 
 
 def published_query(name: str) -> int | None:

@@ -203,13 +203,14 @@ def page(name: str, before: str | None) -> None:
     """Write docs/accuracy.md, the model card's scores and the plot from a result."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
     old = json.loads((RESULTS / f"{before}.json").read_text()) if before else {"scores": {}}
-    _between_marks(PAGE, table(result, name, old))
-    _between_marks(CARD, card(result, old))
+    write_table("accuracy", table(result, name, old))
+    write_table("accuracy", card(result, old), CARD)
     plot(result)
 
 
-def _between_marks(path: Path, lines: str) -> None:
-    begin, end = "<!-- table: tools/accuracy.py -->", "<!-- end of table -->"
+def write_table(tool: str, lines: str, path: Path = PAGE) -> None:
+    """Put lines where a page has the marks of a tool's table."""
+    begin, end = f"<!-- table: tools/{tool}.py -->", "<!-- end of table -->"
     head, _, rest = path.read_text().partition(begin)
     tail = rest.partition(end)[2]
     atomic_write(path, f"{head.rstrip()}\n\n{begin}\n{lines}\n{end}{tail or chr(10)}")

@@ -23,6 +23,7 @@ def command(
     modality: str | None = typer.Option(None, help="Of all DATA. [default: from the folder's place or split.json]"),
     precision: str | None = typer.Option(None, help="Of a bundle: fp32, fp16 or int8. [default: fp32, else the best]"),
     backend: str = typer.Option("auto", help="What runs a bundle's graphs."),
+    tta: bool = typer.Option(False, "--tta", help="Average over mirrored and turned copies, as infer --tta does."),
     split: str = typer.Option("test", help="train, valid, test or all."),
     size: int = typer.Option(1024, min=32, help="Side of the square at which scores are taken; the paper's is 1024."),
     native: bool = typer.Option(False, "--native", help="Also score at each image's own size."),
@@ -55,6 +56,7 @@ def command(
         threads=threads,
         sam=sam,
         device=device,
+        tta=tta,
     )
     tasks = plan_tasks(candidate, data, modality, split, limit)
     wanted = [Destination(path, kind) for path, kind in ((json, MEANS), (csv, SCORES)) if path is not None]

@@ -15,6 +15,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.paper import STUDENT, TEACHER
 from espmedsam_edge.files import open_regular, read_json
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
+from espmedsam_edge.imaging.views import VIEWS, average
+from espmedsam_edge.modalities import views_of
 
 if TYPE_CHECKING:
     from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -68,6 +70,7 @@ class BundleCandidate:
     backend: str = "auto"
     threads: int | None = None
     method: str = STUDENT
+    tta: bool = False
 
     @property
     def name(self) -> str:
@@ -98,7 +101,9 @@ class BundleCandidate:
         """Load the modality's graph."""
         from espmedsam_edge.runtime.segmenter import Segmenter
 
-        with Segmenter.load(self.bundle, modality, self.precision, self.backend, threads=self.threads) as segmenter:
+        with Segmenter.load(
+            self.bundle, modality, self.precision, self.backend, threads=self.threads, tta=self.tta
+        ) as segmenter:
             segmenter.choice.tell()
             yield _SegmenterPredictor(segmenter)
 
@@ -123,6 +128,7 @@ class TorchCandidate:
     untrained: bool
     device: str = "cpu"
     threshold: float = 0.5
+    tta: bool = False
 
     @property
     def modalities(self) -> list[str]:
@@ -143,13 +149,18 @@ class _TorchPredictor:
         self._candidate, self._modality = candidate, modality
 
     def predict(self, frame: Frame) -> Tensor:
+        candidate = self._candidate
+        image = preprocess(frame, candidate.size_of(self._modality), candidate.normalization)
+        views = VIEWS[views_of(self._modality) if candidate.tta else "none"]
+        return np.asarray(average(self._run, image, views, len(views))[0, 0], np.float32)
+
+    def _run(self, images: Tensor) -> Tensor:
         import torch
 
         candidate = self._candidate
-        image = torch.from_numpy(preprocess(frame, candidate.size_of(self._modality), candidate.normalization))
         with torch.inference_mode():
-            output = candidate.network(image.to(candidate.device), self._modality)
-        return np.asarray(output.low_res_logits[0, 0].float().cpu().numpy(), np.float32)
+            output = candidate.network(torch.from_numpy(images).to(candidate.device), self._modality)
+        return np.asarray(output.low_res_logits.float().cpu().numpy())
 
 
 def open_candidate(
@@ -160,6 +171,7 @@ def open_candidate(
     threads: int | None = None,
     sam: Path | None = None,
     device: str = "auto",
+    tta: bool = False,
 ) -> Candidate:
     """Open whatever a path holds: a bundle's folder, a checkpoint or a teacher.
 
@@ -168,6 +180,7 @@ def open_candidate(
         precision, backend, threads: of a bundle, as ``Segmenter.load`` takes them.
         sam: SAM's checkpoint, for a teacher that was saved without it.
         device: of a checkpoint: "cpu", "cuda" or "auto".
+        tta: average over mirrored and turned copies, those that each modality allows.
 
     Raises:
         UserError: nothing of the kind is there, or an option does not go with what is.
@@ -175,16 +188,16 @@ def open_candidate(
     if path.is_dir() or (not path.exists() and path.suffix != ".safetensors"):
         if path.is_dir() and not (path / MANIFEST).is_file():
             raise UserError(f"{path} is no bundle.", "Name a bundle or a .safetensors checkpoint before the datasets.")
-        return BundleCandidate(Bundle.open(path), precision, backend, threads)
+        return BundleCandidate(Bundle.open(path), precision, backend, threads, tta=tta)
     if precision not in (None, "fp32") or backend not in ("auto", "torch"):
         raise UserError(
             f"{path} is a checkpoint: PyTorch runs it in float32.",
             f"Export it, then evaluate the bundle: espmedsam-edge export {path}",
         )
-    return _open_checkpoint(path, sam, device)
+    return _open_checkpoint(path, sam, device, tta)
 
 
-def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidate:
+def _open_checkpoint(path: Path, sam: Path | None, device: str, tta: bool) -> TorchCandidate:
     import torch
 
     from espmedsam_edge.model.checkpoint import load_checkpoint
@@ -197,7 +210,7 @@ def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidat
     if _is_teacher(path):
         teacher, about = load_teacher(path, sam)
         return TorchCandidate(
-            str(path), teacher.to(device), about.heads.size_of, Normalization(), TEACHER, False, device
+            str(path), teacher.to(device), about.heads.size_of, Normalization(), TEACHER, False, device, tta=tta
         )
     model, info = load_checkpoint(path)
     return TorchCandidate(
@@ -208,6 +221,7 @@ def _open_checkpoint(path: Path, sam: Path | None, device: str) -> TorchCandidat
         STUDENT,
         info.origin == "random",
         device,
+        tta=tta,
     )
 
 

@@ -160,6 +160,7 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
         backend=model.backend_spec(),
         threshold=model.threshold,
         threads=model.threads,
+        tta=model.tta,
     ) as server:
         yield server
 
@@ -335,6 +336,7 @@ class Inference:
                 backend=model.backend_spec(),
                 threshold=model.threshold,
                 threads=model.threads,
+                tta=model.tta,
                 opacity=(self.request.outputs or Outputs()).opacity,
                 writes=plan.writes,
                 pool=self._networks.pool,

@@ -130,6 +130,7 @@ class Networks:
                 threshold=model.threshold,
                 threads=model.threads,
                 overlay=None if style_of is None else style_of(modality),
+                tta=model.tta,
             )
 
         self.segmenter = stack.enter_context(load(self.graph.modality, self.bundle))

@@ -52,6 +52,7 @@ class ModelOptions:
         device: of backend openvino: CPU, GPU, NPU or AUTO; None: the CPU.
         arithmetic: of backend openvino: what it computes in, fp32, bf16, fp16 or "graph"; None: fp32.
         provider: of backend onnxruntime: the name of one of its execution providers; None: CUDA or the CPU.
+        tta: average the network over mirrored and turned copies of each frame, those that the modality allows.
     """
 
     bundle: Bundle | str | Path | None = None
@@ -63,6 +64,7 @@ class ModelOptions:
     device: str | None = None
     arithmetic: str | None = None
     provider: str | None = None
+    tta: bool = False
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)

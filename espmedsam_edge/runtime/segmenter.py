@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +19,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.runtime.backends.accepted_frames import check_host_frame, from_elsewhere
+from espmedsam_edge.runtime.backends.averaging import averaged
 from espmedsam_edge.runtime.backends.backend import (
     AnyFrame,
     Backend,
@@ -90,6 +91,7 @@ class Segmenter(Closing):
         threshold: float | None = None,
         threads: int | None = None,
         overlay: OverlayStyle | None = None,
+        tta: bool = False,
     ) -> Segmenter:
         """Open a bundle and load one of its graphs.
 
@@ -103,6 +105,8 @@ class Segmenter(Closing):
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
+            tta: average the network over mirrored and turned copies of each frame, those that the modality allows
+                (``modalities.views_of``); frames must be in the host's memory then.
 
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
@@ -114,11 +118,12 @@ class Segmenter(Closing):
             raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
         graph = opened.graph(modality, precision)
 
-        def on_the_cpu() -> Choice:
-            return load_backend(opened, graph, "onnxruntime-cpu", threads)
+        def loaded(name: str) -> Choice:
+            choice = load_backend(opened, graph, name, threads)
+            return averaged(choice) if tta else choice
 
-        choice = load_backend(opened, graph, backend, threads)
-        return cls(opened, choice, threshold, overlay, on_the_cpu if backend == "auto" else None)
+        on_the_cpu = partial(loaded, "onnxruntime-cpu") if backend == "auto" else None
+        return cls(opened, loaded(backend), threshold, overlay, on_the_cpu)
 
     @property
     def modality(self) -> str:
@@ -230,7 +235,7 @@ class Segmenter(Closing):
             return [self._segment_group([frame], options)[0] for frame in frames]
         first = self._on_cpu is None
         found = self._on_cpu = self._on_cpu or self._fall_back()
-        if lost and self.frame_backend is not None:
+        if lost and self.choice is not found:
             log.warning("The GPU is lost: %s Going on with %s, more slowly. %s", error.message, found.taken, error.hint)
             gone = self.choice
             self._take(Choice(found.backend, (*gone.passed_over, f"not {gone.backend.name}: {error}")))
@@ -253,12 +258,12 @@ class Segmenter(Closing):
     def _segment_group(self, group: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
         with self._lock:
             self._check_open()
-            if self.frame_backend is not None:
-                try:
+            try:
+                if self.frame_backend is not None:
                     return self.frame_backend.segment_frames(group, options)
-                except UserError as error:
-                    return self._on_the_cpu_instead(error, group, options)
-        return self._segment_tensors(self.choice.backend, cast(Sequence[Frame], group), options)
+                return self._segment_tensors(self.choice.backend, cast(Sequence[Frame], group), options)
+            except UserError as error:
+                return self._on_the_cpu_instead(error, group, options)
 
     @cached_property
     def _image(self) -> Tensor:

@@ -79,12 +79,13 @@ def loader(
     *,
     threshold: float | None = None,
     threads: int | None = None,
+    tta: bool = False,
 ) -> Load:
     """Loads modalities as ``Segmenter.load`` does with these arguments; one that lacks the precision gets another."""
 
     def load(modality: str) -> Segmenter:
         has = {graph.precision for graph in bundle.manifest.graphs if graph.modality == modality}
         chosen = precision if precision in has else None
-        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads)
+        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads, tta=tta)
 
     return load

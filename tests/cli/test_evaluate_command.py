@@ -13,6 +13,9 @@ import pytest
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import cli
+from espmedsam_edge.evaluation.candidates import BundleCandidate
+from espmedsam_edge.evaluation.evaluate import evaluate, plan_tasks
+from espmedsam_edge.evaluation.report import summary
 from espmedsam_edge.phantoms import phantom
 
 
@@ -55,6 +58,18 @@ def test_a_bundle_is_scored_beside_the_paper(tmp_path: Path, capsys: pytest.Capt
     assert {"dice", "hd", "hd95", "iou", "images"} <= set(entry)
     assert 0 <= entry["iou"] <= entry["dice"] <= 100
     assert sorted(file.name for file in (out / "worst").iterdir()) == ["colonoscopy-clinicdb.png", "fundus-drive.png"]
+
+
+def test_tta_is_scored_as_it_predicts(tmp_path: Path) -> None:
+    patch = np.arange(16, dtype=np.float32).reshape(4, 4) / 99
+    bundle = save_toy_bundle(tmp_path / "b.bundle", ("tiles",), patch=patch)
+    data = _dataset(tmp_path / "tiles" / "some")
+    for tta in (False, True):
+        assert _run(bundle.path, data, *(["--tta"] if tta else []), "--json", tmp_path / f"{tta}.json") == 0
+        candidate = BundleCandidate(bundle, tta=tta)
+        expected = summary(evaluate(candidate, plan_tasks(candidate, [data])))
+        assert json.loads((tmp_path / f"{tta}.json").read_text()) == expected
+    assert (tmp_path / "True.json").read_text() != (tmp_path / "False.json").read_text()
 
 
 def test_a_bad_image_ends_with_code_1_and_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,22 @@ def test_one_image_goes_beside_where_you_are(infer: Callable[..., Outcome], toy_
     assert "never trained" not in out
 
 
+def test_tta_averages_over_views(infer: Callable[..., Outcome], tmp_path: Path) -> None:
+    photo = save_photo(Path("a.png"))
+    bundle = save_toy_bundle(
+        tmp_path / "t.bundle", ("tiles",), patch=np.arange(16, dtype=np.float32).reshape(4, 4) / 99
+    )
+    masks = {}
+    for options in ((), ("--tta",)):
+        code, out, err = infer("a.png", "--masks", "m", "--overwrite", *options, bundle=bundle.path)
+        assert (code, err) == (0, "")
+        assert ("mean of 8 views" in out) == bool(options)
+        masks[options] = cv2.imread("m/a.png", cv2.IMREAD_UNCHANGED)
+        with Segmenter.load(bundle, tta=bool(options)) as segmenter:
+            np.testing.assert_array_equal(masks[options], segmenter.segment(photo).mask)
+    assert not np.array_equal(masks[()], masks[("--tta",)])
+
+
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_a_gpu_asked_for_without_a_driver_is_one_line(infer: Callable[..., Outcome], backend: str) -> None:

@@ -22,8 +22,9 @@ from espmedsam_edge.evaluation.paper import TEACHER, paper_score, paper_tables
 from espmedsam_edge.evaluation.report import summary, write_csv, write_json, write_sheets
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.masks import resize_mask
+from espmedsam_edge.imaging.views import VIEWS
 from espmedsam_edge.metrics import scores
-from espmedsam_edge.modalities import PAPER_MODALITIES
+from espmedsam_edge.modalities import PAPER_MODALITIES, views_of
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -226,6 +227,15 @@ def test_a_checkpoint_scores_as_the_network_predicts(tmp_path: Path) -> None:
         image = torch.from_numpy(preprocess(frame, model.config.image_size, Normalization()))
         logits = model(image, "xray").low_res_logits[0, 0].numpy()
     assert result.scores == scores(mask_from_logits(logits, (128, 128)), _square(16))
+
+    views = views_of("xray")
+    assert views != "none"
+    averaged = open_candidate(tmp_path / "w.safetensors", device="cpu", tta=True)
+    with averaged.predictor("xray") as predictor, torch.inference_mode():
+        turned = torch.stack([torch.from_numpy(view.of(image[0].numpy()).copy()) for view in VIEWS[views]])
+        answers = model(turned, "xray").low_res_logits[:, 0].numpy()
+        expected = np.mean([view.undone(one) for view, one in zip(VIEWS[views], answers, strict=True)], axis=0)
+        np.testing.assert_allclose(predictor.predict(frame), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,14 @@ import pytest
 from toy_bundles import save_toy_bundle
 
 import espmedsam_edge
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge import modalities
+from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess
+from espmedsam_edge.modalities import Modality
+from espmedsam_edge.runtime import segmenter as segmenter_module
+from espmedsam_edge.runtime.backends.backend import Choice
+from espmedsam_edge.runtime.segmentation import DeviceLost
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 
@@ -65,6 +70,82 @@ def test_the_threshold_can_be_set(toy_bundle: Bundle) -> None:
         Segmenter.load(toy_bundle, threshold=1)
     with pytest.raises(UserError, match="threshold nan"):
         Segmenter.load(toy_bundle, threshold=float("nan"))
+
+
+LOPSIDED = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(1, 1), (8, 1), (17, 2)])
+def test_tta_is_the_mean_over_the_modalitys_views(tmp_path: Path, batch: int, taken: int) -> None:
+    frames = frames_of([(64, 64), (48, 80), (90, 30)])
+    turned = [np.rot90(LOPSIDED, quarters) for quarters in range(4)]
+    even = np.mean([*turned, *(patch.T for patch in turned)], axis=0).astype(np.float32)
+    bundle = save_toy_bundle(tmp_path / "t.bundle", ("tiles",), batch=batch, patch=LOPSIDED)
+    # The mean over all turned and mirrored copies is what the mean over all turned and mirrored kernels gives.
+    same = save_toy_bundle(tmp_path / "s.bundle", ("tiles",), patch=even)
+    with (
+        Segmenter.load(bundle, tta=True) as segmenter,
+        Segmenter.load(bundle) as plain,
+        Segmenter.load(same) as expected,
+    ):
+        assert segmenter.batch == taken
+        assert segmenter.choice.taken.startswith("onnxruntime (CPU")
+        assert segmenter.choice.taken.endswith("mean of 8 views)")
+        results = segmenter.segment_batch(frames)
+        for result, other, usual in zip(
+            results, expected.segment_batch(frames), plain.segment_batch(frames), strict=True
+        ):
+            np.testing.assert_allclose(result.logits, other.logits, atol=2e-5)
+            assert agreement(result.mask, other.mask) >= 0.999
+            assert np.abs(result.logits - usual.logits).max() > 0.05
+
+
+def test_tta_says_where_it_changes_nothing(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = save_toy_bundle(tmp_path / "t.bundle", ("tiles",), patch=LOPSIDED)
+    monkeypatch.setitem(modalities._REGISTRY, "tiles", Modality("tiles", "tiles", views="none"))
+    (frame,) = frames_of([(64, 64)])
+    with Segmenter.load(bundle, tta=True) as segmenter, Segmenter.load(bundle) as plain:
+        np.testing.assert_array_equal(segmenter.segment(frame).logits, plain.segment(frame).logits)
+        assert "views" not in segmenter.choice.taken
+    assert sum(line.startswith("No copies") and "of tiles" in line for line in said) == 1
+
+
+class LostGpu:
+    """A network on a GPU that is gone."""
+
+    name, device = "tensorrt", "a GPU"
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.closed = False
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        raise DeviceLost("the GPU is gone.", exit_code=1)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tta_goes_on_without_a_gpu_that_is_lost(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = save_toy_bundle(tmp_path / "t.bundle", ("tiles",), patch=LOPSIDED)
+    gone = LostGpu(bundle.graph())
+    load = segmenter_module.load_backend
+
+    def loaded(bundle: Bundle, graph: Graph, name: str, threads: int | None) -> Choice:
+        return Choice(gone) if name == "auto" else load(bundle, graph, name, threads)
+
+    (frame,) = frames_of([(64, 64)])
+    with Segmenter.load(bundle, backend="onnxruntime-cpu", tta=True) as segmenter:
+        expected = segmenter.segment(frame).logits
+    monkeypatch.setattr(segmenter_module, "load_backend", loaded)
+    with Segmenter.load(bundle, tta=True) as segmenter:
+        for _ in range(2):
+            np.testing.assert_array_equal(segmenter.segment(frame).logits, expected)
+        assert segmenter.choice.backend.name == "onnxruntime-cpu"
+    assert gone.closed
+    assert sum(line.startswith("The GPU is lost") for line in said) == 1
 
 
 def test_modalities_of_one_bundle_differ(toy_bundle_of_two: Bundle) -> None:

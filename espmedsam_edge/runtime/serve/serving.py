@@ -30,6 +30,7 @@ def serve_run(
     backend: str = "auto",
     threshold: float | None = None,
     threads: int | None = None,
+    tta: bool = False,
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
     live: bool = False,
@@ -41,7 +42,7 @@ def serve_run(
         options: where and for whom.
         segmenter: the run's; stays the caller's.
         controls: the run's.
-        precision, backend, threshold, threads: for the bundle's other modalities, as ``Segmenter.load`` takes them.
+        precision, backend, threshold, threads, tta: for the bundle's other modalities; see ``Segmenter.load``.
         opacity: of the overlay's tint to begin with, 0 to 1.
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
@@ -52,7 +53,7 @@ def serve_run(
         UserError: as ``Server``.
     """
     bundle = segmenter.bundle
-    load = loader(bundle, precision, backend, threshold=threshold, threads=threads)
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, tta=tta)
     view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes, live=live)
     own = SegmenterPool(bundle, load, [segmenter.modality] if writes else None)
     with own if pool is None or writes else nullcontext(pool) as offered:
@@ -75,6 +76,7 @@ def serve_alone(
     backend: str = "auto",
     threshold: float | None = None,
     threads: int | None = None,
+    tta: bool = False,
 ) -> Iterator[Server]:
     """Serve ``POST /v1/segment`` and the page without a run. The modality, if there is one, is loaded at once.
 
@@ -86,7 +88,7 @@ def serve_alone(
 
     def load(modality: str) -> Segmenter:
         of = first if modality == start else chosen.bundle_of(modality)
-        return loader(of, precision, backend, threshold=threshold, threads=threads)(modality)
+        return loader(of, precision, backend, threshold=threshold, threads=threads, tta=tta)(modality)
 
     controls = Adjustable()
     start = chosen.modality or chosen.among[0]

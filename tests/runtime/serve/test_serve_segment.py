@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,11 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.inference import open_service
+from espmedsam_edge.runtime.request import ModelOptions
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve import segment_api
+from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.segment_api import preferred_kind
 
 
@@ -69,6 +73,23 @@ def test_a_crop_gives_the_whole_images_results(stage: Stage, toy_bundle_of_two: 
     np.testing.assert_array_equal(mask, expected)
     found = stage.client.post(f"/v1/segment?crop={crop}", content=file).json()
     assert (found["width"], found["height"], found["area"]) == (130, 90, part.area)
+
+
+def test_the_service_averages_over_views_where_it_is_asked_to(tmp_path: Path) -> None:
+    patch = np.arange(16, dtype=np.float32).reshape(4, 4) / 99
+    bundle = save_toy_bundle(tmp_path / "t.bundle", ("tiles",), patch=patch)
+    image, file = png(3)
+    areas = []
+    for tta in (False, True):
+        with Segmenter.load(bundle, threads=1, tta=tta) as segmenter:
+            areas.append(segmenter.segment(image).area)
+        options = ModelOptions(bundle, threads=1, tta=tta)
+        with (
+            open_service(options, ServeOptions("0")) as server,
+            urllib.request.urlopen(f"{server.url.rstrip('/')}/v1/segment", file) as answer,
+        ):
+            assert json.load(answer)["area"] == areas[-1]
+    assert areas[0] != areas[1]
 
 
 def test_a_viewers_choice_does_not_change_the_service(stage: Stage) -> None:
