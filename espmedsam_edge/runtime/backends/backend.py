@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from espmedsam_edge.bundle import Bundle, Graph, Normalization
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Frame, Tensor
@@ -72,6 +74,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the graph; a second call does nothing."""
+
+
+def check_batch(graph: Graph, image: Tensor) -> None:
+    """Refuse what no graph's input is, in ``Backend.run``.
+
+    Raises:
+        ValueError: another shape or type than the graph's, or not C-contiguous.
+    """
+    if image.shape != graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
+        raise ValueError(f"run wants C-contiguous float32 {graph.input_shape}, not {image.dtype} {image.shape}")
 
 
 class StartedRun(Protocol):

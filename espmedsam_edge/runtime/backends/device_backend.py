@@ -15,7 +15,7 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor
 from espmedsam_edge.imaging.overlay import outline_width
-from espmedsam_edge.runtime.backends.backend import AnyFrame, DeviceUse, FrameOptions
+from espmedsam_edge.runtime.backends.backend import AnyFrame, DeviceUse, FrameOptions, check_batch
 from espmedsam_edge.runtime.backends.device_engine import CapturedEngine, DeviceEngine
 from espmedsam_edge.runtime.backends.frame_graph import FrameGraph, FrameKey, FrameMachine
 from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, FrameGraphPool, StartedGroup
@@ -86,10 +86,7 @@ class DeviceBackend:
         self._closed = False
 
     def run(self, image: Tensor) -> Tensor:
-        if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
-            raise ValueError(
-                f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
-            )
+        check_batch(self.graph, image)
         with self._at_work():
             return self._machine.engine.run(image)
 

@@ -13,7 +13,7 @@ from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from espmedsam_edge.runtime.cuda.stream import Stream
 from espmedsam_edge.runtime.kernels import parameters
-from espmedsam_edge.runtime.kernels.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, check_size
+from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat, check_size
 from espmedsam_edge.runtime.kernels.launch import Canvas
 from espmedsam_edge.runtime.segmentation import Measured
 
@@ -32,8 +32,6 @@ class FrameInput:
         height: int,
         *,
         mapped: bool = False,
-        window: tuple[float, float] = (0.0, 65535.0),
-        matrix: YuvMatrix = BT601,
     ) -> None:
         """Allocate for frames of one format and size.
 
@@ -43,8 +41,6 @@ class FrameInput:
             width: in pixels.
             height: in pixels.
             mapped: let the GPU read the pinned memory itself, once, instead of copying it (Jetson).
-            window: see ``FrameView``.
-            matrix: see ``FrameView``.
 
         Raises:
             UserError: a size that frames of the format cannot have; no memory.
@@ -60,9 +56,7 @@ class FrameInput:
         address = self._host.device_address if self._device is None else self._device.address
         assert address is not None
         chroma = address + height * pitch if pixels is PixelFormat.NV12 else 0
-        self.view = FrameView(
-            pixels, width, height, address, pitch, chroma, pitch if chroma else 0, window, matrix, owner=self
-        )
+        self.view = FrameView(pixels, width, height, address, pitch, chroma, pitch if chroma else 0, owner=self)
 
     def write(self, frame: NDArray[Any]) -> None:
         """Copy a frame into the pinned memory; what was enqueued to read the one before must be done.

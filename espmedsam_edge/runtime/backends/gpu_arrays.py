@@ -8,7 +8,7 @@ from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.cuda.stream import Stream
-from espmedsam_edge.runtime.kernels.frame_view import BT601, FrameView, PixelFormat, YuvMatrix, view_of_array
+from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat, view_of_array
 
 _GPU = (2, 13)  # DLDeviceType: kDLCUDA, kDLCUDAManaged
 _LEGACY_STREAM = 1
@@ -45,9 +45,6 @@ def frame_in_place(
     array: Any,
     stream: Stream,
     pixels: PixelFormat | None = None,
-    *,
-    window: tuple[float, float] = (0.0, 65535.0),
-    matrix: YuvMatrix = BT601,
 ) -> FrameView:
     """A frame that another library holds in this GPU's memory, without a copy.
 
@@ -59,8 +56,6 @@ def frame_in_place(
             (H, W, 3), (H, W) or (3·H/2, W), or uint16 (H, W). Rows may be any distance apart.
         stream: that will read it.
         pixels: its format; None: BGR8 for three channels, GRAY8 or GRAY16 for one.
-        window: see ``FrameView``.
-        matrix: see ``FrameView``.
 
     Raises:
         UserError: not such an array, or not on this stream's GPU.
@@ -75,7 +70,7 @@ def frame_in_place(
             "Give a NumPy array, or anything with DLPack or __cuda_array_interface__.",
         )
     address, shape, strides, dtype, owner = layout
-    return view_of_array(pixels, address, shape, strides, dtype, window=window, matrix=matrix, owner=owner)
+    return view_of_array(pixels, address, shape, strides, dtype, owner)
 
 
 _Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", str, object]  # address, shape, strides, dtype, owner

@@ -12,7 +12,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.onnx_session import (
     INPUT,
@@ -112,10 +112,7 @@ class OnnxRuntimeBackend:
         self._binding = session.io_binding()
 
     def run(self, image: Tensor) -> Tensor:
-        if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
-            raise ValueError(
-                f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
-            )
+        check_batch(self.graph, image)
         logits = np.empty(self.graph.output_shape, np.float32)
         self._binding.bind_cpu_input(INPUT, image)
         self._binding.bind_output(OUTPUT, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)

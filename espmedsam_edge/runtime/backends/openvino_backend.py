@@ -14,7 +14,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.installation import why_missing
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
@@ -183,10 +183,7 @@ class OpenVinoBackend:
         return self.start(image).logits()
 
     def start(self, image: Tensor) -> _Run:
-        if image.shape != self.graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
-            raise ValueError(
-                f"run wants C-contiguous float32 {self.graph.input_shape}, not {image.dtype} {image.shape}"
-            )
+        check_batch(self.graph, image)
         self._check_process()
         if not self._idle:
             self._started[0].wait()

@@ -10,9 +10,9 @@ from espmedsam_edge.errors import UserError
 _SUCCESS = 0
 _OUT_OF_MEMORY = 2
 _STOPPED = (
-    "The GPU gave up on this program (the kernel log has an Xid line that says why). Start it again; if it comes "
+    "The GPU gave up on this program (the kernel log has an Xid line that says why). Start it again; if it comes back, "
+    "check the GPU's health with nvidia-smi -q."
 )
-_STOPPED += "back, check the GPU's health with nvidia-smi -q."
 
 # By CUresult's value: what to do about it.
 _HINTS: dict[int, str] = {
@@ -25,25 +25,12 @@ _HINTS: dict[int, str] = {
     101: "Check CUDA_VISIBLE_DEVICES and the number of the GPU.",
     200: "The cached kernels do not fit this driver. Update the driver to one made for this version of cuda-python.",
     209: "The kernels were not compiled for this GPU. Update cuda-python and nvidia-cuda-nvrtc.",
-    214: _STOPPED,
     218: "Update the driver, or install the NVRTC that belongs to its CUDA version.",
-    220: _STOPPED,
     222: "The driver is older than NVRTC. Update the driver, or install the NVRTC that belongs to its CUDA version.",
-    700: _STOPPED,
-    702: _STOPPED,
-    709: _STOPPED,
-    710: _STOPPED,
-    714: _STOPPED,
-    715: _STOPPED,
-    716: _STOPPED,
-    717: _STOPPED,
-    718: _STOPPED,
-    719: _STOPPED,
-    721: _STOPPED,
     802: "The GPU is starting up: wait a moment; on a server with NVLink start nvidia-fabricmanager.",
     803: "The driver in the kernel and libcuda are of different versions: reboot, or reinstall the driver.",
     804: "This GPU needs a newer driver than the compatibility package in use.",
-    999: _STOPPED,
+    **dict.fromkeys((214, 220, 700, 702, 709, 710, *range(714, 720), 721, 999), _STOPPED),
 }
 _OTHERWISE = "Check the driver with nvidia-smi; espmedsam-edge doctor shows what is installed."
 

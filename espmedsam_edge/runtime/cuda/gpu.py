@@ -84,7 +84,7 @@ def find_gpu(ordinal: int = 0) -> GpuDevice | None:
     )
 
 
-def free_bytes(gpu: GpuDevice, ordinal: int = 0) -> int:
+def free_bytes(gpu: GpuDevice) -> int:
     """Memory a build may count on: free GPU memory; on a board that shares it with the CPU, the system's available one.
 
     Makes the GPU's primary context, so call it where a context is wanted anyway (the build's own process).
@@ -101,7 +101,7 @@ def free_bytes(gpu: GpuDevice, ordinal: int = 0) -> int:
         raise UserError(f"{gpu.name} does not answer any more.", "Check its driver.", exit_code=1)
     device, context, free, total = c_int(), c_void_p(), c_size_t(), c_size_t()
     for name, *arguments in (
-        ("cuDeviceGet", byref(device), ordinal),
+        ("cuDeviceGet", byref(device), 0),
         ("cuDevicePrimaryCtxRetain", byref(context), device),
         ("cuCtxSetCurrent", context),
         ("cuMemGetInfo_v2", byref(free), byref(total)),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 
-from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.runtime.kernels.parameters import MAX_SIDE
 from espmedsam_edge.runtime.kernels.parameters import Frame as FrameParameters
@@ -36,20 +36,6 @@ class PixelFormat(IntEnum):
     def dtype(self) -> str:
         """Of that array's elements."""
         return "uint16" if self is PixelFormat.GRAY16 else "uint8"
-
-    @classmethod
-    def named(cls, name: str) -> PixelFormat:
-        """The format of a name in any case: ``"nv12"``.
-
-        Raises:
-            UserError: no such format.
-        """
-        try:
-            return cls[name.upper()]
-        except KeyError:
-            raise UserError(
-                f"unknown pixel format '{name}'.", nearest(name, (known.lower() for known in cls.__members__))
-            ) from None
 
 
 _ONE = 1 << 20
@@ -180,12 +166,7 @@ class FrameView:
             format=int(self.format),
             gain=gain,
             bias=-self.window[0] * gain,
-            luma_offset=self.matrix.luma_offset,
-            luma_gain=self.matrix.luma_gain,
-            red_v=self.matrix.red_v,
-            green_u=self.matrix.green_u,
-            green_v=self.matrix.green_v,
-            blue_u=self.matrix.blue_u,
+            **asdict(self.matrix),
         )
 
 
@@ -217,9 +198,6 @@ def view_of_array(
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None,
     dtype: str,
-    *,
-    window: tuple[float, float] = (0.0, 65535.0),
-    matrix: YuvMatrix = BT601,
     owner: object = None,
 ) -> FrameView:
     """The frame that an array holds.
@@ -230,8 +208,6 @@ def view_of_array(
         shape: (H, W, 3), (H, W), or (3·H/2, W) in NV12.
         strides: in bytes; None: C order. Rows may be any distance apart, pixels must be neighbours.
         dtype: ``uint8`` or ``uint16``.
-        window: see ``FrameView``.
-        matrix: see ``FrameView``.
         owner: what keeps the memory alive.
 
     Raises:
@@ -261,8 +237,6 @@ def view_of_array(
         )
     pitch = strides[0] if shape[0] > 1 else shape[1] * pixels.bytes_per_pixel
     if pixels is not PixelFormat.NV12:
-        return FrameView(pixels, shape[1], shape[0], address, pitch, window=window, owner=owner)
+        return FrameView(pixels, shape[1], shape[0], address, pitch, owner=owner)
     height = shape[0] * 2 // 3
-    return FrameView(
-        pixels, shape[1], height, address, pitch, address + height * pitch, pitch, matrix=matrix, owner=owner
-    )
+    return FrameView(pixels, shape[1], height, address, pitch, address + height * pitch, pitch, owner=owner)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -52,24 +50,10 @@ class Canvas:
     finished: int = 0
 
 
-class KernelLauncher(Protocol):
-    """What runs a source's kernels: ``KernelModule``."""
-
-    def launch(
-        self,
-        stream: Stream,
-        kernel: str,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        parameters: ctypes.Structure,
-    ) -> None:
-        """Enqueue a kernel; see ``KernelModule.launch``."""
-
-
 class FrameKernels:
     """Preprocess and postprocess. Enqueues only; safe inside a graph's capture."""
 
-    def __init__(self, preprocess: KernelLauncher, postprocess: KernelLauncher) -> None:
+    def __init__(self, preprocess: KernelModule, postprocess: KernelModule) -> None:
         self._preprocess = preprocess
         self._postprocess = postprocess
 

@@ -43,9 +43,6 @@ def test_formats_are_told_by_shape_and_type() -> None:
     assert view_of_array(None, 0, (2, 2, 3), None, "uint8").format is PixelFormat.BGR8
     assert view_of_array(None, 0, (2, 2), None, "uint8").format is PixelFormat.GRAY8
     assert view_of_array(None, 0, (2, 2), None, "uint16").format is PixelFormat.GRAY16
-    assert PixelFormat.named("nv12") is PixelFormat.NV12
-    with pytest.raises(UserError, match=r"unknown pixel format 'nv21'\. Did you mean 'nv12'\?"):
-        PixelFormat.named("nv21")
 
 
 def test_rows_may_be_any_distance_apart() -> None:
