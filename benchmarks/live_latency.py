@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
+from sleeping_backend import SleepingBackend
 
-from espmedsam_edge.bench.sleeping_backend import SleepingBackend
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.overlay import OverlayStyle

@@ -30,10 +30,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from sleeping_backend import SleepingBackend
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from espmedsam_edge.bench.sleeping_backend import SleepingBackend
 from espmedsam_edge.bundle import Bundle, Graph, Manifest, Weights
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.encode import encode_image

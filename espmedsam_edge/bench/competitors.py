@@ -102,20 +102,18 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
     """
     bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
     style = first.frame_options.overlay
+    backend = first.choice.backend.name
+
+    def loaded(name: str, bundle: Bundle, graph: Graph, backend: str) -> Contender:
+        def load() -> Segmenter:
+            return Segmenter.load(bundle, graph.modality, graph.precision, backend, first.threshold, threads, style)
+
+        return Contender.load(name, load, graph.sha256)
+
     if what.partition(":")[0] in BACKENDS:
-        return Contender.load(
-            f"{what} {graph.precision}",
-            lambda: Segmenter.load(bundle, graph.modality, graph.precision, what, first.threshold, threads, style),
-            graph.sha256,
-        )
+        return loaded(f"{what} {graph.precision}", bundle, graph, what)
     if what in PRECISIONS:
-        other = bundle.graph(graph.modality, what)
-        name = first.choice.backend.name
-        return Contender.load(
-            f"{name} {what}",
-            lambda: Segmenter.load(bundle, other.modality, what, name, first.threshold, threads, style),
-            other.sha256,
-        )
+        return loaded(f"{backend} {what}", bundle, bundle.graph(graph.modality, what), backend)
     if what in TORCH:
         return _torch(what, first, checkpoint, cores)
     path = Path(what)
@@ -126,13 +124,8 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         digest = hashlib.sha256(content).hexdigest()
         return _wrapped(path.name, first, lambda: OnnxFileBackend(content, graph, cores, path), digest)
     if path.is_dir():
-        other = Bundle.open(path).graph(graph.modality, graph.precision)
-        name = first.choice.backend.name
-        return Contender.load(
-            path.name,
-            lambda: Segmenter.load(path, other.modality, other.precision, name, first.threshold, threads, style),
-            other.sha256,
-        )
+        other = Bundle.open(path)
+        return loaded(path.name, other, other.graph(graph.modality, graph.precision), backend)
     known = [*BACKENDS, *PRECISIONS, *TORCH]
     raise UserError(
         f"'{what}' is nothing to compare with.",

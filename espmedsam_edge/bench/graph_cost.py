@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espmedsam_edge.bench.roofline import GraphCost, Kernel
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.machine.installation import why_missing
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -37,13 +36,6 @@ _VIEWS = frozenset({"Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"})
 _STORED = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", *_VIEWS})
 
 
-def why_not_counted() -> str | None:
-    """What is missing to count a graph's cost, or None."""
-    if find_spec("onnx") is None:
-        return f"onnx is not installed. Install it: {install_command('export')}"
-    return None
-
-
 def graph_cost(content: bytes, where: str | Path = "the graph") -> GraphCost:
     """Count a graph as a compiler would run it.
 
@@ -55,7 +47,7 @@ def graph_cost(content: bytes, where: str | Path = "the graph") -> GraphCost:
     Raises:
         UserError: onnx is not installed, or the file is no static ONNX graph.
     """
-    reason = why_not_counted()
+    reason = why_missing("onnx", "export")
     if reason is not None:
         raise UserError(reason)
     from espmedsam_edge.calibration.network import Network

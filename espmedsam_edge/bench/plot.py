@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+from statistics import median
 
 from espmedsam_edge.bench.measure import STAGES, BenchResult
-from espmedsam_edge.bench.report import median_ms
 from espmedsam_edge.marks import MARK
 
 # Okabe and Ito's colours, told apart without colour vision.
@@ -25,7 +25,7 @@ def draw_plot(result: BenchResult) -> bytes:
     names = [series.contender.name for series in result.series]
     left = [0.0] * count
     for stage, color in zip(STAGES, _STAGE_COLORS, strict=True):
-        widths = [median_ms(series.stage(stage)) for series in result.series]
+        widths = [1000 * median(series.stage(stage)) for series in result.series]
         bars.barh(names, widths, left=left, color=color, label=stage, height=0.55)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for row, total in enumerate(left):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import statistics
@@ -74,20 +75,16 @@ def find_sensor() -> Sensor | None:
 class PowerMeter:
     """Reads a sensor while its block runs; ``watts`` afterwards is the median, None without readings."""
 
-    def __init__(self, sensor: Sensor | None) -> None:
+    def __init__(self, sensor: Sensor) -> None:
         self.sensor = sensor
         self.watts: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._text: IO[bytes] | None = None
 
     def __enter__(self) -> PowerMeter:
-        if self.sensor is not None:
-            self._text = tempfile.TemporaryFile()
-            quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            try:
-                self._process = subprocess.Popen(self.sensor.command, stdout=self._text, **quiet)
-            except OSError:
-                self._process = None
+        self._text: IO[bytes] = tempfile.TemporaryFile()
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(self.sensor.command, stdout=self._text, **quiet)
         return self
 
     def __exit__(
@@ -100,9 +97,7 @@ class PowerMeter:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._text is not None and self.sensor is not None:
+        with self._text:
             self._text.seek(0)
             readings = self.sensor.read(self._text.read().decode("utf-8", "replace"))
-            self.watts = statistics.median(readings) if readings else None
-            self._text.close()
-            self._text = None
+        self.watts = statistics.median(readings) if readings else None

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from espmedsam_edge.bench.hints import interpret
 from espmedsam_edge.bench.measure import STAGES, BenchResult, Comparison, Series
 from espmedsam_edge.runtime.latency import Latency
@@ -142,31 +140,20 @@ def _memory_line(result: BenchResult) -> str | None:
     return f"Memory of the process: {now / _MIB:.0f} MiB at the end, {peak / _MIB:.0f} MiB at most"
 
 
-def _codec_line(result: BenchResult) -> str | None:
-    return f"Encoding: {result.material.encoder}" if result.material.encoder else None
-
-
-def _roofline_line(result: BenchResult) -> str | None:
-    return result.roofline.line if result.roofline else None
-
-
-def _backend_line(result: BenchResult) -> str | None:
-    choice = result.series[0].contender.segmenter.choice
-    return f"Backend: {choice}" if choice.passed_over else None
-
-
 def _closing(result: BenchResult) -> list[str]:
-    lines = (_backend_line(result), _memory_line(result), _codec_line(result), _roofline_line(result))
-    left_out = [f"Left out: {line}" for line in result.left_out]
-    return [*(line for line in lines if line), *_network_lines(result), *left_out]
-
-
-def _network_lines(result: BenchResult) -> list[str]:
-    return [
+    choice = result.series[0].contender.segmenter.choice
+    lines = [
+        f"Backend: {choice}" if choice.passed_over else None,
+        _memory_line(result),
+        f"Encoding: {result.material.encoder}" if result.material.encoder else None,
+        result.roofline.line if result.roofline else None,
+    ]
+    networks = [
         f"Networks alone on the GPU: {comparison.first} takes {comparison.network:.3f} of {comparison.other}'s time"
         for comparison in result.comparisons
         if comparison.network is not None
     ]
+    return [*filter(None, lines), *networks, *(f"Left out: {line}" for line in result.left_out)]
 
 
 def as_text(result: BenchResult) -> str:
@@ -252,8 +239,3 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     return [line(heading), f"| {' | '.join(rule)} |", *(line(row) for row in rows)]
-
-
-def median_ms(seconds: Sequence[float]) -> float:
-    """The median of seconds, in milliseconds."""
-    return 1000 * float(np.median(seconds))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espmedsam_edge.bench import graph_cost as counting
-from espmedsam_edge.bench.graph_cost import graph_cost, why_not_counted
+from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.rates import host_copy_rate, product_rate
 from espmedsam_edge.bench.roofline import GraphCost, Kernel, Rates, Roofline, bound
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.shipped.bundles import shipped_bundle
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (extra export)")
@@ -151,5 +151,6 @@ def test_copies_count_reading_and_writing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_onnx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "find_spec", lambda name: None)
-    assert "onnx is not installed" in str(why_not_counted())
+    monkeypatch.setattr("espmedsam_edge.machine.installation.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="onnx is not installed"):
+        graph_cost(b"")

@@ -64,6 +64,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(sensor: Sensor | None) -> float | None:
+    assert sensor is not None
     meter = PowerMeter(sensor)
     with meter:
         assert meter._process is not None
@@ -94,7 +95,7 @@ def test_the_median_while_the_block_runs() -> None:
     lines = r"import time; print('1\n2\n300', flush=True); time.sleep(60)"
     with PowerMeter(Sensor((sys.executable, "-c", lines), watts_of_nvidia_smi, "a test")) as meter:
         deadline = time.monotonic() + 20
-        while meter._text is not None and meter._text.seek(0, 2) < 7 and time.monotonic() < deadline:
+        while meter._text.seek(0, 2) < 7 and time.monotonic() < deadline:
             time.sleep(0.05)
     assert meter.watts == 2.0
 
@@ -104,6 +105,3 @@ def test_a_sensor_that_is_silent_gives_nothing(command: tuple[str, ...]) -> None
     with PowerMeter(Sensor(command, watts_of_nvidia_smi, "a test")) as meter:
         pass
     assert meter.watts is None
-    with PowerMeter(None) as none:
-        pass
-    assert none.watts is None
