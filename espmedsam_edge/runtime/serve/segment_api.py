@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -56,7 +55,8 @@ class Refused(Exception):
 
 
 class SegmentService:
-    """Answers one image of each client at a time, four in all, which the graph then takes in turn.
+    """Answers one image of each client at a time, four in all. The graph alone takes them in turn: what a large picture
+    takes before and after it, and a modality's first loading, hold nobody else up.
 
     Of each client eight more may wait, sixteen in all; others are told to come back.
     """
@@ -65,7 +65,6 @@ class SegmentService:
         self._panel, self._counts = panel, counts
         self._decoders = [PictureDecoder() for _ in range(_AT_WORK)]
         self._seats = Seats(self._decoders, _WAITING, _WAITING_OF_A_CLIENT)
-        self._graph = CapacityLimiter(1)
         self._threads = CapacityLimiter(2 * _AT_WORK)
 
     def start(self) -> None:
@@ -92,8 +91,7 @@ class SegmentService:
                 async with self._seats.seat(client) as decoder:
                     frame = await self._in_thread(_decode, data, decoder)
                     crop = None if wanted is None else await self._in_thread(_crop, wanted, frame)
-                    work = partial(self._segment, frame, crop, modality, threshold)
-                    result = await anyio.to_thread.run_sync(work, limiter=self._graph)
+                    result = await self._in_thread(self._segment, frame, crop, modality, threshold)
                     response = await self._in_thread(_encoded, result, kind)
         except Full:
             hint = "Try again in a second."
@@ -130,7 +128,7 @@ class SegmentService:
         return modality, _threshold(query.get("threshold"))
 
     def _segment(self, frame: Frame, crop: Crop | None, modality: str | None, threshold: float | None) -> Segmentation:
-        """In a thread, one at a time."""
+        """In a thread; the segmenter itself takes one at a time."""
         part = frame if crop is None else crop.of(frame)
         modality = modality or _recognised(part, self._panel.pool.modalities)
         try:
