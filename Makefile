@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packages check clean clean-all
+.PHONY: help demo test test-packages check docs clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -31,6 +31,9 @@ check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/bandit --quiet --recursive --configfile pyproject.toml espmedsam_edge
 	$(PY) tools/audit.py
+
+docs: $(VENV)/.dev ## Make the site in build/site, from docs/ (fails at a broken link)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 clean: ## Remove caches, build folders and demo-output
 	rm -rf demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -149,7 +149,14 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
 
 
 class Bundle:
-    """A bundle on disk, its manifest validated."""
+    """A bundle on disk, its manifest validated.
+
+    Example:
+        >>> from espmedsam_edge import Bundle
+        >>> bundle = Bundle.open("fundus.bundle")
+        >>> bundle.manifest.modalities, bundle.graph("fundus").precision
+        (['fundus'], 'fp32')
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path

@@ -25,6 +25,14 @@ def printable(text: str) -> str:
 class UserError(Exception):
     """Something the user can put right: says what failed, on which value, and what to do next.
 
+    Example:
+        >>> from espmedsam_edge import Bundle, UserError
+        >>> try:
+        ...     Bundle.open("nowhere.bundle")
+        ... except UserError as error:
+        ...     print(error.message, error.exit_code)
+        no bundle at nowhere.bundle. 2
+
     Commands print it as one line and leave with ``exit_code``: 2 for wrong use, 1 where inputs or the machine failed.
     Errors of any other class are bugs of this package. What message and hint quote is made ``printable``.
     """

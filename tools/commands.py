@@ -16,7 +16,7 @@ EVERYWHERE = ("verbose", "quiet")
 _HEAD = """\
 # Commands
 
-Made by `tools/commands.py` from the program itself; `espmedsam-edge COMMAND --help` shows the same.
+Made by `tools/commands.py` from the program itself; each command's `--help` shows the same.
 
 ## Exit codes
 
@@ -88,7 +88,7 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return " [required]"
     shown = parameter.default if not getattr(parameter, "is_flag", False) else None
-    return f" [default: {shown}]" if shown is not None and shown != () else ""
+    return "" if shown in (None, (), []) else f" [default: {shown}]"
 
 
 if __name__ == "__main__":

@@ -113,8 +113,10 @@ def infer_frames(
         cells-2.png (120, 160) True
 
     Args:
-        sources, model, reading: see ``infer``.
+        sources: see ``infer``.
+        model: see ``infer``.
         outputs: what is written besides; None: nothing.
+        reading: see ``infer``.
 
     Yields:
         A frame (``image`` is (H, W, 3) uint8 BGR) and its result, in order within each source.
@@ -169,6 +171,14 @@ class Inference:
     """One run: enter it to have everything opened, planned and loaded, then ``run`` it once, or take its ``frames``.
 
     What stays open until it is left: the segmenter and, if asked for, the server.
+
+    Example:
+        >>> from espmedsam_edge import Inference, InferenceRequest, ModelOptions, Outputs
+        >>> with Inference(InferenceRequest("retina.png", ModelOptions("fundus.bundle"), Outputs())) as run:
+        ...     run.controls.threshold = 0.4
+        ...     report = run.run()
+        >>> report.frames, report.results
+        (1, {'overlays': PosixPath('retina-overlay.png')})
 
     Args:
         request: what is wanted.

@@ -40,6 +40,12 @@ def _check_known(name: str, value: str, known: Iterable[str]) -> None:
 class ModelOptions:
     """Which network segments, and on what.
 
+    Example:
+        >>> from espmedsam_edge import ModelOptions, infer_frames
+        >>> model = ModelOptions("fundus.bundle", threshold=0.4, threads=2)
+        >>> [result.threshold for frame, result in infer_frames("retina.png", model)]
+        [0.4]
+
     Attributes:
         bundle: a bundle or the path of one; None: made from the weights that came with the program.
         modality: what to segment; None: the bundle's only one, else what each picture is recognised as (videos by
@@ -78,6 +84,12 @@ class ModelOptions:
 @dataclass(frozen=True)
 class ReadingOptions:
     """How sources are read, and when to end.
+
+    Example:
+        >>> from espmedsam_edge import ReadingOptions, infer_frames
+        >>> turned = ReadingOptions(rotate=90, crop="auto")
+        >>> [result.mask.shape for frame, result in infer_frames("retina.png", "fundus.bundle", reading=turned)]
+        [(160, 120)]
 
     Attributes:
         frames: stop after that many frames of each source; None: read all.
@@ -132,6 +144,11 @@ class ReadingOptions:
 class Outputs:
     """What is written, and where. None: that result is not wanted, but for ``out``.
 
+    Example:
+        >>> from espmedsam_edge import Outputs, infer
+        >>> infer("retina.png", "fundus.bundle", Outputs(masks="masks", csv="areas.csv")).results
+        {'masks': PosixPath('masks'), 'areas': PosixPath('areas.csv')}
+
     Attributes:
         out: overlays: a file for one image or video, else a folder. None: ``NAME-overlay.png`` or ``.mp4``, or the
             folder ``overlays``, in the working folder; none at all if other results alone are asked for. "-":
@@ -176,6 +193,13 @@ class Outputs:
 class InferenceRequest:
     """One run.
 
+    Example:
+        >>> from espmedsam_edge import Inference, InferenceRequest, ModelOptions, ReadingOptions
+        >>> request = InferenceRequest("test://fundus", ModelOptions("fundus.bundle"), reading=ReadingOptions(frames=2))
+        >>> with Inference(request) as run:
+        ...     [result.modality for frame, result in run.frames()]
+        ['fundus', 'fundus']
+
     Attributes:
         sources: one or several: images, videos, DICOM files, folders, globs, cameras and streams, or "-" for standard
             input, as the command takes them.
@@ -219,6 +243,14 @@ class NetworkReport:
 @dataclass(frozen=True)
 class InferenceReport:
     """What a run did.
+
+    Example:
+        >>> from espmedsam_edge import infer
+        >>> report = infer(["retina.png", "missing.png"], "fundus.bundle")
+        >>> report.frames, report.modality, report.trained
+        (1, 'fundus', True)
+        >>> [failure.message for failure in report.failures]
+        ['no file missing.png. Check the name.']
 
     Attributes:
         failures: inputs and outputs that failed, each with the line that says why and what next.

@@ -88,6 +88,16 @@ class Drawn:
 class Segmentation:
     """What the segmenter found in one frame.
 
+    Example:
+        >>> import cv2
+        >>> from espmedsam_edge import Segmenter
+        >>> with Segmenter.load("fundus.bundle") as segmenter:
+        ...     result = segmenter.segment(cv2.imread("retina.png"))
+        >>> result.mask.shape, result.mask.dtype, result.area == int((result.mask == 255).sum())
+        ((120, 160), dtype('uint8'), True)
+        >>> result.probability().shape
+        (120, 160)
+
     Attributes:
         mask: (H, W) uint8 at the frame's size, 255 where the modality's target is, else 0.
         modality: the modality that was segmented.

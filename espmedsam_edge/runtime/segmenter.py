@@ -40,9 +40,12 @@ class Segmenter(Closing):
     """One modality of a bundle on one backend. Safe to call from several threads; calls take turns on the backend.
 
     Example:
-        >>> with Segmenter.load("fundus.bundle") as segmenter:  # doctest: +SKIP
-        ...     result = segmenter.segment(frame)
-        ...     print(result.area, result.bounding_box)
+        >>> import cv2
+        >>> from espmedsam_edge import Segmenter
+        >>> with Segmenter.load("fundus.bundle") as segmenter:
+        ...     result = segmenter.segment(cv2.imread("retina.png"))
+        >>> result.modality, result.mask.shape
+        ('fundus', (120, 160))
     """
 
     def __init__(

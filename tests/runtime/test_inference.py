@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import gc
 import inspect
 import logging
@@ -38,7 +37,6 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.cli.infer import _print, command
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime import inference
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.request import InferenceReport
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -97,23 +95,6 @@ def backend_of(segmenter: Segmenter) -> CountingBackend:
     backend = segmenter.choice.backend
     assert isinstance(backend, CountingBackend)
     return backend
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the bundle that is made of the weights that came with the program, once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.mark.parametrize("function", [infer, infer_frames])
-def test_the_examples_run_as_they_are_written(
-    function: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ESPMEDSAM_CACHE", str(cache))
-    (example,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, module=inference)
-    done = doctest.DocTestRunner().run(example)
-    assert done.attempted >= 4
-    assert done.failed == 0
 
 
 def test_one_call_writes_what_the_command_writes(toy_bundle: Bundle) -> None:
@@ -411,7 +392,7 @@ def test_the_command_has_the_options_of_a_request_with_the_same_defaults() -> No
         name: getattr(parameter.default, "default", parameter.default)
         for name, parameter in inspect.signature(command).parameters.items()
     }
-    for name in ("arguments", "serve", "token", "allow_host"):
+    for name in ("arguments", "serve", "token", "allow_host", "config"):
         given.pop(name)
     wanted = {
         field.name: field.default for options in (ModelOptions, ReadingOptions, Outputs) for field in fields(options)

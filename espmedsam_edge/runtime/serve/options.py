@@ -10,6 +10,11 @@ from dataclasses import dataclass
 class ServeOptions:
     """Where and for whom to serve.
 
+    Example:
+        >>> from espmedsam_edge import ServeOptions, infer
+        >>> infer("retina.png", "fundus.bundle", serve=ServeOptions("127.0.0.1:0")).frames
+        1
+
     Attributes:
         address: ``[HOST:]PORT``.
         token: what clients must show; None: see ``Server``.
