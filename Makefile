@@ -59,4 +59,5 @@ $(VENV)/.dev: pyproject.toml | $(PY)
 
 $(VENV)/.rtx: pyproject.toml | $(VENV)/.dev
 	@$(PIP) --editable '.[rtx]' || echo "TensorRT-RTX is not available here (message above); its tests will be skipped."
+	@$(PIP) --editable '.[rtx-check]' || echo "ONNX Runtime's TensorRT-RTX is not available here; its tests will be skipped."
 	@touch $@

@@ -23,8 +23,9 @@ from espmedsam_edge.machine.installation import checkout
 ROOT = Path("/")
 PACKAGES = (
     "espmedsam-edge", "numpy", "scipy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu",
-    "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-python", "torch", "timm",
-    "onnx", "onnxscript", "onnxsim", "nvidia-modelopt", "av", "pydicom", "highdicom", "matplotlib", "psutil",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt", "tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings",
+    "cuda-python", "torch", "timm", "onnx", "onnxscript", "onnxsim",
+    "nvidia-modelopt", "av", "pydicom", "highdicom", "matplotlib", "psutil",
     "openvino",
 )  # fmt: skip
 _SIMD = (

@@ -24,7 +24,7 @@ def test_logits_of_the_plugin_are_those_of_the_cpu(which: str, tmp_path: Path) -
         pytest.skip(reason)
     package = package_folder()
     if package is None:
-        pytest.skip("needs the TensorRT-RTX plugin of ONNX Runtime (extra rtx)")
+        pytest.skip("needs the TensorRT-RTX plugin of ONNX Runtime (extra rtx-check)")
     path = tmp_path / f"{which}.bundle"
     bundle = save_toy_bundle(path) if which == "toy" else hand_bundle(path, {"fp32": hand_graph("fp32")})
     graph = bundle.manifest.graphs[0]

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espmedsam_edge.runtime.engines.tensorrt_api import RTX_LIBRARY_PACKAGE
-
+PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 LIBRARY = "libonnxruntime_providers_nv_tensorrt_rtx.so"
 NO_DEVICE = 3
@@ -25,7 +24,7 @@ NO_DEVICE = 3
 
 def package_folder() -> Path | None:
     """Where the plugin is installed. Its package is not imported: that would write links beside its files."""
-    spec = find_spec(RTX_LIBRARY_PACKAGE)
+    spec = find_spec(PACKAGE)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     return Path(places[0]) if places and (Path(places[0]) / LIBRARY).is_file() else None
 

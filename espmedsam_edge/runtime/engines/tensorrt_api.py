@@ -7,12 +7,10 @@ the same C symbols, and a second one would be bound to the first one's functions
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,10 +27,7 @@ Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
-RTX_LIBRARY_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
-# In the order they must be loaded: the parser needs the library's symbols.
-RTX_LIBRARIES = ("libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
-# The bindings alone (whose libraries this module loads), and NVIDIA's own wheel, which brings its libraries.
+# NVIDIA's bindings, which load the libraries of tensorrt-rtx-cu13-libs, and the name of its archive's own wheel.
 RTX_MODULES = ("tensorrt_rtx_bindings", "tensorrt_rtx")
 
 _loaded: TensorRT | None = None
@@ -184,9 +179,6 @@ def _load_rtx() -> TensorRT:
     if name is None:
         raise UserError("TensorRT-RTX is not installed.", how_to_install("tensorrt-rtx"))
     try:
-        if name == "tensorrt_rtx_bindings":
-            for library in _rtx_libraries():
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         module = import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
@@ -195,19 +187,6 @@ def _load_rtx() -> TensorRT:
             exit_code=1,
         ) from error
     return TensorRT("tensorrt-rtx", str(module.__version__), module)
-
-
-def _rtx_libraries() -> Iterator[Path]:
-    spec = find_spec(RTX_LIBRARY_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError("TensorRT-RTX's bindings are installed without its libraries.", how_to_install("tensorrt-rtx"))
-    folder = Path(spec.origin).parent
-    for stem in RTX_LIBRARIES:
-        # Beside the real file the wheel leaves short text files where a link should be.
-        found = [path for path in sorted(folder.glob(f"{stem}*")) if path.stat().st_size > 1 << 16]
-        if not found:
-            raise UserError(f"{folder} holds no {stem}.*.", how_to_install("tensorrt-rtx"))
-        yield found[-1]
 
 
 def make_logger(api: TensorRT, log: Log) -> trt.ILogger:

@@ -33,7 +33,7 @@ def graph(tmp_path: Path) -> Path:
 def package() -> Path:
     found = package_folder()
     if found is None:
-        pytest.skip("needs the TensorRT-RTX plugin of ONNX Runtime (extra rtx)")
+        pytest.skip("needs the TensorRT-RTX plugin of ONNX Runtime (extra rtx-check)")
     return found
 
 
