@@ -12,7 +12,9 @@ import importlib.metadata
 import json
 import logging
 import lzma
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,13 +44,27 @@ from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+DISTRIBUTION = "espmedsam-edge-weights"
+TERMS = "LICENSE.md"
+SUMS = "SHA256SUMS"
+SCORES = "scores.json"
+
+
+def _weights_folder() -> Path:
+    """Where the weights are: in a checkout, or in the distribution that brings them to an installed program."""
+    inside = Path(__file__).resolve().parents[1] / "weights"
+    if (inside / SCORES).is_file():
+        return inside
+    spec = find_spec(DISTRIBUTION.replace("-", "_"))
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0]) if places else inside
+
+
+WEIGHTS = _weights_folder()
 CHECKPOINT = f"espmedsam-s{SUFFIX}"
 UNPACKED = CHECKPOINT.removesuffix(".xz")
 """In ``SUMS`` alone: what the checkpoint is once it is unpacked."""
 
-SUMS = "SHA256SUMS"
-SCORES = "scores.json"
 METADATA_KEY = "espmedsam"
 _WHERE = "the weights that came with the program"
 
@@ -105,7 +121,9 @@ def shipped_scores(folder: Path = WEIGHTS) -> dict[str, Score]:
         return {name: Score.model_validate(value) for name, value in values.items()}
     except (OSError, ValueError) as error:
         raise UserError(
-            "this installation came without weights.", "Name a bundle, or install the package again.", exit_code=1
+            "this installation came without weights.",
+            f"Name a bundle, or install them, for research only: {sys.executable} -m pip install {DISTRIBUTION}",
+            exit_code=1,
         ) from error
 
 
