@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -126,6 +126,19 @@ def _may_replace(destination: Destination, overwrite: bool | None) -> bool:
         return False
 
 
+def check_again(destination: Destination, overwrite: bool | None) -> None:
+    """Refuse, right before a result takes its place, what was put there since ``check_destinations``.
+
+    Raises:
+        UserError: names the file, which stays.
+    """
+    path = destination.path
+    if os.path.lexists(path) and not is_pipe(path) and (overwrite is False or not _may_replace(destination, overwrite)):
+        raise UserError(
+            f"{path} was put there meanwhile, not by this run, and stays.", "Choose another place.", exit_code=1
+        )
+
+
 def _check_owners(folders: Collection[str]) -> None:
     """Refuse folders that lie in the program's cache or in a bundle."""
     cache = Path(os.path.realpath(cache_place()))
@@ -142,7 +155,9 @@ class Claims:
     """The places that a run writes to, told to other runs of the same user on this machine until it ends.
 
     Enter it for the length of the run. Places are told as hashes, in a file that is locked: the lock goes with its
-    process, however that ends. Where the cache cannot be written to, runs do not know of each other.
+    process, however that ends. They are told in the cache: runs with different caches (of two users or machines, or by
+    ``XDG_CACHE_HOME``), or with one that cannot be written to, do not know of each other. What they write is whole, and
+    replaces nothing that came meanwhile, all the same: see ``check_again``.
     """
 
     def __init__(self) -> None:
@@ -230,16 +245,36 @@ def _key(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def claimed(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep other runs from places while the block lasts, whatever stands there.
+
+    Raises:
+        UserError: another run writes to one of them.
+    """
+    with Claims() as claims:
+        with claims.planning():
+            claims.add(paths)
+        yield
+
+
+@contextlib.contextmanager
 def held(
     destinations: Sequence[Destination], inputs: Iterable[Path] = (), overwrite: bool | None = None
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Check places as ``check_destinations`` does and keep other runs from them while the block lasts.
+
+    Yields what to call before anything is written: ``check_again`` for all of them.
 
     Raises:
         UserError: a place will not do, or another run writes to it.
     """
+
+    def unchanged() -> None:
+        for destination in destinations:
+            check_again(destination, overwrite)
+
     with Claims() as claims:
         with claims.planning():
             check_destinations(destinations, inputs, overwrite)
             claims.add([destination.path for destination in destinations])
-        yield
+        yield unchanged

@@ -79,10 +79,11 @@ def command(
     request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline)
     wanted = ((json_file, BENCH), (markdown, PAGE), (plot, PICTURE))
     read = [Path(name) for name in (source, checkpoint, *names) if name is not None]
-    with held([Destination(path, kind) for path, kind in wanted if path is not None], read, overwrite):
+    with held([Destination(path, kind) for path, kind in wanted if path is not None], read, overwrite) as unchanged:
         with _bar("measuring") as progress:
             result = run_benchmark(request, BenchSettings(duration=duration), progress)
         tell(as_text(result))
+        unchanged()
         if json_file:
             atomic_write(json_file, json.dumps(as_json(result), indent=2) + "\n")
         if markdown:

@@ -46,10 +46,11 @@ def command(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the physical cores.")] = None,
 ) -> None:
     """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
-    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.bundle import Bundle, graph_file_name
     from espmedsam_edge.calibration.calibrator import calibrate
     from espmedsam_edge.calibration.images import find_images
     from espmedsam_edge.calibration.request import CalibrationRequest
+    from espmedsam_edge.destinations import claimed
 
     opened = Bundle.open(bundle)
     name = _modality(opened, modality, images)
@@ -58,8 +59,9 @@ def command(
         found = find_images(images, count=count, held_out=held_out, masks=masks)
     tell(f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate")
     request = CalibrationRequest(name, precision, method, budget, pictures, threads, target)
+    graph = bundle / graph_file_name(name, precision, len(opened.manifest.modalities))  # others may be added meanwhile
     try:
-        with _listener() as listener:
+        with claimed([graph]), _listener() as listener:
             summary = calibrate(bundle, request, found, listener)
         _report(opened, summary)
     finally:

@@ -31,13 +31,14 @@ def prepare_command(
 
     A file that cannot be read is reported at the end and the rest is done (exit code 1).
     """
+    from espmedsam_edge.destinations import claimed
     from espmedsam_edge.imaging.dataset import read_split
     from espmedsam_edge.training.data.layouts import layout
     from espmedsam_edge.training.data.prepare import prepare
 
     chosen = layout(name)
     given = read_split(split) if split else None
-    with _progress("converting") as progress:
+    with claimed([target]), _progress("converting") as progress:
         done = prepare(
             chosen, source, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=progress
         )

@@ -37,8 +37,9 @@ def command(
     tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
     sheet = out / "contact-sheet.png"
-    with once(), held([*demo_destinations(bundles, out), Destination(sheet, PICTURE)], (), overwrite):
+    with once(), held([*demo_destinations(bundles, out), Destination(sheet, PICTURE)], (), overwrite) as unchanged:
         demo = run_demo(bundles, out, _say_row, shipped=bundle is None, overwrite=overwrite)
+        unchanged()
         write_image(sheet, contact_sheet(demo))
     _say_end(demo, sheet, time.perf_counter() - start)
 

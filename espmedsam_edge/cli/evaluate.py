@@ -63,7 +63,7 @@ def command(
     if worst is not None:
         wanted += [Destination(sheet_file(worst, task.modality, task.folder.name), PICTURE) for task in tasks]
     read = [model, *(file for task in tasks for file in task.folder.image_files.values())]
-    with held(wanted, read, overwrite):
+    with held(wanted, read, overwrite) as unchanged:
         with once(), _progress(sum(len(task.ids) for task in tasks)) as progress:
             evaluation = evaluate(
                 candidate,
@@ -75,6 +75,7 @@ def command(
                 progress=progress,
             )
         _show(evaluation, native)
+        unchanged()
         if json is not None:
             write_json(json, evaluation)
         if csv is not None:

@@ -126,7 +126,8 @@ def _places(
     if places.kept is not None:
         reason = "exists and is kept" if stands(places.kept) else "is another run's"
         log.info("%s %s; this run writes %s.", places.kept, reason, numbered(places.kept, places.number))
-    return places, Measurements(jsonl, outputs.contours, outputs.uids, csv, plot).numbered(places.number)
+    measured = Measurements(jsonl, outputs.contours, outputs.uids, csv, plot, outputs.overwrite)
+    return places, measured.numbered(places.number)
 
 
 def _path(place: str | Path | None) -> Path | None:

@@ -14,6 +14,7 @@ from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
+from espmedsam_edge.destinations import claimed
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, sha256_file
 from espmedsam_edge.modalities import register, target_of
@@ -82,10 +83,17 @@ def run_stage(
         The checkpoint, and where the run ended.
 
     Raises:
-        UserError: wrong recipe, files or data; see the stages.
+        UserError: wrong recipe, files or data; see the stages; or another run trains in that folder.
     """
     recipe = recipe.for_stage(stage)
     fabric = make_fabric(recipe.run)
+    with claimed([folder / WEIGHTS] if fabric.is_global_zero else []):
+        return _run_stage(fabric, stage, recipe, folder, resume=resume, overwrite=overwrite)
+
+
+def _run_stage(
+    fabric: Fabric, stage: Stage, recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool
+) -> tuple[Path, TrainingProgress]:
     if fabric.is_global_zero:
         prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
     fabric.barrier()
@@ -135,6 +143,11 @@ def run_all(
     Raises:
         UserError: as ``run_stage``; or the recipe lists no stage, or one that cannot be chained.
     """
+    with claimed([folder / WEIGHTS] if os.environ.get("RANK", "0") == "0" else []):
+        return _run_all(recipe, folder, resume=resume, overwrite=overwrite)
+
+
+def _run_all(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> tuple[Path, TrainingProgress]:
     stages = stages_of(recipe)
     final = folder / WEIGHTS
     check_foreign(folder)

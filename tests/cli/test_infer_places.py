@@ -23,6 +23,7 @@ from espmedsam_edge.destinations import Claims
 from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.runtime.inference import infer as infer_sources
 from espmedsam_edge.runtime.request import Outputs
+from espmedsam_edge.runtime.run.jobs import RunProgress
 from espmedsam_edge.runtime.video.pyav import has_pyav
 from espmedsam_edge.runtime.video.reading import open_video
 
@@ -279,6 +280,48 @@ def test_a_file_that_came_meanwhile_stays(toy_bundle: Bundle, inputs: list[Path]
     assert Path("r.jsonl").read_text() == "written by someone else\n"
     assert len(Path("r-2.jsonl").read_text().splitlines()) == 3
     assert said[-1] == "r.jsonl was written by another program meanwhile; this run's is r-2.jsonl."
+
+
+@pytest.mark.parametrize("option", ["out", "masks", "plot", "dicom_seg"])
+@pytest.mark.parametrize("came", ["text", "picture", "link"])
+def test_a_picture_that_came_meanwhile_stays(toy_bundle: Bundle, inputs: list[Path], option: str, came: str) -> None:
+    """Decided again when it is written, by the same rule: one of ours is replaced, and with ``overwrite`` any file."""
+    names = ["d.dcm", "e.dcm", "f.dcm"] if option == "dicom_seg" else ["a.png", "b.png", "c.png"]
+    for name in names[1:]:
+        Path(name).unlink(missing_ok=True)
+        Path(name).write_bytes(Path(names[0]).read_bytes())
+    folder = Path("o")
+    places = {name: folder / (f"{name[0]}-seg.dcm" if option == "dicom_seg" else name) for name in names}
+    place = places[names[1]]
+    if option == "plot":
+        place = folder / "plot.png"
+    foreign = Path("mine")
+    foreign.write_bytes(Path("a.png").read_bytes() if came == "picture" else b"mine")
+    before = foreign.read_bytes()
+
+    def interfere(progress: RunProgress) -> None:
+        if progress.job == 0:
+            folder.mkdir(exist_ok=True)
+            place.symlink_to(foreign.absolute()) if came == "link" else place.write_bytes(before)
+
+    def run(overwrite: bool | None) -> list[str]:
+        outputs = Outputs(**{option: place if option == "plot" else folder}, overwrite=overwrite)
+        try:
+            report = infer_sources(names, toy_bundle, outputs, on_progress=interfere)
+        except UserError as error:  # of a result of all inputs
+            return [str(error)]
+        return [failure.message for failure in report.failures]
+
+    (failure,) = run(None)
+    assert f"{place} was put there meanwhile, not by this run, and stays." in failure
+    assert (place.read_bytes(), place.is_symlink()) == (before, came == "link")
+    if option != "plot":
+        assert places[names[2]].is_file()
+    place.unlink()
+    assert run(True) == []
+    assert place.read_bytes() != before
+    assert not place.is_symlink()
+    assert foreign.read_bytes() == before
 
 
 def test_names_stay_what_they_are(toy_bundle: Bundle, infer: Infer) -> None:

@@ -91,6 +91,36 @@ def test_checkpoints_and_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["segment", "all", "prepare", "calibrate"])
+def test_what_another_run_writes_is_left_to_it(
+    toy_bundle: Bundle, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    options: dict[str, tuple[object, ...]] = {
+        "segment": ("train", "segment", "smoke", "--set", "run.accelerator=cpu", "--out", tmp_path / "new"),
+        "all": ("train", "all", "smoke", "--set", "run.accelerator=cpu", "--out", tmp_path / "new"),
+        "prepare": ("data", "prepare", "udiat", tmp_path, tmp_path / "new"),
+        "calibrate": ("calibrate", toy_bundle.path, dataset, "--precision", "fp16", "--images", 1, "--held-out", 1),
+    }
+    place = {"prepare": tmp_path / "new", "calibrate": toy_bundle.path / "fp16.onnx"}
+    before = sorted(tmp_path.rglob("*"))
+    with Claims() as other:
+        with other.planning():
+            other.add([place.get(command, tmp_path / "new" / "weights.safetensors")])
+        code, error = run(capsys, *options[command])
+        assert (code, "another run is writing to" in error) == (1, True), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_that_came_meanwhile_stays(
+    toy_bundle: Bundle, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = dataset.parent / "o.csv"
+    monkeypatch.setattr("espmedsam_edge.cli.evaluate._show", lambda *arguments: place.write_text("mine"))
+    code, error = run(capsys, "evaluate", toy_bundle.path, dataset, "--split", "all", "--size", 64, "--csv", place)
+    assert (code, f"{place} was put there meanwhile" in error) == (1, True)
+    assert place.read_text() == "mine"
+
+
 def test_the_demo(tmp_path: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("pictures/histopathology-1.png", "clip.mp4", "results.jsonl", "contact-sheet.png"):
         file = tmp_path / "demo" / name

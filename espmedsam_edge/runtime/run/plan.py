@@ -34,6 +34,7 @@ class Measurements:
         uids: hashed or plain: lines of JSON hold DICOM's identifiers; None: they do not.
         table: the CSV of areas, ``-`` for standard output, None for none.
         plot: the PNG of areas over time, None for none.
+        overwrite: what of that which came to the plot's place meanwhile is replaced, see ``check_destinations``.
     """
 
     jsonl: str | None = None
@@ -41,6 +42,7 @@ class Measurements:
     uids: str | None = None
     table: str | None = None
     plot: Path | None = None
+    overwrite: bool | None = None
 
     def numbered(self, number: int) -> Measurements:
         """With the number of the run's other results in the names of the files."""
@@ -118,7 +120,7 @@ def shared_sinks(
     if wanted.table is not None:
         sinks.append((_told(wanted.table), AreaTable(_file(wanted.table), keep_interrupted=live)))
     if wanted.plot is not None:
-        sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live)))
+        sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live, overwrite=wanted.overwrite)))
     if not live:
         return [sink for _, sink in sinks]
     background = background or BackgroundSinks()
@@ -139,10 +141,17 @@ def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorit
     if places.overlays is not None:
         path = places.overlays[first]
         sinks.append(
-            (str(path), OverlayImages(places.overlays, style) if images else overlay_video(path, source, style))
+            (
+                str(path),
+                OverlayImages(places.overlays, style, places.overwrite)
+                if images
+                else overlay_video(path, source, style),
+            )
         )
     if places.masks is not None:
-        sinks.append((str(places.masks[first]), MaskImages(places.masks, numbered=not images)))
+        sinks.append(
+            (str(places.masks[first]), MaskImages(places.masks, numbered=not images, overwrite=places.overwrite))
+        )
     if places.mask_videos is not None and first in places.mask_videos:
         path = places.mask_videos[first]
         sinks.append((str(path), mask_video(path, source)))
@@ -150,5 +159,5 @@ def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorit
         if source.live or algorithm is None:
             raise UserError(f"{source.name} is not DICOM; --dicom-seg is for DICOM files.", "Leave it out.")
         paths = {file: places.segmentations[file] for file in source.files}
-        sinks.append((str(places.segmentations[first]), DicomSegmentations(paths, algorithm)))
+        sinks.append((str(places.segmentations[first]), DicomSegmentations(paths, algorithm, places.overwrite)))
     return sinks

@@ -6,10 +6,11 @@ import io
 from pathlib import Path
 from types import TracebackType
 
+from espmedsam_edge.destinations import Destination, check_again
 from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.installation import why_missing
-from espmedsam_edge.marks import MARK
+from espmedsam_edge.marks import MARK, PICTURE
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.measurements import area_in_mm2
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -56,15 +57,16 @@ class AreaPlot:
     Args:
         path: the PNG.
         keep_interrupted: whether it is drawn when the run is interrupted, too.
+        overwrite: what of that which came there meanwhile is replaced, see ``check_destinations``.
 
     Raises:
         UserError: matplotlib is missing.
     """
 
-    def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
+    def __init__(self, path: Path, *, keep_interrupted: bool = False, overwrite: bool | None = None) -> None:
         if (reason := why_missing("matplotlib", "bench")) is not None:
             raise UserError(f"cannot draw {path}: {reason}")
-        self._path, self._keep_interrupted = path, keep_interrupted
+        self._path, self._keep_interrupted, self._overwrite = path, keep_interrupted, overwrite
         self._pixels: dict[str, Curve] = {}
         self._square: dict[str, Curve] = {}
         self._images = 0
@@ -91,7 +93,9 @@ class AreaPlot:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pixels and (kind is None or self._keep_interrupted):
-            atomic_write(self._path, self._draw())
+            drawn = self._draw()
+            check_again(Destination(self._path, PICTURE), self._overwrite)
+            atomic_write(self._path, drawn)
 
     def _draw(self) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

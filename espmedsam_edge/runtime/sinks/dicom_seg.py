@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from espmedsam_edge.destinations import Destination, check_again
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.marks import SEGMENTATION
 from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 from espmedsam_edge.runtime.dicom.reading import is_dicom
@@ -31,12 +33,13 @@ class DicomSegmentations:
     Args:
         paths: the file to write for each DICOM input.
         algorithm: what made the masks.
+        overwrite: what of that which came there meanwhile is replaced, see ``check_destinations``.
 
     Raises:
         UserError: highdicom is missing, or an input is not DICOM.
     """
 
-    def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm) -> None:
+    def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm, overwrite: bool | None = None) -> None:
         if find_spec("highdicom") is None:
             raise UserError(
                 "highdicom, which writes DICOM-SEG, is not installed.", f"Install it: {install_command('dicom')}"
@@ -46,7 +49,7 @@ class DicomSegmentations:
                 raise UserError(
                     f"{path} is not DICOM; --dicom-seg is for DICOM inputs.", "Leave it out, or use --masks."
                 )
-        self._paths, self._algorithm = paths, algorithm
+        self._paths, self._algorithm, self._overwrite = paths, algorithm, overwrite
         self._current: _Unfinished | None = None
         self._incomplete: list[str] = []
 
@@ -69,6 +72,7 @@ class DicomSegmentations:
                     write_segmentation(
                         temporary, current.header, masks, current.modality, self._algorithm, current.name
                     )
+                    check_again(Destination(place, SEGMENTATION), self._overwrite)
 
     def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
         header = _read_header(frame)

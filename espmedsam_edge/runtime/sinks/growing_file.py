@@ -85,7 +85,7 @@ class GrowingFile:
     def __init__(self, path: Path, *, keep_interrupted: bool = False) -> None:
         self.path, self.keep_interrupted = path, keep_interrupted
         self.partial: Path | None = None
-        self._before: tuple[int, int] | None = None
+        self._before = identity(path)  # what the run decided that it may replace
         self._sync: _Sync | None = None
 
     def begin(self) -> Path:
@@ -96,7 +96,6 @@ class GrowingFile:
         """
         with write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._before = identity(self.path)
             self.partial = make_partial(self.path)
             self._sync = _Sync(self.partial)
             _sync_folder(self.partial.parent)

@@ -40,6 +40,7 @@ class Places:
         videos: which of the inputs are videos.
         number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
         kept: the first result of an earlier run that is kept for that; None where there is none.
+        overwrite: what may be replaced, see ``check_destinations``.
     """
 
     overlays: dict[Path, Path] | None
@@ -53,6 +54,7 @@ class Places:
     videos: frozenset[Path] = frozenset()
     number: int = 1
     kept: Path | None = None
+    overwrite: bool | None = None
 
     def destinations(self) -> list[Destination]:
         """Every file (for the masks of a video: folder) that is written, and what it is."""
@@ -135,6 +137,7 @@ def plan_places(
         mask_video,
         dicom_seg,
         frozenset(videos),
+        overwrite=overwrite,
     )
     others = [
         Destination(path, kind) for path, kind in ((jsonl, LINES), (csv, AREAS), (plot, PICTURE)) if path is not None

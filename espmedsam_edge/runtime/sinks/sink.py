@@ -9,9 +9,12 @@ from types import TracebackType
 from typing import Protocol
 
 from espmedsam_edge.closing import Closing
+from espmedsam_edge.destinations import Destination, check_again
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import Styling, style_now
-from espmedsam_edge.runtime.segmentation import Segmentation
+from espmedsam_edge.marks import PICTURE
+from espmedsam_edge.runtime.segmentation import Mask, Segmentation
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 _LONGEST_PAUSE = 1.0  # seconds between two frames, whatever their times say
@@ -67,13 +70,15 @@ class OverlayImages(Closing):
     Args:
         paths: the file to write (.png, .jpg) for each input file.
         style: how the mask is drawn.
+        overwrite: what of that which came there meanwhile is replaced, see ``check_destinations``.
     """
 
-    def __init__(self, paths: Mapping[Path, Path], style: Styling) -> None:
-        self._paths, self._style = paths, style
+    def __init__(self, paths: Mapping[Path, Path], style: Styling, overwrite: bool | None = None) -> None:
+        self._paths, self._style, self._overwrite = paths, style, overwrite
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        write_image(self._paths[frame.path], result.overlay(frame.image, style_now(self._style, result.modality)))
+        overlay = result.overlay(frame.image, style_now(self._style, result.modality))
+        _write(self._paths[frame.path], overlay, self._overwrite)
 
 
 class MaskImages(Closing):
@@ -82,11 +87,17 @@ class MaskImages(Closing):
     Args:
         paths: for each input file the PNG to write, or for a video the folder for ``000000.png`` and on.
         numbered: whether frames are numbered files in a folder.
+        overwrite: see ``OverlayImages``.
     """
 
-    def __init__(self, paths: Mapping[Path, Path], *, numbered: bool = False) -> None:
-        self._paths, self._numbered = paths, numbered
+    def __init__(self, paths: Mapping[Path, Path], *, numbered: bool = False, overwrite: bool | None = None) -> None:
+        self._paths, self._numbered, self._overwrite = paths, numbered, overwrite
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         path = self._paths[frame.path]
-        write_image(path / f"{frame.index:06d}.png" if self._numbered else path, result.mask)
+        _write(path / f"{frame.index:06d}.png" if self._numbered else path, result.mask, self._overwrite)
+
+
+def _write(path: Path, image: Frame | Mask, overwrite: bool | None) -> None:
+    check_again(Destination(path, PICTURE), overwrite)
+    write_image(path, image)
