@@ -112,8 +112,8 @@ class Weights(BaseModel, extra="forbid", frozen=True):
     note: str = ""
 
 
-class Manifest(BaseModel, extra="forbid", frozen=True):
-    """The contents of ``manifest.json``."""
+class ManifestHead(BaseModel, extra="forbid", frozen=True):
+    """What is true of every graph of a bundle."""
 
     schema_version: FormatVersion = 1
     preset: str
@@ -122,6 +122,24 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     weights: Weights
     targets: dict[Name, str] = {}
+
+    def properties(self, modality: str, precision: Precision) -> dict[str, str]:
+        """What a graph says of itself, in ``metadata_props``; ``normalization`` is JSON."""
+        return {
+            "modality": modality,
+            "target": self.targets.get(modality, ""),
+            "precision": precision,
+            "normalization": self.input.normalization.model_dump_json(),
+            "threshold": str(self.threshold),
+            "preset": self.preset,
+            "bundle_schema": str(self.schema_version),
+            "checkpoint_sha256": self.weights.checkpoint_sha256,
+        }
+
+
+class Manifest(ManifestHead):
+    """The contents of ``manifest.json``."""
+
     graphs: Annotated[list[Graph], Field(min_length=1)]
     tools: dict[str, str] = {}
     accuracy: dict[str, dict[str, Any]] = {}
@@ -245,7 +263,8 @@ class Bundle:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot read {file}: {reason}.", "Check its permissions.", exit_code=1) from error
-        check_graph(content, graph.batch, graph.image_size, str(file))
+        stated = self.manifest.properties(graph.modality, graph.precision)
+        check_graph(content, graph.batch, graph.image_size, str(file), stated)
         return content
 
 

@@ -8,7 +8,8 @@ are worked out here, and refused where they are far above what such a network ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.onnx_file import INT64, TYPES, GraphRefused, OnnxGraph, OnnxNode, OnnxTensor, read_onnx
@@ -22,7 +23,8 @@ _ORT_DOMAINS = frozenset(
     {"com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.preview",
      "ai.onnx.preview.training", "ai.onnx.training", "org.pytorch.aten"}
 )  # fmt: skip
-"""Sets of operators that ONNX Runtime lists in every graph it saves, used or not. None may be used."""
+"""Sets of operators that ONNX Runtime lists in every graph it saves, as earlier versions of ``weights`` left them in
+their bundles. None may be used."""
 
 # The most numbers in a tensor, numbers alive at once, and multiply-accumulates, by pixels of the input. Of both presets
 # at 64 to 1024 pixels the most is 16, 36 and 52,000, and 5 more alive for a MB of weights stored in float16.
@@ -30,13 +32,18 @@ _ELEMENTS, _ALIVE, _PRODUCTS = 64, 160, 400_000
 _SMALLEST_SIDE = 256  # windows of 14 x 14 at stride 16 are padded to 224 pixels, however small the input
 _MOST_NODES, _MOST_AXES = 20_000, 16
 
+_MAY_CHANGE = ("target", "threshold")
+"""Properties that somebody may set otherwise in the manifest: the graph computes the same."""
+
 _WHAT_TO_DO = (
     "A bundle holds graphs that export and calibrate wrote: espmedsam-edge export WEIGHTS --out BUNDLE. "
     "A graph of your own can be compared with one: espmedsam-edge bench BUNDLE --compare FILE.onnx"
 )
 
 
-def check_graph(content: bytes, batch: int, image_size: int, where: str) -> None:
+def check_graph(
+    content: bytes, batch: int, image_size: int, where: str, properties: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Refuse what this program would not have written.
 
     Args:
@@ -44,15 +51,26 @@ def check_graph(content: bytes, batch: int, image_size: int, where: str) -> None
         batch: of the input that its manifest gives it.
         image_size: S, its side in pixels.
         where: what messages call it.
+        properties: what it may say of itself; graphs of earlier versions say nothing.
 
     Raises:
-        UserError: it is damaged, or it has an operator or sizes that no graph of this program has; names the first.
+        UserError: it is damaged, says that it is another, or has an operator or sizes that no graph of this program
+            has; names the first.
     """
     try:
         graph = read_onnx(content)
+        _check_properties(graph.properties, properties)
         _Sizes(graph, batch * max(image_size, _SMALLEST_SIDE) ** 2, len(content)).check()
     except GraphRefused as error:
         raise UserError(f"{where} is not run: {error}.", _WHAT_TO_DO, exit_code=1) from error
+
+
+def _check_properties(stated: Mapping[str, str], known: Mapping[str, str]) -> None:
+    for name, value in stated.items():
+        if name not in known:
+            raise GraphRefused(f"it has the property '{name[:40]}', which no graph of this program has")
+        if value != known[name] and name not in _MAY_CHANGE:
+            raise GraphRefused(f"it says that its {name} is {value[:80]}, and its manifest {known[name][:80]}")
 
 
 class _Sizes:

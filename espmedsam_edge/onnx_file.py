@@ -81,6 +81,7 @@ class OnnxGraph:
     constants: dict[str, OnnxTensor]
     inputs: dict[str, tuple[int, ...]]
     outputs: list[str]
+    properties: dict[str, str] = field(default_factory=dict)
 
 
 def read_header(content: bytes) -> OnnxHeader | None:
@@ -175,10 +176,16 @@ class _Walker:
                 version = self.number(begin)
         return domain, version
 
+    def entry(self, start: int, end: int) -> tuple[str, str]:
+        """A property: its name and value."""
+        both = {number: self.text(a, b) for number, kind, a, b in self.fields(start, end) if kind == BYTES}
+        return both.get(1, ""), both.get(2, "")
+
     def model(self) -> OnnxGraph:
         """ModelProto."""
         opsets: dict[str, int] = {}
         graphs: list[OnnxGraph] = []
+        properties: dict[str, str] = {}
         for number, kind, start, end in self.fields(0, len(self.content)):
             if kind != BYTES:
                 continue
@@ -187,11 +194,16 @@ class _Walker:
                 opsets["" if domain in _DEFAULT_DOMAINS else domain] = version
             elif number == 7:
                 graphs.append(self.graph(start, end))
+            elif number == 14:
+                name, value = self.entry(start, end)
+                if name in properties:
+                    raise GraphRefused(_NO_ONNX)
+                properties[name] = value
             elif number in (20, 25):
                 raise GraphRefused("it holds " + ("training steps" if number == 20 else "functions"))
         if len(graphs) != 1:  # protobuf would merge several
             raise GraphRefused(_NO_ONNX)
-        graphs[0].opsets = opsets
+        graphs[0].opsets, graphs[0].properties = opsets, properties
         return graphs[0]
 
     def graph(self, start: int, end: int) -> OnnxGraph:

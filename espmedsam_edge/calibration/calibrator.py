@@ -41,6 +41,7 @@ from espmedsam_edge.files import sha256_file
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.masks import read_mask
 from espmedsam_edge.machine.cores import check_threads, usable_cores
+from espmedsam_edge.onnx_header import with_header
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
@@ -286,7 +287,7 @@ class _Calibration:
         modality, precision = request.modality, request.precision
         self.listener.phase("writing the bundle", None)
         file = graph_file_name(modality, precision, len(manifest.modalities))
-        content = found.model.SerializeToString()
+        content = with_header(found.model.SerializeToString(), manifest.properties(modality, precision))
         network = Network.of(found.model)
         macs = network.macs_by_type()
         total = sum(macs.values()) or 1

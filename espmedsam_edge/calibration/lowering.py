@@ -13,8 +13,6 @@ from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.network import QUANTISERS, Network
 from espmedsam_edge.calibration.plan import LARGE, Plan, stored_in_fp16
 
-_IR_VERSION = 10
-
 
 def lower(network: Network, plan: Plan, thresholds: Mapping[str, float], image: NDArray[np.float32]) -> ModelProto:
     """The graph in the plan's precisions; input and output stay float32 and keep names and shapes.
@@ -55,12 +53,6 @@ def tidy(model: ModelProto) -> ModelProto:
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    del model.metadata_props[:]
-    versions = [entry for entry in model.opset_import if entry.domain == ""]
-    del model.opset_import[:]
-    model.opset_import.extend(versions)
-    model.ir_version = _IR_VERSION
-    model.producer_name, model.producer_version, model.doc_string = "espmedsam-edge", "", ""
     onnx.checker.check_model(model, full_check=True)
     return model
 

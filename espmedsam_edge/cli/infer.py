@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from espmedsam_edge.cli.config import CONFIG
-from espmedsam_edge.cli.messages import shows_progress, tell_failures
+from espmedsam_edge.cli.messages import once, shows_progress, tell_failures
 from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
@@ -175,12 +175,16 @@ def command(
             every=every,
             fps=fps,
         )
-        with Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
+        # Files that decide on the network are read twice; a camera's lines come back as often as it does.
+        with once(*_OF_FILES), Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)
             _print(report, to_stderr=any(map(is_standard_output, (jsonl, csv, out, mask_video, plot, dicom_seg))))
             if run.server is not None and report.frames and not report.interrupted:
                 _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
     _leave(report)
+
+
+_OF_FILES = ("imaging", "runtime.dicom", "runtime.video", "runtime.sources.opening", "runtime.sources.scales")
 
 
 def _run(run: Inference) -> InferenceReport:

@@ -19,7 +19,7 @@ from espmedsam_edge.terminal import tell
 PACKAGE = __name__.partition(".")[0]
 VERBOSE = typer.Option(False, "--verbose", "-v", help="Tell more, and which module each line is from.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Tell of warnings and errors alone.")
-_LISTED_FAILURES = 20
+_LISTED_FAILURES = 1000
 
 
 class Messages(logging.Handler):
@@ -96,7 +96,7 @@ def _installed() -> list[Messages]:
 
 
 def tell_failures(lines: Sequence[str]) -> None:
-    """Print what failed, the first twenty with a line each."""
+    """Print what failed, a line each; of very many the first thousand."""
     for line in lines[:_LISTED_FAILURES]:
         tell(f"failed: {line}", err=True)
     if len(lines) > _LISTED_FAILURES:
@@ -109,11 +109,18 @@ def shows_progress() -> bool:
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Print what is told in the block the first time only: what holds for every graph is told once."""
+def once(*rooms: str) -> Iterator[None]:
+    """Print what is told in the block the first time only: what holds for every graph is told once.
+
+    Args:
+        rooms: of the package, whose lines alone are meant; none: all.
+    """
     told: set[str] = set()
+    loggers = tuple(f"{PACKAGE}.{room}" for room in rooms) or (PACKAGE,)
 
     def first(record: logging.LogRecord) -> bool:
+        if not record.name.startswith(loggers):
+            return True
         line = record.getMessage()
         new = line not in told
         told.add(line)

@@ -13,6 +13,7 @@ from espmedsam_edge.bundle import (
     Bundle,
     InputSpec,
     Manifest,
+    ManifestHead,
     Weights,
     graph_file_name,
     write_bundle,
@@ -72,6 +73,12 @@ def export_bundle(
         check_image_size(image_size)
     if not 1 <= batch <= 256:
         raise UserError(f"a batch of {batch} cannot be used.", "Choose 1 to 256.")
+    head = ManifestHead(
+        preset=info.config.preset,
+        input=InputSpec(normalization=info.normalization),
+        weights=Weights(checkpoint_sha256=checkpoint_sha256, origin=info.origin, note=info.provenance.get("note", "")),
+        targets={name: info.targets[name] for name in names},
+    )
     exported, graphs, accuracy = [], [], {}
     with write_bundle(out) as draft:
         for name in names:
@@ -81,7 +88,7 @@ def export_bundle(
             onnx_model = build_graph(FusedSegmenter(model, name, size, batch), size, batch)
             store_weights(onnx_model, storage)
             path = draft.new_file(file)
-            content = save_graph(onnx_model, path)
+            content = save_graph(onnx_model, path, head.properties(name, "fp32"))
             graph = draft.graph(file, modality=name, precision="fp32", image_size=size, batch=batch)
             progress(f"{name}: comparing with the checkpoint")
             agreement = verify_graph(model, content, graph, info.normalization, storage)
@@ -94,12 +101,7 @@ def export_bundle(
             }
             exported.append(ExportedGraph(name, file, len(content) / 1e6, len(onnx_model.graph.node), agreement))
         draft.manifest = Manifest(
-            preset=info.config.preset,
-            input=InputSpec(normalization=info.normalization),
-            weights=Weights(
-                checkpoint_sha256=checkpoint_sha256, origin=info.origin, note=info.provenance.get("note", "")
-            ),
-            targets={name: info.targets[name] for name in names},
+            **dict(head),
             graphs=graphs,
             tools={"espmedsam-edge": __version__} | {tool: importlib.metadata.version(tool) for tool in _TOOLS},
             accuracy=accuracy,

@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +21,10 @@ from torch import nn
 
 from espmedsam_edge.bundle import InputSpec, OutputSpec
 from espmedsam_edge.files import atomic_write
+from espmedsam_edge.onnx_header import with_header
 
 OPSET = 20
 """Gelu came with 20, LayerNormalization with 17; TensorRT 10.3's parser reads 20."""
-
-_IR_VERSION = 10
 
 FORBIDDEN = ("ScatterND", "NonZero", "If", "Loop", "Scan", "Shape", "Range", "Einsum", "Attention", "ConstantOfShape")
 """Data-dependent or computed shapes, and operators that one of the engines refuses."""
@@ -100,7 +99,7 @@ def name_nodes(model: ModelProto) -> None:
 
 
 def strip(model: ModelProto) -> None:
-    """Drop what tracing left behind (stack traces, file paths, unused tensors) and date the format."""
+    """Drop what tracing left behind: stack traces, file paths, unused tensors."""
     graph = model.graph
     for owner in [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]:
         del owner.metadata_props[:]
@@ -114,8 +113,6 @@ def strip(model: ModelProto) -> None:
     versions = [entry for entry in model.opset_import if entry.domain == ""]
     del model.opset_import[:]
     model.opset_import.extend(versions)
-    model.ir_version = _IR_VERSION
-    model.producer_name, model.producer_version, model.doc_string = "espmedsam-edge", "", ""
 
 
 def refuse(model: ModelProto) -> None:
@@ -158,8 +155,8 @@ def store_weights(model: ModelProto, storage: Storage) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def save_graph(model: ModelProto, path: Path) -> bytes:
-    """Write a graph as one file, complete or not at all; returns what was written."""
-    content = bytes(model.SerializeToString())
+def save_graph(model: ModelProto, path: Path, properties: Mapping[str, str]) -> bytes:
+    """Write a graph as one file with its properties, complete or not at all; returns what was written."""
+    content = with_header(model.SerializeToString(), properties)
     atomic_write(path, content)
     return content

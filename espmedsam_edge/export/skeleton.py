@@ -19,6 +19,7 @@ from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import OPSET, GraphError, name_nodes, quiet, refuse, strip
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
+from espmedsam_edge.onnx_header import with_header
 from espmedsam_edge.shipped.assembly import IMAGE, PLACEHOLDER
 
 _PREFIX = "model."
@@ -80,7 +81,7 @@ def build_skeleton(config: ModelConfig, image_size: int) -> bytes:
     unknown = {value.name for value in proto.graph.input} - set(state) - {IMAGE}
     if unknown:
         raise GraphError(f"the skeleton asks for {sorted(unknown)[0]}, which no checkpoint has")
-    return proto.SerializeToString()
+    return with_header(proto.SerializeToString(), {})
 
 
 def _weights_to_inputs(proto: onnx.ModelProto, state: dict[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ from espmedsam_edge.bundle import (
     Graph,
     InputSpec,
     Manifest,
+    ManifestHead,
     Name,
     Normalization,
     Weights,
@@ -38,6 +39,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
 from espmedsam_edge.modalities import choose, register
+from espmedsam_edge.onnx_header import with_header
 from espmedsam_edge.shipped.assembly import assemble
 from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, unpack, write_plain
 from espmedsam_edge.version import __version__
@@ -189,6 +191,12 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
         info = _Info.model_validate_json(metadata[METADATA_KEY])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{folder / CHECKPOINT} says nothing of its network.", "Install the package again.") from error
+    head = ManifestHead(
+        preset=info.config.preset,
+        input=InputSpec(normalization=info.normalization),
+        weights=Weights(checkpoint_sha256=sums[CHECKPOINT], origin=info.origin, note=note),
+        targets={name: info.targets[name] for name in names},
+    )
     graphs: list[Graph] = []
     contents: dict[str, bytes] = {}
     for name in names:
@@ -196,16 +204,13 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
         network = skeleton_name(size)
         skeleton = lzma.decompress(_read(folder, network, sums.get(network, "")))
         file = graph_file_name(name, "fp32", len(names))
-        contents[file] = assemble(skeleton, arrays, name)
+        contents[file] = with_header(assemble(skeleton, arrays, name), head.properties(name, "fp32"))
         digest = hashlib.sha256(contents[file]).hexdigest()
         graphs.append(Graph(modality=name, precision="fp32", file=file, sha256=digest, image_size=size))
     for name in names:
         register(name, info.targets[name])
     manifest = Manifest(
-        preset=info.config.preset,
-        input=InputSpec(normalization=info.normalization),
-        weights=Weights(checkpoint_sha256=sums[CHECKPOINT], origin=info.origin, note=note),
-        targets={name: info.targets[name] for name in names},
+        **dict(head),
         graphs=graphs,
         tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)} | {"espmedsam-edge": __version__},
     )

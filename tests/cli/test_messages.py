@@ -162,6 +162,14 @@ def test_what_was_told_is_told_once_within_a_block_alone(capsys: pytest.CaptureF
     assert capsys.readouterr().err.splitlines() == ["for every graph"] * 2 + ["after it"] * 2
 
 
+def test_lines_of_other_rooms_may_come_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with Messages(), once("imaging"):
+        for room in ("imaging.decode", "runtime.sources.live") * 2:
+            PACKAGE.getChild(room).info("from %s", room)
+    live = "from runtime.sources.live"
+    assert capsys.readouterr().err.splitlines() == ["from imaging.decode", live, live]
+
+
 def test_lines_stand_above_a_progress_bar() -> None:
     code = (
         "import logging\n"
@@ -205,8 +213,8 @@ def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("count", [0, 20, 21, 300])
-def test_of_many_failures_twenty_are_listed(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("count", [0, 300, 1000, 1001])
+def test_every_failure_is_listed_up_to_a_thousand(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     tell_failures([f"cannot read {number}." for number in range(count)])
-    listed = [f"failed: cannot read {number}." for number in range(min(count, 20))]
-    assert capsys.readouterr().err.splitlines() == listed + [f"failed: {count - 20} more."] * (count > 20)
+    listed = [f"failed: cannot read {number}." for number in range(min(count, 1000))]
+    assert capsys.readouterr().err.splitlines() == listed + ["failed: 1 more."] * (count > 1000)

@@ -24,7 +24,7 @@ def test_tensorrt_rtx_parses_and_builds(preset: str, size: int, published: bool,
         pytest.skip("TensorRT-RTX is not installed (extra rtx)")
     model = scrambled_model(preset, ["fundus"], published=published)
     path = tmp_path / "fp32.onnx"
-    save_graph(build_graph(FusedSegmenter(model, "fundus", size), size), path)
+    save_graph(build_graph(FusedSegmenter(model, "fundus", size), size), path, {})
     assert check_parse(path, "tensorrt-rtx") == []
     plan = build_plan(path, ["sm86"], "tensorrt-rtx")
     assert len(plan) > 100_000  # an engine with its weights, not an empty shell

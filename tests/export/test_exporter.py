@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import scrambled_model
+from written_headers import check_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
@@ -40,6 +41,7 @@ def test_export_writes_a_bundle_that_segments_as_the_checkpoint(
     leave_with(0, ["export", str(weights), "--out", str(out), "--image-size", "128"])
     bundle = Bundle.open(out)
     assert bundle.manifest.modalities == ["fundus", "xray"]
+    check_bundle(bundle)
     assert {p.name for p in out.iterdir()} == {"manifest.json", "report.md", "fundus-fp32.onnx", "xray-fp32.onnx"}
     assert "never trained" in capsys.readouterr().out
     frame, _ = phantom("xray", 3, (90, 110))
@@ -57,6 +59,7 @@ def test_one_modality_half_storage_and_batch(weights: Path, tmp_path: Path) -> N
     out = tmp_path / "one.bundle"
     options = ["--modality", "fundus", "--image-size", "64", "--batch", "2", "--dtype-storage", "float16"]
     leave_with(0, ["export", str(weights), "--out", str(out), *options])
+    check_bundle(Bundle.open(out))
     graph = Bundle.open(out).graph()
     assert (graph.file, graph.image_size, graph.batch) == ("fp32.onnx", 64, 2)
 

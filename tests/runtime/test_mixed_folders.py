@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from dicom_files import ramp, save_dicom
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import ModelOptions, Outputs, Segmenter, UserError, infer, infer_frames
@@ -20,6 +21,7 @@ from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import bundle_choice
+from espmedsam_edge.runtime.request import ReadingOptions
 from espmedsam_edge.shipped.bundles import Score
 
 SIZE = (120, 160)
@@ -243,3 +245,32 @@ def test_a_photograph_is_told_too_and_what_fits_or_is_unknown_is_not(tmp_path: P
     assert [line for line in said if "looks like" in line] == []
     infer("page.png", save_toy_bundle(tmp_path / "c.bundle"), None)
     assert [line.split(" (")[0] for line in said] == ["page.png looks like none of the modalities"]
+
+
+def test_files_that_are_read_twice_are_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = save_toy_bundle(tmp_path / "two.bundle", ("fundus", "colonoscopy"))
+    save_mixed(Path("in"))
+    for name in ("0a.png", "0b.png"):  # before those that are clear
+        cv2.imwrite(f"in/{name}", picture_of("noise").astype(np.uint16) * 16)
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    save_dicom(Path("in/report.dcm"), ramp())
+    report = pydicom.dcmread("in/report.dcm")
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = pydicom.uid.ComprehensiveSRStorage
+    report.save_as("in/report.dcm")
+    assert run("infer", str(bundle.path), "in", "--out", "overlays") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("on one scale" in line for line in lines) == 1
+    assert sum("passed over" in line for line in lines) == 1
+
+
+def test_what_is_recognised_is_the_crop(tmp_path: Path) -> None:
+    """A capture card's frame, whose panel would be something else."""
+    bundle = save_toy_bundle(tmp_path / "two.bundle", ("fundus", "colonoscopy"))
+    frame = np.random.default_rng(1).integers(0, 256, (360, 640, 3), np.uint8)
+    frame[100 : 100 + SIZE[0], 200 : 200 + SIZE[1]] = picture_of("fundus")
+    cv2.imwrite("frame.png", frame)
+    assert infer("frame.png", bundle, Outputs(jsonl="r.jsonl")).failures
+    reading = ReadingOptions(crop=f"200,100,{SIZE[1]},{SIZE[0]}")
+    report = infer("frame.png", bundle, Outputs(jsonl="r.jsonl"), reading)
+    assert not report.failures
+    assert json.loads(Path("r.jsonl").read_text())["modality"] == "fundus"

@@ -20,7 +20,15 @@ from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.shipped.bundles import CHECKPOINT, SUMS, UNPACKED, WEIGHTS, shipped_bundle, shipped_scores
+from espmedsam_edge.shipped.bundles import (
+    CHECKPOINT,
+    SUMS,
+    UNPACKED,
+    WEIGHTS,
+    shipped_bundle,
+    shipped_scores,
+    skeleton_name,
+)
 
 
 def test_every_modality_of_the_paper_has_a_measured_score() -> None:
@@ -34,10 +42,13 @@ def test_every_modality_of_the_paper_has_a_measured_score() -> None:
 
 def test_a_bundle_made_from_them_computes_what_torch_computes(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs torch (extra export)")
+    from written_headers import check_bundle
+
     from espmedsam_edge.model.checkpoint import load_checkpoint
 
     bundle = shipped_bundle("microscopy", tmp_path / "microscopy.bundle")
     assert bundle.manifest.preset == "espmedsam-s"
+    check_bundle(bundle)
     assert bundle.manifest.weights.origin == "trained"
     model, info = load_checkpoint(WEIGHTS / CHECKPOINT)
     assert info.modalities == list(PAPER_MODALITIES)
@@ -120,6 +131,14 @@ def test_a_cache_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="the cache is not used: other users may write"):
         shipped_bundle("fundus")
+
+
+@pytest.mark.parametrize("size", [448, 1024])
+def test_the_networks_without_weights_state_only_what_they_use(size: int) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs onnx (extra export)")
+    from written_headers import check_header
+
+    check_header(onnx.load_from_string(lzma.decompress((WEIGHTS / skeleton_name(size)).read_bytes())))
 
 
 def test_every_sum_is_of_what_is_there() -> None:
