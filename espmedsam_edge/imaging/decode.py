@@ -39,7 +39,7 @@ def read_image(path: str | Path, largest: int | None = None) -> Frame:
 
     Samples of 16 bits are scaled to 8 by the range that they use: 0 to 2^b - 1, where b is the smallest of 8, 10, 12,
     14 and 16 that holds the largest value in the picture. So a 12-bit camera's files keep their contrast, and no
-    picture is stretched by its own minimum and maximum.
+    picture is stretched by its own minimum and maximum. AVIF and packed TIFF say how many bits their samples have.
 
     Args:
         path: the file.
@@ -88,6 +88,8 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> t
         packed = compression_name(data) if header.format == "TIFF" else None
         what = f"compression by {packed} is not read" if packed else f"its {header.format} data cannot be decoded"
         raise UserError(f"cannot read {name}: {what}.", _REMEDY, exit_code=1)
+    if header.format == "TIFF" and _stated_scale(header):
+        pixels = pixels >> 16 - header.depth  # OpenCV moves packed samples up to 16 bits
     if flags == _COLOUR:
         pixels = _to_8_bits(pixels, header, name, largest)
     return _upright(pixels, header), header
@@ -122,15 +124,18 @@ def read_samples(path: str | Path) -> NDArray[Any]:
     Raises:
         UserError: as ``read_image``.
     """
-    path = Path(path)
-    data = _read(path)
-    frame, header = _decode(data, str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    frame, header = _read_stored(Path(path))
     # OpenCV shows 8 bits that count down from white as they look.
     return 255 - frame if header.white_is_zero and frame.dtype == np.uint8 else frame
 
 
+def _read_stored(path: Path) -> tuple[NDArray[Any], ImageHeader]:
+    return _decode(_read(path), str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
 def largest_sample(path: str | Path) -> int | None:
-    """The largest sample of a picture of more than 8 bits a sample; None for others, which are told by their start.
+    """The largest sample of a PNG or TIFF whose 16-bit samples may have fewer bits; None for others, mostly told by
+    their start.
 
     Raises:
         UserError: as ``read_image``.
@@ -142,8 +147,8 @@ def largest_sample(path: str | Path) -> int | None:
     except OSError:
         return None
     if start[24:] == b"\x10" if image_format(start) == "PNG" else image_format(start) == "TIFF":
-        samples = read_samples(path)
-        return int(samples.max()) if samples.dtype == np.uint16 else None
+        samples, header = _read_stored(path)
+        return int(samples.max()) if samples.dtype == np.uint16 and not _stated_scale(header) else None
     return None
 
 
@@ -221,8 +226,14 @@ def _to_8_bits(pixels: NDArray[Any], header: ImageHeader, name: str, largest: in
         raise UserError(
             f"cannot read {name}: its samples are {pixels.dtype}.", "Convert it to 8 or 16 bits a sample.", exit_code=1
         )
-    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / full_scale(max(largest, int(pixels.max()))))
+    scale = _stated_scale(header) or full_scale(max(largest, int(pixels.max())))
+    scaled: Any = cv2.convertScaleAbs(pixels, alpha=255 / scale)
     return np.asarray(255 - scaled if header.white_is_zero else scaled, np.uint8)
+
+
+def _stated_scale(header: ImageHeader) -> int | None:
+    """The largest sample that the file's own number of bits can hold; None where that says nothing: 16 hold fewer."""
+    return (1 << header.depth) - 1 if 8 < header.depth < 16 else None
 
 
 def full_scale(largest: float) -> float:

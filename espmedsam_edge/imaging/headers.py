@@ -45,7 +45,7 @@ class ImageHeader:
         orientation: Exif's number, 1 to 8; 1 is upright.
         white_is_zero: grey samples count down from white (TIFF's photometric interpretation 0).
         pictures: how many the file holds: pages, or frames of an animation.
-        depth: bits of a TIFF's samples; 8 stands for whatever others have.
+        depth: bits of a TIFF's or AVIF's samples; 8 stands for whatever others have.
     """
 
     format: str
@@ -246,7 +246,7 @@ def _heif(data: bytes) -> ImageHeader:
     name = image_format(data[:64]) or "HEIC"
     if name == "AVIF":
         check_av1_size(data, found.width, found.height)
-    return ImageHeader(name, found.width, found.height, found.orientation, pictures=found.pictures)
+    return ImageHeader(name, found.width, found.height, found.orientation, pictures=found.pictures, depth=found.depth)
 
 
 def _tiff(data: bytes) -> ImageHeader:

@@ -20,17 +20,22 @@ _ORIENTATIONS = {
 }  # fmt: skip
 
 
+_AV1_DEPTHS = (8, 8, 10, 12)  # by the bits high_bitdepth and twelve_bit
+
+
 class Heif(NamedTuple):
     """The main picture: pixels as stored, before ``orientation`` (Exif's number, 1 to 8) is applied.
 
     Attributes:
         pictures: frames of an animation, else 1.
+        depth: bits of a sample, as AV1's configuration says; 8 without one.
     """
 
     width: int
     height: int
     orientation: int
     pictures: int = 1
+    depth: int = 8
 
 
 def heif_format(start: bytes) -> str | None:
@@ -97,11 +102,15 @@ def _main_picture(data: bytes, start: int, end: int) -> Heif:
             size = width, height
         elif kind == b"irot":
             turns = data[begin] & 3
+            if mirror is not None and turns & 1:  # the mirror comes first: as the other one after the turn
+                mirror = 1 - mirror
         elif kind == b"imir":
             mirror = data[begin] & 1
     if size is None:
         raise HeaderError("it holds no picture")
-    return Heif(*size, _ORIENTATIONS[turns, mirror])
+    # A grid's own properties name no depth, its tiles' do, and all have one.
+    depth = max((_AV1_DEPTHS[data[begin + 2] >> 5 & 3] for kind, begin, _ in properties if kind == b"av1C"), default=8)
+    return Heif(*size, _ORIENTATIONS[turns, mirror], depth=depth)
 
 
 def _associations(data: bytes, start: int) -> Iterator[tuple[int, list[int]]]:

@@ -15,11 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from heic_files import phone_heic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.decode import decode_image, read_image
+from espmedsam_edge.imaging.decode import decode_image, largest_sample, read_image, read_samples
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
 
@@ -221,6 +222,36 @@ def test_a_heic_is_read_whole(mode: str, orientation: int) -> None:
     assert np.abs(got.astype(int) - expected).mean() < 2  # lossy
     with pytest.raises(UserError, match="cut off"):
         decode_image(data[: len(data) * 2 // 3])
+
+
+TURNS = [
+    *[(("irot", turns),) for turns in range(4)],
+    *[(("irot", turns), ("imir", axis)) for turns in range(4) for axis in range(2)],
+    *[(("imir", axis), ("irot", turns)) for turns in range(4) for axis in range(2)],
+]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_a_phones_heic_is_turned_and_mirrored_once_in_the_order_that_it_states(
+    turns: tuple[tuple[str, int], ...],
+) -> None:
+    """A grid of tiles; the Exif data that go with it name the turn a second time, as phones do."""
+    pytest.importorskip("pillow_heif", reason="the optional reader")
+    exif = Image.Exif()
+    exif[274] = 6
+    seen = smooth_picture(192, 128)
+    data = phone_heic(seen, turns, exif.tobytes().removeprefix(b"Exif\0\0"))
+    stored = seen
+    for kind, value in turns:
+        seen = np.rot90(seen, value) if kind == "irot" else seen[::-1] if value == 0 else seen[:, ::-1]
+    got = decode_image(data)
+    assert got.shape == seen.shape
+    assert np.abs(got.astype(int) - seen).mean() < 4  # lossy
+    header = read_header(data)  # by which an AVIF is turned
+    exif[274] = header.orientation
+    picture = Image.fromarray(stored)
+    picture.getexif()[274] = header.orientation
+    assert np.array_equal(np.asarray(pytest.importorskip("PIL.ImageOps").exif_transpose(picture)), seen)
 
 
 def test_without_its_reader_a_heic_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,3 +492,41 @@ def test_headers_of_noise_never_raise_anything_else(start: bytes, rest: bytes) -
         return
     assert header.width >= 0
     assert header.height >= 0
+
+
+@pytest.mark.parametrize("part", [1.0, 0.2])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_packed_tiffs_are_scaled_by_the_bits_they_state(bits: int, part: float) -> None:
+    """However dark they are; their samples are given as stored."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs", reason="packs the samples")
+    top = (1 << bits) - 1
+    samples = (np.random.default_rng(bits).random((20, 30)) * part * top).astype(np.uint16)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, samples, bitspersample=bits, photometric="minisblack")
+    assert np.abs(decode_image(stream.getvalue())[..., 1] - samples * (255 / top)).max() <= 1
+
+
+def test_samples_of_packed_tiffs_are_as_stored_and_no_part_of_a_folders_scale(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs", reason="packs the samples")
+    labels = np.random.default_rng(1).integers(0, 900, (20, 30)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", labels, bitspersample=12, photometric="minisblack")
+    assert np.array_equal(read_samples(tmp_path / "a.tif"), labels)
+    assert largest_sample(tmp_path / "a.tif") is None
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("part", [1.0, 0.2])
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_avifs_of_more_bits_are_scaled_by_the_bits_they_state(bits: int, part: float, grey: bool) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="writes AVIF of more than 8 bits")
+    if "AVIF:                        avif" not in cv2.getBuildInformation():
+        pytest.skip("OpenCV is built without AVIF")
+    top = (1 << bits) - 1
+    picture = smooth_picture()[..., 0] if grey else smooth_picture()
+    samples = np.rint(picture * (part * top / 255)).astype(np.uint16 if bits > 8 else np.uint8)
+    data = bytes(codecs.avif_encode(samples, level=100, bitspersample=bits))
+    got = decode_image(data)[..., ::-1]
+    expected = np.stack([samples] * 3, axis=-1) if grey else samples
+    assert np.abs(got - expected * (255 / top)).max() <= 1.5

@@ -296,12 +296,15 @@ def _check_syntax(path: Path) -> None:
         if start_of(stream) == 0:
             return
     syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-    if syntax is not None and syntax.is_deflated:  # unpacked at once, to whatever size
-        raise UserError(
-            f"cannot read {path}: the whole file is compressed ({_name_of(syntax)}).",
-            "Convert it to Explicit VR Little Endian.",
-            exit_code=1,
-        )
+    if syntax is None:
+        return
+    fault = ""
+    if not syntax.is_transfer_syntax:  # newer than pydicom, or a maker's own
+        fault = f"its pixels are stored in {_name_of(syntax)}"
+    elif syntax.is_deflated:  # unpacked at once, to whatever size
+        fault = f"the whole file is compressed ({_name_of(syntax)})"
+    if fault:
+        raise UserError(f"cannot read {path}: {fault}.", "Convert it to Explicit VR Little Endian.", exit_code=1)
 
 
 def _name_of(syntax: Any) -> str:
@@ -383,13 +386,14 @@ def decoders() -> dict[str, bool]:
     if not installed("pydicom"):
         return {}
     from pydicom.pixels import get_decoder
-    from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+    from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
     kinds = {
         "JPEG": JPEGBaseline8Bit,
         "lossless JPEG": JPEGLosslessSV1,
         "JPEG-LS": JPEGLSLossless,
         "JPEG 2000": JPEG2000,
+        "HTJ2K": HTJ2K,
         "RLE": RLELossless,
     }
     return {name: get_decoder(syntax).is_available for name, syntax in kinds.items()}

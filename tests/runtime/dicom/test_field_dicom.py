@@ -354,3 +354,34 @@ def test_floating_point_pixels_are_shown_from_their_smallest_to_their_largest(tm
     setattr(dataset, "FloatPixelData" if dtype is np.float32 else "DoubleFloatPixelData", values.tobytes())
     dataset.save_as(path)
     assert np.abs(grey(path)[0] - (values + 2) / 5 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("syntax", ["HTJ2KLossless", "HTJ2KLosslessRPCL", "HTJ2K"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_high_throughput_jpeg_2000_is_read_as_pydicom_reads_it(tmp_path: Path, syntax: str, bits: int) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="writes HTJ2K")
+    pixels = ramp(high=(1 << bits) - 1, dtype=np.uint8 if bits == 8 else np.uint16)
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a.dcm", pixels))
+    dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    code = bytes(codecs.htj2k_encode(pixels, reversible=True))
+    dataset.PixelData = pydicom.encaps.encapsulate([code])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(tmp_path / "a.dcm")
+    assert np.array_equal(pydicom.dcmread(tmp_path / "a.dcm").pixel_array, pixels)
+    (frame,) = grey(tmp_path / "a.dcm")
+    assert np.abs(frame - pixels * (255 / ((1 << bits) - 1))).max() <= 1
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[: -len(code) // 2])
+    with pytest.raises(UserError, match=r"cut\.dcm: its DICOM data are cut off or damaged"):
+        grey(tmp_path / "cut.dcm")
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.110", "1.2.333.44444.1.2.4.201"])
+def test_a_transfer_syntax_that_is_not_known_is_no_damage(tmp_path: Path, syntax: str) -> None:
+    """JPEG XL is younger than pydicom 3.0; others are a maker's own."""
+    path = save_compressed(tmp_path / "a.dcm", [b"codestream"], pydicom.uid.HTJ2KLossless, ramp())
+    content, known = path.read_bytes(), pydicom.uid.HTJ2KLossless.encode()
+    assert content.count(known) == 1
+    assert len(known) == len(syntax)
+    path.write_bytes(content.replace(known, syntax.encode()))
+    with pytest.raises(UserError, match=r"an unknown transfer syntax\. Convert it to Explicit VR"):
+        grey(path)
