@@ -5,6 +5,7 @@ Nothing but pixels, times and spacing leaves this module: no name, number or dat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_datase
 from espmedsam_edge.runtime.dicom.display import Scale, common_scale, displayed, needs_scale, own_scale
 from espmedsam_edge.runtime.dicom.extent import check_extent, start_of
 from espmedsam_edge.runtime.dicom.measures import frame_times, pixel_bytes, pixel_spacing
-from espmedsam_edge.runtime.dicom.stored import check_colours, plain_frames
+from espmedsam_edge.runtime.dicom.stored import check_colours, compressed_frames, frames_there, plain_frames
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _PREAMBLE = 128
@@ -131,6 +134,9 @@ def read_dicom_frames(path: Path, scale: Scale | None = None) -> Iterator[Frame]
     with _damage(path) as dicom:
         dicom.dataset = dataset = _read(path)
         header = _header(path, dataset)
+        there = frames_there(path, dataset)
+        if there > header.frames:
+            log.warning("%s holds %d frames, its header names %d; the others are left out.", path, there, header.frames)
         if scale is None and header.frames > 1 and needs_scale(dataset):
             stored = enumerate(_stored(path, dataset, header))
             scale = common_scale(own_scale(pixels, dataset, number) for number, pixels in stored)
@@ -178,7 +184,7 @@ def _decoded(path: Path, dataset: Any, header: DicomHeader, plugins: Sequence[st
     if dataset.file_meta.TransferSyntaxUID != RLELossless and int(dataset.get("SamplesPerPixel") or 1) > 1:
         options["planar_configuration"] = 0  # as decoders give colours, whatever the header says of the stored ones
     order = list(plugins)
-    for data in _compressed(path, dataset, header.frames):
+    for data in compressed_frames(path, dataset, header.frames):
         codestream = _fitting(path, data, dataset, header)
         if mixes_colours(codestream):
             options["photometric_interpretation"] = "RGB"
@@ -207,19 +213,6 @@ def _by_the_first_that_can(codestream: bytes, syntax: str, order: list[str], opt
             return pixels
     assert refusal is not None
     raise refusal
-
-
-def _compressed(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
-    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
-    from pydicom.encaps import generate_frames
-
-    tables = None
-    if "ExtendedOffsetTable" in dataset:
-        tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
-    with path.open("rb") as stream:
-        dcmread(stream, stop_before_pixels=True, specific_tags=[])
-        stream.seek(12, 1)  # tag, VR and length: compressed files have explicit VRs
-        yield from generate_frames(stream, number_of_frames=frames, extended_offsets=tables)
 
 
 def _fitting(path: Path, data: bytes, dataset: Any, header: DicomHeader) -> bytes:

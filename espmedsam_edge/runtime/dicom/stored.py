@@ -1,11 +1,12 @@
-"""Uncompressed DICOM pixels, and which colour models are read at all."""
+"""DICOM pixels as they are stored, uncompressed or as codestreams, and which colour models are read at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom.extent import start_of
@@ -46,6 +47,43 @@ def plain_frames(path: Path, dataset: Any) -> Iterator[Any]:
     whole = dcmread(path, force=True)
     whole.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     yield from iter_pixels(whole, **options)
+
+
+def compressed_frames(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
+    """The codestreams of so many frames."""
+    from pydicom.encaps import generate_frames
+
+    tables = None
+    if "ExtendedOffsetTable" in dataset:
+        tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    with _at_compressed_pixels(path) as stream:
+        yield from generate_frames(stream, number_of_frames=frames, extended_offsets=tables)
+
+
+def frames_there(path: Path, dataset: Any) -> int:
+    """How many whole frames a file holds, whatever its header says; 0 where that cannot be told without decoding."""
+    from pydicom.encaps import parse_basic_offsets
+
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        length, frames = _pixel_length(path, dataset), max(1, int(dataset.get("NumberOfFrames") or 1))
+        stated = _samples(dataset) * int(dataset.BitsAllocated) // 8
+        if dataset.get("PhotometricInterpretation") == "YBR_FULL_422" and length < stated:
+            stated = stated * 2 // 3
+        return min(length, path.stat().st_size) * frames // stated
+    if "ExtendedOffsetTable" in dataset:
+        return len(dataset.ExtendedOffsetTable) // 8
+    with _at_compressed_pixels(path) as stream:
+        return len(parse_basic_offsets(stream))
+
+
+@contextmanager
+def _at_compressed_pixels(path: Path) -> Iterator[BinaryIO]:
+    from pydicom import dcmread  # noqa: TID251 (to find the pixels, after the header was checked)
+
+    with path.open("rb") as stream:
+        dcmread(stream, stop_before_pixels=True, specific_tags=[])
+        stream.seek(12, 1)  # tag, VR and length: compressed files have explicit VRs
+        yield stream
 
 
 def _pixel_length(path: Path, dataset: Any) -> int:

@@ -30,6 +30,8 @@ _STARTS = (
 )
 # The first unit of raw H.264 (parameter set, delimiter, supplement) and H.265 (video parameter set, delimiter).
 _RAW_UNITS = frozenset((0x67, 0x27, 0x47, 0x09, 0x06, 0x40, 0x46))
+_VIDEO_STREAMS = frozenset(bytes((number,)) for number in (*range(0xE0, 0xF0), 0xFD))
+_TAIL, _LAST_PICTURES = 4 << 20, 12  # bytes, which hold as many pictures of the fastest broadcast
 _PACKETS = ((0, 188), (4, 192), (0, 204))  # of MPEG transport streams: where the first starts, and how long each is
 
 
@@ -69,6 +71,34 @@ def cut_off(path: Path) -> bool:
         if start[:4] == _MXF_KEY:
             return _mxf_end(stream, length) > length
     return False
+
+
+def last_video_pids(path: Path) -> set[int]:
+    """The numbers of the streams (PIDs) that the last pictures in an MPEG transport stream belong to.
+
+    A recording may go on in another stream than it began with, as when a channel changes its programme.
+    """
+    with path.open("rb") as stream:
+        length = os.fstat(stream.fileno()).st_size
+        stream.seek(max(0, length - _TAIL))
+        tail = stream.read(_TAIL)
+    for size, prefix in ((188, 0), (192, 4), (204, 0)):
+        for first in range(prefix, size):
+            marks = tail[first : len(tail) - 187 : size]
+            if marks and not marks.strip(b"\x47"):
+                packets = (tail[at : at + 188] for at in range(first, len(tail) - 187, size))
+                pids = [pid for packet in packets if (pid := _begun_picture(packet)) is not None]
+                return set(pids[-_LAST_PICTURES:])
+    return set()
+
+
+def _begun_picture(packet: bytes) -> int | None:
+    """The PID of a transport packet in which a picture (a packet of a video stream, ISO/IEC 13818-1) begins."""
+    if not packet[1] & 0x40 or not packet[3] & 0x10:  # no start, no payload
+        return None
+    start = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
+    code = packet[start : start + 4]
+    return (packet[1] & 0x1F) << 8 | packet[2] if code[:3] == b"\0\0\1" and code[3:4] in _VIDEO_STREAMS else None
 
 
 def _flv_end(stream: BinaryIO, length: int) -> int:

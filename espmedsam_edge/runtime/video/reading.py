@@ -18,7 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.runtime.video.containers import cut_off
+from espmedsam_edge.runtime.video.containers import cut_off, last_video_pids
 from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gif import completed_gif
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
@@ -182,6 +182,10 @@ class PyAvReader:
                 yield self._display.shown(frame), clock.time(stated)
                 count += 1
         self.damage = _left_out(count, damaged) if self._comes else _damage(self._path, count, damaged)
+        if self._container.format.name == "mpegts" and not self._comes and self.damage is None:
+            last = last_video_pids(self._path)
+            if last and self._stream.id not in last:
+                self.damage = f"its pictures go on in another stream after {count} frames"
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then the one that flushes the decoder, even when demuxing ends in an error."""

@@ -385,3 +385,21 @@ def test_a_transfer_syntax_that_is_not_known_is_no_damage(tmp_path: Path, syntax
     path.write_bytes(content.replace(known, syntax.encode()))
     with pytest.raises(UserError, match=r"an unknown transfer syntax\. Convert it to Explicit VR"):
         grey(path)
+
+
+@pytest.mark.parametrize("stated", [None, 1, 2, 3])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_frames_that_the_header_does_not_name_are_told_of(
+    tmp_path: Path, stated: int | None, compressed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.stack([ramp() // number for number in (1, 2, 3)])
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a.dcm", pixels))
+    if compressed:
+        dataset.compress(pydicom.uid.RLELossless)
+    dataset.NumberOfFrames = stated
+    dataset.save_as(tmp_path / "a.dcm")
+    frames = grey(tmp_path / "a.dcm")
+    assert len(frames) == (stated or 1)
+    assert all(np.array_equal(frame, pixels[number]) for number, frame in enumerate(frames))
+    told = f"{tmp_path / 'a.dcm'} holds 3 frames, its header names {stated or 1}; the others are left out."
+    assert [record.getMessage() for record in caplog.records] == [told] * (stated != 3)

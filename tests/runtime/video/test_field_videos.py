@@ -389,3 +389,110 @@ def test_libraries_that_throw_work_after_gstreamer() -> None:
         "import matplotlib.pyplot\n"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+OTHER_STREAM = {"mpegts_start_pid": "0x200", "mpegts_pmt_start_pid": "0x1100"}
+
+
+def transport(path: Path, first: int, options: dict[str, str] | None = None) -> bytes:
+    """20 frames of a transport stream from number ``first`` on, without B-frames."""
+    with av.open(str(path), "w", format="mpegts", options=options or {}) as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"q": "2", "g": "5"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(first, first + 20):
+            frame = av.VideoFrame.from_ndarray(clip_frame(number, SIZE), format="bgr24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("packet", [188, 192, 204])
+def test_a_recording_that_goes_on_in_another_stream_is_said_to(tmp_path: Path, packet: int) -> None:
+    path = tmp_path / "recording.ts"
+    first, second = (transport(path, start, options) for start, options in ((0, None), (20, OTHER_STREAM)))
+
+    def packed(data: bytes) -> bytes:
+        before, after = {188: (b"", b""), 192: (b"TIME", b""), 204: (b"", bytes(16))}[packet]
+        return b"".join(before + data[at : at + 188] + after for at in range(0, len(data), 188))
+
+    for data in (first, second):
+        path.write_bytes(packed(data))
+        assert len(read(path)[0]) == 20
+    path.write_bytes(packed(first) + packed(second))
+    reader = open_video(path)
+    assert len(list(reader)) == 20
+    reader.close()
+    assert reader.damage == "its pictures go on in another stream after 20 frames"
+
+
+def test_two_programmes_beside_each_other_are_no_change_of_stream(tmp_path: Path) -> None:
+    """As in the largest of several: packets of both come in turn until the end."""
+    with av.open(str(tmp_path / "two.ts"), "w", format="mpegts") as container:
+        streams = []
+        for side in (1, 2):
+            stream = container.add_stream("mpeg2video", rate=25, options={"q": "2", "g": "5"})
+            stream.height, stream.width, stream.pix_fmt = SIZE[0] * side, SIZE[1] * side, "yuv420p"
+            streams.append(stream)
+        for number in range(30):
+            for stream in streams:
+                picture = clip_frame(number, (stream.height, stream.width))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert {frame.shape[:2] for frame in read(tmp_path / "two.ts")[0]} == {(2 * SIZE[0], 2 * SIZE[1])}
+
+
+def test_pictures_that_change_their_size_midway_are_all_read(tmp_path: Path) -> None:
+    parts = []
+    for side in (1, 2):
+        size = (SIZE[0] * side, SIZE[1] * side)
+
+        def prepare(stream: Any, size: tuple[int, int] = size) -> None:
+            stream.height, stream.width = size
+
+        def picture(number: int, size: tuple[int, int] = size) -> np.ndarray:
+            return clip_frame(number, size)
+
+        parts.append(encode(tmp_path / "part.h264", prepare=prepare, pictures=picture).read_bytes())
+    (tmp_path / "both.h264").write_bytes(b"".join(parts))
+    frames, times = read(tmp_path / "both.h264")
+    assert [frame.shape[:2] for frame in frames] == [SIZE] * 12 + [(2 * SIZE[0], 2 * SIZE[1])] * 12
+    assert times == pytest.approx([number / 25 for number in range(24)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".mkv", "ass"), (".mp4", "data"), (".ts", "data")])
+def test_tracks_of_text_and_data_beside_the_pictures_do_not_matter(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"with{suffix}"
+    with av.open(str(path), "w") as container:
+        other = container.add_stream("ass") if kind == "ass" else container.add_data_stream("bin_data")
+        video = container.add_stream("mpeg4", rate=25, options={"q": "2"})
+        video.height, video.width, video.pix_fmt = *SIZE, "yuv420p"
+        for number in range(12):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(clip_frame(number, SIZE), format="bgr24")))
+            packet = av.Packet(b"a note")
+            packet.stream, packet.time_base = other, Fraction(1, 1000)
+            packet.pts = packet.dts = 40 * number
+            packet.duration = 40
+            container.mux(packet)
+        container.mux(video.encode(None))
+    with av.open(str(path)) as container:
+        assert len(container.streams) == 2
+    frames, times = read(path)
+    assert [number_of(frame) for frame in frames] == list(range(12))
+    assert times == pytest.approx([number / 25 for number in range(12)], abs=2e-3)
+
+
+def test_an_avi_of_several_gigabyte_parts_is_cut_off_where_its_last_part_is(tmp_path: Path) -> None:
+    """OpenDML: parts of 1 GB each, behind the first marked AVIX; here without their pictures, as holes."""
+    path, part = tmp_path / "long.avi", 1 << 30
+    with path.open("wb") as stream:
+        for number, kind in enumerate((b"AVI ", b"AVIX", b"AVIX")):
+            stream.seek(number * part)
+            stream.write(b"RIFF" + struct.pack("<I", part - 8) + kind)
+        stream.truncate(3 * part)
+    assert path.stat().st_blocks < 1000
+    assert not cut_off(path)
+    with path.open("r+b") as stream:
+        stream.truncate(3 * part - 1)
+    assert cut_off(path)
