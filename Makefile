@@ -19,7 +19,7 @@ demo: $(VENV)/.base ## Segment pictures and a clip into demo-output/ (light: no 
 	@$(PY) -m espmedsam_edge demo --out demo-output
 
 test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(TESTS)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 test-packages: | $(PY) ## Install what tests of the browser and of GStreamer need (Debian, Ubuntu; as root)
 	@sh tools/test_packages.sh $(VENV)

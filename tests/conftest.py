@@ -14,6 +14,7 @@ from types import ModuleType
 import hypothesis
 import pytest
 from listening import listening
+from once import share_in
 from toy_bundles import save_toy_bundle, save_toy_graph
 
 from espmedsam_edge import modalities
@@ -32,6 +33,13 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
 pytest_plugins = ("trt_fixtures",)  # the double of TensorRT, a described GPU, the real TensorRT-RTX
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The workers' own folders lie in the run's."""
+    own = tmp_path_factory.getbasetemp()
+    share_in((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hand_graphs import hand_graph
+from once import exported_graph
 from plain_graphs import _field, plain_graph
 from toy_bundles import save_toy_bundle, toy_graph
 
@@ -59,16 +60,13 @@ def test_graphs_such_as_this_program_writes_are_accepted(precision: Any) -> None
 def test_shapes_are_those_that_onnx_infers(published: bool) -> None:
     """Over the whole of an exported network."""
     torch = pytest.importorskip("torch")
-    from networks import scrambled_model
-
-    from espmedsam_edge.export.fusion import FusedSegmenter
-    from espmedsam_edge.export.graph import build_graph, store_weights
+    from espmedsam_edge.export.graph import store_weights
 
     torch.set_num_threads(1)
-    model = build_graph(FusedSegmenter(scrambled_model(published=published), "fundus", 64, 2), 64, 2)
+    model = exported_graph(128, 2, published=published)
     store_weights(model, "float16")
     content = model.SerializeToString()
-    check_graph(content, 2, 64, "here")
+    check_graph(content, 2, 128, "here")
     sizes = _Sizes(read_onnx(content), 2 * 256 * 256, len(content))
     sizes.check()
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_check_targets import Sanitized, Target, targets
+from gpu_check_targets import Sanitized, Target, markdown, table, targets
 
 from espmedsam_edge.files import sha256_file
 
@@ -318,39 +318,6 @@ def judged(outcomes: Sequence[Outcome], out: Path) -> list[Target]:
     """The targets, by what the steps left in the results folder."""
     tools = [f"compute-sanitizer {tool}" for tool in SANITIZERS]
     return targets(out, [Sanitized(each.verdict, each.note) for each in outcomes if each.name in tools])
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells for a terminal; the last cell is as long as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[-1] = 0
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def markdown(result: dict[str, Any], found: Sequence[Target]) -> str:
-    """The summary as a page."""
-
-    def lines(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        cells = [[cell.replace("|", "/") for cell in row] for row in rows]
-        return [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *cells)]
-
-    gpus = ", ".join(gpu["name"] for gpu in result["environment"]["gpus"]) or "no GPU"
-    steps = [[step["name"], step["verdict"], f"{step['seconds']:.1f}", step["note"]] for step in result["steps"]]
-    return "\n".join(
-        [
-            "# GPU check",
-            "",
-            f"{gpus}; {result['backend'] or 'no TensorRT'}; bundles: {', '.join(result['bundles'])}; "
-            f"{result['environment']['time']}, source revision {result['environment']['source_revision'] or 'unknown'}",
-            "",
-            *lines(("target", "value", "limit", "verdict", "note"), [target.cells() for target in found]),
-            "",
-            *lines(("step", "verdict", "seconds", "note"), steps),
-            "",
-        ]
-    )
 
 
 def main() -> int:

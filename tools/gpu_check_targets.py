@@ -1,4 +1,4 @@
-"""What the GPU path has to reach, read from the results of gpu_check.py: a value, its limit, met or missed."""
+"""What the GPU path has to reach, read from the results of gpu_check.py, as values with limits and as a page."""
 
 from __future__ import annotations
 
@@ -174,3 +174,36 @@ def _sanitizer(tools: Sequence[Sanitized]) -> Found:
     if open_ is not None or len(tools) < 3:
         return None, open_.note if open_ else "not all were run"
     return 0, "memcheck, racecheck, initcheck"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells for a terminal; the last cell is as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def markdown(result: dict[str, Any], found: Sequence[Target]) -> str:
+    """The summary as a page."""
+
+    def lines(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        cells = [[cell.replace("|", "/") for cell in row] for row in rows]
+        return [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *cells)]
+
+    gpus = ", ".join(gpu["name"] for gpu in result["environment"]["gpus"]) or "no GPU"
+    steps = [[step["name"], step["verdict"], f"{step['seconds']:.1f}", step["note"]] for step in result["steps"]]
+    return "\n".join(
+        [
+            "# GPU check",
+            "",
+            f"{gpus}; {result['backend'] or 'no TensorRT'}; bundles: {', '.join(result['bundles'])}; "
+            f"{result['environment']['time']}, source revision {result['environment']['source_revision'] or 'unknown'}",
+            "",
+            *lines(("target", "value", "limit", "verdict", "note"), [target.cells() for target in found]),
+            "",
+            *lines(("step", "verdict", "seconds", "note"), steps),
+            "",
+        ]
+    )

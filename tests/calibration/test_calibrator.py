@@ -44,6 +44,8 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import load_backend
 from espmedsam_edge.runtime.sources import files as sources
 
+pytestmark = pytest.mark.xdist_group("calibrator")  # one process makes what they share
+
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 
 

@@ -28,6 +28,8 @@ from espmedsam_edge.runtime.engines import child, tensorrt_api
 from espmedsam_edge.runtime.engines.precision import check_arithmetic
 from espmedsam_edge.runtime.onnx_session import open_session
 
+pytestmark = pytest.mark.xdist_group("lowering")  # one process makes what they share
+
 
 def run(model: ModelProto, folder: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
     (logits,) = open_session(model.SerializeToString(), 1).run(None, {"image": image})

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hand_graphs import hand_bundle, hand_graph
+from once import exported_graph
 from trt_fixtures import ORIN
 
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Normalization, Precision
@@ -24,7 +25,7 @@ from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.engines.tensorrt_api import TensorRT
 
 Double = Callable[..., TensorRT]
-TINY_SIZE = 256
+TINY_SIZE = 128
 PROGRAM = [sys.executable, "-m", "espmedsam_edge"]
 
 
@@ -151,15 +152,8 @@ def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.fixture(scope="module")
 def exported() -> bytes:
     """The tiny preset's graph, with random weights."""
-    torch = pytest.importorskip("torch", reason="needs torch (extra export)")
-    from espmedsam_edge.export.fusion import FusedSegmenter
-    from espmedsam_edge.export.graph import build_graph
-    from espmedsam_edge.model.config import model_config
-    from espmedsam_edge.model.esp_medsam import EspMedSam
-
-    torch.manual_seed(0)
-    model = EspMedSam(model_config("espmedsam-tiny"), ["fundus"]).eval()
-    return bytes(build_graph(FusedSegmenter(model, "fundus", TINY_SIZE), TINY_SIZE).SerializeToString())
+    pytest.importorskip("torch", reason="needs torch (extra export)")
+    return exported_graph(TINY_SIZE).SerializeToString()
 
 
 def lowered(exported: bytes, precision: Precision) -> tuple[bytes, dict[str, float]]:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from engines_in_process import build_plan, check_parse
-from networks import scrambled_model
+from once import exported_graph
 
-from espmedsam_edge.export.fusion import FusedSegmenter
-from espmedsam_edge.export.graph import build_graph, save_graph
+from espmedsam_edge.export.graph import save_graph
 from espmedsam_edge.runtime.engines import tensorrt_api
 
 pytestmark = pytest.mark.rtx
@@ -17,14 +16,13 @@ pytestmark = pytest.mark.rtx
 
 @pytest.mark.parametrize(
     ("preset", "size", "published"),
-    [("espmedsam-tiny", 256, False), ("espmedsam-tiny", 192, True), ("espmedsam-s", 256, False)],
+    [("espmedsam-tiny", 128, False), ("espmedsam-tiny", 192, True), ("espmedsam-s", 256, False)],
 )
 def test_tensorrt_rtx_parses_and_builds(preset: str, size: int, published: bool, tmp_path: Path) -> None:
     if not tensorrt_api.installed("tensorrt-rtx"):
         pytest.skip("TensorRT-RTX is not installed (extra rtx)")
-    model = scrambled_model(preset, ["fundus"], published=published)
     path = tmp_path / "fp32.onnx"
-    save_graph(build_graph(FusedSegmenter(model, "fundus", size), size), path, {})
+    save_graph(exported_graph(size, preset=preset, published=published), path, {})
     assert check_parse(path, "tensorrt-rtx") == []
     plan = build_plan(path, ["sm86"], "tensorrt-rtx")
     assert len(plan) > 100_000  # an engine with its weights, not an empty shell

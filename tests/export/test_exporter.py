@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from networks import scrambled_model
+from once import exported_graph
+from onnx import ModelProto, numpy_helper
 from written_headers import check_bundle
 
 from espmedsam_edge.bundle import Bundle
@@ -26,6 +28,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_checkpoint(path, model, CheckpointInfo(config=model.config, origin="random"))
     return path
+
+
+@pytest.fixture
+def shared_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the graphs of ``weights``, those that other tests have built already: here they are only what is handed on."""
+    modalities = {64: "fundus", 128: "xray"}
+    monkeypatch.setattr(
+        exporter, "build_graph", lambda _, size, batch: exported_graph(size, batch, modality=modalities[size])
+    )
 
 
 def leave_with(code: int, arguments: list[str]) -> None:
@@ -64,6 +75,7 @@ def test_one_modality_half_storage_and_batch(weights: Path, tmp_path: Path) -> N
     assert (graph.file, graph.image_size, graph.batch) == ("fp32.onnx", 64, 2)
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_each_modality_is_exported_at_the_size_it_was_trained_for(tmp_path: Path) -> None:
     model = scrambled_model()
     config = model.config.model_copy(update={"image_size": 64, "image_sizes": {"xray": 128}})
@@ -99,11 +111,11 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(weights: Path, tmp_path: 
 
 
 def test_a_graph_that_differs_is_not_handed_on(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = exporter.build_graph
-
-    def wrong(network: torch.nn.Module, image_size: int, batch: int) -> object:
-        network.decoder.up2_bias += 5  # type: ignore[operator, union-attr]
-        return build(network, image_size, batch)
+    def wrong(network: torch.nn.Module, image_size: int, batch: int) -> ModelProto:
+        graph = exported_graph(image_size, batch)
+        (bias,) = (tensor for tensor in graph.graph.initializer if tensor.name == "decoder.up2_bias")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 5, bias.name))
+        return graph
 
     monkeypatch.setattr(exporter, "build_graph", wrong)
     with pytest.raises(GraphError, match="differs from the checkpoint"):
@@ -111,6 +123,7 @@ def test_a_graph_that_differs_is_not_handed_on(weights: Path, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_ctrl_c_leaves_the_old_bundle(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "b"
     leave_with(0, ["export", str(weights), "--out", str(out), "--modality", "fundus", "--image-size", "64"])
@@ -121,6 +134,6 @@ def test_ctrl_c_leaves_the_old_bundle(weights: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(exporter, "verify_graph", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        exporter.export_bundle(weights, out, image_size=128)
+        exporter.export_bundle(weights, out, modalities=["xray"], image_size=128)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == [out]

@@ -15,11 +15,11 @@ import onnx
 import pytest
 import torch
 from networks import scrambled_model
+from once import exported_graph, once
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.export.fusion import FusedSegmenter
-from espmedsam_edge.export.graph import FORBIDDEN, build_graph
+from espmedsam_edge.export.graph import FORBIDDEN
 from espmedsam_edge.export.skeleton import build_skeleton
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -34,7 +34,7 @@ SIZE = 128
 
 @pytest.fixture(scope="module")
 def skeleton() -> bytes:
-    return build_skeleton(scrambled_model().config, SIZE)
+    return once("skeleton.onnx", lambda: build_skeleton(scrambled_model().config, SIZE))
 
 
 def _arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ def test_the_assembled_graph_is_the_exported_one(skeleton: bytes, modality: str)
     model = scrambled_model().eval()
     content = assemble(skeleton, _arrays(model), modality)
     assembled = onnx.load_from_string(content)
-    exported = build_graph(FusedSegmenter(model, modality, SIZE), SIZE)
+    exported = exported_graph(SIZE, modality=modality)
     operators = [Counter(node.op_type for node in proto.graph.node) for proto in (assembled, exported)]
     assert operators[0] == operators[1]
     assert not set(FORBIDDEN) & set(operators[0])

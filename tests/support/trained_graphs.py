@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ import onnx
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from once import once
 from onnx import ModelProto, numpy_helper
 
 from espmedsam_edge.bundle import Bundle, Manifest, Normalization, Weights, graph_file_name, write_bundle
@@ -30,9 +30,12 @@ def tensor(seed: int, size: int = SIZE) -> NDArray[np.float32]:
     return preprocess(phantom(MODALITY, seed, (size, size))[0], size, Normalization())
 
 
-@cache
 def trained_bytes(size: int = SIZE) -> bytes:
     """The trained graph, serialised."""
+    return once(f"trained-{size}.onnx", lambda: _trained(size))
+
+
+def _trained(size: int) -> bytes:
     torch.manual_seed(7)
     torch.set_num_threads(1)  # so small a network only loses time on more
     model = EspMedSam(model_config("espmedsam-tiny"), [MODALITY])

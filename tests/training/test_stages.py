@@ -22,6 +22,9 @@ from espmedsam_edge.training.stages import run_all, run_stage, stages_of
 MakeRecipe = Callable[..., Recipe]
 
 
+pytestmark = pytest.mark.xdist_group("stages")  # one process makes what they share
+
+
 def run_command(*arguments: str) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
