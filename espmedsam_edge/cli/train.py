@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -30,7 +30,7 @@ def _say(path: Path, best: float | None, epoch: int) -> None:
     tell(f"{path}{score}")
 
 
-def _command(stage: Stage) -> Callable[..., None]:
+def _command(stage: Stage | Literal["all"]) -> Callable[..., None]:
     def command(
         recipe: str = _RECIPE,
         changes: list[str] = _SET,
@@ -41,46 +41,28 @@ def _command(stage: Stage) -> Callable[..., None]:
         overwrite: bool = _OVERWRITE,
     ) -> None:
         from espmedsam_edge.training.recipe import load_recipe
-        from espmedsam_edge.training.stages import run_stage
+        from espmedsam_edge.training.stages import run_all, run_stage
 
-        loaded = load_recipe(recipe, [*changes, *_shortcuts(init, data)])
-        path, progress = run_stage(stage, loaded, out or Path("runs") / stage, resume=resume, overwrite=overwrite)
+        shortcuts = [f"{key}={value}" for key, value in (("init", init), ("data.root", data)) if value is not None]
+        loaded, folder = load_recipe(recipe, [*changes, *shortcuts]), out or Path("runs") / stage
+        if stage == "all":
+            path, progress = run_all(loaded, folder, resume=resume, overwrite=overwrite)
+        else:
+            path, progress = run_stage(stage, loaded, folder, resume=resume, overwrite=overwrite)
         _say(path, progress.best, progress.best_epoch)
 
     return command
 
 
-def _shortcuts(init: str | None, data: Path | None) -> list[str]:
-    return [f"{key}={value}" for key, value in (("init", init), ("data.root", data)) if value is not None]
-
-
-_STAGES: dict[Stage, str] = {
+_STAGES: dict[Stage | Literal["all"], str] = {
     "teacher": "Train ESP-MedSAM-T: tokens and MLPs beside SAM's frozen encoder, prompt generator, decoder.",
     "distill-encoder": "Teach the light encoder SAM's features of photographs (eq. 1, first term).",
     "distill-controllers": "Teach each modality's bag the medical teacher's features (eq. 1, second term).",
     "segment": "Train the student on masks: prompt generator and decoder, or all of it from scratch.",
+    "all": "Run the recipe's stages one after the other.",
 }
 for _stage, _line in _STAGES.items():
     app.command(_stage, help=_line)(_command(_stage))
-
-
-@app.command("all")
-def all_stages(
-    recipe: str = _RECIPE,
-    changes: list[str] = _SET,
-    init: str | None = _INIT,
-    data: Path | None = _DATA,
-    out: Path | None = _OUT,
-    resume: bool = _RESUME,
-    overwrite: bool = _OVERWRITE,
-) -> None:
-    """Run the recipe's stages one after the other."""
-    from espmedsam_edge.training.recipe import load_recipe
-    from espmedsam_edge.training.stages import run_all
-
-    loaded = load_recipe(recipe, [*changes, *_shortcuts(init, data)])
-    path, progress = run_all(loaded, out or Path("runs/all"), resume=resume, overwrite=overwrite)
-    _say(path, progress.best, progress.best_epoch)
 
 
 @app.command("add-modality")

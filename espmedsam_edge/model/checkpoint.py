@@ -14,16 +14,15 @@ from typing import Annotated, Literal, TypeVar
 import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from espmedsam_edge.bundle import FormatVersion, Name, Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, read_json, read_regular
+from espmedsam_edge.files import read_json, read_regular
 from espmedsam_edge.modalities import register, target_of
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
-from espmedsam_edge.model.tensor_file import read_tensor_file
+from espmedsam_edge.model.tensor_file import read_tensor_file, write_tensor_file
 from espmedsam_edge.shipped import packed
 
 PARTS = ("encoder", "controller", "prompt", "decoder")
@@ -60,16 +59,13 @@ class CheckpointInfo(BaseModel, extra="forbid"):
         return set(PARTS) <= set(self.parts) and bool(self.targets)
 
 
-def save_checkpoint(
-    path: str | Path, model: EspMedSam | Mapping[str, Tensor], info: CheckpointInfo, dtype: torch.dtype | None = None
-) -> None:
+def save_checkpoint(path: str | Path, model: EspMedSam | Mapping[str, Tensor], info: CheckpointInfo) -> None:
     """Write a checkpoint, complete or not at all.
 
     Args:
         path: ends in .safetensors.
         model: the network or its state.
         info: its ``targets`` are filled in for a network.
-        dtype: floating-point weights are stored so (None: as they are); computing stays in float32.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -79,15 +75,7 @@ def save_checkpoint(
         state: Mapping[str, Tensor] = model.state_dict()
     else:
         state = model
-    stored = {
-        key: value.detach().cpu().to(dtype if dtype and value.is_floating_point() else value.dtype).contiguous()
-        for key, value in state.items()
-    }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={_KEY: info.model_dump_json()})
-        except SafetensorError as error:
-            raise OSError(28, str(error)) if "os error 28" in str(error).lower() else error from None
+    write_tensor_file(path, state, {_KEY: info.model_dump_json()})
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo]:

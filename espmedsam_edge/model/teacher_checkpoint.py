@@ -9,17 +9,15 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
 from espmedsam_edge.model.checkpoint import Targets, check_sizes, load_state, parse_metadata, read_foreign
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.teacher import PREFIXES, EspMedSamTeacher, TeacherConfig, load_sam_encoder
-from espmedsam_edge.model.tensor_file import read_tensor_file
+from espmedsam_edge.model.tensor_file import read_tensor_file, write_tensor_file
 
 _KEY = "espmedsam-teacher"
 
@@ -83,16 +81,8 @@ def save_teacher(
         vit_stored=store_vit,
         provenance=dict(provenance or {}),
     )
-    stored = {
-        key: value.detach().cpu().clone().contiguous()
-        for key, value in weights.items()
-        if store_vit or not key.startswith(prefix)
-    }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={_KEY: info.model_dump_json()})
-        except SafetensorError as error:
-            raise OSError(28, str(error)) if "os error 28" in str(error).lower() else error from None
+    stored = {key: value for key, value in weights.items() if store_vit or not key.startswith(prefix)}
+    write_tensor_file(path, stored, {_KEY: info.model_dump_json()})
 
 
 def load_teacher(path: str | Path, sam: str | Path | None = None) -> tuple[EspMedSamTeacher, TeacherInfo]:

@@ -1,16 +1,18 @@
-"""Safetensors files, read once: the tensors are those of the bytes that were hashed, whatever the path names later."""
+"""Safetensors files, written whole, and read once: what was hashed is what was read, whatever the path names later."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from espmedsam_edge.files import read_json, read_regular
+from espmedsam_edge.files import atomic_path, read_json, read_regular
 
 
 class TensorFile(NamedTuple):
@@ -19,6 +21,21 @@ class TensorFile(NamedTuple):
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     sha256: str
+
+
+def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors of any device, complete or not at all; those that share memory get a copy each.
+
+    Raises:
+        UserError: no space left, or nowhere to write.
+    """
+    stored = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(stored, temporary, metadata)
+        except SafetensorError as error:
+            full = "os error 28" in str(error).lower()
+            raise OSError(errno.ENOSPC, str(error)) if full else error from None
 
 
 def read_tensor_file(path: Path) -> TensorFile:

@@ -116,7 +116,7 @@ class RunLog:
         assert self._writer is not None
         self._writer.add_image("sheet", np.ascontiguousarray(picture[..., ::-1]), step, dataformats="HWC")
 
-    def say(self, line: str) -> None:
+    def tell(self, line: str) -> None:
         """Log a line for the person who watches; of several processes the first alone does."""
         if not self.quiet:
             log.info("%s", line)

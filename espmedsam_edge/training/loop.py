@@ -151,7 +151,7 @@ class TrainingLoop:
         with RunLog(self.folder, steps, self.progress.step, quiet=quiet) as log, self._signals():
             self._ledger = LossLedger(log, self.recipe.run.read_every, self.recipe.run.precision)
             for line in self._summary():
-                log.say(line)
+                log.tell(line)
             if not self.progress.sampler:
                 self.progress.sampler = self.sampler.state_dict()
             if self._random is not None:
@@ -220,10 +220,10 @@ class TrainingLoop:
         self.progress.sampler = self.sampler.state_dict()
         log.flush()
         self._save()
-        log.say(line)
+        log.tell(line)
         if epoch == 0:
             for note in self.images.train.notes[:_NOTES]:
-                log.say(f"  {note}")
+                log.tell(f"  {note}")
 
     def _loader(self) -> BatchLoader:
         """The epoch's batches, from images on the device where the recipe asks for that and they fit."""
@@ -302,7 +302,7 @@ class TrainingLoop:
             return
         line = self._score(self.images.valid, 0, log)
         log.flush()
-        log.say(f"start{line}")
+        log.tell(f"start{line}")
 
     def _validate(self, epoch: int, log: RunLog) -> str:
         """What an epoch's line says of its validation, if it has one; without images the last weights are written."""

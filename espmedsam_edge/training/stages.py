@@ -312,9 +312,7 @@ def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[st
 
     def write(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
         prefixes = tuple(prefix for part, prefix in STUDENT_PREFIXES.items() if part in parts)
-        # Tied weights (ablation.qdmd) share memory, which safetensors refuses: each name gets its own copy.
-        kept = {key: value.detach().clone() for key, value in state.items() if key.startswith(prefixes)}
-        kept.update(start.template)
+        kept = {key: value for key, value in state.items() if key.startswith(prefixes)} | start.template
         info = CheckpointInfo(
             config=start.network.config,
             targets={name: target_of(name) for name in start.network.modalities} if "controller" in parts else {},

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path
 from espmedsam_edge.model.checkpoint import parse_metadata
-from espmedsam_edge.model.tensor_file import read_tensor_file
+from espmedsam_edge.model.tensor_file import read_tensor_file, write_tensor_file
 from espmedsam_edge.training.averaging import WeightAverage
 
 _KEY = "espmedsam-training"
@@ -114,12 +112,7 @@ def save_state(
     if average is not None:
         tensors.update({f"average.{name}": value for name, value in average.shadow.items()})
     tensors.update({f"random.{name}": value for name, value in random.items()})
-    stored = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={_KEY: progress.model_dump_json()})
-        except SafetensorError as error:
-            raise OSError(28, str(error)) if "os error 28" in str(error).lower() else error from None
+    write_tensor_file(path, tensors, {_KEY: progress.model_dump_json()})
 
 
 def read_state(path: Path) -> Saved:
