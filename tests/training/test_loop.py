@@ -14,10 +14,10 @@ from torch import Tensor
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.model import tensor_file
 from espmedsam_edge.model.checkpoint import read_checkpoint
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training import loop as loop_module
-from espmedsam_edge.training import state as state_module
 from espmedsam_edge.training.averaging import WeightAverage
 from espmedsam_edge.training.objectives import SegmentationObjective, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
@@ -98,18 +98,18 @@ def test_a_full_disk_keeps_the_last_state(
     folder: Path, tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = on_folder(small_recipe, folder, "run.epochs=3")
-    save, calls = state_module.save_file, []
+    save, states = tensor_file.save_file, []
 
-    def full(*arguments: object, **options: object) -> None:
-        calls.append(1)
-        if len(calls) > 1:
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        states.extend([path] if "state" in path.name else [])
+        if len(states) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(*arguments, **options)  # type: ignore[arg-type]
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(state_module, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(UserError, match="no space left to write"):
         run_stage("segment", recipe, tmp_path / "run")
-    monkeypatch.setattr(state_module, "save_file", save)
+    monkeypatch.setattr(tensor_file, "save_file", save)
     assert read_state(tmp_path / "run" / STATE).progress.step == 2
     assert run_stage("segment", recipe, tmp_path / "run", resume=True)[1].finished
 
