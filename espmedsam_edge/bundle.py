@@ -34,7 +34,7 @@ REPORT_TITLE = "# What each step measured"
 """How a bundle's report begins."""
 PICTURES = ("worst.jpg", "sensitivity.png")
 """What calibrate draws of a graph: ``MODALITY-PRECISION-worst.jpg``."""
-_MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 4 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -194,26 +194,13 @@ class Bundle:
                 raise UserError(f"no bundle at {path}.", "Make one: espmedsam-edge export WEIGHTS --out " + str(path))
             if not file.is_file():
                 raise UserError(f"{path} is not a bundle: it has no {MANIFEST}.", "Name the folder that export wrote.")
-            if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            if file.stat().st_size > MAX_MANIFEST_BYTES:
                 raise UserError(f"{file} is over 4 MiB; no manifest is that large.", "Export the bundle again.")
-            data = read_json(read_regular(file, _MAX_MANIFEST_BYTES))
+            content = read_regular(file, MAX_MANIFEST_BYTES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot read {path}: {reason}.", "Check the name and its permissions.") from error
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON: {error}.", "Export the bundle again.") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if type(version) is not int or version != SCHEMA_VERSION:
-            raise UserError(
-                f"{file} has schema version {repr(version)[:40]}; this program reads {SCHEMA_VERSION}.",
-                "Export the bundle again, or update espmedsam-edge.",
-            )
-        try:
-            return cls(path, Manifest.model_validate(data))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise UserError(f"{file}: {field}: {first['msg']}.", "Export the bundle again.") from error
+        return cls(path, parse_manifest(content, str(file)))
 
     def graph(self, modality: str | None = None, precision: str | None = None) -> Graph:
         """The graph of a modality (None: the only one) and a precision (None: fp32, else the best there is).
@@ -301,6 +288,30 @@ class BundleDraft:
             image_size=image_size,
             batch=batch,
         )
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """A manifest from its file's content; ``name`` is what errors call it.
+
+    Raises:
+        UserError: it is not valid; says which field and why.
+    """
+    try:
+        data = read_json(content)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON: {error}.", "Export the bundle again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise UserError(
+            f"{name} has schema version {repr(version)[:40]}; this program reads {SCHEMA_VERSION}.",
+            "Export the bundle again, or update espmedsam-edge.",
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise UserError(f"{name}: {field}: {first['msg']}.", "Export the bundle again.") from error
 
 
 def graph_file_name(modality: str, precision: Precision, modalities: int) -> str:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _ELSEWHERE = "Choose another place for the results."
 _CLAIM_SUFFIX = ".places"
 _RUNS = "runs"
-_CACHED = ("bundles", "engines", "kernels", "weights", _RUNS)  # what the cache's folder holds of ours
+_CACHED = ("bundles", "engines", "fetched", "kernels", "weights", _RUNS)  # what the cache's folder holds of ours
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "engines": ("engines", "Show, verify and clear the cache of engines."),
     "infer": ("infer", "Segment images, folders and videos with a bundle."),
     "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
+    "push": ("push", "Put a bundle into a repository at Hugging Face."),
     "weights": ("weights", "List the weights that came with the program; write them as a bundle or checkpoint."),
     "doctor": ("doctor", "Show what this machine can run and what is missing."),
     "demo": ("demo", "Segment generated pictures and a clip, to see it work."),
@@ -136,5 +137,5 @@ _EXTRA_OF = {
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
     "starlette": "serve", "uvicorn": "serve", "anyio": "serve", "websockets": "serve", "wsproto": "serve",
-    "prometheus_client": "serve",
+    "prometheus_client": "serve", "huggingface_hub": "hub",
 }  # fmt: skip

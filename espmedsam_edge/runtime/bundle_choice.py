@@ -9,6 +9,7 @@ from pathlib import Path
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.recognition import recognisable
+from espmedsam_edge.remote_bundles import is_remote, open_bundle
 from espmedsam_edge.runtime.sources.piped import STANDARD_INPUT
 from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_scores
 
@@ -49,7 +50,7 @@ def choose_bundle(bundle: Bundle | str | Path | None, modality: str | None, prec
     are several, each picture is to be recognised.
 
     Args:
-        bundle: a bundle or its path, if one was named.
+        bundle: a bundle, its path or its address, if one was named.
         modality: as the user named it.
         precision: as the user named it, which each modality that a picture may be of must have; the weights that came
             along are fp32.
@@ -60,7 +61,7 @@ def choose_bundle(bundle: Bundle | str | Path | None, modality: str | None, prec
     if bundle is None:
         _check_shipped(modality, precision)
         return Chosen(None, modality, () if modality else tuple(recognisable(shipped_scores())))
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     names = opened.manifest.modalities
     if modality is None and len(names) > 1 and len(recognisable(names)) == len(names):
         precisions = {opened.graph(name, precision).precision for name in names}
@@ -84,6 +85,8 @@ def means_a_bundle(argument: str) -> bool:
     path = Path(argument)
     if argument == STANDARD_INPUT:
         return False
+    if is_remote(argument):
+        return True
     if path.name.endswith(".bundle") or (path / MANIFEST).is_file() or any(path.glob("*.onnx")):
         return True
     # What exists otherwise is a source; so is an address, a pattern, a camera's number or a name with a suffix.

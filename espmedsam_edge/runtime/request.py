@@ -47,7 +47,7 @@ class ModelOptions:
         [0.4]
 
     Attributes:
-        bundle: a bundle or the path of one; None: made from the weights that came with the program.
+        bundle: a bundle, its path or address (``remote_bundles``); None: made from the weights that came along.
         modality: what to segment; None: the bundle's only one, else what each picture is recognised as (videos by
             their first frame); one that is not clear fails.
         precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.

@@ -18,6 +18,7 @@ from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.remote_bundles import open_bundle
 from espmedsam_edge.runtime.backends.accepted_frames import check_host_frame, from_elsewhere
 from espmedsam_edge.runtime.backends.averaging import averaged
 from espmedsam_edge.runtime.backends.backend import (
@@ -99,7 +100,7 @@ class Segmenter(Closing):
         """Open a bundle and load one of its graphs.
 
         Args:
-            bundle: a bundle, or the path of one.
+            bundle: a bundle, or its path or address (``remote_bundles``).
             modality: may be left out where the bundle has one.
             precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
             backend: a name of ``runtime.backends.backend.BACKENDS``, or one with words after it, such as "openvino:GPU"
@@ -114,7 +115,7 @@ class Segmenter(Closing):
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         if threshold is None:
             threshold = opened.manifest.threshold
         if not 0 < threshold < 1:

@@ -1,0 +1,269 @@
+"""Bundles by address: of a repository at Hugging Face (``hf://OWNER/NAME@REVISION``) or a folder of the web.
+
+What is fetched is kept in the cache as an ordinary bundle: the manifest first, then the files that it lists, each only
+if its SHA-256 is the manifest's. Each start asks for the manifest again; what cannot be reached runs from what is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import re
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from espmedsam_edge.bundle import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    Manifest,
+    own_files,
+    parse_manifest,
+    write_bundle,
+)
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import read_regular, sha256_file, write_errors
+from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private
+from espmedsam_edge.machine.installation import why_missing
+
+log = logging.getLogger(__name__)
+
+FETCHED = "fetched"
+"""Where in the cache."""
+_MAX_GRAPH_BYTES = 2 << 30  # no file of protobuf's is larger
+_PATIENCE = 30.0  # seconds without a byte
+_HUB = "hf://"
+_HUB_ADDRESS = re.compile(r"hf://(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_HUB_FORM = "Write it as hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
+
+
+class _UnreachableError(Exception):
+    """Nobody answers, or answers that he cannot at the moment."""
+
+
+class _Place(Protocol):
+    """Where a bundle's files are."""
+
+    name: str
+
+    def read(self, file: str, limit: int) -> bytes:
+        """A file's content, of at most so many bytes.
+
+        Raises:
+            _UnreachableError: it may be there, but cannot be had now.
+            UserError: it is not there, or too large.
+        """
+        ...
+
+
+def is_remote(reference: object) -> bool:
+    """Whether a bundle's name is an address; other web addresses are sources."""
+    text = str(reference)
+    web = re.match(r"https?://", text) is not None and urlsplit(text).path.rstrip("/").endswith(".bundle")
+    return isinstance(reference, str) and (text.startswith(_HUB) or web)
+
+
+def open_bundle(reference: str | Path) -> Bundle:
+    """The bundle at a path, or fetched from an address.
+
+    Raises:
+        UserError: there is none, it is damaged, or it cannot be reached and was never fetched.
+    """
+    return fetch(reference) if isinstance(reference, str) and is_remote(reference) else Bundle.open(reference)
+
+
+def fetch(reference: str) -> Bundle:
+    """The bundle at an address, kept in the cache; what is there already and whole is not fetched again.
+
+    Raises:
+        UserError: see ``open_bundle``.
+    """
+    place: _Place = _HubPlace(reference) if reference.startswith(_HUB) else _WebPlace(reference)
+    root = cache_place()
+    where = root / FETCHED / hashlib.sha256(reference.encode()).hexdigest()[:16] / f"{place.name}.bundle"
+    try:
+        manifest = parse_manifest(place.read(MANIFEST, MAX_MANIFEST_BYTES), f"{reference}: {MANIFEST}")
+        if not _is_whole(where, manifest):
+            log.info("Fetching %s: %s", reference, where)
+            _keep(place, manifest, where, root)
+    except _UnreachableError as error:
+        if not (where / MANIFEST).is_file():
+            raise UserError(
+                f"{reference} cannot be reached: {error}.", "Check the address and the network.", exit_code=1
+            ) from error
+        log.info("%s cannot be reached (%s): what was fetched before is used.", reference, error)
+    return Bundle.open(where)
+
+
+def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
+    """Put a bundle into a repository at Hugging Face, which is made if there is none; the address of what was written.
+
+    Args:
+        bundle: its own files are written and no others in its folder.
+        reference: hf://OWNER/NAME, or hf://OWNER/NAME@BRANCH.
+        private: of a repository that is made: not everyone may read it.
+
+    Raises:
+        UserError: a graph is damaged, the package is missing, or the hub refuses.
+    """
+    if not reference.startswith(_HUB):
+        raise UserError(f"nothing can be pushed to '{reference}'.", _HUB_FORM)
+    place = _HubPlace(reference)
+    for graph in bundle.manifest.graphs:
+        bundle.read_graph(graph)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(place.repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=place.repository,
+            folder_path=bundle.path,
+            revision=place.revision,
+            allow_patterns=sorted(own_files(bundle.path, bundle.manifest)),
+            commit_message=f"Bundle: {', '.join(bundle.manifest.modalities)}",
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"{reference} was not written: {_said(error)}.", "Log in: hf auth login. Check owner and name.", exit_code=1
+        ) from error
+    return f"{_HUB}{place.repository}@{commit.oid}"
+
+
+def _is_whole(where: Path, manifest: Manifest) -> bool:
+    try:
+        kept = Bundle.open(where)
+        return kept.manifest == manifest and all(
+            sha256_file(where / graph.file) == graph.sha256 for graph in manifest.graphs
+        )
+    except (UserError, OSError):
+        return False
+
+
+def _keep(place: _Place, manifest: Manifest, where: Path, root: Path) -> None:
+    """Write a bundle into the cache, whole or not at all."""
+    with write_errors(where):
+        make_private(where.parent, root)
+    with write_bundle(where, own=True) as draft:
+        for graph in manifest.graphs:
+            content = place.read(graph.file, _MAX_GRAPH_BYTES)
+            if hashlib.sha256(content).hexdigest() != graph.sha256:
+                raise UserError(
+                    f"{place.name}: {graph.file} is not the file of its manifest (SHA-256 differs); nothing was kept.",
+                    "Try again; if it stays so, whoever published it must do so anew.",
+                    exit_code=1,
+                )
+            file = draft.new_file(graph.file)
+            file.write_bytes(content)
+            file.chmod(PRIVATE_FILE)
+        draft.manifest = manifest
+
+
+class _WebPlace:
+    """A folder of the web: https, or http to this machine."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        if parts.username is not None or parts.query or parts.fragment or not parts.hostname:
+            raise UserError(
+                "the address of a bundle is that of its folder, without name, password or question mark.",
+                "Write it as https://HOST/FOLDER/NAME.bundle.",
+            )
+        if not _is_safe(address):
+            raise UserError(f"{address} could be changed on its way.", "Use https://")
+        self._base = address.rstrip("/")
+        self.name = parts.path.rstrip("/").rpartition("/")[2].removesuffix(".bundle")
+        self._opener = build_opener(_SafeRedirects)
+
+    def read(self, file: str, limit: int) -> bytes:
+        """See ``_Place``."""
+        address = f"{self._base}/{file}"
+        try:
+            with self._opener.open(Request(address), timeout=_PATIENCE) as response:  # noqa: S310  (_is_safe)
+                content: bytes = response.read(limit + 1)
+                missing = response.length  # of a connection that broke off
+        except HTTPError as error:
+            if error.code >= 500 or error.code == 429:
+                raise _UnreachableError(f"the server answers {error.code}") from error
+            raise UserError(
+                f"{address}: the server answers {error.code}.", "Check the address.", exit_code=1
+            ) from error
+        except (URLError, HTTPException, OSError) as error:
+            raise _UnreachableError(_said(getattr(error, "reason", error))) from error
+        if len(content) > limit:
+            raise UserError(f"{address} has over {limit >> 20} MiB.", "Check the address.", exit_code=1)
+        if missing:
+            raise _UnreachableError("the connection broke off")
+        return content
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follows no redirection that leaves https."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if not _is_safe(newurl):
+            raise UserError(f"{req.full_url} leads to an address that is not https.", "Ask whoever published it.")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_safe(address: str) -> bool:
+    parts = urlsplit(address)
+    if parts.scheme != "http":
+        return parts.scheme == "https"
+    try:
+        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+class _HubPlace:
+    """A repository at Hugging Face, by its own client, whose cache, log-in and addresses (HF_ENDPOINT) hold."""
+
+    def __init__(self, address: str) -> None:
+        found = _HUB_ADDRESS.fullmatch(address)
+        if found is None:
+            raise UserError(f"'{address}' names no repository.", _HUB_FORM)
+        missing = why_missing("huggingface_hub", "hub")
+        if missing is not None:
+            raise UserError(missing)
+        self.repository, self.revision = found["repository"], found["revision"]
+        self.name = self.repository.partition("/")[2].removesuffix(".bundle")
+
+    def read(self, file: str, limit: int) -> bytes:
+        """See ``_Place``. From the first file on, all are of one commit."""
+        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        try:
+            path = Path(hf_hub_download(self.repository, file, revision=self.revision))
+            content = read_regular(path, limit)
+        except errors.LocalEntryNotFoundError as error:
+            raise _UnreachableError(_said(error.__cause__ or error)) from error
+        except errors.HfHubHTTPError as error:
+            code = getattr(error.response, "status_code", 0)
+            if code >= 500 or code == 429:
+                raise _UnreachableError(f"the hub answers {code}") from error
+            raise UserError(
+                f"{_HUB}{self.repository}: {_said(error)}.",
+                "Check owner, name and revision; log in: hf auth login.",
+                exit_code=1,
+            ) from error
+        except errors.HFValidationError as error:
+            raise UserError(f"'{self.repository}' names no repository: {_said(error)}.", _HUB_FORM) from error
+        except OSError as error:
+            raise _UnreachableError(_said(error)) from error
+        self.revision = path.parent.name
+        return content
+
+
+def _said(error: object) -> str:
+    """The first sentence of an error's text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if line.strip()), "").rstrip(".")[:200]
