@@ -106,6 +106,7 @@ class VideoFile(_Clip):
     """A video file's frames, its times in seconds."""
 
     _reader: VideoReader
+    _start = 0.0
 
     def _open(self) -> tuple[Fraction | None, int | None]:
         self._reader = self._opened()
@@ -114,14 +115,19 @@ class VideoFile(_Clip):
     def _opened(self) -> VideoReader:
         return open_video(self.path)
 
+    def skip_to(self, start: float) -> None:
+        """See ``Skippable``."""
+        self._start = start
+
     def _close(self) -> None:
         self._reader.close()
         del self._reader  # with its decoder: a run keeps its sources to the end, and a decoder takes 0.3 MB and more
 
     def _frames(self) -> Iterator[SourceFrame]:
         reader = self._reader
-        for index, (image, time) in enumerate(reader):
-            yield SourceFrame(image, self.path, index, time, aspect=reader.aspect)
+        reader.start = self._start
+        for number, (image, time) in enumerate(reader):
+            yield SourceFrame(image, self.path, reader.skipped + number, time, aspect=reader.aspect)
         if reader.damage is not None:
             message = f"cannot read all of {self.name}: {reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))

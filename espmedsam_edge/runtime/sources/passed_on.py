@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, cast
 
-from espmedsam_edge.runtime.sources.source import Failure, Interruptible, LiveFrames, Source, SourceFrame
+from espmedsam_edge.runtime.sources.source import Failure, Interruptible, LiveFrames, Skippable, Source, SourceFrame
 
 
 class PassedOn:
@@ -64,6 +64,11 @@ class PassedOn:
 
     def interrupt(self) -> bool:
         return isinstance(self._source, Interruptible) and self._source.interrupt()
+
+    def skip_to(self, start: float) -> None:
+        """See ``Skippable``."""
+        if isinstance(self._source, Skippable):
+            self._source.skip_to(start)
 
     @property
     def waiting(self) -> bool:

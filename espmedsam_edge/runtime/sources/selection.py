@@ -137,6 +137,7 @@ class SelectedSource(PassedOn):
         return self._over or self._live.finished
 
     def __iter__(self) -> Iterator[SourceFrame]:
+        self.skip_to(self._wanted.start)
         frames = (self._wanted.turned(frame) for frame in self._source if self._chosen(frame))
         if self._wanted.auto:
             yield from self._auto_cropped(frames)

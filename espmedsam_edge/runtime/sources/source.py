@@ -123,6 +123,14 @@ class Interruptible(Protocol):
         """Have it end with what has come; from any thread. False: it is none that could."""
 
 
+@runtime_checkable
+class Skippable(Protocol):
+    """A source that need not give its beginning."""
+
+    def skip_to(self, start: float) -> None:
+        """Before iterating: frames that are earlier, in seconds, may be left out; the others stay what they are."""
+
+
 class LiveFrames(Source, Protocol):
     """A live source: besides, its newest frame can be taken without waiting, from one thread while another entered."""
 

@@ -22,6 +22,7 @@ from espmedsam_edge.runtime.video.containers import cut_off, last_video_pids
 from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gif import completed_gif
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.skipping import Skipper, can_skip
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ _SLOWEST, _FASTEST = Fraction(1, 1000), 10_000  # frames a second that mean some
 
 class VideoReader(Protocol):
     """An open video file."""
+
+    start: float
+    """Seconds from the first frame; set before iterating, earlier ones may be left out."""
+    skipped: int
+    """How many were left out so, once the first frame is there."""
 
     @property
     def fps(self) -> Fraction:
@@ -91,6 +97,7 @@ class PyAvReader:
         self._path = path
         self._comes = incoming is not None
         self.damage: str | None = None
+        self.start, self.skipped = 0.0, 0
         try:
             # "file:" and the list keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
@@ -164,7 +171,11 @@ class PyAvReader:
         clock = _Clock(self.fps)
         # An AVI numbers what it stores, not what is shown: with B-frames the numbers come in another order.
         stored: deque[float] | None = deque() if self._container.format.name == "avi" else None
-        for packet in self._packets():
+        packets, skipper = self._packets(), None
+        if self.start and not self._comes and can_skip(self._container, self._stream):
+            skipper = Skipper(self.start, self._packets_again)
+            packets = skipper.packets(packets)
+        for packet in packets:
             if packet.is_corrupt:
                 partial.add(packet.pts)
             if stored is not None and packet.size and packet.dts is not None:
@@ -176,6 +187,12 @@ class PyAvReader:
                 continue
             for frame in frames:
                 stated = frame.time if not stored else stored.popleft()
+                if skipper is not None:
+                    if skipper.is_before(stated):
+                        continue
+                    count = self.skipped = skipper.index(frame.pts)
+                    clock.time(skipper.first)
+                    skipper = None
                 if frame.is_corrupt or frame.pts in partial:
                     damaged += 1
                     continue
@@ -186,6 +203,10 @@ class PyAvReader:
             last = last_video_pids(self._path)
             if last and self._stream.id not in last:
                 self.damage = f"its pictures go on in another stream after {count} frames"
+
+    def _packets_again(self) -> Iterator[Any]:
+        self._container.seek(0)
+        return self._packets()
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then the one that flushes the decoder, even when demuxing ends in an error."""
@@ -206,6 +227,7 @@ class OpenCvReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.damage: str | None = None
+        self.start, self.skipped = 0.0, 0
         quiet_opencv()
         self._capture = cv2.VideoCapture(str(path.absolute()))
         if not self._capture.isOpened():

@@ -496,3 +496,90 @@ def test_an_avi_of_several_gigabyte_parts_is_cut_off_where_its_last_part_is(tmp_
     with path.open("r+b") as stream:
         stream.truncate(3 * part - 1)
     assert cut_off(path)
+
+
+CLIPS: dict[str, dict[str, Any]] = {
+    "open.mp4": {"codec": "libx264", "options": {"g": "8", "bf": "3", "x264-params": "open-gop=1"}},
+    "uneven.mp4": {"codec": "libx264", "options": {"g": "7"}, "times": np.cumsum(np.arange(60) % 5 + 1).tolist()},
+    "late.ts": {"codec": "libx264", "options": {"g": "9"}, "form": "mpegts", "times": range(15_000, 15_060)},
+    "open.mkv": {"codec": "libx265", "options": {"x265-params": "keyint=8:min-keyint=8:open-gop=1:log-level=none"}},
+    "refreshed.mp4": {"codec": "libx264", "options": {"g": "10", "x264-params": "intra-refresh=1"}},
+    "b.mpg": {"codec": "mpeg2video", "options": {"g": "6", "bf": "2"}},
+    "one.mp4": {"codec": "libx264", "options": {"g": "1000"}},
+    "b.avi": {"codec": "mpeg4", "options": {"g": "6", "bf": "2", "b_strategy": "0"}},
+    "stills.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "a.h264": {"codec": "libx264", "options": {"g": "7"}},
+    "a.webm": {"codec": "libvpx-vp9", "options": {"g": "6", "auto-alt-ref": "1", "lag-in-frames": "10"}},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_what_comes_after_the_start_is_what_decoding_from_the_first_frame_gives(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (60, *SIZE, 3), np.uint8)
+
+    def picture(number: int) -> np.ndarray:
+        return np.asarray(clip_frame(number, SIZE) // 2 + noise[number] // 6, np.uint8)
+
+    path = encode(tmp_path / name, **{"times": range(60), "pictures": picture, **CLIPS[name]})
+    reader = open_video(path)
+    whole = [(index, frame.tobytes(), time) for index, (frame, time) in enumerate(reader)]
+    reader.close()
+    last = whole[-1][2]
+    assert len(whole) == 60
+    for start in (0.01, whole[5][2], *np.linspace(0, last, 9)[1:].tolist(), last + 1):
+        reader = open_video(path)
+        reader.start = start
+        got = [(reader.skipped + number, frame.tobytes(), time) for number, (frame, time) in enumerate(reader)]
+        reader.close()
+        wanted = [one for one in whole if one[2] >= start]
+        assert [one for one in got if one[2] >= start] == wanted
+        if name not in ("b.avi", "b.mpg", "a.h264"):
+            assert got == wanted
+
+
+class Packets:
+    """A reader's packets, counted as they are decoded; of those of some numbers no time is known."""
+
+    def __init__(self, reader: Any, timeless: Sequence[int] = ()) -> None:
+        self.decoded = 0
+        packets = reader._packets
+        reader._packets = lambda: (self._counted(packet, number in timeless) for number, packet in enumerate(packets()))
+
+    def _counted(self, packet: Any, timeless: bool) -> Any:
+        packets = self
+
+        class Counted:
+            def __getattr__(self, name: str) -> Any:
+                return None if timeless and name == "pts" else getattr(packet, name)
+
+            def decode(self) -> Any:
+                packets.decoded += 1
+                return packet.decode()
+
+        return Counted()
+
+
+def test_the_start_is_reached_without_decoding_what_lies_before(tmp_path: Path) -> None:
+    reader: Any = open_video(encode(tmp_path / "long.mp4", times=range(400), options={"g": "10", "bf": "0"}))
+    packets = Packets(reader)
+    reader.start = 15.0
+    assert len(list(reader)) == 400 - 15 * 25
+    assert reader.skipped == 375
+    assert packets.decoded < 100  # of 400; the decoder's threads each take one before the first frame comes
+    reader.close()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "late.ts"])
+@pytest.mark.parametrize("timeless", [3, 20, 45])
+def test_where_a_time_is_missing_all_is_decoded(tmp_path: Path, name: str, timeless: int) -> None:
+    times = range(15_000, 15_060) if name == "late.ts" else range(60)
+    path = encode(tmp_path / name, times=times, options={"g": "6", "bf": "0"})
+    frames, stated = read(path)
+    reader: Any = open_video(path)
+    Packets(reader, [timeless])
+    reader.start = 2.0
+    got = list(reader)
+    reader.close()
+    assert reader.skipped == 50
+    assert [time for _, time in got] == stated[50:]
+    assert all(np.array_equal(frame, expected) for (frame, _), expected in zip(got, frames[50:], strict=True))
