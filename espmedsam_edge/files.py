@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -94,6 +95,31 @@ def read_json(content: bytes | str) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
+
+
+class NotTomlError(ValueError):
+    """A text is not TOML; says where."""
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """TOML from outside.
+
+    Raises:
+        NotTomlError: it is none.
+        ValueError: it is nested without end, or has numbers of thousands of digits.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(text)
+        str(values)  # a hexadecimal number may be longer than Python prints
+    except tomllib.TOMLDecodeError as error:
+        raise NotTomlError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    return values
 
 
 @contextlib.contextmanager

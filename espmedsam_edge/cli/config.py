@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import read_regular
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from espmedsam_edge.files import read_regular, read_toml
 
 _MAX_BYTES = 1 << 20
 
@@ -61,9 +55,7 @@ def _key(parameter: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_regular(path, _MAX_BYTES).decode("utf-8"))
-    except RecursionError as error:
-        raise UserError(f"{path} is not TOML: its values are nested too deeply.") from error
+        return read_toml(read_regular(path, _MAX_BYTES).decode("utf-8"))
     except ValueError as error:  # of UTF-8 and of numbers, too
         raise UserError(f"{path} is not TOML: {error}.", "A line is an option and its value: threads = 2") from error
     except OSError as error:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
 
-from espmedsam_edge.cli.messages import shows_progress, tell_failures
-from espmedsam_edge.terminal import progress_bars, tell, terminal_console
+from espmedsam_edge.cli.messages import counting_bar, tell_failures
+from espmedsam_edge.terminal import tell, terminal_console
 
 app = typer.Typer(
     no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
 )
+
+
+def _counted(bar: Callable[..., None] | None) -> Callable[[int, int], None] | None:
+    return None if bar is None else lambda done, total: bar(completed=done, total=total)
 
 
 @app.command("prepare")
@@ -38,9 +41,9 @@ def prepare_command(
 
     chosen = layout(name)
     given = read_split(split) if split else None
-    with claimed([target]), _progress("converting") as progress:
+    with claimed([target]), counting_bar("converting") as bar:
         done = prepare(
-            chosen, source, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=progress
+            chosen, source, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=_counted(bar)
         )
     made = done.split
     counts = f"train {len(made.train)}, valid {len(made.valid)}, test {len(made.test)} ({made.origin})"
@@ -76,9 +79,9 @@ def check_command(
     from espmedsam_edge.imaging.dataset import DatasetFolder
     from espmedsam_edge.training.data.check import check
 
-    with _progress("checking") as progress:
+    with counting_bar("checking") as bar:
         report = check(
-            DatasetFolder.open(folder), similarity=similarity, threads=os.cpu_count() or 1, progress=progress
+            DatasetFolder.open(folder), similarity=similarity, threads=os.cpu_count() or 1, progress=_counted(bar)
         )
     lists = ", ".join(f"{name} {count}" for name, count in report.lists.items())
     tell(f"{folder}: {report.images} images; {lists}")
@@ -97,17 +100,3 @@ def check_command(
         table.add_row(finding.kind, str(len(finding.examples)), escape(which), finding.advice)
     terminal_console(width=None if sys.stdout.isatty() else 140).print(table)
     raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on the terminal; nothing where there is none."""
-    if not shows_progress():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bars(*columns) as bar:
-        line = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from espmedsam_edge.cli.messages import once, shows_progress, tell_failures
-from espmedsam_edge.terminal import progress_bars, tell, terminal_console
+from espmedsam_edge.cli.messages import counting_bar, once, tell_failures
+from espmedsam_edge.terminal import tell, terminal_console
 
 if TYPE_CHECKING:
     from espmedsam_edge.evaluation.evaluate import Evaluation, Task
@@ -64,7 +62,12 @@ def command(
         wanted += [Destination(sheet_file(worst, task.modality, task.folder.name), PICTURE) for task in tasks]
     read = [model, *(file for task in tasks for file in task.folder.image_files.values())]
     with held(wanted, read, overwrite) as unchanged:
-        with once(), _progress(sum(len(task.ids) for task in tasks)) as progress:
+        with once(), counting_bar("starting", sum(len(task.ids) for task in tasks)) as bar:
+
+            def on_image(task: Task) -> None:
+                if bar is not None:
+                    bar(advance=1, description=f"{task.modality} {task.folder.name}")
+
             evaluation = evaluate(
                 candidate,
                 tasks,
@@ -72,7 +75,7 @@ def command(
                 size=size,
                 native=native,
                 worst=worst_count if worst else 0,
-                progress=progress,
+                progress=on_image,
             )
         _show(evaluation, native)
         unchanged()
@@ -105,17 +108,3 @@ def _show(evaluation: Evaluation, native: bool) -> None:
         )
     if evaluation.untrained:
         console.print("These weights were never trained: the scores mean nothing.")
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[Task], None] | None]:
-    """A bar on the terminal; nothing where there is none."""
-    if not shows_progress():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bars(*columns) as bar:
-        line = bar.add_task("starting", total=images)
-        yield lambda task: bar.update(line, advance=1, description=f"{task.modality} {task.folder.name}")

@@ -7,14 +7,14 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, get_type_hints
 
 import typer
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.terminal import tell
+from espmedsam_edge.terminal import progress_bars, tell
 
 PACKAGE = __name__.partition(".")[0]
 VERBOSE = typer.Option(False, "--verbose", "-v", help="Tell more, and which module each line is from.")
@@ -101,6 +101,19 @@ def tell_failures(lines: Sequence[str]) -> None:
         tell(f"failed: {line}", err=True)
     if len(lines) > _LISTED_FAILURES:
         tell(f"failed: {len(lines) - _LISTED_FAILURES} more.", err=True)
+
+
+@contextmanager
+def counting_bar(what: str, total: int | None = None) -> Iterator[Callable[..., None] | None]:
+    """A bar on the terminal, and what moves it (``completed``, ``total``, ``advance``, ``description``); else None."""
+    if not shows_progress():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_bars(*columns) as bar:
+        yield partial(bar.update, bar.add_task(what, total=total))
 
 
 def shows_progress() -> bool:

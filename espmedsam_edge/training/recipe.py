@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import read_regular
+from espmedsam_edge.files import NotTomlError, read_regular, read_toml
 from espmedsam_edge.training.sections import (
     AblationSection,
     DataSection,
@@ -27,11 +26,6 @@ from espmedsam_edge.training.sections import (
     ScheduleSection,
     TeacherSection,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Stage = Literal["teacher", "distill-encoder", "distill-controllers", "segment", "add-modality"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -101,7 +95,7 @@ _VOLATILE = (
 
 def list_recipes() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(entry.name[:-5] for entry in _COMMITTED.iterdir() if _is_toml(entry.name))
+    return sorted(entry.name[:-5] for entry in _COMMITTED.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(source: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -149,33 +143,15 @@ def with_new_modality(
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if path.suffix != ".toml" and str(source) in list_recipes() and not path.is_file():
-        return _parse((_COMMITTED / f"{source}.toml").read_text(encoding="utf-8"))
+        return read_toml((_COMMITTED / f"{source}.toml").read_text(encoding="utf-8"))
     try:
-        return _parse(read_regular(path, _MAX_RECIPE_BYTES).decode("utf-8"))
+        return read_toml(read_regular(path, _MAX_RECIPE_BYTES).decode("utf-8"))
     except ValueError as error:  # of UTF-8, too
         raise UserError(f"{path} is not TOML: {error}.", "See docs/training.md for the form of a recipe.") from error
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL):
             raise UserError(f"no recipe at {path}.", nearest(str(source), list_recipes())) from error
         raise UserError(f"cannot read {path}: {error.strerror}.", "Check the file and its permissions.") from error
-
-
-def _parse(text: str) -> dict[str, Any]:
-    """What a text says in TOML.
-
-    Raises:
-        ValueError: it is none, is nested without end, or has numbers of thousands of digits.
-    """
-    try:
-        return _checked(tomllib.loads(text))
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    """Values whose numbers can be shown: a hexadecimal one may be longer than Python prints."""
-    str(values)
-    return values
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -186,8 +162,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     if not _is_known(key):
         raise UserError(f"a recipe has no key '{key}'.", _nearest_key(key))
     try:
-        value = _parse(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = read_toml(f"value = {text}")["value"]
+    except NotTomlError:
         value = text
     except ValueError as error:
         raise UserError(f"the value of '--set {key}' cannot be read: {error}.", _KEYS_HINT) from error
@@ -251,7 +227,3 @@ def _explain(error: ValidationError, where: str) -> UserError:
     if first["type"] == "value_error" or not key:
         return UserError(f"{where}: {first['msg']}.", "See docs/training.md for the form of a recipe.")
     return UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}.", "See docs/training.md for its range.")
-
-
-def _is_toml(name: str) -> bool:
-    return name.endswith(".toml")
