@@ -322,10 +322,6 @@ def graph_file_name(modality: str, precision: Precision, modalities: int) -> str
 def own_files(path: Path, manifest: Manifest) -> set[str]:
     """What of a bundle's folder is the bundle: what its manifest lists, and what this program writes beside that.
 
-    Args:
-        path: the folder.
-        manifest: its own.
-
     Returns:
         Names of files, there or not.
     """

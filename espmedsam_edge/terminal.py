@@ -40,11 +40,7 @@ def printable_lines(text: str) -> str:
 
 
 def terminal_console(**options: Any) -> Console:
-    """A console of rich's that shows texts as ``tell`` does; its own colours and movements stay.
-
-    Args:
-        options: as ``rich.console.Console`` takes them.
-    """
+    """A console of rich's that shows texts as ``tell`` does; its own colours and movements stay."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -64,12 +60,7 @@ _drawing: list[Console] = []
 
 
 def progress_bars(*columns: Any, **options: Any) -> Progress:
-    """rich's bars on standard error, gone when they end; a line of ``tell`` there stands above them meanwhile.
-
-    Args:
-        columns: as ``rich.progress.Progress`` takes them.
-        options: as it takes them.
-    """
+    """rich's bars on standard error, gone when they end; a line of ``tell`` there stands above them meanwhile."""
     from rich.progress import Progress
 
     class Bars(Progress):

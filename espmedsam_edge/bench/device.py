@@ -26,11 +26,7 @@ class TimedNetwork(Protocol):
     """A backend without preprocessing that can time its network on the GPU."""
 
     def network_seconds(self, image: Tensor) -> float | None:
-        """Seconds of one run by the GPU's own clock, the input there already; None where it does not run on one.
-
-        Args:
-            image: as ``Backend.run`` takes it.
-        """
+        """Seconds of one run by the GPU's own clock, the input there already; None where it does not run on one."""
 
 
 @dataclass(frozen=True)

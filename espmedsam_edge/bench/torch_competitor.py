@@ -32,13 +32,6 @@ class TorchBackend:
     ) -> None:
         """Load, and compile at the first run.
 
-        Args:
-            checkpoint: safetensors.
-            graph: whose modality and shapes.
-            threads: CPU threads.
-            compiled: with ``torch.compile``.
-            on_gpu: on CUDA's current device.
-
         Raises:
             BackendUnavailable: torch or what the network is made of is missing, or torch lacks this GPU.
             UserError: the checkpoint lacks the modality.

@@ -75,13 +75,7 @@ def _rounding(source: str, target: str) -> list[NodeProto]:
 
 
 def simulate(network: Network, plan: Plan, thresholds: Mapping[str, float]) -> ModelProto:
-    """The emulation of the graph that lowering by ``plan`` would give, without lowering it: made in a second.
-
-    Args:
-        network: the FP32 graph.
-        plan: what each node computes in.
-        thresholds: where each quantised activation is clipped.
-    """
+    """The emulation of the graph that lowering by ``plan`` would give, without lowering it: made in a second."""
     return _Simulation(network, plan, thresholds).build()
 
 

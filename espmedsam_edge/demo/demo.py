@@ -105,9 +105,6 @@ class Demo:
 def demo_bundles(path: Path | None = None) -> dict[str, Bundle]:
     """Modality -> bundle: of the bundle at ``path``, or of the weights that came with the program.
 
-    Args:
-        path: of a bundle.
-
     Raises:
         UserError: there is none, or it is not valid.
     """

@@ -184,11 +184,6 @@ def check_modalities(modalities: Iterable[str], state: Mapping[str, Tensor], whe
 def check_sizes(make: Callable[[], torch.nn.Module], state: Mapping[str, Tensor], where: str) -> None:
     """Compare the sizes of a network with a file's own tensors before any memory is taken for it.
 
-    Args:
-        make: makes the network.
-        state: the file's tensors.
-        where: what messages call the file.
-
     Raises:
         UserError: missing, unexpected or misshapen tensors; names the first.
     """

@@ -21,10 +21,6 @@ def multiply_accumulates(config: ModelConfig, image_size: int | None = None) -> 
 
     Element-wise work (normalisation, softmax, GELU, interpolation) is not counted. Nothing is computed: the model is
     traced on torch's meta device.
-
-    Args:
-        config: the model.
-        image_size: S in pixels (None: the configuration's).
     """
     size = image_size or config.image_size
     with torch.device("meta"):

@@ -180,9 +180,6 @@ class Inference:
         >>> report.frames, report.results
         (1, {'overlays': PosixPath('retina-overlay.png')})
 
-    Args:
-        request: what is wanted.
-
     Attributes:
         sources: those that could be opened; empty: there is nothing to run, and the report says why.
         segmenter: what runs, once entered, if there are sources; where each picture is recognised, the first one's.

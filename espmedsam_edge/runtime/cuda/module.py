@@ -53,15 +53,7 @@ class KernelModule(Resource):
         block: tuple[int, int, int],
         parameters: ctypes.Structure,
     ) -> None:
-        """Enqueue a kernel that takes one structure by value; ``parameters`` may be changed right after.
-
-        Args:
-            stream: where.
-            kernel: its name in the source.
-            grid: blocks in x, y, z.
-            block: threads in x, y, z.
-            parameters: the structure that the kernel takes.
-        """
+        """Enqueue a kernel that takes one structure by value; ``parameters`` may be changed right after."""
         driver = self.device.driver
         if kernel not in self._functions:
             self._functions[kernel] = driver.call(

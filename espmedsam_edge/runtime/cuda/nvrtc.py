@@ -69,11 +69,6 @@ def compile_target(sm: str, supported: list[int]) -> CompileTarget:
 def compile_kernels(source: KernelSource, target: CompileTarget, options: tuple[str, ...] = ()) -> bytes:
     """Compile a source with NVRTC; needs neither a GPU nor a driver.
 
-    Args:
-        source: what.
-        target: for which GPUs.
-        options: of NVRTC, besides the usual ones.
-
     Returns:
         A cubin, or PTX for a ``compute_`` target.
 

@@ -53,11 +53,7 @@ def displayed(pixels: NDArray[Any], dataset: Any, frame: int = 0, scale: Scale |
 
 
 def own_scale(pixels: NDArray[Any], dataset: Any, frame: int = 0) -> Scale | None:
-    """The smallest and the largest value of a frame, as its scale is made of them; None where it needs none.
-
-    Args:
-        pixels, dataset, frame: as for ``displayed``.
-    """
+    """The smallest and the largest value of a frame, as its scale is made of them; None where it needs none."""
     if not needs_scale(dataset, frame):
         return None
     stored = _aligned(pixels, dataset)

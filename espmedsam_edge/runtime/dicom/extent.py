@@ -37,9 +37,6 @@ class TooMuch(ValueError):
 def check_extent(stream: BinaryIO) -> None:
     """Walk through a DICOM file up to its pixels; a file that is none, or ends early, passes.
 
-    Args:
-        stream: the file, at its beginning.
-
     Raises:
         TooMuch: more than ``MOST_PARTS``, or nested deeper than ``MOST_NESTED``.
     """

@@ -27,9 +27,6 @@ class DicomIdentifiers:
     be told to belong together, and not to be turned back. Who holds an identifier can still recognise its hash, unless
     the environment variable ``ESPMEDSAM_UID_KEY`` holds a secret, with which it is then keyed (HMAC).
 
-    Args:
-        form: hashed or plain.
-
     Raises:
         UserError: another form, or pydicom is missing.
     """

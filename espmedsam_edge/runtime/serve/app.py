@@ -33,13 +33,7 @@ _PAGE = {
 
 
 def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
-    """The ASGI application; ``app.state.service`` is the ``SegmentService``, to be closed.
-
-    Args:
-        panel: the run's controls and view.
-        access: who may ask.
-        names: what the server may be called.
-    """
+    """The ASGI application; ``app.state.service`` is the ``SegmentService``, to be closed."""
     panel.needs_token = access.needs_token
     routes = _Routes(panel, access)
     app = Starlette(

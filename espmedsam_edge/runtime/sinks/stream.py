@@ -86,11 +86,6 @@ class OverlayStream:
     On a Jetson GStreamer encodes with the hardware (``nvv4l2h264enc``); elsewhere PyAV does, or GStreamer with x264
     where PyAV is missing.
 
-    Args:
-        destination: where to.
-        source: where the frames come from.
-        style: how the mask is drawn.
-
     Raises:
         UserError: neither PyAV nor GStreamer is here.
     """

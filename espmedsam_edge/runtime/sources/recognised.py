@@ -15,11 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Recogniser:
-    """Chooses among some modalities for each picture; says at the first picture of each what it looks like.
-
-    Args:
-        among: the modalities to choose from.
-    """
+    """Chooses among some modalities for each picture; says at the first picture of each what it looks like."""
 
     def __init__(self, among: Sequence[str]) -> None:
         self.among = tuple(among)
@@ -91,11 +87,7 @@ def first_modality(sources: Sequence[RecognisedSource]) -> tuple[str | None, lis
 
 
 class Doubts:
-    """Warns once when a picture is surely not of the modality that it is segmented as.
-
-    Args:
-        modality: what everything is segmented as.
-    """
+    """Warns once when a picture is surely not of the modality that it is segmented as."""
 
     def __init__(self, modality: str) -> None:
         self._modality = modality

@@ -39,11 +39,6 @@ def fits(images: TrainingSet, device: torch.device, settings: DataSection) -> bo
 class DeviceStock:
     """All images of a training set on a device.
 
-    Args:
-        images: read here, once.
-        device: where batches are wanted.
-        workers: threads that read.
-
     Raises:
         UserError: an image cannot be read, or only some of a modality's images have masks; names the file.
     """
