@@ -3,13 +3,16 @@
     python tools/accuracy.py measure --data DATA --out runs/accuracy --name accuracy-MACHINE --before accuracy-OLD
     python tools/accuracy.py page --name accuracy-MACHINE --before accuracy-OLD
 
+    python tools/accuracy.py checks --data DATA --out runs/accuracy
+
 ``measure`` makes a bundle a modality from the packed weights, calibrates it to FP16 and INT8 on training images (the
 gate looks at validation images), scores every precision on the test images at 1024 x 1024 as in the paper, and writes
 benchmarks/results/NAME.json, the weights' scores.json and, into --out only, sheets with each dataset's best, median and
 worst case: the images may not be passed on, so they are never committed. Half an hour on two cores. What the result
 holds already of the very same weights is not measured again: a modality whose bag changed alone, or a precision more,
 is added to it. ``page`` writes the tables in docs/accuracy.md and the model card and the plot from the result, with an
-older result's Dice beside it.
+older result's Dice beside it. ``checks`` holds what backends compute with the weights that ship to calibrate's gate, on
+the validation lists, and writes the weights' checks.json; five minutes on a processor that has the arithmetic.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Precision
 from espmedsam_edge.calibration.calibrator import calibrate
+from espmedsam_edge.calibration.check import check_backend
 from espmedsam_edge.calibration.images import find_images
-from espmedsam_edge.calibration.request import CalibrationRequest
+from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
@@ -39,7 +43,7 @@ from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
-from espmedsam_edge.shipped.bundles import CHECKPOINT, METADATA_KEY, SCORES, WEIGHTS, make_bundle
+from espmedsam_edge.shipped.bundles import CHECKPOINT, CHECKS, METADATA_KEY, SCORES, WEIGHTS, make_bundle
 from espmedsam_edge.shipped.packed import read_packed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +151,30 @@ def measure(data: Path, out: Path, name: str, precisions: Sequence[Precision], i
             "required": required,
         }
     atomic_write(WEIGHTS / SCORES, json.dumps(shipped, indent=2) + "\n")
+
+
+def checks(data: Path, out: Path, backends: Sequence[str]) -> None:
+    """Check the shipped weights on backends and write the results beside them; what ``out`` holds is not repeated."""
+    checkpoint = sha256_file(WEIGHTS / CHECKPOINT)
+    found: dict[str, dict[str, Any]] = {}
+    for modality in PAPER_MODALITIES:
+        path = out / checkpoint[:12] / f"{modality}.bundle"
+        if not (path / MANIFEST).is_file():
+            make_bundle([modality], path)
+        images = find_images([str(data / modality / REQUIRED[modality][0])], held_out=KEEP)
+        for backend in backends:
+            bundle = Bundle.open(path)
+            graph = bundle.graph(modality, "fp32")
+            if not bundle.manifest.passed(graph, backend):
+                print(f"  {modality} on {backend}", flush=True)
+                print(f"    {check_backend(path, CheckRequest(modality, backend), images, _Lines())}", flush=True)
+            key = graph.accuracy_key(backend)
+            entry = Bundle.open(path).manifest.accuracy[key]
+            found.setdefault(modality, {})[key.partition("/")[2]] = {
+                k: v for k, v in entry.items() if k != "graph_sha256"
+            }
+    text = json.dumps({"checkpoint_sha256": checkpoint, "checks": found}, indent=1)
+    atomic_write(WEIGHTS / CHECKS, text + "\n")
 
 
 def measure_modality(
@@ -322,9 +350,16 @@ def main() -> None:
     write = commands.add_parser("page")
     write.add_argument("--name", required=True)
     write.add_argument("--before")
+    hold = commands.add_parser("checks")
+    hold.add_argument("--data", type=Path, required=True, help="as of measure")
+    hold.add_argument("--out", type=Path, default=Path("runs/accuracy"))
+    hold.add_argument("--backend", nargs="+", default=["openvino:bf16"])
     arguments = parser.parse_args()
     logging.basicConfig(format="    %(message)s", stream=sys.stdout)
     logging.getLogger("espmedsam_edge").setLevel(logging.INFO)
+    if arguments.command == "checks":
+        checks(arguments.data, arguments.out, arguments.backend)
+        return
     if arguments.command == "measure":
         measure(arguments.data, arguments.out, arguments.name, arguments.precision, arguments.images)
     page(arguments.name, arguments.before)

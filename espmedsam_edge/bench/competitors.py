@@ -75,14 +75,13 @@ def load_first(
     threads: int | None,
 ) -> Contender:
     """The bundle's own graph, drawing overlays as ``infer`` does: the one that the others are compared with."""
-    graph = bundle.graph(modality, precision)
-    style = OverlayStyle(color_of(graph.modality))
+    style = OverlayStyle(color_of(bundle.graph(modality, precision).modality))
     contender = Contender.load(
-        "",
-        lambda: Segmenter.load(bundle, graph.modality, graph.precision, backend, threads=threads, overlay=style),
-        graph.sha256,
+        "", lambda: Segmenter.load(bundle, modality, precision, backend, threads=threads, overlay=style)
     )
+    graph = contender.segmenter.graph
     contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
+    contender.graph_sha256 = graph.sha256
     return contender
 
 

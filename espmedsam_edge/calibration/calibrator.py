@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from espmedsam_edge.bundle import (
 )
 from espmedsam_edge.calibration import modelopt_tools
 from espmedsam_edge.calibration.emulation import simulate
-from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, Mask
+from espmedsam_edge.calibration.gate import DEFAULT_BUDGET, Gate, GateResult, checked_budget, open_gate
 from espmedsam_edge.calibration.histogram import METHODS, Method
-from espmedsam_edge.calibration.images import CalibrationImages, Picture
+from espmedsam_edge.calibration.images import CalibrationImages
 from espmedsam_edge.calibration.lowering import lower
 from espmedsam_edge.calibration.network import Network, group_of
 from espmedsam_edge.calibration.plan import ALWAYS_FP32, Plan, lowest_plan, quantised_tensors, why_fp32
@@ -38,8 +38,7 @@ from espmedsam_edge.calibration.resemblance import Resemblance
 from espmedsam_edge.calibration.search import Sensitivity, passing_plans, sensitivities
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
-from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
-from espmedsam_edge.imaging.masks import read_mask
+from espmedsam_edge.imaging.geometry import Tensor, preprocess
 from espmedsam_edge.machine.cores import check_threads, usable_cores
 from espmedsam_edge.onnx_header import with_header
 from espmedsam_edge.version import __version__
@@ -65,17 +64,20 @@ def calibrate(
         )
     if request.precision not in DEFAULT_BUDGET:
         raise UserError(f"cannot calibrate to {request.precision}.", "Use --precision fp16 or int8.")
-    budget = DEFAULT_BUDGET[request.precision] if request.budget is None else request.budget
-    if not 0 < budget <= 100:
-        raise UserError(f"a budget of {budget:g} Dice points cannot be used.", "Use more than 0 and at most 100.")
+    budget = checked_budget(request.budget, DEFAULT_BUDGET[request.precision])
     check_threads(request.threads)
     bundle = Bundle.open(path)
-    graph = _fp32_graph(bundle, request.modality)
+    graph = fp32_graph(bundle, request.modality)
     modelopt_tools.check_interface()
     return _Calibration(bundle, graph, request, budget, images, listener).run()
 
 
-def _fp32_graph(bundle: Bundle, modality: str) -> Graph:
+def fp32_graph(bundle: Bundle, modality: str) -> Graph:
+    """The graph that all others are compared with.
+
+    Raises:
+        UserError: the bundle has none.
+    """
     held = {graph.precision: graph for graph in bundle.manifest.graphs if graph.modality == modality}
     if held and "fp32" not in held:
         raise UserError(
@@ -136,14 +138,12 @@ class _Calibration:
         self.notes.append(note)
         log.warning("warning: %s", note)
 
-    def _tensors(
-        self, pictures: Sequence[Picture], seen: Resemblance | None
-    ) -> Iterator[tuple[Picture, Frame, Tensor]]:
-        normalization = self.bundle.manifest.input.normalization
-        for picture, frame in self.images.read(pictures):
-            if seen is not None:
-                seen.add(frame)
-            yield picture, frame, preprocess(frame, self.graph.image_size, normalization)
+    def _calibrating(self, seen: Resemblance) -> Iterator[Tensor]:
+        """The network's input for each calibration image, which ``seen`` looks at, too."""
+        for _, frame in self.images.read(self.images.calibration):
+            seen.add(frame)
+            tensor = preprocess(frame, self.graph.image_size, self.bundle.manifest.input.normalization)
+            yield np.repeat(tensor, self.graph.batch, axis=0)
 
     def _measured(self) -> tuple[Measured, bool]:
         """The record of an earlier run if it still holds, else a new measurement."""
@@ -166,11 +166,12 @@ class _Calibration:
             log.info("ranges: %s not reused: %s; measuring again", CALIBRATION, reason)
         listener.phase("measuring ranges", len(images.calibration))
         seen = Resemblance.of(self.request.modality)
-        tensors = (
-            np.repeat(tensor, self.graph.batch, axis=0) for _, _, tensor in self._tensors(images.calibration, seen)
-        )
         ranges = measure_ranges(
-            self.network, tensors, quantised_tensors(self.network), threads=self.threads, on_image=listener.step
+            self.network,
+            self._calibrating(seen),
+            quantised_tensors(self.network),
+            threads=self.threads,
+            on_image=listener.step,
         )
         self._check_resemblance(seen)
         measured = Measured(
@@ -197,34 +198,10 @@ class _Calibration:
             self._warn(warning)
 
     def _gate(self) -> Gate:
-        listener = self.listener
-        listener.phase("FP32 masks of the held-out images", len(self.images.held_out))
-        pictures: list[tuple[Tensor, tuple[int, int], Mask | None]] = []
-        self.gate_pictures: list[Picture] = []
-        for picture, frame, tensor in self._tensors(self.images.held_out, None):
-            size = (frame.shape[0], frame.shape[1])
-            truth = None
-            if picture.mask is not None:
-                truth = read_mask(picture.mask).mask
-                if truth.shape != size:
-                    raise UserError(
-                        f"{picture.mask} is {truth.shape[1]}x{truth.shape[0]} pixels but its image is "
-                        f"{size[1]}x{size[0]}.",
-                        "Find the mask that belongs to it.",
-                        exit_code=1,
-                    )
-            pictures.append((tensor, size, truth))
-            self.gate_pictures.append(picture)
-        gate = Gate(
-            self.content,
-            self.graph,
-            pictures,
-            threshold=self.bundle.manifest.threshold,
-            budget=self.budget,
-            threads=self.threads,
-            on_image=listener.step,
+        gate, self.gate_pictures = open_gate(
+            self.bundle, self.graph, self.images, self.budget, self.threads, self.listener
         )
-        self.sample = np.repeat(pictures[0][0], self.graph.batch, axis=0)
+        self.sample = np.repeat(gate.images[0].tensor, self.graph.batch, axis=0)
         return gate
 
     def _lower(self, plan: Plan, ranges: Ranges, method: Method, gate: Gate) -> _Found:
@@ -342,9 +319,7 @@ class _Calibration:
             names = self._pictures(draft, summary, found, gate)
             report = draft.folder / REPORT
             before = report.read_text(encoding="utf-8") if report.is_file() else ""
-            draft.new_file(REPORT).write_text(
-                with_section(before, modality, precision, section(summary, names)), encoding="utf-8"
-            )
+            draft.new_file(REPORT).write_text(with_section(before, section(summary, names)), encoding="utf-8")
         return summary
 
     def _pictures(self, draft: BundleDraft, summary: CalibrationSummary, found: _Found, gate: Gate) -> list[str]:

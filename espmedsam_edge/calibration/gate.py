@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from espmedsam_edge.bundle import Graph, Precision
+from espmedsam_edge.bundle import Bundle, Graph, Precision
 from espmedsam_edge.calibration.emulation import emulate
+from espmedsam_edge.calibration.images import CalibrationImages, Picture
+from espmedsam_edge.calibration.request import Listener
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits
+from espmedsam_edge.imaging.geometry import Tensor, mask_from_logits, preprocess
+from espmedsam_edge.imaging.masks import read_mask
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.runtime.onnx_session import check_signature, open_session
 
@@ -141,6 +144,65 @@ class GateResult:
         return text
 
 
+def checked_budget(asked: float | None, usual: float) -> float:
+    """The Dice points that may be lost.
+
+    Raises:
+        UserError: a budget that nothing can be held to.
+    """
+    budget = usual if asked is None else asked
+    if not 0 < budget <= 100:
+        raise UserError(f"a budget of {budget:g} Dice points cannot be used.", "Use more than 0 and at most 100.")
+    return budget
+
+
+def open_gate(
+    bundle: Bundle, graph: Graph, images: CalibrationImages, budget: float, threads: int, listener: Listener
+) -> tuple[Gate, list[Picture]]:
+    """Read the held-out images and run the FP32 graph on them.
+
+    Args:
+        bundle: where the graph is.
+        graph: the FP32 one.
+        images: their held-out part is used.
+        budget: Dice points.
+        threads: for ONNX Runtime.
+        listener: is told.
+
+    Returns:
+        The gate, and the picture of each of its images.
+
+    Raises:
+        UserError: as ``Gate``, or a mask of another size than its image.
+    """
+    listener.phase("FP32 masks of the held-out images", len(images.held_out))
+    found: list[tuple[Tensor, tuple[int, int], Mask | None]] = []
+    pictures = []
+    for picture, frame in images.read(images.held_out):
+        size = (frame.shape[0], frame.shape[1])
+        truth = None
+        if picture.mask is not None:
+            truth = read_mask(picture.mask).mask
+            if truth.shape != size:
+                raise UserError(
+                    f"{picture.mask} is {truth.shape[1]}x{truth.shape[0]} pixels but its image is {size[1]}x{size[0]}.",
+                    "Find the mask that belongs to it.",
+                    exit_code=1,
+                )
+        found.append((preprocess(frame, graph.image_size, bundle.manifest.input.normalization), size, truth))
+        pictures.append(picture)
+    gate = Gate(
+        bundle.read_graph(graph),
+        graph,
+        found,
+        threshold=bundle.manifest.threshold,
+        budget=budget,
+        threads=threads,
+        on_image=listener.step,
+    )
+    return gate, pictures
+
+
 class Gate:
     """Held-out images with the FP32 graph's answers, ready to judge candidates.
 
@@ -188,6 +250,15 @@ class Gate:
     def judge(self, model: ModelProto) -> GateResult:
         """Compare a lowered graph with the FP32 graph on all images, rounding where a GPU rounds."""
         return self.judge_emulated(emulate(model))
+
+    def judge_runs(self, run: Callable[[Tensor], Tensor]) -> GateResult:
+        """Compare what a backend computes with the FP32 graph on all images; ``run``: as ``Backend.run``."""
+        results = []
+        for image in self.images:
+            logits = run(np.ascontiguousarray(np.repeat(image.tensor, self.graph.batch, axis=0)))
+            results.append(self._compare(image, logits[0, 0]))
+            self._on_image()
+        return GateResult(self.budget, tuple(results))
 
     def judge_emulated(self, model: ModelProto, count: int | None = None, *, hasty: bool = False) -> GateResult:
         """Compare an emulation (of ``emulate`` or ``simulate``) with the FP32 graph.

@@ -71,16 +71,9 @@ class CalibrationSummary:
 
     def to_manifest(self) -> dict[str, object]:
         """The entry of the manifest's ``accuracy``; Dice in points."""
-        result = self.result
         entry: dict[str, object] = {
             "against": "FP32 graph in ONNX Runtime, rounding emulated, held-out images",
-            "images": len(result.images),
-            "budget": result.budget,
-            "dice_loss_mean": round(result.loss, 4),
-            "dice_loss_worst": round(result.worst_loss, 4),
-            "dice_to_fp32_mean": round(100 - result.mean_disagreement, 4),
-            "dice_to_fp32_worst": round(100 - max(image.disagreement for image in result.images), 4),
-            "against_true_masks": result.mean_drop is not None,
+            **gate_entry(self.result),
             "macs": {name: round(share, 4) for name, share in self.macs.items()},
             "size_of_fp32": round(self.size / self.reference_size, 4),
             "kept_higher": list(self.raised),
@@ -91,9 +84,36 @@ class CalibrationSummary:
         return entry
 
 
+def gate_entry(result: GateResult) -> dict[str, object]:
+    """A gate's verdict for the manifest's ``accuracy``; Dice in points."""
+    return {
+        "images": len(result.images),
+        "budget": result.budget,
+        "dice_loss_mean": round(result.loss, 4),
+        "dice_loss_worst": round(result.worst_loss, 4),
+        "dice_to_fp32_mean": round(100 - result.mean_disagreement, 4),
+        "dice_to_fp32_worst": round(100 - max(image.disagreement for image in result.images), 4),
+        "against_true_masks": result.mean_drop is not None,
+    }
+
+
+def gate_lines(result: GateResult) -> list[str]:
+    """A gate's verdict for the report."""
+    lines = [
+        f"Gate: {'passed' if result.passed else 'failed'}: {result}.",
+        "",
+        "| | mean | worst |",
+        "|---|---|---|",
+        f"| Dice to the FP32 mask | {100 - result.mean_disagreement:.3f} "
+        f"| {100 - max(image.disagreement for image in result.images):.3f} |",
+    ]
+    if result.mean_drop is not None:
+        lines.append(f"| Dice points lost on the true mask | {result.mean_drop:+.3f} | {result.worst_loss:+.3f} |")
+    return lines
+
+
 def section(summary: CalibrationSummary, pictures: Sequence[str]) -> str:
     """The report's section on one graph; ``pictures`` are file names in the bundle."""
-    result = summary.result
     lines = [
         _heading(summary.modality, summary.precision),
         "",
@@ -107,16 +127,7 @@ def section(summary: CalibrationSummary, pictures: Sequence[str]) -> str:
         "",
     ]
     lines += [f"Warning: {note}\n" for note in summary.notes]
-    lines += [
-        f"Gate: {'passed' if result.passed else 'failed'}: {result}.",
-        "",
-        "| | mean | worst |",
-        "|---|---|---|",
-        f"| Dice to the FP32 mask | {100 - result.mean_disagreement:.3f} "
-        f"| {100 - max(image.disagreement for image in result.images):.3f} |",
-    ]
-    if result.mean_drop is not None:
-        lines.append(f"| Dice points lost on the true mask | {result.mean_drop:+.3f} | {result.worst_loss:+.3f} |")
+    lines += gate_lines(summary.result)
     lines += ["", "| operator | " + " | ".join(_TYPES) + " |", "|---" * (len(_TYPES) + 1) + "|"]
     for operator, counts in sorted(summary.network.nodes_by_type().items()):
         cells = " | ".join(str(counts[name]) if counts[name] else "" for name in _TYPES)
@@ -149,9 +160,9 @@ def _heading(modality: str, precision: str) -> str:
     return f"## Calibrate: {modality} {precision}"
 
 
-def with_section(report: str, modality: str, precision: Precision, text: str) -> str:
-    """A report with a graph's section added, or replaced where it had one."""
-    heading = _heading(modality, precision)
+def with_section(report: str, text: str) -> str:
+    """A report with a section added, or put in place of the one with the same heading."""
+    heading = text.partition("\n")[0]
     pattern = re.compile(rf"^{re.escape(heading)}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     without = pattern.sub("", report).rstrip() or REPORT_TITLE
     return f"{without}\n\n{text}"

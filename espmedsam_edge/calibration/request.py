@@ -43,3 +43,22 @@ class CalibrationRequest:
     pictures: bool = True
     threads: int | None = None
     target: Target = "gpu"
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What to check.
+
+    Attributes:
+        modality: of the bundle.
+        backend: as ``load_backend`` takes it, such as "openvino:bf16".
+        precision: of the graph that it runs.
+        budget: Dice points; None: 0.5 for an INT8 graph, else 0.1.
+        threads: as of ``CalibrationRequest``.
+    """
+
+    modality: str
+    backend: str
+    precision: Precision = "fp32"
+    budget: float | None = None
+    threads: int | None = None

@@ -39,6 +39,12 @@ def command(
             help="Measure in turn with: a backend, a precision, torch-eager, torch-compile, a bundle, an ONNX file.",
         ),
     ] = "",
+    choose: Annotated[
+        bool,
+        typer.Option(
+            "--choose", help="Only try what --backend auto may take on this processor, and keep the result for it."
+        ),
+    ] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="The weights, for --compare torch-eager or torch-compile.")
     ] = None,
@@ -75,6 +81,9 @@ def command(
     from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
+    if choose:
+        _choose(bundle, modality, precision, threads)
+        return
     spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
     request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline)
     wanted = ((json_file, BENCH), (markdown, PAGE), (plot, PICTURE))
@@ -96,6 +105,35 @@ def command(
                 atomic_write(plot, draw_plot(result))
     if any(not line.startswith("roofline:") for line in result.left_out):
         raise typer.Exit(1)
+
+
+def _choose(path: Path, modality: str | None, precision: str | None, threads: int | None) -> None:
+    """Try everything, show it, and keep it."""
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.runtime.auto.kept_trials import ALIKE, keep_trial
+    from espmedsam_edge.runtime.auto.trial import REFERENCE_CPU, title_of, try_backends
+
+    bundle = Bundle.open(path)
+    graph = bundle.graph(modality, precision)
+    tell(
+        f"Trying what runs {graph.modality} of {path} on this processor, in turn with {title_of(graph, REFERENCE_CPU)}"
+    )
+    trial, passed_over = try_backends(bundle, modality, precision, threads, lambda title: log.debug("trying %s", title))
+    rows = [(f"{one.precision} on {one.backend}", one) for one in trial.tried]
+    width = max(len(title) for title, _ in [(title_of(graph, REFERENCE_CPU), None), *rows])
+    tell(f"  {title_of(graph, REFERENCE_CPU):<{width}}  1.000  {trial.milliseconds:.1f} ms a run of the network")
+    for title, one in rows:
+        if one.ratio is None or one.dice is None:
+            tell(f"  {title:<{width}}  fails: {one.failed}")
+        else:
+            doubt = "" if one.usable else f", less than {ALIKE:.0%}: not taken"
+            tell(f"  {title:<{width}}  {one.ratio:.3f}  mask {one.dice:.2%} Dice to ONNX Runtime's{doubt}")
+    for line in passed_over:
+        tell(line)
+    best = [f"{one.precision} on {one.backend}" for _, one in trial.faster]
+    file = keep_trial(trial)
+    if file is not None:
+        tell(f"--backend auto takes {best[0] if best else title_of(graph, 'onnxruntime')} here from now on ({file})")
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.calibration.images import CalibrationImages
     from espmedsam_edge.calibration.report import CalibrationSummary
-    from espmedsam_edge.calibration.request import Listener
+    from espmedsam_edge.calibration.request import CheckRequest, Listener
 
 
 def command(
@@ -24,7 +25,18 @@ def command(
         list[str],
         typer.Argument(help="Images of the modality: files, DICOM files, folders, globs, videos or dataset folders."),
     ],
-    precision: Annotated[Literal["fp16", "int8"], typer.Option(help="What to lower the graph to.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option(
+            help="What to lower the graph to: fp16 or int8. With --check: the graph to check. [default: fp32]"
+        ),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BACKEND", help="Write no graph: hold what a backend, such as openvino:bf16, computes to the gate."
+        ),
+    ] = None,
     method: Annotated[
         Literal["entropy", "percentile", "max"] | None,
         typer.Option(help="How INT8 activations are clipped. Default: percentile, the others where it fails."),
@@ -45,30 +57,54 @@ def command(
     pictures: Annotated[bool, typer.Option(help="Show the worst held-out image in report.md.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the physical cores.")] = None,
 ) -> None:
-    """Add a graph of lower precision to a bundle, if it passes the accuracy gate."""
+    """Add a graph of lower precision to a bundle, if it passes the accuracy gate.
+
+    With --check, note in the bundle whether a backend's arithmetic passes it: only then does --backend auto take it.
+    """
     from espmedsam_edge.bundle import Bundle, graph_file_name
     from espmedsam_edge.calibration.calibrator import calibrate
     from espmedsam_edge.calibration.images import find_images
-    from espmedsam_edge.calibration.request import CalibrationRequest
+    from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest
     from espmedsam_edge.destinations import claimed
+    from espmedsam_edge.errors import UserError
 
+    if check is None and precision in (None, "fp32"):
+        raise UserError("what to lower the graph to is not named.", "Name it: --precision fp16|int8")
     opened = Bundle.open(bundle)
     name = _modality(opened, modality, images)
     with _listener() as listener:
         listener.phase("finding the images", None)
         found = find_images(images, count=count, held_out=held_out, masks=masks)
-    tell(f"{name} {precision}: {len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate")
-    request = CalibrationRequest(name, precision, method, budget, pictures, threads, target)
-    graph = bundle / graph_file_name(name, precision, len(opened.manifest.modalities))  # others may be added meanwhile
+    passed = True
     try:
-        with claimed([graph]), _listener() as listener:
-            summary = calibrate(bundle, request, found, listener)
-        _report(opened, summary)
+        if check is not None:
+            passed = _check(bundle, CheckRequest(name, check, precision or "fp32", budget, threads), found)
+        else:
+            assert precision is not None
+            counts = f"{len(found.calibration)} images to measure, {len(found.held_out)} held out for the gate"
+            tell(f"{name} {precision}: {counts}")
+            request = CalibrationRequest(name, precision, method, budget, pictures, threads, target)
+            file = graph_file_name(name, precision, len(opened.manifest.modalities))
+            with claimed([bundle / file]), _listener() as listener:  # others may be added meanwhile
+                summary = calibrate(bundle, request, found, listener)
+            _report(opened, summary)
     finally:
         for failure in found.failures:
             tell(f"error: {failure.message}", err=True)
-    if found.failures:
+    if found.failures or not passed:
         raise typer.Exit(1)
+
+
+def _check(bundle: Path, request: CheckRequest, images: CalibrationImages) -> bool:
+    from espmedsam_edge.calibration.check import check_backend
+
+    title = f"{request.modality} {request.precision} on {request.backend}"
+    tell(f"{title}: {len(images.held_out)} images held out for the gate")
+    with _listener() as listener:
+        result = check_backend(bundle, request, images, listener)
+    tell(f"gate {'passed' if result.passed else 'failed'}: {result}")
+    tell(f"Noted in {bundle / 'report.md'}; --backend auto {'may take it' if result.passed else 'leaves it out'}.")
+    return result.passed
 
 
 def _modality(bundle: Bundle, modality: str | None, images: list[str]) -> str:

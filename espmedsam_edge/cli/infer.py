@@ -40,8 +40,8 @@ def command(
     modality: str | None = typer.Option(
         None, help="What to segment. [default: the bundle's only one, else as each picture looks]"
     ),
-    precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: fp32, else what there is]"),
-    backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
+    precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: the fastest that passed its gate]"),
+    backend: str = typer.Option("auto", help="What runs the graph; auto takes the fastest that is right here."),
     device: str | None = typer.Option(None, help="Of --backend openvino: CPU, GPU, NPU or AUTO. [default: CPU]"),
     arithmetic: str | None = typer.Option(
         None, help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph. [default: fp32]"
@@ -217,7 +217,8 @@ def _print(report: InferenceReport, *, to_stderr: bool) -> None:
             count = "1 frame" if network.frames == 1 else f"{network.frames} frames"
             line(f"{network.bundle}: {network.modality}, {network.precision}, {network.backend}: {count}")
     else:
-        line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}")
+        why = f": {report.why}" if report.why else ""
+        line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}{why}")
     for reason in report.passed_over:
         line(reason)
     for live in report.live:

@@ -145,6 +145,12 @@ def _request(
     return InferenceRequest(sources, chosen, outputs, reading, serve)
 
 
+def _many(sources: Sequence[Source]) -> bool:
+    """Whether files of several frames are read, for which nobody waits in particular."""
+    several = len(sources) > 1 or any(source.kind == "video" or len(source.files) > 1 for source in sources)
+    return several and not any(source.live for source in sources)
+
+
 @contextmanager
 def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
     """Answer ``POST /v1/segment``, and its page, without a run.
@@ -300,13 +306,13 @@ class Inference:
             self.request,
             self.sources,
             networks.bundle,
-            networks.graph,
+            networks.parameters,
             controls=self.controls,
             background=self.background,
             names=self._names,
             claims=stack.enter_context(self._claims),
         )
-        networks.load(stack, self._plan.style_of)
+        networks.load(stack, self._plan.style_of, many=serve is None and _many(self.sources))
         self.segmenter = networks.segmenter
         if serve is not None:
             self._serve(stack, serve, self._plan)
@@ -362,6 +368,7 @@ class Inference:
             modality=", ".join(network.modality for network in networks) or segmenter.modality,
             precision=segmenter.precision,
             backend=segmenter.choice.taken,
+            why=segmenter.choice.why,
             networks=networks,
             passed_over=segmenter.choice.passed_over,
             trained=segmenter.bundle.manifest.weights.origin != "random",

@@ -37,6 +37,7 @@ class Networks:
         modality: what everything is segmented as; None: what each picture is recognised as.
         bundle, graph: what runs; None as long as no picture has decided.
         segmenter: once loaded; where pictures decide, the first one's.
+        parameters: of how the masks are made, for DICOM-SEG; whole once the first network is loaded.
         pool: where those of further pictures come from, once loaded; None: all are segmented alike.
 
     Raises:
@@ -54,6 +55,7 @@ class Networks:
         self.modality = self._chosen.modality
         self.bundle: Bundle | None = self._chosen.bundle
         self.graph: Graph | None = None
+        self.parameters: dict[str, str] = {}
         if self.modality is not None:
             self._take(self.modality)
         self.pool: SegmenterPool | None = None
@@ -104,12 +106,13 @@ class Networks:
         self._take(first)
         return [RecognisedSource(source, recogniser) for source in sources], []
 
-    def load(self, stack: ExitStack, style_of: StyleOf | None) -> None:
+    def load(self, stack: ExitStack, style_of: StyleOf | None, *, many: bool = False) -> None:
         """Load the first; further ones are loaded when a picture asks for them, and closed with the stack.
 
         Args:
             stack: closes what is loaded.
             style_of: the overlays' style by modality; None: none are drawn.
+            many: as ``Segmenter.load``.
 
         Raises:
             UserError: see ``Segmenter.load``.
@@ -117,26 +120,41 @@ class Networks:
         model = self._model
         if isinstance(model, Segmenter):
             self.segmenter = model
+            self._describe()
             return
         if self.bundle is None or self.graph is None:
             raise RuntimeError("no picture has decided yet")
+
+        # Results of one run are of one precision: a bundle of several modalities and precisions runs as it says.
+        several = self._chosen.bundle is not None and self.modality is None
+        precision = self.graph.precision if several else model.precision
 
         def load(modality: str, bundle: Bundle | None = None) -> Segmenter:
             return Segmenter.load(
                 bundle or self._chosen.bundle_of(modality),
                 modality,
-                model.precision,
+                precision,
                 model.backend_spec(),
                 threshold=model.threshold,
                 threads=model.threads,
                 overlay=None if style_of is None else style_of(modality),
                 tta=model.tta,
+                many=many,
             )
 
         self.segmenter = stack.enter_context(load(self.graph.modality, self.bundle))
+        self._describe()
         if self.modality is None:
             self.pool = stack.enter_context(SegmenterPool(self.bundle, load, self._chosen.among))
             self.pool.add(self.segmenter)
+
+    def _describe(self) -> None:
+        segmenter = self.segmenter
+        self.parameters |= {
+            "precision": segmenter.precision,
+            "checkpoint": segmenter.bundle.manifest.weights.checkpoint_sha256,
+            "backend": segmenter.choice.backend.name,
+        }
 
     def reports(self) -> list[NetworkReport]:
         """What each network did, where pictures decided; those that did nothing are left out."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.destinations import Claims, stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
@@ -51,7 +51,7 @@ def plan_outputs(
     request: InferenceRequest,
     sources: Sequence[Source],
     bundle: Bundle,
-    graph: Graph,
+    parameters: Mapping[str, str],
     *,
     controls: Controls,
     background: BackgroundSinks,
@@ -63,7 +63,8 @@ def plan_outputs(
     Args:
         request: what is to be written, and whether the run is shown.
         sources: not yet entered.
-        bundle, graph: what will run; the first of them, where each picture is recognised.
+        bundle: what will run; the first of them, where each picture is recognised.
+        parameters: what DICOM-SEGs say of how they were made; read when one is written.
         controls: may change the overlay's opacity under way.
         background: takes the sinks of live sources.
         names: what results are named after.
@@ -88,7 +89,7 @@ def plan_outputs(
     results = _results(places, measured)
     writes = bool(results) or outputs.stream is not None or "-" in (measured.jsonl, measured.table)
     paced = request.serve is not None and not writes
-    algorithm = _algorithm(bundle, graph)
+    algorithm = Algorithm(__version__, parameters, origin != "random")
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
     shared = shared_sinks(sources, measured, {"weights": origin}, background)
     drawn = places.overlays is not None or outputs.stream is not None
@@ -132,13 +133,6 @@ def _places(
 
 def _path(place: str | Path | None) -> Path | None:
     return None if place is None else Path(place)
-
-
-def _algorithm(bundle: Bundle, graph: Graph) -> Algorithm:
-    """What DICOM-SEGs say of how they were made."""
-    weights = bundle.manifest.weights
-    details = {"precision": graph.precision, "checkpoint": weights.checkpoint_sha256}
-    return Algorithm(__version__, details, weights.origin != "random")
 
 
 def _results(places: Places, measured: Measurements) -> dict[str, Path]:

@@ -257,6 +257,7 @@ class InferenceReport:
         bundle: the path of the bundle that ran; None: no source could be opened, so nothing ran.
         modality, precision: what was segmented (several modalities with commas), and with which graph.
         backend: what ran the graph.
+        why: why that one was taken, a clause, where several could be.
         networks: each, where pictures were recognised; ``bundle`` and ``backend`` are the first one's.
         passed_over: why each better backend was not taken, a line each.
         trained: whether the masks mean anything.
@@ -275,6 +276,7 @@ class InferenceReport:
     modality: str = ""
     precision: str = ""
     backend: str = ""
+    why: str = ""
     passed_over: Sequence[str] = ()
     trained: bool = True
     networks: Sequence[NetworkReport] = ()

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +19,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits, preprocess
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.remote_bundles import open_bundle
+from espmedsam_edge.runtime.auto.fastest import load_fastest
 from espmedsam_edge.runtime.backends.accepted_frames import check_host_frame, from_elsewhere
 from espmedsam_edge.runtime.backends.averaging import averaged
 from espmedsam_edge.runtime.backends.backend import (
@@ -32,6 +33,7 @@ from espmedsam_edge.runtime.backends.backend import (
     StartedRun,
     load_backend,
 )
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, finite
 
 log = logging.getLogger(__name__)
@@ -96,21 +98,24 @@ class Segmenter(Closing):
         threads: int | None = None,
         overlay: OverlayStyle | None = None,
         tta: bool = False,
+        *,
+        many: bool = False,
     ) -> Segmenter:
         """Open a bundle and load one of its graphs.
 
         Args:
             bundle: a bundle, or its path or address (``remote_bundles``).
             modality: may be left out where the bundle has one.
-            precision: "fp32", "fp16" or "int8"; None: fp32, else what there is.
+            precision: "fp32", "fp16" or "int8"; None: fp32, else what there is; with "auto" the fastest that is right.
             backend: a name of ``runtime.backends.backend.BACKENDS``, or one with words after it, such as "openvino:GPU"
-                (``BackendSpec``), or "auto"; ``segmenter.choice`` tells which was taken. With "auto", frames that do
-                not fit on a GPU, and all once it is lost, go to the CPU; that is logged.
+                (``BackendSpec``), or "auto" (``load_fastest``); ``segmenter.choice`` tells which was taken, and why.
+                With "auto", frames that do not fit on a GPU, and all once it is lost, go to the CPU; that is logged.
             threshold: the probability (between 0 and 1) from which a pixel is foreground; None: the manifest's.
             threads: CPU threads; None: the physical cores the process may use.
             overlay: the style that ``Segmentation.overlay`` will be asked for: a backend on a GPU draws it on its way.
             tta: average the network over mirrored and turned copies of each frame, those that the modality allows
                 (``modalities.views_of``); frames must be in the host's memory then.
+            many: whether many frames are to be under way at once (``start``), so that their rate counts.
 
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
@@ -120,14 +125,20 @@ class Segmenter(Closing):
             threshold = opened.manifest.threshold
         if not 0 < threshold < 1:
             raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
-        graph = opened.graph(modality, precision)
+        many = many and not tta  # whose views are runs one after the other
+        if backend == "auto":
+            choice = load_fastest(opened, modality, precision, threads, many=many)
+        else:
+            name = str(BackendSpec.parse(backend).for_many()) if many else backend
+            choice = load_backend(opened, opened.graph(modality, precision), name, threads)
 
-        def loaded(name: str) -> Choice:
-            choice = load_backend(opened, graph, name, threads)
-            return averaged(choice) if tta else choice
+        def finished(loaded: Choice) -> Choice:
+            return averaged(loaded) if tta else loaded
 
-        on_the_cpu = partial(loaded, "onnxruntime-cpu") if backend == "auto" else None
-        return cls(opened, loaded(backend), threshold, overlay, on_the_cpu)
+        def on_the_cpu() -> Choice:
+            return finished(load_backend(opened, choice.backend.graph, "onnxruntime-cpu", threads))
+
+        return cls(opened, finished(choice), threshold, overlay, on_the_cpu if backend == "auto" else None)
 
     @property
     def modality(self) -> str:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -50,6 +50,8 @@ DISTRIBUTION = "espmedsam-edge-weights"
 TERMS = "LICENSE.md"
 SUMS = "SHA256SUMS"
 SCORES = "scores.json"
+CHECKS = "checks.json"
+"""What ``calibrate --check`` found with these weights, by modality: accuracy entries of the manifest."""
 
 
 def _weights_folder() -> Path:
@@ -209,12 +211,34 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
         graphs.append(Graph(modality=name, precision="fp32", file=file, sha256=digest, image_size=size))
     for name in names:
         register(name, info.targets[name])
+    accuracy = {
+        f"{graph.modality}/{key}": {**entry, "graph_sha256": graph.sha256}
+        for graph in graphs
+        for key, entry in _checks(folder, sums[CHECKPOINT]).get(graph.modality, {}).items()
+    }
     manifest = Manifest(
         **dict(head),
         graphs=graphs,
+        accuracy=accuracy,
         tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)} | {"espmedsam-edge": __version__},
     )
     return manifest, contents
+
+
+class _Checks(BaseModel, extra="forbid", frozen=True):
+    """``CHECKS``: the checkpoint that was checked, and by modality the entries by ``fp32@BACKEND``."""
+
+    checkpoint_sha256: str
+    checks: dict[Name, dict[str, dict[str, Any]]]
+
+
+def _checks(folder: Path, checkpoint: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was checked with a checkpoint; nothing where the file is missing or of another one."""
+    try:
+        found = _Checks.model_validate_json((folder / CHECKS).read_bytes())
+    except (OSError, ValidationError):
+        return {}
+    return found.checks if found.checkpoint_sha256 == checkpoint else {}
 
 
 def _write(out: Path, manifest: Manifest, contents: Mapping[str, bytes], *, own: bool = False) -> None:

@@ -243,6 +243,13 @@ def test_int8_for_a_processor_is_in_the_bundle_and_runs(
     assert np.isfinite(backend.run(np.zeros(backend.graph.input_shape, np.float32))).all()
 
 
+def test_what_to_lower_to_must_be_named(bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", str(bundle), str(pictures)])
+    assert ended.value.code == 2
+    assert "Name it: --precision fp16|int8" in capsys.readouterr().err
+
+
 def test_fp16_is_not_for_a_processor(bundle: Path, pictures: Path) -> None:
     request = CalibrationRequest(MODALITY, "fp16", threads=1, target="cpu")
     with pytest.raises(UserError, match="a processor gains nothing from fp16"):

@@ -131,15 +131,10 @@ def test_tta_goes_on_without_a_gpu_that_is_lost(
 ) -> None:
     bundle = save_toy_bundle(tmp_path / "t.bundle", ("tiles",), patch=LOPSIDED)
     gone = LostGpu(bundle.graph())
-    load = segmenter_module.load_backend
-
-    def loaded(bundle: Bundle, graph: Graph, name: str, threads: int | None) -> Choice:
-        return Choice(gone) if name == "auto" else load(bundle, graph, name, threads)
-
     (frame,) = frames_of([(64, 64)])
     with Segmenter.load(bundle, backend="onnxruntime-cpu", tta=True) as segmenter:
         expected = segmenter.segment(frame).logits
-    monkeypatch.setattr(segmenter_module, "load_backend", loaded)
+    monkeypatch.setattr(segmenter_module, "load_fastest", lambda *_, **__: Choice(gone))
     with Segmenter.load(bundle, tta=True) as segmenter:
         for _ in range(2):
             np.testing.assert_array_equal(segmenter.segment(frame).logits, expected)

@@ -86,6 +86,15 @@ def check_batch(graph: Graph, image: Tensor) -> None:
         raise ValueError(f"run wants C-contiguous float32 {graph.input_shape}, not {image.dtype} {image.shape}")
 
 
+@runtime_checkable
+class ReducingBackend(Backend, Protocol):
+    """A backend that can compute a graph's float32 tensors in less."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What it computes them in: "fp32", "bf16", "fp16", or "graph" for each tensor as the graph has it."""
+
+
 class StartedRun(Protocol):
     """A run of the network that was handed to a backend and is on its way."""
 
@@ -227,11 +236,21 @@ AUTO: tuple[str, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A graph and a backend (as ``load_backend`` takes it) that "auto" may take, and why it would, as a clause."""
+
+    graph: Graph
+    backend: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A loaded backend, and why those tried before it were not taken (one sentence each)."""
+    """A loaded backend, why those before it were not taken (one sentence each), and why this one was (a clause)."""
 
     backend: Backend
     passed_over: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def taken(self) -> str:
@@ -240,7 +259,7 @@ class Choice:
 
     def tell(self) -> None:
         """Log what was taken, and why nothing better, a line each."""
-        log.info("Running on %s.", self.taken)
+        log.info("Running on %s%s.", self.taken, f": {self.why}" if self.why else "")
         for reason in self.passed_over:
             log.info("%s", reason)
 
@@ -275,18 +294,33 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
         if reason is not None:
             raise BackendUnavailable(f"backend {name} cannot run here: {reason}", exit_code=1)
         return _chosen(Choice(_module(name).load(name, bundle, graph, threads)))
+    return load_first(bundle, [Candidate(graph, candidate) for candidate in AUTO], threads)
+
+
+def load_first(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None = None) -> Choice:
+    """Load the first of some candidates that can run here.
+
+    Args:
+        bundle: where their graphs are.
+        candidates: best first; at least one.
+        threads: as ``load_backend``.
+
+    Raises:
+        UserError: a graph that does not fit its manifest, or none can run here.
+    """
+    check_threads(threads)
     reasons: dict[str, list[str]] = {}  # reason -> the backends that have it
-    for candidate in AUTO:
-        reason = unavailable(candidate)
+    for candidate in candidates:
+        reason = unavailable(candidate.backend)
         if reason is None:
             try:
-                backend = _module(candidate).load(candidate, bundle, graph, threads)
-                return _chosen(Choice(backend, _sentences(reasons)))
+                backend = _module(candidate.backend).load(candidate.backend, bundle, candidate.graph, threads)
+                return _chosen(Choice(backend, _sentences(reasons), candidate.why))
             except BackendUnavailable as error:
                 reason = str(error)
-        reasons.setdefault(reason, []).append(candidate)
+        reasons.setdefault(reason, []).append(candidate.backend)
     raise UserError(
-        f"no backend can run {bundle.graph_path(graph)} here: {'; '.join(_sentences(reasons))}",
+        f"no backend can run {bundle.graph_path(candidates[-1].graph)} here: {'; '.join(_sentences(reasons))}",
         "See what is missing: espmedsam-edge doctor",
         exit_code=1,
     )

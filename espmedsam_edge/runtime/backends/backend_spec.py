@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from espmedsam_edge.errors import UserError, nearest
 
 ARITHMETICS = ("fp32", "bf16", "fp16", "graph")
 """What a network's floating-point part can be computed in; "graph": each tensor as the graph has it."""
 
+HINTS = ("latency", "throughput")
+"""What counts: the time of each run, or how many end in a second where several are under way."""
+
+_HINTED = ("openvino",)
 _TAKES: dict[str, tuple[str, ...]] = {"openvino": ("device", "arithmetic"), "onnxruntime": ("provider",)}
 """What may be said of a backend after its name; of those that are not here, nothing."""
 
@@ -28,12 +32,14 @@ class BackendSpec:
         device: of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO; empty: the default.
         arithmetic: of OpenVINO: one of ``ARITHMETICS``; empty: the default.
         provider: of ONNX Runtime; empty: the default.
+        hint: of OpenVINO: one of ``HINTS``; empty: latency.
     """
 
     name: str
     device: str = ""
     arithmetic: str = ""
     provider: str = ""
+    hint: str = ""
 
     def __post_init__(self) -> None:
         takes = _TAKES.get(self.name, ())
@@ -49,19 +55,20 @@ class BackendSpec:
 
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
-        """``NAME``, ``openvino:DEVICE:ARITHMETIC`` (either may be missing) or ``onnxruntime:PROVIDER``.
+        """``NAME``, ``openvino:DEVICE:ARITHMETIC:HINT`` (each may be missing) or ``onnxruntime:PROVIDER``.
 
         Raises:
             UserError: more words than the backend takes, or one that it does not know.
         """
         name, *words = text.split(":")
         takes = _TAKES.get(name, ())
+        hint = words.pop() if name in _HINTED and words and words[-1] in HINTS else ""
         if len(words) > len(takes):
             more = f"more than {' and '.join(takes)}" if takes else "nothing"
             raise UserError(f"'{text}': after {name} {'may come no ' if takes else 'may come '}{more}.", _GRAMMAR)
         if "device" in takes and len(words) == 1 and words[0] in ARITHMETICS:
-            return cls(name, arithmetic=words[0])
-        return cls(name, **dict(zip(takes, words, strict=False)))
+            return cls(name, arithmetic=words[0], hint=hint)
+        return cls(name, **dict(zip(takes, words, strict=False)), hint=hint)
 
     def with_words(self, device: str | None, arithmetic: str | None, provider: str | None) -> BackendSpec:
         """With what options said besides; None leaves a word as it is.
@@ -75,10 +82,14 @@ class BackendSpec:
             if value and named and value != named:
                 raise UserError(f"two values of {word}: '{named}' and '{value}'.", "Leave one of them out.")
             words[word] = value or named
-        return BackendSpec(self.name, **words)
+        return BackendSpec(self.name, **words, hint=self.hint)
+
+    def for_many(self) -> BackendSpec:
+        """The same for many frames, several of which are under way at once."""
+        return replace(self, hint="throughput") if self.name in _HINTED and not self.hint else self
 
     def __str__(self) -> str:
-        return ":".join(filter(None, (self.name, self.device, self.arithmetic, self.provider)))
+        return ":".join(filter(None, (self.name, self.device, self.arithmetic, self.provider, self.hint)))
 
 
 _GRAMMAR = "Such as onnxruntime, openvino:GPU, openvino:CPU:bf16."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from espmedsam_edge.runtime.onnx_session import Node, check_nodes
 
 log = logging.getLogger(__name__)
 
-_REQUESTS = 2  # one computes while the frame before it becomes a mask and the one after it the network's input
+_STREAMS = 4  # at most: each holds activations of its own
+
+_SET_WHEN_LOADED = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
 
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "graph": "dynamic"}
 _ARITHMETICS = {type_name: arithmetic for arithmetic, type_name in _TYPES.items()}
@@ -85,10 +88,13 @@ def _load_on(
 ) -> OpenVinoBackend:
     wanted = spec.arithmetic or "fp32"
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _TYPES[wanted], "PERFORMANCE_HINT": "LATENCY"}
-    on_processor = device == "CPU"
+    on_processor, streams = device == "CPU", 1
     if on_processor:
+        if spec.hint == "throughput":
+            streams = min(threads, _STREAMS)  # a network on one core wastes less of it than one on all of them
+            settings["PERFORMANCE_HINT"] = "THROUGHPUT"
         # Pinned threads of two processes would share cores while others idle.
-        settings |= {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
+        settings |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
     compiled = _found_or_compiled(core, device, settings, content, bundle, graph)
     inputs, outputs = [_node(port) for port in compiled.inputs], [_node(port) for port in compiled.outputs]
     check_nodes(inputs, outputs, graph, bundle.graph_path(graph))
@@ -96,7 +102,8 @@ def _load_on(
     parts = [device] if on_processor else [f"{device}, {core.get_property(device, 'FULL_DEVICE_NAME')}"]
     parts += [f"{threads} thread{'s' if threads > 1 else ''}"] if on_processor else []
     parts += ["arithmetic as the graph has it" if arithmetic == "graph" else f"{arithmetic} arithmetic"]
-    return OpenVinoBackend(str(spec), ", ".join(parts), graph, compiled)
+    parts += [f"{streams} frames at once"] if streams > 1 else []
+    return OpenVinoBackend(str(replace(spec, hint="")), ", ".join(parts), graph, compiled, arithmetic, streams)
 
 
 def _found_or_compiled(
@@ -124,13 +131,13 @@ def _found_or_compiled(
 
 
 def _made_of(core: Any, device: str, settings: dict[str, Any], graph: Graph) -> dict[str, str]:
-    """What a compiled network depends on; the number of threads is set when it is loaded."""
+    """What a compiled network depends on; threads, streams and what counts are set when it is loaded."""
     properties = [name for name in core.get_property(device, "SUPPORTED_PROPERTIES") if name.endswith("DRIVER_VERSION")]
     facts = {
         name: str(core.get_property(device, name))
         for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES", *properties)
     }
-    chosen = {name: str(value) for name, value in settings.items() if name != "INFERENCE_NUM_THREADS"}
+    chosen = {name: str(value) for name, value in settings.items() if name not in _SET_WHEN_LOADED}
     return {"graph": graph.sha256, "openvino": load_openvino().get_version(), "device": device, **facts, **chosen}
 
 
@@ -170,13 +177,15 @@ def _reason(error: Exception) -> str:
 class OpenVinoBackend:
     """A compiled network and the requests that run it, on NumPy memory in place; one or several frames at once."""
 
-    def __init__(self, name: str, device: str, graph: Graph, compiled: Any) -> None:
+    def __init__(self, name: str, device: str, graph: Graph, compiled: Any, arithmetic: str, streams: int = 1) -> None:
         self.name = name
         self.device = device
         self.graph = graph
-        self.in_flight = _REQUESTS
+        self.arithmetic = arithmetic
+        # Beside those that compute, one more: the frame before it becomes a mask, and the one after it the next input.
+        self.in_flight = streams + 1
         self._process = os.getpid()
-        self._idle = [compiled.create_infer_request() for _ in range(_REQUESTS)]
+        self._idle = [compiled.create_infer_request() for _ in range(self.in_flight)]
         self._started: deque[_Run] = deque()
 
     def run(self, image: Tensor) -> Tensor:

@@ -12,16 +12,32 @@ import pytest
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.backends.backend_spec import ARITHMETICS, BackendSpec
+from espmedsam_edge.runtime.backends.backend_spec import ARITHMETICS, HINTS, BackendSpec
 from espmedsam_edge.runtime.request import ModelOptions
 
 
 @pytest.mark.parametrize("device", ["", "CPU", "GPU.1"])
 @pytest.mark.parametrize("arithmetic", ["", *ARITHMETICS])
-def test_what_is_written_is_read_again(device: str, arithmetic: str) -> None:
+@pytest.mark.parametrize("hint", ["", *HINTS])
+def test_what_is_written_is_read_again(device: str, arithmetic: str, hint: str) -> None:
+    assert BackendSpec.parse(str(BackendSpec("openvino", device, arithmetic, hint=hint))).hint == hint
     spec = BackendSpec("openvino", device, arithmetic)
     assert BackendSpec.parse(str(spec)) == spec
     assert ModelOptions(backend="openvino", device=device, arithmetic=arithmetic).backend_spec() == str(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("openvino", "openvino:throughput"),
+        ("openvino:GPU:bf16", "openvino:GPU:bf16:throughput"),
+        ("openvino:bf16:latency", "openvino:bf16:latency"),
+        ("onnxruntime", "onnxruntime"),
+        ("tensorrt", "tensorrt"),
+    ],
+)
+def test_for_many_frames_throughput_counts_unless_it_was_said(name: str, expected: str) -> None:
+    assert str(BackendSpec.parse(name).for_many()) == expected
 
 
 def test_a_provider_is_onnx_runtimes() -> None:

@@ -338,6 +338,50 @@ def test_frames_overlap_and_come_in_order(toy_bundle: Bundle) -> None:
             assert group.results()[0] is result
 
 
+def test_with_throughput_as_many_compute_at_once_as_threads_may(toy_bundle: Bundle) -> None:
+    frames = [frame_of(seed) for seed in range(9)]
+    with (
+        Segmenter.load(toy_bundle, backend="openvino", threads=2, many=True) as segmenter,
+        Segmenter.load(toy_bundle, backend="onnxruntime-cpu", threads=1) as reference,
+    ):
+        assert segmenter.choice.taken == "openvino (CPU, 2 threads, fp32 arithmetic, 2 frames at once)"
+        assert segmenter.in_flight == 3
+        for frame, group in zip(frames, [segmenter.start([frame]) for frame in frames], strict=True):
+            assert np.mean(group.results()[0].mask == reference.segment(frame).mask) >= 0.999
+    with Segmenter.load(toy_bundle, backend="openvino", threads=1, many=True) as segmenter:
+        assert segmenter.choice.taken == "openvino (CPU, 1 thread, fp32 arithmetic)"
+    with Segmenter.load(toy_bundle, backend="openvino", threads=64, many=True) as segmenter:
+        assert segmenter.in_flight == 5
+
+
+def test_one_compiled_network_serves_latency_and_throughput(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(toy_bundle, threads=2)
+    monkeypatch.delattr(openvino.Core, "compile_model")
+    streams: list[int] = []
+    make = openvino.CompiledModel.create_infer_request
+
+    def create(self: Any) -> Any:
+        streams.append(self.get_property("NUM_STREAMS"))
+        return make(self)
+
+    monkeypatch.setattr(openvino.CompiledModel, "create_infer_request", create)
+    load(toy_bundle, "openvino:throughput", threads=2)
+    load(toy_bundle, "openvino:latency", threads=2)
+    assert streams == [2, 2, 2, 1, 1]
+    assert len(list(cache.glob("*.blob"))) == 1
+
+
+def test_several_files_ask_for_throughput_and_one_for_latency(toy_bundle: Bundle, tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), frame_of(number))
+    model, outputs = ModelOptions(toy_bundle, backend="openvino", threads=2), Outputs(masks=tmp_path / "masks")
+    assert infer(str(tmp_path / "*.png"), model, outputs).backend.endswith(", 2 frames at once)")
+    assert infer([tmp_path / "0.png", tmp_path / "1.png"], model, outputs).backend.endswith(", 2 frames at once)")
+    assert infer(tmp_path / "0.png", model, outputs).backend.endswith("fp32 arithmetic)")
+
+
 def test_a_run_that_fails_fails_alone(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = load(toy_bundle)
     image = image_of(toy_bundle)

@@ -1,0 +1,139 @@
+"""What "auto" takes: of all graphs of a modality and all backends, the fastest that is right.
+
+Right is FP32, and what a gate of ``calibrate`` passed: a graph of lower precision when it was written, an arithmetic
+that a runtime reduces by itself in ``calibrate --check``. Fastest is what a trial on this machine found (``trial``),
+and before there was one what ``_EXPECTED`` says, which was measured on others (docs/intel.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.machine.environment import cpu
+from espmedsam_edge.runtime.auto.kept_trials import find_trial
+from espmedsam_edge.runtime.backends.backend import AUTO, Candidate, Choice, load_first, unavailable
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+from espmedsam_edge.runtime.onnx_session import available_providers
+
+REFERENCE = "onnxruntime"
+"""What runs where nothing else is known to be faster; nothing that "auto" takes may be slower."""
+
+_BF16 = frozenset({"amx_bf16", "avx512_bf16"})
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
+_EXPECTED: tuple[tuple[str, str, frozenset[str], frozenset[str]], ...] = (
+    ("int8", "openvino:bf16", _BF16, _VNNI),
+    ("fp32", "openvino:bf16", _BF16, _BF16),
+    ("int8", "openvino", _VNNI, _VNNI),
+)
+"""Precision and backend, fastest first: each was measured to be faster than FP32 in ONNX Runtime on a processor that
+has one of each set of instructions."""
+
+
+def load_fastest(
+    bundle: Bundle,
+    modality: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    *,
+    many: bool = False,
+) -> Choice:
+    """Load what is fastest here and right; what fails to load gives way to the next.
+
+    Args:
+        bundle: where the graphs are.
+        modality: may be None where the bundle has one.
+        precision: of the graph; its floating-point part is then computed as the graph has it. None: any that is right.
+        threads: as ``load_backend``.
+        many: whether several frames will be under way at once.
+
+    Raises:
+        UserError: no such graph, or nothing can run it here.
+    """
+    candidates = rank(bundle, bundle.graph(modality, precision), precision is not None, threads)
+    if many:
+        candidates = [replace(one, backend=str(BackendSpec.parse(one.backend).for_many())) for one in candidates]
+    return load_first(bundle, candidates, threads)
+
+
+def rank(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[Candidate]:
+    """What "auto" tries, in its order.
+
+    Args:
+        bundle: where the graphs are.
+        graph: of the modality; it runs where nothing else is known to be faster.
+        only: whether no other graph may be taken, and no arithmetic but its own.
+        threads: as ``load_backend``.
+    """
+    found: list[Candidate] = []
+    for name in AUTO:
+        if name == REFERENCE and not _has_cuda():
+            found += _rank_on_processor(bundle, graph, only, threads)
+        else:
+            found.append(Candidate(graph, name))
+    return found
+
+
+def _rank_on_processor(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[Candidate]:
+    if unavailable("openvino") is not None:
+        return [Candidate(graph, REFERENCE)]
+    trial = find_trial(graph, threads)
+    if trial is None:
+        return [*_expected(bundle, graph, only), Candidate(graph, REFERENCE)]
+    faster = [
+        Candidate(other, tried.backend, f"{ratio:.2f} of {REFERENCE}'s time, tried on {trial.date}")
+        for ratio, tried in trial.faster
+        for other in graphs_of(bundle, graph, only)
+        if other.sha256 == tried.graph_sha256 and why_not(bundle, other, tried.backend, only) is None
+    ]
+    return [*faster, Candidate(graph, REFERENCE, "" if faster else f"nothing was faster when tried on {trial.date}")]
+
+
+def _expected(bundle: Bundle, graph: Graph, only: bool) -> list[Candidate]:
+    """What should be faster here than the reference, by what was measured on other processors."""
+    simd = frozenset(cpu().simd)
+    why = "expected to be the fastest; measure it here: espmedsam-edge bench BUNDLE --choose"
+    return [
+        Candidate(other, backend, why)
+        for precision, backend, *instructions in _EXPECTED
+        for other in graphs_of(bundle, graph, only)
+        if other.precision == precision
+        and all(simd & some for some in instructions)
+        and why_not(bundle, other, backend, only) is None
+    ]
+
+
+def graphs_of(bundle: Bundle, graph: Graph, only: bool) -> list[Graph]:
+    """The graphs that may be taken in place of one: itself first, then, unless it is the only one, its modality's."""
+    same = [other for other in bundle.manifest.graphs if other.modality == graph.modality and other != graph]
+    return [graph, *([] if only else same)]
+
+
+def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | None:
+    """Why a graph on a backend of the processor may not be taken unasked, as a sentence (empty: not worth one).
+
+    Args:
+        bundle: where the graph is.
+        graph: one of its graphs.
+        backend: as ``load_backend`` takes it.
+        only: whether it was asked for by its precision.
+    """
+    if graph.precision != "fp32" and not only and not bundle.manifest.passed(graph):
+        return f"calibrate's gate has not passed the {graph.precision} graph."
+    if BackendSpec.parse(backend).arithmetic in ("", "fp32"):
+        return None
+    if only:
+        return ""
+    if not bundle.manifest.passed(graph, backend):
+        option = "" if graph.precision == "fp32" else f" --precision {graph.precision}"
+        return (
+            f"its arithmetic has not passed the gate. Check it on images: espmedsam-edge calibrate {bundle.path} "
+            f"IMAGES --check {backend}{option}"
+        )
+    return None
+
+
+def _has_cuda() -> bool:
+    return find_spec("onnxruntime") is not None and "CUDAExecutionProvider" in available_providers()
