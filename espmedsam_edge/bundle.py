@@ -103,10 +103,6 @@ class Graph(BaseModel, extra="forbid", frozen=True):
         """Shape of ``logits``: (batch, 1, S/4, S/4)."""
         return (self.batch, 1, self.image_size // 4, self.image_size // 4)
 
-    def accuracy_key(self, backend: str = "") -> str:
-        """The key in a manifest's ``accuracy`` of its gate, or with ``backend`` of its check on that backend."""
-        return f"{self.modality}/{self.precision}" + (f"@{backend}" if backend else "")
-
 
 class Weights(BaseModel, extra="forbid", frozen=True):
     """Where the weights came from. ``origin`` "random" marks a network that was never trained."""
@@ -163,17 +159,9 @@ class Manifest(ManifestHead):
         """The modalities that have a graph, in the order of the graphs."""
         return list(dict.fromkeys(graph.modality for graph in self.graphs))
 
-    def passed(self, graph: Graph, backend: str = "") -> bool:
-        """Whether calibrate's gate passed a graph of lower precision; with ``backend``, what that makes of a graph."""
-        entry = self.accuracy.get(graph.accuracy_key(backend), {})
-        if backend:
-            return entry.get("passed") is True and entry.get("graph_sha256") == graph.sha256
-        loss, budget = entry.get("dice_loss_mean"), entry.get("budget")
-        return isinstance(loss, int | float) and isinstance(budget, int | float) and loss <= budget
-
     def macs(self, graph: Graph) -> dict[str, float]:
         """Parts (0..1) of a graph's multiply-accumulates by type, as calibrate counted them; empty without a count."""
-        counted = self.accuracy.get(graph.accuracy_key(), {}).get("macs")
+        counted = self.accuracy.get(f"{graph.modality}/{graph.precision}", {}).get("macs")
         parts = counted.items() if isinstance(counted, dict) else ()
         return {name: part for name, part in parts if isinstance(part, int | float) and 0 <= part <= 1}
 

@@ -43,6 +43,7 @@ from espmedsam_edge.files import atomic_write, sha256_file
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
+from espmedsam_edge.runtime.auto.gates import accuracy_key, passed
 from espmedsam_edge.shipped.bundles import CHECKPOINT, CHECKS, METADATA_KEY, SCORES, WEIGHTS, make_bundle
 from espmedsam_edge.shipped.packed import read_packed
 
@@ -165,10 +166,10 @@ def checks(data: Path, out: Path, backends: Sequence[str]) -> None:
         for backend in backends:
             bundle = Bundle.open(path)
             graph = bundle.graph(modality, "fp32")
-            if not bundle.manifest.passed(graph, backend):
+            if not passed(bundle.manifest, graph, backend):
                 print(f"  {modality} on {backend}", flush=True)
                 print(f"    {check_backend(path, CheckRequest(modality, backend), images, _Lines())}", flush=True)
-            key = graph.accuracy_key(backend)
+            key = accuracy_key(graph, backend)
             entry = Bundle.open(path).manifest.accuracy[key]
             found.setdefault(modality, {})[key.partition("/")[2]] = {
                 k: v for k, v in entry.items() if k != "graph_sha256"

@@ -14,6 +14,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.machine.cores import check_threads, usable_cores
 from espmedsam_edge.machine.environment import cpu, packages
+from espmedsam_edge.runtime.auto.gates import accuracy_key
 from espmedsam_edge.runtime.backends.backend import ReducingBackend, load_backend
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
@@ -62,7 +63,7 @@ def check_backend(path: Path, request: CheckRequest, images: CalibrationImages, 
         assert draft.manifest is not None
         if sha256_file(draft.folder / graph.file) != graph.sha256:
             raise UserError(f"{bundle.graph_path(graph)} changed while it was checked.", "Run it again.", exit_code=1)
-        key = graph.accuracy_key(request.backend)
+        key = accuracy_key(graph, request.backend)
         accuracy = {**draft.manifest.accuracy, key: entry}
         draft.manifest = Manifest.model_validate(draft.manifest.model_dump() | {"accuracy": accuracy})
         report = draft.folder / REPORT

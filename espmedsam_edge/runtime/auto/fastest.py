@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.machine.environment import cpu
+from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.auto.kept_trials import find_trial
 from espmedsam_edge.runtime.backends.backend import AUTO, Candidate, Choice, load_first, unavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
@@ -120,13 +121,13 @@ def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | Non
         backend: as ``load_backend`` takes it.
         only: whether it was asked for by its precision.
     """
-    if graph.precision != "fp32" and not only and not bundle.manifest.passed(graph):
+    if graph.precision != "fp32" and not only and not passed(bundle.manifest, graph):
         return f"calibrate's gate has not passed the {graph.precision} graph."
     if BackendSpec.parse(backend).arithmetic in ("", "fp32"):
         return None
     if only:
         return ""
-    if not bundle.manifest.passed(graph, backend):
+    if not passed(bundle.manifest, graph, backend):
         option = "" if graph.precision == "fp32" else f" --precision {graph.precision}"
         return (
             f"its arithmetic has not passed the gate. Check it on images: espmedsam-edge calibrate {bundle.path} "
