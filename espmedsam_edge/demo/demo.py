@@ -1,7 +1,7 @@
 """The demo: pictures and a clip, segmented with the weights that came with the program or with a bundle of your own.
 
-The shipped weights are shown on scikit-image's own pictures (a retina, stained tissue) and a clip that moves over one
-of them; a bundle is shown on generated pictures of each of its modalities, whose true masks are known.
+The shipped weights are shown on scikit-image's own pictures (a retina, the stained nuclei of a tissue) and a clip that
+moves over one of them; a bundle is shown on generated pictures of each of its modalities, whose true masks are known.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ _CLIP_MODALITY = "colonoscopy"
 _FPS = Fraction(25)
 # scikit-image's own pictures, used where they are installed: file -> modalities that can segment it, best first.
 _PHOTOGRAPHS = {"retina.jpg": ("fundus",), "ihc.png": ("histopathology", "microscopy")}
+# Of these the stain of the nuclei alone is shown, in a part, which is like what nuclei were learnt from.
+_STAINED = {"ihc.png": (slice(240, 512), slice(140, 412))}
 _SHIPPED_SHOWN = ("fundus", "microscopy")  # of the shipped weights: those with a photograph
 _PAN_SHARE = 0.75  # of a photograph's sides that the clip shows
 _PAN_FRAMES = 24
@@ -206,10 +208,29 @@ def _photographs(
     paths = []
     for file in files:
         paths.append(demo.out / "pictures" / f"scikit-image-{file.stem}.png")
-        write_image(paths[-1], read_image(file))
+        picture = read_image(file)
+        part = _STAINED.get(file.name)
+        write_image(paths[-1], picture if part is None else nuclear_stain(picture)[part])
     seen = _segment(segmenter, paths, _folders(demo), lines)
     demo.photographs += [_shown(frame, result, None) for frame, result in seen]
     _tell(demo, paths[0].stem, seen, None, on_row)
+
+
+def nuclear_stain(picture: Frame) -> Frame:
+    """The haematoxylin of stained tissue alone, light on dark as in fluorescence, by scikit-image.
+
+    Args:
+        picture: (H, W, 3) uint8 BGR, tissue stained with haematoxylin and DAB or eosin.
+
+    Returns:
+        (H, W, 3) uint8, three times the same.
+    """
+    from skimage.color import rgb2hed
+
+    stain = rgb2hed(picture[..., ::-1])[..., 0]
+    low, high = np.percentile(stain, (1, 99.5))
+    grey = np.clip((stain - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _segment(

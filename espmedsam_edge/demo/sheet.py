@@ -17,8 +17,8 @@ TILE = (180, 240)  # (height, width) in pixels
 _COLUMNS = 3 * PICTURES
 _MARGIN, _GAP, _CAPTION, _HEAD = 16, 6, 26, 64
 _PAPER, _INK, _PALE = (250, 250, 250), (40, 40, 40), (120, 120, 120)
-# What the shipped weights were not made for, and are shown on so that nobody expects otherwise.
-_UNLIKE_TRAINING = {"ihc": "immunostained tissue: hardly any training image was like it, and it shows"}
+# What was done to a picture before it was segmented: as it comes, hardly a nucleus of it would be found.
+_PREPARED = {"ihc": "a part of immunostained tissue, of which the stain of the nuclei alone is segmented"}
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -67,8 +67,8 @@ def _photographs(demo: Demo) -> Frame:
         drawn = draw_overlay(shown.image, shown.mask, OverlayStyle(color_of(shown.modality)))
         name = shown.path.stem.replace("scikit-image-", "")
         caption = f"{shown.modality}: {target_of(shown.modality)} ({name}, from scikit-image; true mask not known)"
-        if demo.shipped and name in _UNLIKE_TRAINING:
-            caption += f" - {_UNLIKE_TRAINING[name]}"
+        if name in _PREPARED:
+            caption += f" - {_PREPARED[name]}"
         rows.append(_row(caption, [_fit(image, 2) for image in (shown.image, mask, drawn)], 2))
     stacked: Any = np.vstack(rows)
     return np.asarray(stacked, np.uint8)

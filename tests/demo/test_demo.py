@@ -143,6 +143,17 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
     assert contact_sheet(demo).shape[1] > 6 * TILE[1]
 
 
+def test_the_stain_of_the_nuclei_is_bright_where_the_tissue_is_blue() -> None:
+    pytest.importorskip("skimage", reason="separates the colours")
+    blue, brown, white = (190, 110, 90), (60, 110, 160), (245, 245, 245)  # BGR: haematoxylin, DAB, glass
+    picture = np.full((90, 90, 3), white, np.uint8)
+    picture[:, 30:60], picture[:, 60:] = blue, brown
+    stain = demo_module.nuclear_stain(picture).astype(int)
+    assert stain.shape == picture.shape
+    assert stain[:, 30:60].min() > stain[:, 60:].max() + 50
+    assert stain[:, 30:60].min() > stain[:, :30].max() + 50
+
+
 def test_an_installation_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(modality: str) -> Bundle:
         return shipped_bundle(modality, folder=tmp_path / "absent")
