@@ -145,7 +145,7 @@ def _torch(what: str, first: Segmenter, checkpoint: Path | None, cores: int) -> 
     compiled, on_gpu = what == "torch-compile", runs_on_gpu(first)
 
     def load() -> Backend:
-        return TorchBackend(checkpoint, first.graph, cores, compiled=compiled, on_gpu=on_gpu)
+        return TorchBackend(checkpoint, first.graph, cores, digest, compiled=compiled, on_gpu=on_gpu)
 
     if not compiled:
         return _wrapped("torch eager", first, load, digest)

@@ -28,20 +28,30 @@ class TorchBackend:
     name = "torch"
 
     def __init__(
-        self, checkpoint: Path, graph: Graph, threads: int, *, compiled: bool = False, on_gpu: bool = False
+        self,
+        checkpoint: Path,
+        graph: Graph,
+        threads: int,
+        sha256: str = "",
+        *,
+        compiled: bool = False,
+        on_gpu: bool = False,
     ) -> None:
         """Load, and compile at the first run.
 
+        Args:
+            sha256: of the checkpoint; "": whatever it has.
+
         Raises:
             BackendUnavailable: torch or what the network is made of is missing, or torch lacks this GPU.
-            UserError: the checkpoint lacks the modality.
+            UserError: the checkpoint lacks the modality, or is another one.
         """
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise BackendUnavailable(f"not installed: {', '.join(missing)}.", install_command("export"), exit_code=1)
         import torch
 
-        from espmedsam_edge.model.checkpoint import load_checkpoint
+        from espmedsam_edge.model.checkpoint import load_hashed_checkpoint
 
         if on_gpu and not torch.cuda.is_available():
             raise BackendUnavailable(
@@ -50,7 +60,9 @@ class TorchBackend:
                 exit_code=1,
             )
         torch.set_num_threads(threads)
-        model, _ = load_checkpoint(checkpoint)
+        model, _, digest = load_hashed_checkpoint(checkpoint)
+        if sha256 and digest != sha256:
+            raise UserError(f"{checkpoint} was replaced meanwhile.", "Run this again.", exit_code=1)
         if graph.modality not in model.modalities:
             raise UserError(
                 f"checkpoint {checkpoint} has no modality '{graph.modality}'.",

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from platformdirs import user_cache_dir
-
 from espmedsam_edge.doctor.probe import Answer, ask_all
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine import environment
+from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place, distrusted
 from espmedsam_edge.machine.environment import ROOT, run_tool
 from espmedsam_edge.machine.installation import install_command, installed
 from espmedsam_edge.runtime.backends.backend import BACKENDS
@@ -323,14 +323,24 @@ def _extras() -> Iterator[Finding]:
 
 
 def _folders() -> Iterator[Finding]:
-    yield _folder(
-        "engine cache", Path(user_cache_dir("espmedsam-edge")), "export XDG_CACHE_HOME=/a/folder/you/can/write"
-    )
+    yield _cache(f"export {CACHE_VARIABLE}=/a/folder/you/can/write")
     yield _folder("temporary", Path(tempfile.gettempdir()), "export TMPDIR=/a/folder/you/can/write")
+
+
+def _cache(fix: str) -> Finding:
+    try:
+        place = cache_place()
+    except UserError as error:
+        return Finding("Folders", "engine cache", "problem", error.message, fix)
+    if (reason := distrusted(place, place)) is not None:
+        return Finding("Folders", "engine cache", "problem", f"{place} is not used: {reason}", fix)
+    return _folder("engine cache", place, fix)
 
 
 def _folder(name: str, folder: Path, fix: str) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return Finding("Folders", name, "problem", f"{folder}: {there} is no folder", fix)
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("Folders", name, "problem", f"{folder}: may not be written", fix)
     free = shutil.disk_usage(there).free

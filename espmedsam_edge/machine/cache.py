@@ -52,8 +52,14 @@ def distrusted(path: Path, root: Path) -> str | None:
     Args:
         path: a file or folder, there or not.
         root: the cache's own folder: it and all between the two are looked at. That one may be shared as /tmp is,
-            with the sticky bit, which leaves to everyone what is theirs.
+            with the sticky bit, which leaves to everyone what is theirs. Of the folders above it none may be everyone's
+            without that bit; who owns them, or is in their group, is trusted.
     """
+    for place in Path(os.path.realpath(root)).parents:
+        with contextlib.suppress(OSError):
+            mode = place.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return f"other users may write to {place}, and put another folder in the cache's place"
     for place in _between(path, root):
         try:
             state = place.stat() if place == root else place.lstat()
@@ -124,10 +130,9 @@ def make_private(folder: Path, root: Path) -> None:
         ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid()
         if ours and state.st_mode & 0o077 and (place != root or place == _usual_place()):
             place.chmod(PRIVATE_FOLDER)
-    reason = distrusted(folder, root)
-    if reason is not None:
-        raise UserError(
-            f"the cache is not used: {reason}.",
-            f"Close it to others (chmod go-w FOLDER), or choose one of your own: ${CACHE_VARIABLE}=FOLDER",
-            exit_code=1,
-        )
+        if (reason := distrusted(place, root)) is not None:
+            raise UserError(
+                f"the cache is not used: {reason}.",
+                f"Close it to others (chmod go-w FOLDER), or choose one of your own: ${CACHE_VARIABLE}=FOLDER",
+                exit_code=1,
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -218,13 +219,26 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, truncated, a pickle with code in it, or no state dict.
     """
+    return read_hashed_foreign(path)[0]
+
+
+def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """As ``read_foreign``, and the SHA-256 of the bytes that the tensors are from.
+
+    Raises:
+        UserError: as ``read_foreign``.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file at {path}.")
     try:
         if path.suffix == ".safetensors":
-            return read_tensor_file(path).tensors
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            found = read_tensor_file(path)
+            return found.tensors, found.sha256
+        content = read_regular(path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        del content
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than weights (pickled code or objects) and was not loaded.",
@@ -241,4 +255,4 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no state dict of tensors.", "Give a file saved with torch.save(model.state_dict())."
         )
-    return {str(key): value for key, value in loaded.items()}
+    return {str(key): value for key, value in loaded.items()}, sha256

@@ -8,9 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from espmedsam_edge.errors import UserError, nearest
-from espmedsam_edge.files import sha256_file
 from espmedsam_edge.modalities import PAPER_MODALITIES
-from espmedsam_edge.model.checkpoint import CheckpointInfo, load_state, read_foreign, save_checkpoint
+from espmedsam_edge.model.checkpoint import CheckpointInfo, load_state, read_hashed_foreign, save_checkpoint
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.published import infer_config, is_published, merge_published
 from espmedsam_edge.model.sam import import_mobilesam, import_sam
@@ -31,9 +30,9 @@ def convert_reference(files: Sequence[Path], modalities: Sequence[str], out: Pat
             raise UserError(f"the published code has no modality '{name}'.", nearest(name, PAPER_MODALITIES))
     if len(set(modalities)) < len(modalities):
         raise UserError("the same modality was named twice.", "Name each file's own modality.")
-    states = {}
+    states, hashes = {}, {}
     for name, file in zip(modalities, files, strict=True):
-        states[name] = read_foreign(file)
+        states[name], hashes[f"{name}_sha256"] = read_hashed_foreign(file)
         if not is_published(states[name]):
             raise UserError(f"{file} is not a published ESP-MedSAM checkpoint (no key SemiTViT.*).")
     state = merge_published(states, {name: file.name for name, file in zip(modalities, files, strict=True)})
@@ -43,7 +42,7 @@ def convert_reference(files: Sequence[Path], modalities: Sequence[str], out: Pat
     info = CheckpointInfo(
         config=config,
         origin="imported",
-        provenance={f"{name}_sha256": sha256_file(file) for name, file in zip(modalities, files, strict=True)},
+        provenance=hashes,
     )
     save_checkpoint(out, model, info)
     return f"{out}: {config.preset} (published variant), modalities: {', '.join(modalities)}"
@@ -62,7 +61,8 @@ def convert_sam(file: Path, out: Path) -> str:
 def _convert(
     file: Path, out: Path, convert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], CheckpointInfo]]
 ) -> str:
-    state, info = convert(read_foreign(file))
-    info = info.model_copy(update={"provenance": {"source_sha256": sha256_file(file)}})
+    foreign, sha256 = read_hashed_foreign(file)
+    state, info = convert(foreign)
+    info = info.model_copy(update={"provenance": {"source_sha256": sha256}})
     save_checkpoint(out, state, info)
     return f"{out}: {', '.join(info.parts)} to start training from (no modality yet)"

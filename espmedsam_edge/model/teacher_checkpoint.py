@@ -14,7 +14,7 @@ from torch import Tensor
 from espmedsam_edge.bundle import FormatVersion
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.modalities import register, target_of
-from espmedsam_edge.model.checkpoint import Targets, check_sizes, load_state, parse_metadata, read_foreign
+from espmedsam_edge.model.checkpoint import Targets, check_sizes, load_state, parse_metadata, read_hashed_foreign
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.teacher import PREFIXES, EspMedSamTeacher, TeacherConfig, load_sam_encoder
 from espmedsam_edge.model.tensor_file import read_tensor_file, write_tensor_file
@@ -95,17 +95,30 @@ def load_teacher(path: str | Path, sam: str | Path | None = None) -> tuple[EspMe
     Raises:
         UserError: missing or foreign file, no SAM file where one is needed, or another SAM file than it was trained on.
     """
+    teacher, info, _ = load_hashed_teacher(path, sam)
+    return teacher, info
+
+
+def load_hashed_teacher(
+    path: str | Path, sam: str | Path | None = None
+) -> tuple[EspMedSamTeacher, TeacherInfo, dict[str, str]]:
+    """As ``load_teacher``, and the SHA-256 of the bytes it is from: ``teacher_sha256``, and of SAM's file, if it was
+    read, ``sam_sha256``.
+
+    Raises:
+        UserError: as ``load_teacher``.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no teacher at {path}.", "Train one: espmedsam-edge train teacher")
     try:
-        tensors, metadata, _ = read_tensor_file(path)
+        tensors, metadata, sha256 = read_tensor_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}).", "Copy it again.") from error
     if _KEY not in metadata:
         raise UserError(f"{path} is not a teacher of this project.", "espmedsam-edge train teacher writes one.")
     info = parse_metadata(TeacherInfo, metadata[_KEY], path)
-    state = {key: value.float() for key, value in tensors.items()}
+    state, hashes = {key: value.float() for key, value in tensors.items()}, {"teacher_sha256": sha256}
     for name, target in info.targets.items():
         register(name, target)
     if info.vit_stored:
@@ -117,13 +130,14 @@ def load_teacher(path: str | Path, sam: str | Path | None = None) -> tuple[EspMe
                 f"{path} holds what was trained beside SAM's encoder, not the encoder itself.",
                 f"Set teacher.sam to the {info.config.preset} file of SAM it was trained on.",
             )
-        load_sam_encoder(teacher.encoder, read_foreign(sam), str(sam))
+        encoder, hashes["sam_sha256"] = read_hashed_foreign(sam)
+        load_sam_encoder(teacher.encoder, encoder, str(sam))
         vit = teacher.encoder.vit.state_dict()
         if hash_state(vit) != info.vit_sha256:
             raise UserError(f"{sam} is not the SAM checkpoint that {path} was trained on.", "Give that very file.")
         state.update({PREFIXES["vit"] + key: value for key, value in vit.items()})
     load_state(teacher, state, str(path))
-    return teacher.eval().requires_grad_(False), info
+    return teacher.eval().requires_grad_(False), info, hashes
 
 
 def teacher_heads(teacher: EspMedSamTeacher) -> dict[str, torch.Tensor]:

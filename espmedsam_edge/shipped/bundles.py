@@ -6,6 +6,7 @@ already is used only where it is the same.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import logging
 import lzma
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +38,7 @@ from espmedsam_edge.bundle import (
     write_bundle,
 )
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import ChangedError, atomic_write, read_checked, write_errors
+from espmedsam_edge.files import ChangedError, atomic_write, read_checked, temporary_folder, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.onnx_header import with_header
@@ -159,17 +161,33 @@ def shipped_bundle(
         log.info("Preparing %s from %s (once): %s", ", ".join(names), _WHERE, where)
     manifest, contents = _assembled(names, folder, note, root)
     # The graphs' hashes are of what these weights make here and now, not what a file in the cache says they are.
-    bundle = Bundle(where, manifest)
-    if not _is_kept(bundle):
+    if not _is_kept(Bundle(where, manifest)):
         if there:
             log.warning("%s is not what %s make: it is made anew.", where, _WHERE)
-        with write_errors(where):
-            make_private(where.parent, root)
-        _write(where, manifest, contents, own=True)
+        try:
+            with write_errors(where):
+                make_private(where.parent, root)
+            _write(where, manifest, contents, own=True)
+        except UserError as error:  # these weights need no cache
+            log.warning("%s Prepared for this run alone. %s", error.message, error.hint)
+            where = _passing_folder() / where.name
+            _write(where, manifest, contents, own=True)
         for file in where.iterdir():
             file.chmod(PRIVATE_FILE)
         where.chmod(PRIVATE_FOLDER)
-    return bundle
+    return Bundle(where, manifest)
+
+
+def _passing_folder() -> Path:
+    """A folder of the user's alone that goes when the program ends.
+
+    Raises:
+        UserError: there is no place for temporary files.
+    """
+    kept = ExitStack()
+    folder = kept.enter_context(temporary_folder())
+    atexit.register(kept.close)
+    return folder
 
 
 def make_bundle(names: Sequence[str], out: Path, folder: Path = WEIGHTS, note: str = "") -> Bundle:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from espmedsam_edge.destinations import claimed
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, sha256_file
+from espmedsam_edge.files import atomic_path
 from espmedsam_edge.modalities import register, target_of
 from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, save_checkpoint
 from espmedsam_edge.model.teacher import EspMedSamTeacher
@@ -206,12 +206,12 @@ def _teacher(recipe: Recipe) -> Prepared:
 
 def _distill_encoder(recipe: Recipe) -> Prepared:
     start = start_student(recipe, ())
-    teacher = sam_encoder(recipe)
+    teacher, hashes = sam_encoder(recipe)
     parts = recipe.train or default_parts("distill-encoder", start.fresh)
     select(start.network, trainable_names(start.network, parts, ()))
     images = natural_images(recipe, start.network.config, start.normalization)
     objective = EncoderDistillation(start.network, teacher.encoder)
-    return Prepared(objective, images, _writer(start, parts), {**start.provenance, **_teacher_hash(recipe)})
+    return Prepared(objective, images, _writer(start, parts), {**start.provenance, **hashes})
 
 
 def _distill_controllers(recipe: Recipe) -> Prepared:
@@ -222,7 +222,7 @@ def _distill_controllers(recipe: Recipe) -> Prepared:
             "the controller bags need an encoder that has learned something.",
             "Set init to what train distill-encoder wrote, or to mobile_sam.pt.",
         )
-    teacher = trained_teacher(recipe)
+    teacher, hashes = trained_teacher(recipe)
     parts = recipe.train or default_parts("distill-controllers", start.fresh)
     select(start.network, trainable_names(start.network, parts, modalities))
     made = list(parts)
@@ -230,7 +230,7 @@ def _distill_controllers(recipe: Recipe) -> Prepared:
         made += _take_heads(start, teacher)
     objective = ControllerDistillation(start.network, teacher)
     images = labelled_images(recipe, start.network.config, start.normalization, masks=False)
-    return Prepared(objective, images, _writer(start, made), {**start.provenance, **_teacher_hash(recipe)})
+    return Prepared(objective, images, _writer(start, made), {**start.provenance, **hashes})
 
 
 def _segment(recipe: Recipe) -> Prepared:
@@ -299,11 +299,6 @@ def _take_heads(start: StudentStart, teacher: EspMedSamTeacher) -> list[Part]:
         )
     start.network.load_state_dict({**own, **heads})
     return ["prompt", "decoder"]
-
-
-def _teacher_hash(recipe: Recipe) -> dict[str, str]:
-    files = {"teacher": recipe.teacher.checkpoint, "sam": recipe.teacher.sam}
-    return {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path is not None and path.is_file()}
 
 
 def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[str, Tensor], dict[str, str]], None]:

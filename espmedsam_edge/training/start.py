@@ -11,15 +11,14 @@ from torch import Tensor
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import sha256_file
 from espmedsam_edge.model.checkpoint import (
     TEMPLATE,
     CheckpointInfo,
     check_modalities,
     check_sizes,
     load_state,
-    read_checkpoint,
-    read_foreign,
+    read_hashed_checkpoint,
+    read_hashed_foreign,
 )
 from espmedsam_edge.model.config import ModelConfig, model_config
 from espmedsam_edge.model.decoder import QueryDecoupledModalityDecoder
@@ -27,7 +26,7 @@ from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.published import is_published
 from espmedsam_edge.model.sam import decoder_initialisation, import_mobilesam, import_sam
 from espmedsam_edge.model.teacher import EspMedSamTeacher, load_sam_encoder, teacher_config
-from espmedsam_edge.model.teacher_checkpoint import load_teacher
+from espmedsam_edge.model.teacher_checkpoint import load_hashed_teacher
 from espmedsam_edge.training.recipe import SCRATCH, Recipe
 from espmedsam_edge.training.sections import Part
 from espmedsam_edge.training.trainable import STUDENT_PREFIXES
@@ -79,7 +78,7 @@ def start_student(recipe: Recipe, modalities: Iterable[str]) -> StudentStart:
     if recipe.init == SCRATCH:
         return StudentStart(EspMedSam(config, modalities), set(STUDENT_PREFIXES), provenance={"init": SCRATCH})
     path = Path(recipe.init)
-    state, info = _read(path)
+    state, info, sha256 = _read(path)
     if info.complete:
         _require_same_function(info.config, config, path)
     network = EspMedSam(config, [*info.modalities, *(name for name in modalities if name not in info.targets)])
@@ -96,9 +95,7 @@ def start_student(recipe: Recipe, modalities: Iterable[str]) -> StudentStart:
         if name not in info.targets:
             _start_modality(network.decoder, name, template)
     fresh = {part for part, prefix in STUDENT_PREFIXES.items() if not any(key.startswith(prefix) for key in state)}
-    return StudentStart(
-        network, fresh, info.normalization, template, {"init": path.name, "init_sha256": sha256_file(path)}
-    )
+    return StudentStart(network, fresh, info.normalization, template, {"init": path.name, "init_sha256": sha256})
 
 
 def start_new_modality(recipe: Recipe) -> StudentStart:
@@ -114,7 +111,7 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
             "espmedsam-edge train add-modality NAME DATA --init CHECKPOINT",
         )
     path = Path(recipe.init)
-    state, info = _read(path)
+    state, info, sha256 = _read(path)
     if not info.complete:
         raise UserError(f"{path} is not a whole network.", "Train it first: espmedsam-edge train segment")
     template = {key: state.pop(key) for key in list(state) if key.startswith(f"{TEMPLATE}.")}
@@ -130,9 +127,7 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
     network.add_modality(name, like=like)
     if like is None:
         _start_modality(network.decoder, name, template)
-    return StudentStart(
-        network, set(), info.normalization, template, {"init": path.name, "init_sha256": sha256_file(path)}
-    )
+    return StudentStart(network, set(), info.normalization, template, {"init": path.name, "init_sha256": sha256})
 
 
 def start_teacher(recipe: Recipe, modalities: Iterable[str]) -> tuple[EspMedSamTeacher, set[Part], dict[str, str]]:
@@ -151,7 +146,7 @@ def start_teacher(recipe: Recipe, modalities: Iterable[str]) -> tuple[EspMedSamT
     teacher = EspMedSamTeacher(config, student_config(recipe), modalities)
     if section.sam is None:
         return teacher, {"vit", "prompt", "decoder"}, {"sam": "none"}
-    state = read_foreign(section.sam)
+    state, sha256 = read_hashed_foreign(section.sam)
     load_sam_encoder(teacher.encoder, state, str(section.sam))
     fresh: set[Part] = {"prompt", "decoder"}
     initial = decoder_initialisation(state)
@@ -162,11 +157,11 @@ def start_teacher(recipe: Recipe, modalities: Iterable[str]) -> tuple[EspMedSamT
         for name in teacher.modalities:
             _start_modality(teacher.decoder, name, template)
         fresh.discard("decoder")
-    return teacher, fresh, {"sam": section.sam.name, "sam_sha256": sha256_file(section.sam)}
+    return teacher, fresh, {"sam": section.sam.name, "sam_sha256": sha256}
 
 
-def trained_teacher(recipe: Recipe) -> EspMedSamTeacher:
-    """The teacher of the distillations, frozen.
+def trained_teacher(recipe: Recipe) -> tuple[EspMedSamTeacher, dict[str, str]]:
+    """The teacher of the distillations, frozen, and the hashes of what it was read from.
 
     Raises:
         UserError: the recipe names none, or its files do not belong together.
@@ -176,11 +171,13 @@ def trained_teacher(recipe: Recipe) -> EspMedSamTeacher:
         raise UserError(
             "the recipe names no trained teacher (teacher.checkpoint).", "Train one: espmedsam-edge train teacher"
         )
-    return load_teacher(section.checkpoint, section.sam)[0]
+    teacher, _, hashes = load_hashed_teacher(section.checkpoint, section.sam)
+    return teacher, hashes
 
 
-def sam_encoder(recipe: Recipe) -> EspMedSamTeacher:
-    """f_ViT-SAM for the first distillation: from SAM's file or, where the recipe names none, a trained teacher's.
+def sam_encoder(recipe: Recipe) -> tuple[EspMedSamTeacher, dict[str, str]]:
+    """f_ViT-SAM for the first distillation: from SAM's file or, where the recipe names none, a trained teacher's; and
+    the hashes of what it was read from.
 
     Raises:
         UserError: the recipe names neither.
@@ -189,18 +186,20 @@ def sam_encoder(recipe: Recipe) -> EspMedSamTeacher:
         if recipe.teacher.checkpoint is None:
             raise UserError("the recipe names no SAM checkpoint (teacher.sam).", "Give sam_vit_b.pth, _l or _h.")
         return trained_teacher(recipe)
-    return start_teacher(recipe, ())[0]
+    teacher, _, provenance = start_teacher(recipe, ())
+    return teacher, {"sam_sha256": provenance["sam_sha256"]}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], CheckpointInfo]:
+def _read(path: Path) -> tuple[dict[str, Tensor], CheckpointInfo, str]:
+    """The tensors of what a run starts from, what they are, and the SHA-256 of the bytes they are from."""
     if path.suffix == ".safetensors":
-        return read_checkpoint(path)
-    state = read_foreign(path)
+        return read_hashed_checkpoint(path)
+    state, sha256 = read_hashed_foreign(path)
     if is_published(state):
         raise UserError(f"{path} is a published checkpoint of one modality.", "First: espmedsam-edge import reference")
     if any(key.startswith("image_encoder.patch_embed.seq.") for key in state):
-        return import_mobilesam(state)
-    return import_sam(state)
+        return *import_mobilesam(state), sha256
+    return *import_sam(state), sha256
 
 
 def _start_modality(decoder: QueryDecoupledModalityDecoder, name: str, template: dict[str, Tensor]) -> None:

@@ -215,12 +215,29 @@ def test_more_threads_than_cores_are_pointed_out(bare: Path, monkeypatch: pytest
 def test_a_cache_that_cannot_be_written_is_a_problem(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "user_cache_dir", lambda name: str(tmp_path / "sealed" / name))
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "sealed" / "cache"))
     (tmp_path / "sealed").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "sealed")
     found = by_name(diagnose(bare, BASE))["engine cache"]
     assert found.status == "problem"
-    assert "XDG_CACHE_HOME" in (found.fix or "")
+    assert "ESPMEDSAM_CACHE" in (found.fix or "")
+
+
+@pytest.mark.parametrize("fault", ["open", "file", "name"])
+def test_a_cache_that_is_not_used_is_a_problem(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    place = tmp_path / ("x" * 300 if fault == "name" else "cache")
+    if fault == "open":
+        place.mkdir()
+        place.chmod(0o777)
+    elif fault == "file":
+        place.write_text("mine")
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(place))
+    found = by_name(diagnose(bare, BASE))["engine cache"]
+    assert found.status == "problem"
+    assert {"open": "other users may write", "file": "is no folder", "name": "cannot be at"}[fault] in found.detail
+    assert "ESPMEDSAM_CACHE" in (found.fix or "")
 
 
 def test_commands_stand_on_one_line_each_to_be_copied(bare: Path) -> None:

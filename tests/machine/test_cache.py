@@ -80,6 +80,21 @@ def test_a_shared_folder_with_the_sticky_bit_may_hold_the_cache(kept: Path, tmp_
         read_kept(kept, root)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_who_may_write_above_the_cache_could_put_another_there(tmp_path: Path, mode: int) -> None:
+    root = tmp_path / "a" / "b" / "cache"
+    make_private(root / "engines", root)
+    (tmp_path / "a").chmod(mode)
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    for place in (root, link):
+        reason = distrusted(place / "engines", place)
+        assert reason is None if mode & 0o1000 else f"other users may write to {tmp_path / 'a'}" in str(reason)
+        if reason is not None:
+            with pytest.raises(UserError, match="the cache is not used: other users may write"):
+                make_private(place / "engines", place)
+
+
 @pytest.mark.parametrize("make", [os.symlink, lambda target, link: os.mkfifo(link)])
 def test_links_and_pipes_are_not_read(kept: Path, tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
     file = kept.with_name("b.plan")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from networks import scrambled_model
 from safetensors.torch import save_file
+from swapping import swap_when_opened
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
@@ -22,6 +22,7 @@ from espmedsam_edge.model.checkpoint import (
     load_checkpoint,
     load_hashed_checkpoint,
     read_checkpoint,
+    read_hashed_foreign,
     save_checkpoint,
 )
 from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -195,19 +196,25 @@ def test_tensors_are_of_the_bytes_that_were_hashed(tmp_path: Path, monkeypatch: 
         save_checkpoint(tmp_path / f"{name}.safetensors", model, CheckpointInfo(config=model.config, origin="trained"))
     path = tmp_path / "w.safetensors"
     contents = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("first", "second")]
-    path.write_bytes(contents[0])
-    opened, open_ = [], os.open
-
-    def then_swap(file: object, *arguments: object, **more: object) -> int:
-        descriptor = open_(file, *arguments, **more)  # type: ignore[call-overload]
-        if os.fspath(file) == str(path):  # type: ignore[call-overload]
-            opened.append(descriptor)
-            (tmp_path / "other").write_bytes(contents[len(opened) % 2])
-            (tmp_path / "other").replace(path)
-        return int(descriptor)
-
-    monkeypatch.setattr(os, "open", then_swap)
+    opened = swap_when_opened(monkeypatch, path, contents)
     loaded, _, sha256 = load_hashed_checkpoint(path)
     assert len(opened) == 1
     assert sha256 == hashlib.sha256(contents[0]).hexdigest()
     assert all(map(torch.equal, loaded.state_dict().values(), first.state_dict().values()))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_foreign_tensors_are_of_the_bytes_that_were_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    contents = []
+    for value in (1.0, 2.0):
+        state = {"image_encoder.pos_embed": torch.full((3,), value)}
+        path = tmp_path / f"sam{suffix}"
+        torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+        contents.append(path.read_bytes())
+    opened = swap_when_opened(monkeypatch, path, contents)
+    state, sha256 = read_hashed_foreign(path)
+    assert len(opened) == 1
+    assert sha256 == hashlib.sha256(contents[0]).hexdigest()
+    assert state["image_encoder.pos_embed"].tolist() == [1, 1, 1]

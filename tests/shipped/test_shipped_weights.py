@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import hashlib
 import json
 import lzma
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,11 @@ from typer.testing import CliRunner
 
 from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.cli import build_app
-from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.shipped import bundles
 from espmedsam_edge.shipped.bundles import (
     CHECKPOINT,
     SUMS,
@@ -125,12 +129,38 @@ def test_unpacked_weights_planted_in_the_cache_are_not_used(tmp_path: Path, monk
     assert kept.read_bytes() != content  # and made again
 
 
-def test_a_cache_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o777)
-    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="the cache is not used: other users may write"):
-        shipped_bundle("fundus")
+@pytest.mark.parametrize("fault", ["others may write", "above it", "a file", "read-only"])
+def test_without_a_cache_they_are_made_for_the_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], fault: str
+) -> None:
+    place = tmp_path / "above" / "cache"
+    place.mkdir(parents=True)
+    if fault == "others may write":
+        place.chmod(0o777)
+    elif fault == "above it":
+        place.parent.chmod(0o777)
+    elif fault == "a file":
+        place.rmdir()
+        place.write_text("mine")
+    else:
+        monkeypatch.setattr(bundles, "make_private", _refused)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(place))
+    left: list[Callable[[], object]] = []
+    monkeypatch.setattr(atexit, "register", left.append)
+    bundle = shipped_bundle("fundus")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not bundle.path.is_relative_to(tmp_path / "above")
+    assert bundle.read_graph(bundle.graph())
+    assert stat.S_IMODE(bundle.path.parent.stat().st_mode) == 0o700
+    assert "Prepared for this run alone." in said[-1]
+    for leave in left:
+        leave()
+    assert not bundle.path.parent.exists()
+
+
+def _refused(folder: Path, root: Path) -> None:
+    raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
 
 
 @pytest.mark.parametrize("size", [448, 1024])

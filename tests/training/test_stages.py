@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from swapping import swap_when_opened
 
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.model.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, save_checkpoint
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.teacher import TeacherEncoder, teacher_config
 from espmedsam_edge.model.teacher_checkpoint import load_teacher
 from espmedsam_edge.training.recipe import Recipe
 from espmedsam_edge.training.stages import run_all, run_stage, stages_of
+from espmedsam_edge.training.start import start_student, student_config
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -93,6 +96,23 @@ def test_ablation_and_given_teacher_shorten_the_chain(small_recipe: MakeRecipe) 
         stages_of(small_recipe("stages=[]"))
 
 
+def test_a_run_notes_the_hash_of_what_it_started_from(
+    tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network, path = EspMedSam(student_config(small_recipe()), ["fundus"]), tmp_path / "w.safetensors"
+        save_checkpoint(path, network, CheckpointInfo(config=network.config, origin="trained"))
+        contents.append(path.read_bytes())
+        last = network.state_dict()
+    opened = swap_when_opened(monkeypatch, path, [contents[1], contents[0]])
+    start = start_student(small_recipe(f"init={path}"), ["fundus"])
+    assert len(opened) == 1
+    assert start.provenance["init_sha256"] == hashlib.sha256(contents[1]).hexdigest()
+    assert all(torch.equal(value, last[key]) for key, value in start.network.state_dict().items())
+
+
 def test_teacher_on_a_sam_file_keeps_sam_outside(tmp_path: Path, small_recipe: MakeRecipe) -> None:
     torch.manual_seed(1)
     vit = TeacherEncoder(teacher_config("vit_tiny")).vit.state_dict()
@@ -112,6 +132,7 @@ def test_teacher_on_a_sam_file_keeps_sam_outside(tmp_path: Path, small_recipe: M
     teacher, info = load_teacher(path, tmp_path / "sam.pth")
     assert not info.vit_stored
     assert info.provenance["sam"] == "sam.pth"
+    assert info.provenance["sam_sha256"] == hashlib.sha256((tmp_path / "sam.pth").read_bytes()).hexdigest()
     trained = teacher.state_dict()
     for key, value in vit.items():
         assert torch.equal(trained[f"encoder.vit.{key}"], value)
