@@ -257,7 +257,7 @@ class Segmenter(Closing):
             gone.backend.close()
         elif first:
             log.warning("%s Such frames go to %s, more slowly. %s", error.message, found.taken, error.hint)
-        return self._segment_tensors(found.backend, cast(Sequence[Frame], frames), options)
+        return self._segment_tensors(cast(Sequence[Frame], frames), options, found.backend)
 
     def _checked(self, frames: Sequence[AnyFrame], threshold: float | None) -> FrameOptions:
         """The options for frames that are arrays such as the backend takes."""
@@ -271,13 +271,15 @@ class Segmenter(Closing):
             raise RuntimeError("the segmenter is closed")
 
     def _segment_group(self, group: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation]:
-        with self._lock:
-            self._check_open()
-            try:
+        try:
+            with self._lock:
+                self._check_open()
                 if self.frame_backend is not None:
                     return self.frame_backend.segment_frames(group, options)
-                return self._segment_tensors(self.choice.backend, cast(Sequence[Frame], group), options)
-            except UserError as error:
+            # Of the network alone only its run is taken in turn: masks are made beside other callers' frames.
+            return self._segment_tensors(cast(Sequence[Frame], group), options)
+        except UserError as error:
+            with self._lock:
                 return self._on_the_cpu_instead(error, group, options)
 
     @cached_property
@@ -285,13 +287,15 @@ class Segmenter(Closing):
         """Reused from frame to frame; rows of a batch that no frame fills stay what they were, which is harmless."""
         return np.zeros(self.graph.input_shape, np.float32)
 
-    def _segment_tensors(self, backend: Backend, frames: Sequence[Frame], options: FrameOptions) -> list[Segmentation]:
-        """Segment checked frames on a backend that has only the network."""
+    def _segment_tensors(
+        self, frames: Sequence[Frame], options: FrameOptions, backend: Backend | None = None
+    ) -> list[Segmentation]:
+        """Segment checked frames on a backend that has only the network; None: the one that is taken."""
         with self._lock:
             self._check_open()
             preprocess_seconds = self._preprocess(frames, options, self._image)
             begin = time.perf_counter()
-            logits = backend.run(self._image)
+            logits = (backend or self.choice.backend).run(self._image)
             inference_seconds = time.perf_counter() - begin
         return self._masks(logits, frames, options, preprocess_seconds, inference_seconds)
 

@@ -194,16 +194,24 @@ class TestCallsOfEachRelease:
         assert cache.read_bytes() == b"timings of " + release.encode()
 
 
+@pytest.fixture(scope="module")
+def known_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mypy's cache: all but TensorRT's own types is read once."""
+    return tmp_path_factory.mktemp("known")
+
+
+@pytest.mark.xdist_group("types")
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_code_has_types_that_fit_each_release(release: str, tmp_path: Path) -> None:
+def test_the_code_has_types_that_fit_each_release(release: str, tmp_path: Path, known_types: Path) -> None:
     """mypy, strict, against stubs with exactly the members that the release has."""
     stubs = tmp_path / "stubs" / "tensorrt"
     stubs.mkdir(parents=True)
     (stubs / "__init__.pyi").write_text(tensorrt_surface.stub(release))
-    _check_types(stubs.parent, tmp_path / "cache")
+    _check_types(stubs.parent, known_types)
 
 
-def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("types")
+def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path, known_types: Path) -> None:
     """The same against the community's package tensorrt-stubs (10.13), where it is installed.
 
     Its releases do not parse: a parameter is called ``in``, one without a default follows one with. Both are mended.
@@ -217,7 +225,7 @@ def test_the_code_has_types_that_fit_tensorrt_stubs(tmp_path: Path) -> None:
     stubs = tmp_path / "stubs" / "tensorrt"
     stubs.mkdir(parents=True)
     (stubs / "__init__.pyi").write_text(text)
-    _check_types(stubs.parent, tmp_path / "cache")
+    _check_types(stubs.parent, known_types)
 
 
 def _check_types(stubs: Path, cache: Path) -> None:
@@ -225,7 +233,7 @@ def _check_types(stubs: Path, cache: Path) -> None:
     root = Path(__file__).parents[3]
     names = ("tensorrt_api", "precision", "progress", "trial", "worker")
     files = [f"espmedsam_edge/runtime/engines/{name}.py" for name in names]
-    config = cache.parent / "mypy.ini"
+    config = stubs.parent / "mypy.ini"
     config.write_text(
         f"[mypy]\nstrict = True\nfollow_imports = silent\nmypy_path = {stubs}\nplugins = pydantic.mypy\n"
         "[mypy-tensorrt]\nignore_errors = True\n"
