@@ -62,10 +62,8 @@ class Segmenter(Closing):
         """Take a loaded backend; ``load`` is the usual way.
 
         Args:
-            bundle: where the graph is from.
-            choice: its backend.
-            threshold: see ``load``.
-            overlay: see ``load``.
+            bundle, choice: where the graph is from, and its backend.
+            threshold, overlay: see ``load``.
             fall_back: loads the backend on the CPU that takes what a GPU cannot: all once it is lost, before that what
                 does not fit there. None: such frames fail.
         """
@@ -376,21 +374,17 @@ class _UnderWay:
         return finite(self._segmenter._finish(self._frames, self._options, self._started))
 
 
+@dataclass
 class _Computing:
     """Frames whose network runs while others are prepared and finished."""
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        frames: Sequence[Frame],
-        options: FrameOptions,
-        image: Tensor,
-        preprocess_seconds: list[float],
-        run: StartedRun,
-    ) -> None:
-        self._segmenter, self._frames, self._options = segmenter, frames, options
-        self._image, self._preprocess_seconds, self._run = image, preprocess_seconds, run
-        self._results: list[Segmentation] | None = None
+    _segmenter: Segmenter
+    _frames: Sequence[Frame]
+    _options: FrameOptions
+    _image: Tensor
+    _preprocess_seconds: list[float]
+    _run: StartedRun
+    _results: list[Segmentation] | None = None
 
     def results(self) -> list[Segmentation]:
         segmenter = self._segmenter
