@@ -88,6 +88,7 @@ def changed(before: Path, after: Path) -> set[str]:
     return {key for key in new if key not in old or not torch.equal(old[key], new[key])}
 
 
+@pytest.mark.usefixtures("always_better")
 def test_segment_leaves_encoder_statistics_and_other_modalities_to_the_bit(
     trained_student: Path, tmp_path: Path, small_recipe: MakeRecipe
 ) -> None:
@@ -179,6 +180,7 @@ def test_without_sppg_the_patch_generator_stays_off_in_the_checkpoint(tmp_path: 
     assert not last.weight.any()
 
 
+@pytest.mark.usefixtures("always_better")
 def test_what_is_one_modalitys_alone_learns_on_its_own(
     trained_student: Path, tmp_path: Path, small_recipe: MakeRecipe
 ) -> None:
