@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packages check docs clean clean-all
+.PHONY: help demo test test-packages check docs notebooks clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,6 +34,12 @@ check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
 
 docs: $(VENV)/.dev ## Make the site in build/site, from docs/ (fails at a broken link)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+notebooks: $(VENV)/.dev ## Run the notebooks, in build/notebooks (minutes)
+	@for name in checkpoint_to_video add_a_modality; do \
+		rm -rf build/notebooks/$$name && mkdir -p build/notebooks/$$name || exit; \
+		$(VENV)/bin/jupytext --quiet --to ipynb --execute --run-path build/notebooks/$$name \
+			--output build/notebooks/$$name/$$name.ipynb notebooks/$$name.py || exit; done
 
 clean: ## Remove caches, build folders and demo-output
 	rm -rf demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -248,12 +248,12 @@ def test_ci_prints_pytests_closing_line_last_and_leaves_with_its_verdict(
 ) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
-    jobs = {"test-packages": "echo installed", "check": "echo checked", "docs": "echo made"}
+    jobs = {"test-packages": "echo installed", "check": "echo checked", "docs": "echo made", "notebooks": "echo run"}
     jobs["test"] = f"echo '{closing}'; exit {code}"
     (tmp_path / "Makefile").write_text("".join(f"{job}:\n\t@{does}\n" for job, does in jobs.items()))
     command = ["bash", str(tmp_path / ".ci" / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=OUTSIDE_MAKE)
-    assert done.stdout.splitlines()[:3] == ["installed", "checked", "made"]
+    assert done.stdout.splitlines()[:4] == ["installed", "checked", "made", "run"]
     assert done.stdout.splitlines()[-1] == closing
     assert (done.returncode != 0) == (code != 0)
 
