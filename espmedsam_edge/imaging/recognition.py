@@ -124,6 +124,14 @@ def likeliest(frame: Frame, among: Iterable[str]) -> str:
     return f"; the likeliest is {listed}" if listed else ""
 
 
+def looks_otherwise(frame: Frame, modality: str) -> str | None:
+    """What a picture surely is that is not ``modality``: "fundus (98 %)"; None where it may well be."""
+    guess = likely(frame)[0]
+    if not guess.sure or guess.modality == modality:
+        return None
+    return f"{'none of the modalities' if guess.modality == OTHER else guess.modality} ({guess.per_cent})"
+
+
 def recognisable(names: Iterable[str]) -> list[str]:
     """Those of some modalities that the classifier knows, in their order."""
     known = set(fitted().classes) - {OTHER}

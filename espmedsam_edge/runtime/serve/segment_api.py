@@ -21,7 +21,7 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
-from espmedsam_edge.imaging.recognition import likeliest, recognisable, recognise
+from espmedsam_edge.imaging.recognition import likeliest, looks_otherwise, recognisable, recognise
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import client_of, refusal
 from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
@@ -91,8 +91,9 @@ class SegmentService:
                 async with self._seats.seat(client) as decoder:
                     frame = await self._in_thread(_decode, data, decoder)
                     crop = None if wanted is None else await self._in_thread(_crop, wanted, frame)
+                    doubt = None if modality is None else await self._in_thread(_doubt, frame, crop, modality)
                     result = await self._in_thread(self._segment, frame, crop, modality, threshold)
-                    response = await self._in_thread(_encoded, result, kind)
+                    response = await self._in_thread(_encoded, result, kind, doubt)
         except Full:
             hint = "Try again in a second."
             return refusal(503, "too many images are waiting.", hint, {"Retry-After": "1"})
@@ -138,10 +139,19 @@ class SegmentService:
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
 
 
-def _encoded(result: Segmentation, kind: Kind) -> Response:
-    if kind == "application/json":
-        return JSONResponse(measurements(result))
+def _doubt(frame: Frame, crop: Crop | None, modality: str) -> str | None:
+    """A warning where an image is plainly not of the modality that it is segmented as."""
+    if not recognisable([modality]):
+        return None
+    found = looks_otherwise(frame if crop is None else crop.of(frame), modality)
+    return None if found is None else f"the image looks like {found} and was segmented as {modality}."
+
+
+def _encoded(result: Segmentation, kind: Kind, doubt: str | None) -> Response:
     headers = {"X-Modality": result.modality, "X-Threshold": str(result.threshold)}
+    headers |= {} if doubt is None else {"X-Warning": doubt}
+    if kind == "application/json":
+        return JSONResponse(measurements(result) | ({} if doubt is None else {"warning": doubt}), headers=headers)
     try:
         return Response(encode_image(result.mask, ".png"), media_type=kind, headers=headers)
     except UserError as error:

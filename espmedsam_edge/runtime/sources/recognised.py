@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.recognition import OTHER, likeliest, likely, recognise
+from espmedsam_edge.imaging.recognition import likeliest, looks_otherwise, recognise
 from espmedsam_edge.runtime.sources.passed_on import PassedOn
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
@@ -97,15 +97,13 @@ class Doubts:
         """Warn, if it is the first such picture."""
         if self._told:
             return
-        guess = likely(frame.segmented)[0]
-        if guess.sure and guess.modality != self._modality:
+        found = looks_otherwise(frame.segmented, self._modality)
+        if found is not None:
             self._told = True
-            found = "none of the modalities" if guess.modality == OTHER else guess.modality
             log.warning(
-                "%s looks like %s (%s) and is segmented as %s. Is it the right network? Further ones are not told.",
+                "%s looks like %s and is segmented as %s. Is it the right network? Further ones are not told.",
                 frame.source,
                 found,
-                guess.per_cent,
                 self._modality,
             )
 

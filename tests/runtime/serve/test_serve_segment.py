@@ -9,6 +9,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -130,6 +131,25 @@ def test_without_a_run_an_image_is_segmented_as_it_looks_or_its_modality_is_aske
                 expected = segmenter.segment(image)
             found = stage.client.post("/v1/segment", content=encode_image(image, ".png")).json()
             assert (found["modality"], found["area"]) == (modality, expected.area)
+
+
+def test_an_image_that_is_plainly_of_another_modality_is_segmented_with_a_warning(toy_bundle_of_two: Bundle) -> None:
+    image = next(image for image in phantoms("colonoscopy") if looks_like("colonoscopy", image))
+    capture = np.zeros((200, 300, 3), np.uint8)
+    capture[50:146, 100:228] = image
+    with staged(toy_bundle_of_two, service=True) as stage:
+
+        def post(modality: str, sent: np.ndarray = image, **options: Any) -> Any:
+            place = f"/v1/segment?modality={modality}{options.pop('query', '')}"
+            return stage.client.post(place, content=encode_image(sent, ".png"), **options)
+
+        warned = post("fundus").json()["warning"]
+        assert re.fullmatch(r"the image looks like colonoscopy \(\d+ %\) and was segmented as fundus\.", warned)
+        assert post("fundus", headers={"Accept": "image/png"}).headers["x-warning"] == warned
+        assert post("fundus", capture, query="&crop=100,50,128,96").json()["warning"] == warned
+        for right in (post("colonoscopy"), stage.client.post("/v1/segment", content=encode_image(image, ".png"))):
+            assert "warning" not in right.json()
+            assert "x-warning" not in right.headers
 
 
 def test_a_modality_that_cannot_be_recognised_is_asked_for(tmp_path: Path) -> None:
