@@ -219,6 +219,7 @@ class Inference:
         """
         with ExitStack() as stack:
             stack.enter_context(self._names.in_errors())
+            stack.enter_context(self._names.in_records())
             self._open(stack)
             self._held = stack.pop_all()
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,27 @@ def test_a_folder_of_everything_is_done_as_far_as_it_goes(infer: Callable[..., A
     photo = next(line for line in lines if line["source"].endswith("photo.jpg"))
     assert (photo["height"], photo["width"]) == (56, 40)
     assert {"photo.png", "tiles.png", "slice.png"} <= {path.name for path in (out / "masks").iterdir()}
+
+
+def test_under_anonymous_names_no_line_has_a_files_name(infer: Callable[..., Any], tmp_path: Path) -> None:
+    """Whatever it tells: of pages, scales, masks left out, frames that no header names, failures."""
+    field(tmp_path / "DOE^JANE")
+    folder = tmp_path / "DOE^JANE"
+    for number in (1, 2):
+        cv2.imwrite(str(folder / f"DOE {number}.png"), PICTURE.astype(np.uint16) * 100)
+    cv2.imwrite(str(folder / "photo_mask.png"), PICTURE)
+    frames = pydicom.dcmread(save_dicom(folder / "doe.dcm", np.stack([ramp(), ramp()])))
+    frames.NumberOfFrames = 1
+    frames.save_as(folder / "doe.dcm")
+    code, _, error = infer(folder, "--anonymous-names", "--jsonl", tmp_path / "l.jsonl")
+    assert code == 1
+    names = [path.name for path in folder.iterdir()]
+    for line in error.splitlines():
+        assert not [name for name in (*names, "DOE") if name in line], line
+    for told in (
+        r"source-1-00\d\d holds 2 pictures; the first is read\.",
+        r"in source-1 are shown on one scale",
+        r"masks beside their pictures: 1\.",
+        r"source-1-00\d\d holds 2 frames, its header names 1; the others are left out\.",
+    ):
+        assert re.search(told, error), error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,10 @@ class SourceNames:
 
     def hide(self, text: str) -> str:
         """A text with what files are called instead of their names."""
-        self._hide = self._hide or _Hide({str(file): name for file, name in self.files.items()})
+        if self._hide is None:
+            folders = {str(file.parent): name.rsplit("-", 1)[0] for file, name in self.files.items() if "-" in name[7:]}
+            folders.pop(".", None)
+            self._hide = _Hide(folders | {str(file): name for file, name in self.files.items()})
         return self._hide(text)
 
     def hide_all(self, failures: Iterable[Failure]) -> list[Failure]:
@@ -51,6 +55,25 @@ class SourceNames:
                 raise
             hidden = UserError(self.hide(error.message), self.hide(error.hint), exit_code=error.exit_code)
             raise hidden from error
+
+    @contextmanager
+    def in_records(self) -> Iterator[None]:
+        """Hide names in what the package tells within the block, whoever listens."""
+
+        def hidden(record: logging.LogRecord) -> bool:
+            if self.files:
+                record.msg, record.args = self.hide(record.getMessage()), ()
+            return True
+
+        names = [name for name in logging.root.manager.loggerDict if name.startswith(__name__.partition(".")[0])]
+        loggers = [logging.getLogger(name) for name in names]
+        for logger in loggers:
+            logger.addFilter(hidden)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(hidden)
 
 
 def hide(text: str, names: Iterable[str], shown: str) -> str:

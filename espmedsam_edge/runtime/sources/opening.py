@@ -68,7 +68,7 @@ def open_sources(
                 files = [] if _repeated(LABEL, seen) else [LABEL]
                 opened = [open_standard_input() for _ in files]
             else:
-                files = [path for path in _expand(specification) if not _repeated(path, seen)]
+                files = [path for path in _expand(specification, names is None) if not _repeated(path, seen)]
         except UserError as error:
             files, problem = [], str(error)
         except OSError as error:
@@ -144,7 +144,8 @@ def _open_uri(uri: Uri, live: LiveOptions | None) -> Source:
     return opener(uri, live)
 
 
-def _expand(specification: str) -> list[Path]:
+def _expand(specification: str, named: bool = True) -> list[Path]:
+    """The files that a path or pattern stands for; ``named``: messages may name them."""
     path = Path(specification)
     if path.is_dir():
         entries = list(path.iterdir())
@@ -157,7 +158,7 @@ def _expand(specification: str) -> list[Path]:
                 f"Name a glob for more: '{specification.rstrip('/')}/**/*.png'",
                 exit_code=1,
             )
-        return sorted(_without_masks(found), key=_natural)
+        return sorted(_without_masks(found, named), key=_natural)
     if not path.exists() and (numbered := _numbered_files(path)):
         return numbered
     if not path.exists() and glob.has_magic(specification):
@@ -165,11 +166,11 @@ def _expand(specification: str) -> list[Path]:
         found = [entry for entry in found if _is_known(entry)]
         if not found:
             raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
-        return sorted(_without_masks(found), key=_natural)
+        return sorted(_without_masks(found, named), key=_natural)
     return [path]
 
 
-def _without_masks(found: Sequence[Path]) -> list[Path]:
+def _without_masks(found: Sequence[Path], named: bool) -> list[Path]:
     """Files without the masks that lie beside their pictures, as in BUSI: a_mask.png and a_mask_1.png beside a.png."""
     pictures = {(path.parent, path.stem) for path in found}
 
@@ -179,7 +180,8 @@ def _without_masks(found: Sequence[Path]) -> list[Path]:
 
     masks = [path for path in found if is_mask(path)]
     if masks:
-        log.info("Passed over, masks beside their pictures: %d, such as %s.", len(masks), masks[0].name)
+        example = f", such as {masks[0].name}" if named else ""
+        log.info("Passed over, masks beside their pictures: %d%s.", len(masks), example)
     return [path for path in found if path not in masks] if masks else list(found)
 
 
