@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from espmedsam_edge.modalities import PAPER_MODALITIES, views_of
 
 
 @pytest.fixture
@@ -27,6 +30,12 @@ def tta(load_script: Callable[[str], Any]) -> Any:
 )
 def test_every_doubling_must_be_worth_it(tta: Any, scores: tuple[float, ...], best: str) -> None:
     assert tta.best_views(dict(zip(("none", "mirror", "flips", "turns"), scores, strict=True))) == best
+
+
+def test_modalities_allow_what_the_last_measurement_speaks_for(tta: Any) -> None:
+    measured = json.loads((tta.RESULTS / "tta-epyc-2core.json").read_text())["modalities"]
+    assert {name: entry["worth"] for name, entry in measured.items()} == {name: views_of(name) for name in measured}
+    assert set(measured) == set(PAPER_MODALITIES)
 
 
 def test_the_table_shows_what_the_allowed_views_gain(tta: Any) -> None:
