@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="batches an epoch")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads (0: as it chooses)")
+    parser.add_argument("--feeding-alone", action="store_true", help="leave the network out")
+    parser.add_argument("--note", default="", help="a sentence for the result")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -63,7 +65,10 @@ def main() -> None:
             "command": "python benchmarks/data_loading.py " + " ".join(_without_paths(sys.argv[1:])),
             "environment": environment,
             "hints": ["busy-machine"] if (environment["load_average_1min"] or 0) > 0.5 else [],
-            "settings": {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")},
+            "settings": {
+                key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data", "note")
+            },
+            "note": arguments.note,
             "images": {name: sum(len(source) for source in group) for name, group in groups.items()},
             "torch_threads": torch.get_num_threads(),
             "stages_ms": _stages(groups, arguments.image_size),
@@ -131,8 +136,8 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
     loss_function = MaskLoss()
     augmentations = {name: default_augmentation(name) for name in groups}
 
-    def train(loader: BatchLoader, network: bool = True) -> tuple[float, float]:
-        begin = time.perf_counter()
+    def train(loader: BatchLoader, network: bool = True) -> tuple[float, float, float]:
+        begin, cpu = time.perf_counter(), time.process_time()
         for batch in loader:
             if not network:
                 continue
@@ -141,7 +146,7 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        return time.perf_counter() - begin, loader.waited
+        return time.perf_counter() - begin, loader.waited, time.process_time() - cpu
 
     def sampler(images: TrainingSet, epoch: int) -> ModalityBatchSampler:
         made = ModalityBatchSampler(images.sizes, arguments.batch_size, 0, batches=arguments.batches)
@@ -150,7 +155,7 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
 
     warm = TrainingSet(groups, size, augmentations=augmentations)
     uncached = TrainingSet(groups, size, augmentations=augmentations, cache_bytes=0)
-    train(BatchLoader(uncached, sampler(uncached, 9), workers=0))  # warm-up, not shown
+    train(BatchLoader(uncached, sampler(uncached, 9), workers=0), not arguments.feeding_alone)  # warm-up, not shown
     strong = TrainingSet(groups, size, augmentations={name: strong_augmentation(name) for name in groups})
     stocks = [DeviceStock(images, torch.device("cpu"), arguments.workers) for images in (warm, strong)]
     for epoch in (0, 1):  # the cache of what is fed alone is warm
@@ -168,13 +173,16 @@ def _epochs(groups: dict[str, list[FolderSource]], arguments: argparse.Namespace
         ("feeding alone, strong, on the device", stocks[1], 0, False),
     )
     for name, images, workers, network in plans:
-        seconds, waited = train(BatchLoader(images, sampler(warm, 0), workers=workers), network)
+        if network and arguments.feeding_alone:
+            continue
+        seconds, waited, cpu = train(BatchLoader(images, sampler(warm, 0), workers=workers), network)
         rows.append(
             {
                 "loading": name,
                 "epoch_s": round(seconds, 3),
                 "waited_s": round(waited, 3),
                 "waited_share": round(waited / seconds, 4),
+                "cpu_ms_an_image": round(1000 * cpu / (arguments.batches * arguments.batch_size), 2),
                 "images_per_s": round(arguments.batches * arguments.batch_size / seconds, 2),
             }
         )
@@ -189,7 +197,8 @@ def _show(result: dict[str, Any]) -> None:
     for row in result["epochs"]:
         print(
             f"{row['loading']:38} epoch {row['epoch_s']:7.2f} s  waited {row['waited_s']:6.2f} s "
-            f"({100 * row['waited_share']:.1f} %)  {row['images_per_s']:.1f} images/s"
+            f"({100 * row['waited_share']:.1f} %)  {row['images_per_s']:.1f} images/s, "
+            f"{row['cpu_ms_an_image']:.2f} ms of a core an image"
         )
 
 

@@ -78,8 +78,8 @@ class DataSection(BaseModel, extra="forbid", frozen=True):
         augment: "standard" (each modality's own settings), "strong" (more of all, and bending, uneven light, turns,
             pasted rectangles), or "none".
         augmentations: settings for a modality in place of its own.
-        feeding: "device": all images are kept on the training device as bytes and batches are made there; "images":
-            each image is made on the processor by ``workers`` threads; "auto": on a GPU "device" where the images fit.
+        feeding: "device": all images are kept on the GPU as bytes and batches are made there, where they fit; "images":
+            each image is made on the processor by ``workers`` threads, as always where there is no GPU.
         device_gb: what the images may take there; a larger set is fed as "images".
         workers: threads that read and augment; 0: none, each batch is made when it is needed.
         cache_gb: memory for images as read and stretched; 0: read them anew each time.
@@ -97,7 +97,7 @@ class DataSection(BaseModel, extra="forbid", frozen=True):
     balance: Fraction = 0.5
     augment: Literal["standard", "strong", "none"] = "standard"
     augmentations: dict[Name, Augmentation] = {}
-    feeding: Literal["auto", "device", "images"] = "auto"
+    feeding: Literal["device", "images"] = "device"
     device_gb: Annotated[float, Field(gt=0)] = 8.0
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     cache_gb: Annotated[float, Field(ge=0)] = 4.0

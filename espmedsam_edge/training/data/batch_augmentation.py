@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espmedsam_edge.training.data.augmentation import LUMA, Box, Change
-from espmedsam_edge.training.data.image_augmentation import MASK_FROM, noise_indices, upsampled
+from espmedsam_edge.training.data.image_augmentation import MASK_FROM, field_weights, noise_indices
 
 _REACH = 1.75  # how far about its centre a box is looked up at most, of its side: the diagonal, and bending
 
@@ -47,7 +47,7 @@ def augment_batch(
     lit = [row for row, change in enumerate(changes) if change.light is not None]
     if lit:
         points = _on(pixels, [np.asarray(changes[row].light)[None] for row in lit])
-        pixels[lit] *= upsampled(points, side).exp()
+        pixels[lit] *= _fields(points, side).exp()
     pixels.clamp_(0, 255)
     if any(change.gamma != 1 for change in changes):
         gammas = _on(pixels, [[[[change.gamma]]] for change in changes])
@@ -55,7 +55,8 @@ def augment_batch(
     if any(change.noise for change in changes):
         for row, change in zip(pixels, changes, strict=True):
             if change.noise:
-                row.add_(bank[noise_indices(change, row.numel())].view_as(row), alpha=255 * change.noise)
+                values = bank[noise_indices(change, row.numel())].view(side, side, 3).permute(2, 0, 1)
+                row.add_(values, alpha=255 * change.noise)
         pixels.clamp_(0, 255)
     return pixels, masks
 
@@ -80,7 +81,7 @@ def _moved(images: Tensor, indices: Sequence[int], changes: Sequence[Change]) ->
     if bends:
         scales = {row: np.array([changes[row].box.width, changes[row].box.height]) / size for row in bends}
         points = _on(parts, [scales[row][:, None, None] * bend for row, bend in bends.items()])
-        grid[list(bends)] += upsampled(points, side).permute(0, 2, 3, 1)
+        grid[list(bends)] += _fields(points, side).permute(0, 2, 3, 1)
     return F.grid_sample(parts.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -135,6 +136,12 @@ def _mixed(pixels: Tensor, changes: Sequence[Change]) -> Tensor:
     for plane in (1, 2):
         mixed.addcmul_(gains[:, :, plane], pixels[:, plane : plane + 1])
     return mixed
+
+
+def _fields(points: Tensor, side: int) -> Tensor:
+    """Control points (B, C, n, n), the outer ones in the corners, as smooth fields (B, C, side, side)."""
+    weights = field_weights(points.shape[-1], side).to(points.device, non_blocking=True)
+    return weights @ points @ weights.T
 
 
 def _on(like: Tensor, values: Sequence[object]) -> Tensor:

@@ -25,7 +25,7 @@ from espmedsam_edge.imaging.geometry import Frame, stretch
 from espmedsam_edge.imaging.masks import Mask, resize_mask
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training.data.augmentation import NO_AUGMENTATION, Augmentation, Box
-from espmedsam_edge.training.data.image_augmentation import augment, paste
+from espmedsam_edge.training.data.image_augmentation import Pixels, augment, paste
 from espmedsam_edge.training.data.sampler import BatchPlan, Draw
 
 DEFAULT_CACHE_BYTES = 4 << 30
@@ -247,8 +247,17 @@ class TrainingSet:
         self.require_all_or_no_masks(
             plan.modality, {draw.index: row[1] for draw, row in zip(plan.draws, rows, strict=True)}
         )
-        images = torch.stack([image for image, _, _ in rows])
-        masks = torch.stack([mask for _, mask, _ in rows if mask is not None]) if rows[0][1] is not None else None
+        side = len(rows[0][0])
+        pixels = np.empty((len(rows), side, 3 * side), np.float32)
+        mean, inverse_std = (np.tile(values.numpy().ravel(), side) for values in (self._mean, self._inverse_std))
+        for place, (image, _, _) in zip(pixels, rows, strict=True):
+            # By rows of pixels: NumPy is slow where the last axis is three long.
+            np.subtract(image.reshape(side, -1), mean, out=place)
+            place *= inverse_std
+        # They stay in this order, channels last, which convolutions want as well.
+        images = torch.from_numpy(pixels).view(len(rows), side, side, 3).permute(0, 3, 1, 2)
+        found = [mask for _, mask, _ in rows if mask is not None]
+        masks = torch.from_numpy(np.stack(found))[:, None] if found else None
         paste(images, masks, [pasted for _, _, pasted in rows])
         return Batch(plan.modality, images, masks, self.names(plan))
 
@@ -260,12 +269,12 @@ class TrainingSet:
             for start in range(0, count, batch_size)
         ]
 
-    def _row(self, modality: str, draw: Draw) -> tuple[Tensor, Tensor | None, Box | None]:
+    def _row(self, modality: str, draw: Draw) -> tuple[Pixels, Pixels | None, Box | None]:
         image, mask = self._square(modality, draw.index)
         opaque = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
         rng = np.random.default_rng(draw.seed)
         pixels, target, change = augment(image, opaque, self.settings_of(modality), rng, self.side_of(modality))
-        return self.normalise(pixels), None if mask is None else target, change.pasted
+        return pixels, None if mask is None else target, change.pasted
 
     def _square(self, modality: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """(S, S, 3) uint8 RGB and (S, S) uint8 0/255, from the cache or the source."""

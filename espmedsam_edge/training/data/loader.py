@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+import cv2
 import torch
 
 from espmedsam_edge.training.data.dataset import Batch
@@ -67,7 +68,8 @@ class BatchLoader:
                 self.sampler.advance()
                 yield batch
             return
-        pool = _pool(self.workers)
+        pool, opencv = _pool(self.workers), cv2.getNumThreads()
+        cv2.setNumThreads(1)  # in all threads: each makes images of its own
         pending: deque[Future[Batch]] = deque()
         plans = iter(self.sampler)
         try:
@@ -79,6 +81,7 @@ class BatchLoader:
                 yield self._next(pending)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            cv2.setNumThreads(opencv)
 
     def _next(self, pending: deque[Future[Batch]]) -> Batch:
         begin = time.perf_counter()

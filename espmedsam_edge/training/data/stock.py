@@ -27,13 +27,14 @@ def stock_bytes(images: TrainingSet) -> int:
 
 
 def fits(images: TrainingSet, device: torch.device, settings: DataSection) -> bool:
-    """Whether a recipe's images are to be kept on the training device, and there is room for them."""
-    if settings.feeding == "images" or (settings.feeding == "auto" and device.type == "cpu"):
+    """Whether a recipe's images are to be kept on a GPU, and there is room for them.
+
+    Not on a processor: a training set's cache holds the same bytes, and images one by one are made faster there.
+    """
+    if settings.feeding == "images" or device.type == "cpu":
         return False
-    room = settings.device_gb * 2**30
-    if device.type == "cuda":
-        room = min(room, torch.cuda.mem_get_info(device)[0] / 2)  # the network needs the other half
-    return stock_bytes(images) <= room
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return stock_bytes(images) <= min(settings.device_gb * 2**30, free / 2)  # the network needs the other half
 
 
 class DeviceStock:

@@ -21,7 +21,8 @@ from espmedsam_edge.training.data.image_augmentation import augment as augment_a
 def augment(
     image: np.ndarray, mask: np.ndarray, settings: Augmentation, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return augment_and_tell(image, mask, settings, rng)[:2]
+    pixels, target, _ = augment_and_tell(image, mask, settings, rng)
+    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(target)[None]
 
 
 def _pair(modality: str = "dermoscopy", size: int = 64) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ ndimage = pytest.importorskip("scipy.ndimage", reason="needs scipy (extra train)
 
 from espmedsam_edge.modalities import PAPER_MODALITIES  # noqa: E402
 from espmedsam_edge.phantoms import phantom  # noqa: E402
+from espmedsam_edge.training.data import image_augmentation  # noqa: E402
 from espmedsam_edge.training.data.augmentation import (  # noqa: E402
     NO_AUGMENTATION,
     NOISE_VALUES,
@@ -24,7 +25,14 @@ from espmedsam_edge.training.data.augmentation import (  # noqa: E402
     strong_augmentation,
 )
 from espmedsam_edge.training.data.batch_augmentation import augment_batch  # noqa: E402
-from espmedsam_edge.training.data.image_augmentation import apply, noise_bank, paste  # noqa: E402
+from espmedsam_edge.training.data.image_augmentation import apply as apply_in_place  # noqa: E402
+from espmedsam_edge.training.data.image_augmentation import noise_bank, paste  # noqa: E402
+
+
+def apply(image: np.ndarray, mask: np.ndarray, change: Change) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, S, S) and (1, S, S), as batches are."""
+    pixels, target = apply_in_place(image, mask, change)
+    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(target)[None]
 
 
 def _pictures(modality: str, count: int, size: int) -> tuple[list[np.ndarray], list[np.ndarray], torch.Tensor]:
@@ -71,8 +79,12 @@ def test_untouched_images_and_windows_are_exact() -> None:
     assert nothing is None
 
 
-def test_geometry_is_where_the_numbers_say() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_geometry_is_where_the_numbers_say(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against scipy's interpolation, at places computed pixel by pixel from what the numbers mean."""
+    if exact and not image_augmentation._EXACT_REMAP:
+        pytest.skip("this OpenCV rounds places")
+    monkeypatch.setattr(image_augmentation, "_EXACT_REMAP", exact)
     rng = np.random.default_rng(5)
     smooth = ndimage.gaussian_filter(rng.uniform(0, 255, (80, 80, 3)), (4, 4, 0))
     image = ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)

@@ -87,10 +87,13 @@ def test_pictures_without_masks_and_without_target(tmp_path: Path) -> None:
         DeviceStock(mixed, CPU)
 
 
-def test_what_does_not_fit_is_not_kept() -> None:
-    images = _images()
-    assert stock_bytes(images) == 4 * (3 * 192**2 + 5 * 64**2)
-    assert fits(images, CPU, DataSection(feeding="device"))
-    assert not fits(images, CPU, DataSection(feeding="device", device_gb=0.4 / 1024))  # they take 0.5 MB
-    assert not fits(images, CPU, DataSection(feeding="images"))
+def test_what_does_not_fit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, gpu = _images(), torch.device("cuda")
+    assert stock_bytes(images) == 4 * (3 * 192**2 + 5 * 64**2)  # 0.5 MB
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 << 20, 80 << 30))
+    assert fits(images, gpu, DataSection())
+    assert not fits(images, gpu, DataSection(device_gb=0.4 / 1024))
+    assert not fits(images, gpu, DataSection(feeding="images"))
     assert not fits(images, CPU, DataSection())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900 << 10, 80 << 30))
+    assert not fits(images, gpu, DataSection())  # the network needs some
