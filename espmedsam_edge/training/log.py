@@ -62,12 +62,15 @@ class RunLog:
     def __enter__(self) -> RunLog:
         """Cut back what an earlier, killed run wrote past the step it resumes from; start the bar."""
         if not self.quiet:
-            from torch.utils.tensorboard import SummaryWriter
-
             for name, columns in self._columns.items():
                 self._cut(self.folder / name, columns)
-            with write_errors(self.folder):
-                self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._step + 1)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.tell("TensorBoard is not installed: train.csv and valid.csv alone have the curves.")
+            else:
+                with write_errors(self.folder):
+                    self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._step + 1)
         self._progress.start()
         return self
 
@@ -76,8 +79,8 @@ class RunLog:
     ) -> None:
         """Write what is left, also after an error."""
         self._progress.stop()
+        self.flush()
         if self._writer is not None:
-            self.flush()
             self._writer.close()
 
     def step(
@@ -92,29 +95,29 @@ class RunLog:
         row.update({name: f"{value:.6g}" for name, value in terms.items()})
         row["images_per_second"] = f"{speed:.3g}"
         self._rows["train.csv"].append(row)
-        assert self._writer is not None
-        for name, value in terms.items():
-            self._writer.add_scalar(f"train/{modality}/{name}", value, step)
-        self._writer.add_scalar("learning_rate", rate, step)
+        if self._writer is not None:
+            for name, value in terms.items():
+                self._writer.add_scalar(f"train/{modality}/{name}", value, step)
+            self._writer.add_scalar("learning_rate", rate, step)
         self._progress.update(self._task, completed=step, description=f"epoch {epoch} {modality} {terms['loss']:.3f}")
 
     def validation(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """Note a validation's scores."""
         if self.quiet:
             return
-        assert self._writer is not None
         for modality, score in scores.items():
             row: dict[str, object] = {"step": step, "epoch": epoch, "modality": modality, "score": f"{score:.6g}"}
             self._rows["valid.csv"].append(row)
-            self._writer.add_scalar(f"valid/{modality}", score, step)
+            if self._writer is not None:
+                self._writer.add_scalar(f"valid/{modality}", score, step)
 
     def sheet(self, step: int, epoch: int, picture: NDArray[np.uint8]) -> None:
         """Keep a contact sheet as ``sheets/epoch-0001.jpg`` and in TensorBoard; (H, W, 3) uint8 BGR."""
         if self.quiet:
             return
         write_image(self.folder / "sheets" / f"epoch-{epoch:04d}.jpg", picture)
-        assert self._writer is not None
-        self._writer.add_image("sheet", np.ascontiguousarray(picture[..., ::-1]), step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image("sheet", np.ascontiguousarray(picture[..., ::-1]), step, dataformats="HWC")
 
     def tell(self, line: str) -> None:
         """Log a line for the person who watches; of several processes the first alone does."""

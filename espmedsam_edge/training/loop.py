@@ -25,7 +25,7 @@ from espmedsam_edge.training.data.sampler import ModalityBatchSampler
 from espmedsam_edge.training.data.stock import DeviceStock, fits
 from espmedsam_edge.training.ledger import LossLedger
 from espmedsam_edge.training.log import RunLog
-from espmedsam_edge.training.objectives import Objective, SegmentationObjective, compile_objective
+from espmedsam_edge.training.objectives import Objective, SegmentationObjective, compile_objective, leave_uncompiled
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.pace import Pace, StepClock
 from espmedsam_edge.training.recipe import SCRATCH, Recipe, Stage
@@ -252,14 +252,13 @@ class TrainingLoop:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self._between_steps = False
-        for index, batch in enumerate(group):
-            moved = self._resized(batch.to(self.fabric.device))
-            # Convolutions, and the blocks between them that want channels last, run faster so, most of all in bf16.
-            pixels = moved.images.contiguous(memory_format=torch.channels_last)
-            with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
-                values: dict[str, Tensor] = self.wrapped(pixels, moved.masks, batch.modality)
-                self._ledger.note(step, batch, values)
-                self.fabric.backward(values["loss"] / len(group))
+        try:
+            self._gradients(group)
+        except Exception as error:
+            if not leave_uncompiled(self.objective, error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self._gradients(group)
         if self.recipe.optimizer.gradient_clip:
             self.fabric.clip_gradients(
                 self.wrapped,
@@ -276,6 +275,17 @@ class TrainingLoop:
         self._ledger.end_step(step + 1, self.sampler.epoch + 1, rate, len(group) * self.sampler.global_batch)
         self._count_time()
         self._between_steps = True
+
+    def _gradients(self, group: list[Batch]) -> None:
+        """Those of one or more batches, added up."""
+        for index, batch in enumerate(group):
+            moved = self._resized(batch.to(self.fabric.device))
+            # Convolutions, and the blocks between them that want channels last, run faster so, most of all in bf16.
+            pixels = moved.images.contiguous(memory_format=torch.channels_last)
+            with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(group)):
+                values: dict[str, Tensor] = self.wrapped(pixels, moved.masks, batch.modality)
+                self._ledger.note(self.progress.step, batch, values)
+                self.fabric.backward(values["loss"] / len(group))
 
     def _resized(self, batch: Batch) -> Batch:
         """The batch at the size that this part of the run trains at."""

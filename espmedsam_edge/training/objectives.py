@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.teacher import EspMedSamTeacher, TeacherEncoder
 from espmedsam_edge.training.losses import MaskLoss, feature_distance, segmentation_loss
 from espmedsam_edge.training.trainable import Network
+
+log = logging.getLogger(__name__)
 
 _COMPILED_FORMS = 64  # modalities times sizes, with batch normalisation frozen and not
 Terms = dict[str, Tensor]
@@ -76,3 +80,22 @@ def compile_objective(objective: nn.Module) -> None:
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_FORMS)
     objective.compile(dynamic=False)
+
+
+def leave_uncompiled(objective: nn.Module, error: Exception) -> bool:
+    """Whether an error was torch's compiler's; then the objective computes as it is written from now on, and says so.
+
+    Args:
+        objective: of ``compile_objective``, or one that never was compiled: then the error is another.
+        error: of its forward or backward pass, each of which is compiled when it first runs.
+    """
+    if objective._compiled_call_impl is None:
+        return False
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException):
+        return False
+    objective._compiled_call_impl = None
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    log.warning("run.compile: torch cannot compile the training step here (%s); it goes on uncompiled.", reason)
+    return True

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.model.checkpoint import read_checkpoint
 from espmedsam_edge.training.averaging import WeightAverage
 from espmedsam_edge.training.objectives import SegmentationObjective, Terms, compile_objective
 from espmedsam_edge.training.optimizer import make_optimizer
@@ -142,3 +144,48 @@ def test_a_run_is_compiled_if_asked(tmp_path: Path, small_recipe: MakeRecipe, mo
     for asked in (False, True):
         run_stage("segment", small_recipe(f"run.compile={str(asked).lower()}"), tmp_path / str(asked))
         assert compiled == ([{"dynamic": False}] if asked else [])
+
+
+class FailingCompiler:
+    """Stands for the compiled call: compiling fails at the forward pass, or only at the backward pass."""
+
+    def __init__(self, objective: SegmentationObjective, at: str, error: Exception) -> None:
+        self.objective, self.at, self.error = objective, at, error
+
+    def __call__(self, *arguments: object) -> Terms:
+        if self.at == "forward":
+            raise self.error
+        terms: Terms = self.objective._call_impl(*arguments)
+
+        def fail(gradient: Tensor) -> Tensor:
+            raise self.error
+
+        terms["loss"].register_hook(fail)
+        return terms
+
+
+@pytest.mark.parametrize("at", ["forward", "backward"])
+def test_a_step_that_cannot_be_compiled_goes_on_uncompiled(
+    at: str, tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    changes = ("run.batch_norm_fraction=0", "data.folders={fundus=[]}")
+    plain, _ = run_stage("segment", small_recipe(*changes), tmp_path / "plain")
+
+    def broken(error: Exception) -> None:
+        def compile_(self: SegmentationObjective, **options: object) -> None:
+            self._compiled_call_impl = FailingCompiler(self, at, error)
+
+        monkeypatch.setattr(SegmentationObjective, "compile", compile_)
+
+    broken(TorchDynamoException("\nno C++ compiler\n\nand many lines more"))
+    path, progress = run_stage("segment", small_recipe(*changes, "run.compile=true"), tmp_path / "compiled")
+    assert progress.finished
+    told = [line for line in said if line.startswith("run.compile")]
+    assert told == [
+        "run.compile: torch cannot compile the training step here (no C++ compiler); it goes on uncompiled."
+    ]
+    first, second = (read_checkpoint(one)[0] for one in (plain, path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    broken(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        run_stage("segment", small_recipe(*changes, "run.compile=true"), tmp_path / "other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,17 @@ def test_a_run_writes_its_best_epoch_and_the_start_is_one(
         rows = [(int(row["epoch"]), row["modality"], float(row["score"])) for row in csv.DictReader(stream)]
     assert rows == [(epoch, name, score) for epoch, scores in enumerate(measured) for name, score in scores.items()]
     assert sum(line.startswith("start  Dice 0.2500") for line in said) == 1
+
+
+def test_without_tensorboard_there_are_tables(
+    tmp_path: Path, small_recipe: MakeRecipe, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run_stage("segment", small_recipe(), tmp_path / "run")
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert len((tmp_path / "run" / "train.csv").read_text().splitlines()) == 1 + 4
+    assert len((tmp_path / "run" / "valid.csv").read_text().splitlines()) == 1 + 2
+    assert sum("TensorBoard is not installed" in line for line in said) == 1
 
 
 def test_average_is_of_what_training_moves() -> None:
