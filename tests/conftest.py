@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -21,6 +22,7 @@ from espmedsam_edge import modalities
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.runtime.backends import onnxruntime_backend
 from espmedsam_edge.runtime.backends.backend import Backend
+from espmedsam_edge.shipped import bundles, packed
 
 __all__ = ["data_root", "save_toy_bundle", "save_toy_graph", "toy_bundle", "toy_bundle_of_two"]
 
@@ -40,6 +42,16 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The workers' own folders lie in the run's."""
     own = tmp_path_factory.getbasetemp()
     share_in((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unpacked_once() -> Iterator[None]:
+    """The weights that came along are unpacked once a process, which takes more than a second each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        remembered = functools.lru_cache(maxsize=2)(packed.unpack)
+        for module in (packed, bundles):
+            patch.setattr(module, "unpack", remembered)
+        yield
 
 
 @pytest.fixture(autouse=True)
