@@ -26,6 +26,7 @@ from espmedsam_edge.files import (
 )
 from espmedsam_edge.graph_rules import check_graph
 from espmedsam_edge.modalities import choose
+from espmedsam_edge.scales import Scale
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -140,6 +141,7 @@ class ManifestHead(BaseModel, extra="forbid", frozen=True):
 class Manifest(ManifestHead):
     """The contents of ``manifest.json``."""
 
+    scales: dict[Name, Scale] = {}
     graphs: Annotated[list[Graph], Field(min_length=1)]
     tools: dict[str, str] = {}
     accuracy: dict[str, dict[str, Any]] = {}
@@ -391,5 +393,6 @@ def write_bundle(path: str | Path, *, extend: bool = False, own: bool = False) -
             raise UserError(f"another command replaced {path} meanwhile.", "Run this one again.", exit_code=1)
         if draft.manifest is None:
             raise ValueError("write_bundle: the draft's manifest was never set")
-        text = json.dumps(draft.manifest.model_dump(mode="json"), indent=2) + "\n"
+        exclude = set() if draft.manifest.scales else {"scales"}  # for programs that do not know it
+        text = json.dumps(draft.manifest.model_dump(mode="json", exclude=exclude), indent=2) + "\n"
         draft.new_file(MANIFEST).write_text(text)

@@ -17,6 +17,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.tiling import OFF
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class BenchRequest:
         compare: names as ``load_competitor`` takes them.
         checkpoint: for the competitors that run in PyTorch.
         roofline: measure what the machine can do at best, and compare; left out where it cannot be.
+        tile: as ``Segmenter.load`` takes it; a frame's time is then that of all its tiles.
     """
 
     bundle: Path
@@ -41,6 +43,7 @@ class BenchRequest:
     compare: Sequence[str] = ()
     checkpoint: Path | None = None
     roofline: bool = True
+    tile: str | int = OFF
 
 
 def run_benchmark(request: BenchRequest, settings: BenchSettings, progress: OnProgress | None = None) -> BenchResult:
@@ -54,7 +57,9 @@ def run_benchmark(request: BenchRequest, settings: BenchSettings, progress: OnPr
     """
     environment = collect_environment()  # first: what it says of the load must not be our own
     bundle = Bundle.open(request.bundle)
-    contenders = [load_first(bundle, request.modality, request.precision, request.backend, request.threads)]
+    contenders = [
+        load_first(bundle, request.modality, request.precision, request.backend, request.threads, request.tile)
+    ]
     try:
         first = contenders[0].segmenter
         material = read_material(request.source, first.modality)

@@ -20,6 +20,7 @@ from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Backend, Choice
 from espmedsam_edge.runtime.onnx_session import open_session
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.tiling import OFF
 from espmedsam_edge.shipped.bundles import is_checkpoint
 
 TORCH: tuple[str, ...] = ("torch", "torch-eager", "torch-compile")
@@ -73,11 +74,12 @@ def load_first(
     precision: str | None,
     backend: str,
     threads: int | None,
+    tile: str | int = OFF,
 ) -> Contender:
     """The bundle's own graph, drawing overlays as ``infer`` does: the one that the others are compared with."""
     style = OverlayStyle(color_of(bundle.graph(modality, precision).modality))
     contender = Contender.load(
-        "", lambda: Segmenter.load(bundle, modality, precision, backend, threads=threads, overlay=style)
+        "", lambda: Segmenter.load(bundle, modality, precision, backend, threads=threads, overlay=style, tile=tile)
     )
     graph = contender.segmenter.graph
     contender.name = f"{contender.segmenter.choice.backend.name} {graph.precision}"
@@ -100,12 +102,15 @@ def load_competitor(what: str, first: Segmenter, checkpoint: Path | None, thread
         UserError: none of these, or it is not what it should be; says why.
     """
     bundle, graph, cores = first.bundle, first.graph, threads or usable_cores()
-    style = first.frame_options.overlay
+    style, tile = first.frame_options.overlay, first.tiler.asked
     backend = first.choice.backend.name
 
     def loaded(name: str, bundle: Bundle, graph: Graph, backend: str) -> Contender:
         def load() -> Segmenter:
-            return Segmenter.load(bundle, graph.modality, graph.precision, backend, first.threshold, threads, style)
+            threshold = first.threshold
+            return Segmenter.load(
+                bundle, graph.modality, graph.precision, backend, threshold, threads, style, tile=tile
+            )
 
         return Contender.load(name, load, graph.sha256)
 
@@ -158,5 +163,7 @@ def runs_on_gpu(segmenter: Segmenter) -> bool:
 
 
 def _wrapped(name: str, first: Segmenter, load: Callable[[], Backend], digest: str) -> Contender:
-    style = first.frame_options.overlay
-    return Contender.load(name, lambda: Segmenter(first.bundle, Choice(load()), first.threshold, style), digest)
+    style, tile = first.frame_options.overlay, first.tiler.asked
+    return Contender.load(
+        name, lambda: Segmenter(first.bundle, Choice(load()), first.threshold, style, tile=tile), digest
+    )

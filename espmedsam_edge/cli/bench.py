@@ -56,6 +56,10 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG to this file (needs the extra 'bench').")] = None,
+    tile: Annotated[
+        str,
+        typer.Option(metavar="auto|off|SIZE", help="Large frames in tiles of SIZE pixels, whole, or as infer does."),
+    ] = "off",
     overwrite: Annotated[
         bool | None,
         typer.Option(
@@ -85,7 +89,7 @@ def command(
         _choose(bundle, modality, precision, threads)
         return
     spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
-    request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline)
+    request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline, tile)
     wanted = ((json_file, BENCH), (markdown, PAGE), (plot, PICTURE))
     read = [Path(name) for name in (source, checkpoint, *names) if name is not None]
     with held([Destination(path, kind) for path, kind in wanted if path is not None], read, overwrite) as unchanged:

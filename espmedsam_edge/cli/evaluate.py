@@ -33,6 +33,9 @@ def command(
     sam: Path | None = typer.Option(None, help="SAM's checkpoint, for a teacher saved without it."),
     device: str = typer.Option("auto", help="Of a checkpoint: cpu, cuda or auto."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
+    tile: str = typer.Option(
+        "auto", metavar="auto|off|SIZE", help="Of a bundle: large images in tiles of SIZE pixels, whole, or as it says."
+    ),
     overwrite: bool | None = typer.Option(
         None, "--overwrite/--no-overwrite", help="Replace files that exist, or none. [default: what this program wrote]"
     ),
@@ -55,6 +58,7 @@ def command(
         sam=sam,
         device=device,
         tta=tta,
+        tile=tile,
     )
     tasks = plan_tasks(candidate, data, modality, split, limit)
     wanted = [Destination(path, kind) for path, kind in ((json, MEANS), (csv, SCORES)) if path is not None]

@@ -101,6 +101,12 @@ def command(
     ),
     decoder: Decoder = typer.Option("auto", help="Of streams: hardware is the Jetson's, by GStreamer."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
+    tile: str = typer.Option(
+        "auto",
+        metavar="auto|off|SIZE",
+        help="Pictures larger than those of the training: in overlapping tiles of SIZE pixels, whole (off), or as is "
+        "best for what is segmented (auto).",
+    ),
     overwrite: bool | None = typer.Option(
         None,
         "--overwrite/--no-overwrite",
@@ -141,7 +147,9 @@ def command(
     bundle, sources = None, arguments or []
     if sources and means_a_bundle(sources[0]):
         bundle, *sources = sources
-    model = ModelOptions(bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta)
+    model = ModelOptions(
+        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile
+    )
     serving = None if serve is None else ServeOptions(serve, token, allow_host or ())
     with _terminated_like_interrupted():
         if serving is not None and not sources:

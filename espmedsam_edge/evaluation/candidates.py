@@ -17,6 +17,7 @@ from espmedsam_edge.files import open_regular, read_json
 from espmedsam_edge.imaging.geometry import Frame, Tensor, preprocess
 from espmedsam_edge.imaging.views import VIEWS, average
 from espmedsam_edge.modalities import views_of
+from espmedsam_edge.runtime.tiling import AUTO
 
 if TYPE_CHECKING:
     from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -69,6 +70,7 @@ class BundleCandidate:
     precision: str | None = None
     backend: str = "auto"
     threads: int | None = None
+    tile: str | int = AUTO
     method: str = STUDENT
     tta: bool = False
 
@@ -102,7 +104,7 @@ class BundleCandidate:
         from espmedsam_edge.runtime.segmenter import Segmenter
 
         with Segmenter.load(
-            self.bundle, modality, self.precision, self.backend, threads=self.threads, tta=self.tta
+            self.bundle, modality, self.precision, self.backend, threads=self.threads, tta=self.tta, tile=self.tile
         ) as segmenter:
             segmenter.choice.tell()
             yield _SegmenterPredictor(segmenter)
@@ -172,12 +174,13 @@ def open_candidate(
     sam: Path | None = None,
     device: str = "auto",
     tta: bool = False,
+    tile: str | int = AUTO,
 ) -> Candidate:
     """Open whatever a path holds: a bundle's folder, a checkpoint or a teacher.
 
     Args:
         path: the folder, or the ``.safetensors`` file.
-        precision, backend, threads: of a bundle, as ``Segmenter.load`` takes them.
+        precision, backend, threads, tile: of a bundle, as ``Segmenter.load`` takes them.
         sam: SAM's checkpoint, for a teacher that was saved without it.
         device: of a checkpoint: "cpu", "cuda" or "auto".
         tta: average over mirrored and turned copies, those that each modality allows.
@@ -188,7 +191,12 @@ def open_candidate(
     if path.is_dir() or (not path.exists() and path.suffix != ".safetensors"):
         if path.is_dir() and not (path / MANIFEST).is_file():
             raise UserError(f"{path} is no bundle.", "Name a bundle or a .safetensors checkpoint before the datasets.")
-        return BundleCandidate(Bundle.open(path), precision, backend, threads, tta=tta)
+        return BundleCandidate(Bundle.open(path), precision, backend, threads, tile, tta=tta)
+    if tile != AUTO:
+        raise UserError(
+            f"{path} is a checkpoint: its images are taken whole.",
+            f"Tiles are a bundle's. Export it: espmedsam-edge export {path}",
+        )
     if precision not in (None, "fp32") or backend not in ("auto", "torch"):
         raise UserError(
             f"{path} is a checkpoint: PyTorch runs it in float32.",

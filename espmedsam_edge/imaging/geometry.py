@@ -7,6 +7,7 @@ Frames are (H, W, 3) uint8 BGR, OpenCV's order.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -17,6 +18,8 @@ from espmedsam_edge.bundle import Normalization
 
 Frame = NDArray[np.uint8]  # (H, W, 3), BGR
 Tensor = NDArray[np.float32]
+
+_BAND = 1 << 24  # pixels of a mask that are made at once
 
 
 def preprocess(frame: Frame, image_size: int, normalization: Normalization, out: Tensor | None = None) -> Tensor:
@@ -66,8 +69,32 @@ def mask_from_logits(logits: Tensor, size: tuple[int, int], threshold: float = 0
         logits: (h, w) float32.
         size: (H, W) of the frame.
     """
-    upsampled = upsample_logits(logits, size)
-    return _u8((upsampled >= np.float32(logit(threshold))).view(np.uint8) * np.uint8(255))
+    least = np.float32(logit(threshold))
+    if size[0] * size[1] <= _BAND:
+        return _u8((upsample_logits(logits, size) >= least).view(np.uint8) * np.uint8(255))
+    mask = np.empty(size, np.uint8)
+    for start, band in _upsampled_bands(logits, size):
+        np.multiply(band >= least, np.uint8(255), out=mask[start : start + len(band)], dtype=np.uint8)
+    return mask
+
+
+def _upsampled_bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """What ``upsample_logits`` gives, in bands of rows: the first row's number and (rows, W) float32.
+
+    A large picture's logits would be four times its mask; rows are interpolated as bilinear resizing does, one side
+    after the other.
+    """
+    height, width = size
+    rows = max(1, _BAND // width)
+    for start in range(0, height, rows):
+        centres = (np.arange(start, min(height, start + rows)) + 0.5) * (len(logits) / height) - 0.5
+        centres = np.clip(centres, 0, len(logits) - 1)
+        above = np.floor(centres).astype(int)
+        first, last = int(above[0]), min(len(logits), int(above[-1]) + 2)
+        wide = upsample_logits(logits[first:last], (last - first, width))
+        below = np.minimum(above + 1, len(logits) - 1)
+        share = np.asarray(centres - above, np.float32)[:, None]
+        yield start, wide[above - first] * (1 - share) + wide[below - first] * share
 
 
 def probability_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

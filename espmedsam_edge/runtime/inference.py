@@ -169,6 +169,7 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
         threshold=model.threshold,
         threads=model.threads,
         tta=model.tta,
+        tile=model.tile,
     ) as server:
         yield server
 
@@ -351,6 +352,7 @@ class Inference:
                 threshold=model.threshold,
                 threads=model.threads,
                 tta=model.tta,
+                tile=model.tile,
                 opacity=(self.request.outputs or Outputs()).opacity,
                 writes=plan.writes,
                 pool=self._networks.pool,

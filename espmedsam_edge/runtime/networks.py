@@ -140,6 +140,7 @@ class Networks:
                 overlay=None if style_of is None else style_of(modality),
                 tta=model.tta,
                 many=many,
+                tile=model.tile,
             )
 
         self.segmenter = stack.enter_context(load(self.graph.modality, self.bundle))

@@ -16,6 +16,7 @@ from espmedsam_edge.runtime.run.jobs import LiveReport
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.sources.selection import Selection
 from espmedsam_edge.runtime.sources.source import Failure
+from espmedsam_edge.runtime.tiling import AUTO, parse_tile
 
 if TYPE_CHECKING:
     from espmedsam_edge.runtime.segmenter import Segmenter
@@ -59,6 +60,8 @@ class ModelOptions:
         arithmetic: of backend openvino: what it computes in, fp32, bf16, fp16 or "graph"; None: fp32.
         provider: of backend onnxruntime: the name of one of its execution providers; None: CUDA or the CPU.
         tta: average the network over mirrored and turned copies of each frame, those that the modality allows.
+        tile: how pictures larger than those of the training are segmented: "off", whole; a number, in tiles of that
+            many pixels; "auto", as the bundle says of its modality.
     """
 
     bundle: Bundle | str | Path | None = None
@@ -71,9 +74,11 @@ class ModelOptions:
     arithmetic: str | None = None
     provider: str | None = None
     tta: bool = False
+    tile: str | int = AUTO
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)
+        parse_tile(self.tile)
         self.backend_spec()
 
     def backend_spec(self) -> str:

@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -30,11 +30,11 @@ from espmedsam_edge.runtime.backends.backend import (
     FrameOptions,
     OverlappingBackend,
     Started,
-    StartedRun,
     load_backend,
 )
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, finite
+from espmedsam_edge.runtime.tiling import AUTO, Tiler, segment_tiles
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Segmenter(Closing):
         threshold: float,
         overlay: OverlayStyle | None = None,
         fall_back: Callable[[], Choice] | None = None,
+        tile: str | int = AUTO,
     ) -> None:
         """Take a loaded backend; ``load`` is the usual way.
 
@@ -66,6 +67,7 @@ class Segmenter(Closing):
             threshold, overlay: see ``load``.
             fall_back: loads the backend on the CPU that takes what a GPU cannot: all once it is lost, before that what
                 does not fit there. None: such frames fail.
+            tile: see ``load``.
         """
         self.bundle = bundle
         self.graph = choice.backend.graph
@@ -77,6 +79,7 @@ class Segmenter(Closing):
         if overlay is not None:
             overlay = replace(overlay, notice="")  # the one part of an overlay that is always written on the CPU
         self.frame_options = FrameOptions(bundle.manifest.input.normalization, threshold, overlay)
+        self.tiler = Tiler(tile, bundle.manifest.scales.get(self.modality), self.modality)
         self._take(choice)
         self._closed = False
 
@@ -96,6 +99,7 @@ class Segmenter(Closing):
         threads: int | None = None,
         overlay: OverlayStyle | None = None,
         tta: bool = False,
+        tile: str | int = AUTO,
         *,
         many: bool = False,
     ) -> Segmenter:
@@ -114,6 +118,8 @@ class Segmenter(Closing):
             tta: average the network over mirrored and turned copies of each frame, those that the modality allows
                 (``modalities.views_of``); frames must be in the host's memory then.
             many: whether many frames are to be under way at once (``start``), so that their rate counts.
+            tile: how large frames are segmented: "off", whole; a number, in overlapping tiles of that many pixels if
+                they are larger; "auto", as the bundle says. Frames that lie on a GPU are taken whole.
 
         Raises:
             UserError: what is wrong with the bundle, a name or this machine.
@@ -136,7 +142,7 @@ class Segmenter(Closing):
         def on_the_cpu() -> Choice:
             return finished(load_backend(opened, choice.backend.graph, "onnxruntime-cpu", threads))
 
-        return cls(opened, finished(choice), threshold, overlay, on_the_cpu if backend == "auto" else None)
+        return cls(opened, finished(choice), threshold, overlay, on_the_cpu if backend == "auto" else None, tile)
 
     @property
     def modality(self) -> str:
@@ -186,7 +192,8 @@ class Segmenter(Closing):
         options = self._checked(frames, threshold)
         results: list[Segmentation] = []
         for start in range(0, len(frames), self.batch):
-            results += self._segment_group(frames[start : start + self.batch], options)
+            group = frames[start : start + self.batch]
+            results += self._tiled(group, options) or self._segment_group(group, options)
         return finite(results)
 
     @property
@@ -217,16 +224,34 @@ class Segmenter(Closing):
         if not 1 <= len(frames) <= self.batch:
             raise ValueError(f"{len(frames)} frames for a graph with batch {self.batch}")
         options = self._checked(frames, threshold)
+        tiled = self._tiled(frames, options)
+        return self._start(frames, options) if tiled is None else _Later(lambda: tiled)
+
+    def _tiled(self, frames: Sequence[AnyFrame], options: FrameOptions) -> list[Segmentation] | None:
+        """The results of a group with a frame that is taken in tiles; None: it has none."""
+        tiles = [self.tiler.tiles(frame, self.graph) for frame in frames]
+        if not any(tiles):
+            return None
+        plain = replace(options, overlay=None)
+        return [
+            self._segment_group([frame], options)[0]
+            if its is None
+            else segment_tiles(cast(Frame, frame), its, plain, self._start, self.batch, self.in_flight)
+            for frame, its in zip(frames, tiles, strict=True)
+        ]
+
+    def _start(self, frames: Sequence[AnyFrame], options: FrameOptions) -> Started:
         with self._lock:
             self._check_open()
             if self.frame_backend is not None:
                 try:
-                    return _UnderWay(self, frames, options, self.frame_backend.start_frames(frames, options))
+                    started = self.frame_backend.start_frames(frames, options)
+                    return _Later(lambda: self._finish(frames, options, started))
                 except UserError as error:
-                    return _Finished(self._on_the_cpu_instead(error, frames, options))
+                    return _Later(partial(list, self._on_the_cpu_instead(error, frames, options)))
             if isinstance(self.choice.backend, OverlappingBackend):
                 return self._start_tensors(self.choice.backend, cast(Sequence[Frame], frames), options)
-        return _Finished(self._segment_group(frames, options))
+        return _Later(partial(list, self._segment_group(frames, options)))
 
     def _finish(self, frames: Sequence[AnyFrame], options: FrameOptions, started: Started) -> list[Segmentation]:
         with self._lock:
@@ -301,7 +326,17 @@ class Segmenter(Closing):
         """Hand checked frames to a backend that computes while others are prepared and finished."""
         image = self._spare_images.pop() if self._spare_images else np.zeros(self.graph.input_shape, np.float32)
         preprocess_seconds = self._preprocess(frames, options, image)
-        return _Computing(self, frames, options, image, preprocess_seconds, backend.start(image))
+        run = backend.start(image)
+
+        def finish() -> list[Segmentation]:
+            with self._lock:
+                begin = time.perf_counter()
+                logits = run.logits()
+                waited = time.perf_counter() - begin
+                self._spare_images.append(image)
+                return self._masks(logits, frames, options, preprocess_seconds, waited)
+
+        return _Later(finish)
 
     def _preprocess(self, frames: Sequence[Frame], options: FrameOptions, image: Tensor) -> list[float]:
         """Write the network's input for each frame; seconds of each."""
@@ -351,48 +386,16 @@ class Segmenter(Closing):
                     self._on_cpu.backend.close()
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """Frames that were segmented when they were handed over."""
+class _Later:
+    """Frames that were handed over: what finishes them is called once, when the results are asked for."""
 
-    _results: list[Segmentation]
-
-    def results(self) -> list[Segmentation]:
-        return finite(self._results)
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    """Frames on a backend that overlaps groups; kept, should the GPU be lost before they are done."""
-
-    _segmenter: Segmenter
-    _frames: Sequence[AnyFrame]
-    _options: FrameOptions
-    _started: Started
+    def __init__(self, finish: Callable[[], list[Segmentation]]) -> None:
+        self._finish = finish
+        self._results: list[Segmentation] | None = None
+        self._lock = threading.Lock()
 
     def results(self) -> list[Segmentation]:
-        return finite(self._segmenter._finish(self._frames, self._options, self._started))
-
-
-@dataclass
-class _Computing:
-    """Frames whose network runs while others are prepared and finished."""
-
-    _segmenter: Segmenter
-    _frames: Sequence[Frame]
-    _options: FrameOptions
-    _image: Tensor
-    _preprocess_seconds: list[float]
-    _run: StartedRun
-    _results: list[Segmentation] | None = None
-
-    def results(self) -> list[Segmentation]:
-        segmenter = self._segmenter
-        with segmenter._lock:
+        with self._lock:
             if self._results is None:
-                begin = time.perf_counter()
-                logits = self._run.logits()
-                waited = time.perf_counter() - begin
-                segmenter._spare_images.append(self._image)
-                self._results = segmenter._masks(logits, self._frames, self._options, self._preprocess_seconds, waited)
+                self._results = self._finish()
         return finite(self._results)

@@ -9,6 +9,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.tiling import AUTO
 
 _PATIENCE = 10.0
 
@@ -80,12 +81,13 @@ def loader(
     threshold: float | None = None,
     threads: int | None = None,
     tta: bool = False,
+    tile: str | int = AUTO,
 ) -> Load:
     """Loads modalities as ``Segmenter.load`` does with these arguments; one that lacks the precision gets another."""
 
     def load(modality: str) -> Segmenter:
         has = {graph.precision for graph in bundle.manifest.graphs if graph.modality == modality}
         chosen = precision if precision in has else None
-        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads, tta=tta)
+        return Segmenter.load(bundle, modality, chosen, backend, threshold, threads, tta=tta, tile=tile)
 
     return load

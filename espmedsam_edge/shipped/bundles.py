@@ -42,6 +42,7 @@ from espmedsam_edge.files import ChangedError, atomic_write, read_checked, tempo
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
 from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.onnx_header import with_header
+from espmedsam_edge.scales import Scale
 from espmedsam_edge.shipped.assembly import assemble
 from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, unpack, write_plain
 from espmedsam_edge.version import __version__
@@ -71,6 +72,7 @@ CHECKPOINT = f"espmedsam-s{SUFFIX}"
 UNPACKED = CHECKPOINT.removesuffix(".xz")
 """In ``SUMS`` alone: what the checkpoint is once it is unpacked."""
 
+SCALES = "scales.json"
 METADATA_KEY = "espmedsam"
 _WHERE = "the weights that came with the program"
 
@@ -131,6 +133,16 @@ def shipped_scores(folder: Path = WEIGHTS) -> dict[str, Score]:
             f"Name a bundle, or install them, for research only: {sys.executable} -m pip install {DISTRIBUTION}",
             exit_code=1,
         ) from error
+
+
+def _scales(folder: Path) -> dict[str, Scale]:
+    """The pictures that each modality was trained on; a folder of weights need not say."""
+    try:
+        return {name: Scale.model_validate(value) for name, value in json.loads((folder / SCALES).read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / SCALES} is damaged.", "Install the package again.", exit_code=1) from error
 
 
 def shipped_bundle(
@@ -238,6 +250,7 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
         **dict(head),
         graphs=graphs,
         accuracy=accuracy,
+        scales={name: scale for name, scale in _scales(folder).items() if name in names},
         tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)} | {"espmedsam-edge": __version__},
     )
     return manifest, contents

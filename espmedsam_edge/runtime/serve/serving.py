@@ -16,6 +16,7 @@ from espmedsam_edge.runtime.serve.live_view import DEFAULT_OPACITY, LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.server import Server
+from espmedsam_edge.runtime.tiling import AUTO
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def serve_run(
     threshold: float | None = None,
     threads: int | None = None,
     tta: bool = False,
+    tile: str | int = AUTO,
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
     live: bool = False,
@@ -42,7 +44,7 @@ def serve_run(
         options: where and for whom.
         segmenter: the run's; stays the caller's.
         controls: the run's.
-        precision, backend, threshold, threads, tta: for the bundle's other modalities; see ``Segmenter.load``.
+        precision, backend, threshold, threads, tta, tile: for its other modalities; see ``Segmenter.load``.
         opacity: of the overlay's tint to begin with, 0 to 1.
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
@@ -53,7 +55,7 @@ def serve_run(
         UserError: as ``Server``.
     """
     bundle = segmenter.bundle
-    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, tta=tta)
+    load = loader(bundle, precision, backend, threshold=threshold, threads=threads, tta=tta, tile=tile)
     view = LiveView(controls, opacity=opacity, notice=notice_of(bundle), holds=writes, live=live)
     own = SegmenterPool(bundle, load, [segmenter.modality] if writes else None)
     with own if pool is None or writes else nullcontext(pool) as offered:
@@ -77,6 +79,7 @@ def serve_alone(
     threshold: float | None = None,
     threads: int | None = None,
     tta: bool = False,
+    tile: str | int = AUTO,
 ) -> Iterator[Server]:
     """Serve ``POST /v1/segment`` and the page without a run. The modality, if there is one, is loaded at once.
 
@@ -88,7 +91,7 @@ def serve_alone(
 
     def load(modality: str) -> Segmenter:
         of = first if modality == start else chosen.bundle_of(modality)
-        return loader(of, precision, backend, threshold=threshold, threads=threads, tta=tta)(modality)
+        return loader(of, precision, backend, threshold=threshold, threads=threads, tta=tta, tile=tile)(modality)
 
     controls = Adjustable()
     start = chosen.modality or chosen.among[0]

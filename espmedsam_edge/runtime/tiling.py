@@ -1,0 +1,131 @@
+"""Which pictures are segmented in tiles, and the result of one from those of its tiles."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from espmedsam_edge.bundle import Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits
+from espmedsam_edge.imaging.tiles import Tiles
+from espmedsam_edge.runtime.backends.backend import AnyFrame, FrameOptions, Started
+from espmedsam_edge.runtime.segmentation import Segmentation, Timings
+from espmedsam_edge.scales import Scale
+
+log = logging.getLogger(__name__)
+
+AUTO, OFF = "auto", "off"
+_SMALLEST, _LARGEST = 32, 8192  # pixels
+_MUCH = 2  # times the largest picture of the training, from which shrinking is said
+
+Start = Callable[[Sequence[Frame], FrameOptions], Started]
+
+
+def parse_tile(tile: str | int) -> str | int:
+    """``AUTO``, ``OFF`` or a tile's side in pixels.
+
+    Raises:
+        UserError: none of these.
+    """
+    text = str(tile).strip().lower()
+    if text in (AUTO, OFF):
+        return text
+    if not (text.isascii() and text.isdecimal() and _SMALLEST <= int(text) <= _LARGEST):
+        raise UserError(
+            f"tile '{tile}' is no size.", f"Give auto, off, or the side of a tile: {_SMALLEST} to {_LARGEST} pixels."
+        )
+    return int(text)
+
+
+class Tiler:
+    """Decides for each picture, and segments one in tiles.
+
+    Args:
+        tile: as ``parse_tile`` takes it.
+        scale: of the modality, if the bundle states it; without one ``auto`` is ``off``.
+        modality: for what is said.
+
+    Attributes:
+        asked: what was asked for, as ``parse_tile`` gives it.
+    """
+
+    def __init__(self, tile: str | int, scale: Scale | None, modality: str) -> None:
+        self.asked = parse_tile(tile)
+        self._scale, self._modality = scale, modality
+        self._said = False
+
+    def tiles(self, frame: AnyFrame, graph: Graph) -> Tiles | None:
+        """The tiles of a frame; None: it is taken whole, as one on a GPU and one that needs no shrinking are."""
+        if not isinstance(frame, np.ndarray):
+            return None
+        size, cells = (frame.shape[0], frame.shape[1]), graph.output_shape[2]
+        asked, scale, longest = self.asked, self._scale, max(size)
+        if isinstance(asked, int):
+            return Tiles(size, asked, cells) if longest > asked else None
+        if asked == AUTO and scale is not None and scale.tile is not None and longest > graph.image_size:
+            return Tiles(size, scale.tile, cells)
+        if scale is not None and longest > _MUCH * scale.largest and not self._said:
+            self._said = True
+            log.info(
+                "A picture of %dx%d pixels is shrunk more than any that %s was trained on (%d at most): what is small "
+                "in it may be missed. In tiles: --tile SIZE",
+                size[1],
+                size[0],
+                self._modality,
+                scale.largest,
+            )
+        return None
+
+
+def in_groups(
+    frames: Iterable[Frame], start: Callable[[Sequence[Frame]], Started], batch: int, in_flight: int
+) -> Iterator[Segmentation]:
+    """The results of frames in order, handed over in groups of ``batch``, at most ``in_flight`` groups at once."""
+    under_way: deque[Started] = deque()
+    waiting = iter(frames)
+    while group := list(islice(waiting, batch)):
+        under_way.append(start(group))
+        if len(under_way) >= in_flight:
+            yield from under_way.popleft().results()
+    while under_way:
+        yield from under_way.popleft().results()
+
+
+def segment_tiles(
+    frame: Frame, tiles: Tiles, options: FrameOptions, start: Start, batch: int, in_flight: int
+) -> Segmentation:
+    """Segment a picture in tiles; besides it and its result, memory is taken for a few tiles.
+
+    Args:
+        frame: (H, W, 3) uint8 BGR.
+        tiles: of it.
+        options: the threshold; tiles are not drawn.
+        start: hands over a group of at most ``batch`` tiles.
+        in_flight: how many groups may be under way.
+
+    Raises:
+        UserError: the backend failed.
+    """
+    spent = [0.0, 0.0, 0.0]
+    modality = ""
+
+    def logits() -> Iterator[Tensor]:
+        nonlocal modality
+        parts = (place.of(frame) for place in tiles)
+        for result in in_groups(parts, lambda group: start(group, options), batch, in_flight):
+            modality, timings = result.modality, result.timings
+            for stage, seconds in enumerate((timings.preprocess, timings.inference, timings.postprocess)):
+                spent[stage] += seconds
+            yield result.logits
+
+    joined = tiles.join(logits())
+    begin = time.perf_counter()
+    mask = mask_from_logits(joined, (frame.shape[0], frame.shape[1]), options.threshold)
+    spent[2] += time.perf_counter() - begin
+    return Segmentation(mask, modality, joined, options.threshold, Timings(*spent))
