@@ -59,9 +59,9 @@ def read_image(path: str | Path, largest: int | None = None) -> Frame:
     return frame
 
 
-def decode_image(data: bytes, name: str = "the image") -> Frame:
+def decode_image(data: bytes, name: str = "the image", largest: int | None = None) -> Frame:
     """Decode an image file's bytes; ``name`` stands for it in errors. Everything else as ``read_image``."""
-    return _decode(data, name)[0]
+    return _decode(data, name, largest=largest or 0)[0]
 
 
 def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> tuple[Frame, ImageHeader]:

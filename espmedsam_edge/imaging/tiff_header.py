@@ -61,6 +61,7 @@ class Orientation(NamedTuple):
 class _Tag(NamedTuple):
     values: tuple[int, ...]
     place: int
+    kind: int
 
 
 def read_tiff(data: bytes) -> Tiff:
@@ -127,16 +128,79 @@ def plain_tiff(data: bytes) -> bytes:
     main = _main_directory(data)
     tags = _directory(data, main)[0]
     order, big = _byte_order(data)
+    value, place = _orientation(tags)
+    extra = tags.get(_EXTRA_SAMPLES)
+    turned = place is not None and value != 1
+    apart = extra is not None and extra.values[:1] == (_APART,)
+    if main == _first_directory(data) and not turned and not apart:
+        return data
     changed = bytearray(data)
     if main != _first_directory(data):
         struct.pack_into(f"{order}{'Q' if big else 'I'}", changed, 8 if big else 4, main)
-    value, place = _orientation(tags)
-    if place is not None and value != 1:
+    if place is not None and turned:
         struct.pack_into(f"{order}H", changed, place, 1)  # a short at the start of the field
-    extra = tags.get(_EXTRA_SAMPLES)
-    if extra is not None and extra.values[:1] == (_APART,):  # libtiff multiplies colours by it, unless that was done
+    if extra is not None and apart:  # libtiff multiplies colours by it, unless that was done
         struct.pack_into(f"{order}H", changed, extra.place, _PREMULTIPLIED)
     return bytes(changed)
+
+
+class TiffPages:
+    """The pictures of a file beside thumbnails and levels of a pyramid: changes it in place to show one or the other.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> _ = cv2.imwritemulti("stack.tif", [np.full((8, 8), value, np.uint8) for value in (10, 20, 30)])
+        >>> pages = TiffPages(bytearray(open("stack.tif", "rb").read()))
+        >>> [int(cv2.imdecode(np.frombuffer(pages.show(number), np.uint8), -1).mean()) for number in range(len(pages))]
+        [10, 20, 30]
+
+    Args:
+        data: the whole file.
+
+    Attributes:
+        description: the first picture's, where programs say what the others are; "" without one.
+    """
+
+    def __init__(self, data: bytearray) -> None:
+        chain = list(_chain(data, _first_directory(data)))
+        self._data = data
+        self._places = [place for tags, place in chain if not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY)]
+        self._tags = _directory(data, self._places[0])[0] if self._places else {}
+        text = bytes(value & 255 for value in self._values(_DESCRIPTION))
+        self.description = text.rstrip(b"\0").decode("utf-8", "replace")
+        # ImageJ writes one directory alone before what is large: the others' samples follow the first one's.
+        described = _IMAGEJ.search(text)
+        follow = len(self._places) == 1 and described is not None and self._values(_COMPRESSION)[:1] in ((), (1,))
+        self._following = int(described[1]) if described is not None and follow else 0
+        if self._following > _MOST_PICTURES:
+            raise HeaderError("it is of too many parts")
+
+    def _values(self, tag: int) -> tuple[int, ...]:
+        return self._tags[tag].values if tag in self._tags else ()
+
+    def __len__(self) -> int:
+        return max(len(self._places), self._following)
+
+    def show(self, number: int) -> bytearray:
+        """The file, with this picture as its only one.
+
+        Raises:
+            struct.error: damaged.
+        """
+        (order, big), changed = _byte_order(self._data), self._data
+        offset, place = f"{order}{'Q' if big else 'I'}", self._places[min(number, len(self._places) - 1)]
+        struct.pack_into(offset, changed, 8 if big else 4, place)
+        entries = struct.unpack_from(f"{order}{'Q' if big else 'H'}", changed, place)[0]
+        end = place + (8 if big else 2) + entries * (20 if big else 12)
+        if end + struct.calcsize(offset) <= len(changed):
+            struct.pack_into(offset, changed, end, 0)  # no picture follows
+        if self._following:
+            layout, offsets = _LAYOUTS[self._tags[_STRIPS].kind], self._tags[_STRIPS]
+            shift = number * sum(self._values(_STRIP_BYTES))
+            for index, strip in enumerate(offsets.values):
+                start = offsets.place + index * struct.calcsize(layout)
+                struct.pack_into(f"{order}{layout}", changed, start, strip + shift)
+        return changed
 
 
 def _orientation(tags: dict[int, _Tag]) -> Orientation:
@@ -146,7 +210,7 @@ def _orientation(tags: dict[int, _Tag]) -> Orientation:
     return Orientation(tag.values[0], tag.place)
 
 
-def _first_directory(data: bytes) -> int:
+def _first_directory(data: bytes | bytearray) -> int:
     order, big = _byte_order(data)
     return int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
 
@@ -174,7 +238,7 @@ def _kind(tags: dict[int, _Tag]) -> int:
     return tag.values[0] if tag and tag.values else 0
 
 
-def _chain(data: bytes, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]:
+def _chain(data: bytes | bytearray, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]:
     """Directories that follow each other, as far as they are whole; a chain that bites its tail ends."""
     seen: set[int] = set()
     while directory and directory not in seen and len(seen) < _MOST_PICTURES:
@@ -187,7 +251,7 @@ def _chain(data: bytes, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]
         yield tags, place
 
 
-def _byte_order(data: bytes) -> tuple[str, bool]:
+def _byte_order(data: bytes | bytearray) -> tuple[str, bool]:
     return "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
 
 
@@ -196,7 +260,7 @@ def _further_pictures(data: bytes, directory: int) -> int:
     return sum(not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY) for tags, _ in _chain(data, directory))
 
 
-def _directory(data: bytes, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:
+def _directory(data: bytes | bytearray, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:
     """The wanted tags of a directory, each once however often it is listed, and where the next one is (0: none)."""
     order, big = _byte_order(data)
     offset = f"{order}{'Q' if big else 'I'}"
@@ -212,7 +276,7 @@ def _directory(data: bytes, directory: int, wanted: Set[int] = _USED) -> tuple[d
 
 
 def _tags(
-    data: bytes, entries: range, offset: str, skipped: int, inline: int, used: Set[int]
+    data: bytes | bytearray, entries: range, offset: str, skipped: int, inline: int, used: Set[int]
 ) -> Iterator[tuple[int, _Tag]]:
     order, wanted = offset[0], set(used)
     for start in entries:
@@ -233,4 +297,4 @@ def _tags(
         else:
             count = min(count, _MOST_TEXT if tag == _DESCRIPTION else _MOST_VALUES)
         values = tuple(item for (item,) in layout.iter_unpack(data[place : place + count * layout.size]))
-        yield tag, _Tag(values, place)
+        yield tag, _Tag(values, place, kind)

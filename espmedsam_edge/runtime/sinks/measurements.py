@@ -78,7 +78,8 @@ class _GrowingText:
 class JsonLines(_GrowingText):
     """Writes one JSON object a frame, each on its line.
 
-    A line holds source, frame, time and, for a live source, the frames skipped so far; ``Segmentation.to_dict``;
+    A line holds source, frame, time and, for a live source, the frames skipped so far; of a stack ``z_um``;
+    ``Segmentation.to_dict``;
     ``area_mm2`` and ``spacing_mm`` (between rows, between columns) where the spacing is known; and the contours.
 
     Args:
@@ -105,6 +106,8 @@ class JsonLines(_GrowingText):
         line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
         if frame.captured is not None:
             line["skipped"] = frame.skipped
+        if frame.z is not None:
+            line["z_um"] = round(frame.z, 4)
         if self._identifiers is not None:
             line |= self._identifiers(frame.path)
         line |= self._constants | result.to_dict()

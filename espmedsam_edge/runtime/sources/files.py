@@ -56,7 +56,7 @@ def _read_picture(path: Path, scales: SharedScales) -> SourceFrame:
     return SourceFrame(next(read_dicom_frames(path, scale)), path, spacing=header.spacing)
 
 
-class _Clip:
+class Clip:
     """The frames of one file, which follow each other in time; subclasses open and read it."""
 
     kind: Literal["images", "video"] = "video"
@@ -71,7 +71,7 @@ class _Clip:
         self.failures: list[Failure] = []
         self._entered = False
 
-    def __enter__(self: _ClipType) -> _ClipType:
+    def __enter__(self: _AnyClip) -> _AnyClip:
         self.fps, self.length = self._open()
         self._entered = True
         return self
@@ -99,10 +99,10 @@ class _Clip:
         raise NotImplementedError
 
 
-_ClipType = TypeVar("_ClipType", bound=_Clip)
+_AnyClip = TypeVar("_AnyClip", bound=Clip)
 
 
-class VideoFile(_Clip):
+class VideoFile(Clip):
     """A video file's frames, its times in seconds."""
 
     _reader: VideoReader
@@ -133,7 +133,7 @@ class VideoFile(_Clip):
             self.failures.append(Failure(self.name, message))
 
 
-class DicomCine(_Clip):
+class DicomCine(Clip):
     """A DICOM file's frames, with its frame times."""
 
     _header: DicomHeader

@@ -21,6 +21,7 @@ from espmedsam_edge.runtime.dicom.reading import NoPicture, is_dicom, read_dicom
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, DicomCine, ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.live import LiveOptions
+from espmedsam_edge.runtime.sources.paged import PagedPicture, is_paged
 from espmedsam_edge.runtime.sources.piped import LABEL, STANDARD_INPUT, open_standard_input
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
@@ -111,6 +112,8 @@ def _sources_of(files: Sequence[Path], specification: str) -> list[Source]:
                 slices.append(((series.setdefault(header.order[0], len(series)), header.order[1]), path))
         elif _is_video(path):
             videos.append(VideoFile(path))
+        elif is_paged(path):
+            videos.append(PagedPicture(path))
         else:
             pictures.append(path)
     if others:

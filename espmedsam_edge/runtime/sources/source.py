@@ -38,6 +38,7 @@ class SourceFrame:
         aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.
         crop: the part of it that is segmented; None: all.
         modality: what it was recognised as (``recognised``); None: it is segmented as the run says.
+        z: micrometres along the optical axis from the first page, where a stack says so; else None.
     """
 
     image: Frame
@@ -51,6 +52,7 @@ class SourceFrame:
     aspect: Fraction = Fraction(1)
     crop: Crop | None = None
     modality: str | None = None
+    z: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,0 +1,192 @@
+"""Files of several pictures as frames: pages of a TIFF, ImageJ and OME stacks, animated PNG and WebP."""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.decode import decode_image, max_pixels
+from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import image_format, read_header
+from espmedsam_edge.imaging.tiff_header import TiffPages
+from espmedsam_edge.runtime.sources.files import Clip
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
+
+log = logging.getLogger(__name__)
+
+_ANIMATED = ("PNG", "WebP")
+_LARGEST = 8 << 30  # bytes of a file that is looked into
+
+
+class Place(NamedTuple):
+    """Where a page belongs, as far as the file says so: seconds, and micrometres along the optical axis."""
+
+    time: float | None = None
+    z: float | None = None
+
+
+def is_paged(path: Path) -> bool:
+    """Whether a picture's file holds several that are frames."""
+    with suppress(OSError, HeaderError, UserError, struct.error):
+        with path.open("rb") as stream:
+            form = image_format(stream.read(64))
+        if form in ("TIFF", *_ANIMATED) and path.stat().st_size < _LARGEST:
+            pictures = read_header(path.read_bytes()).pictures
+            return pictures > 1 and (form == "TIFF" or hasattr(cv2, "imdecodeanimation"))
+    return False
+
+
+class PagedPicture(Clip):
+    """The pages of a TIFF, or the pictures of an animation, in order; those that do not fit the first are left out."""
+
+    def _open(self) -> tuple[Fraction | None, int | None]:
+        try:
+            data = self.path.read_bytes()
+            header = read_header(data)
+        except (OSError, HeaderError) as error:
+            raise UserError(f"cannot read {self.path}: {error}.", "Copy it again.", exit_code=1) from error
+        self._data = bytearray(data)
+        self._pages = TiffPages(self._data) if header.format == "TIFF" else None
+        self._pictures = header.pictures if self._pages is None else len(self._pages)
+        if self._pages is None:
+            if header.width * header.height * header.pictures > max_pixels():
+                raise UserError(
+                    f"{self.path} holds {header.pictures} pictures of {header.width}x{header.height} pixels, over the "
+                    f"limit of {max_pixels()} in all.",
+                    "Convert it to a video.",
+                    exit_code=1,
+                )
+            return None, header.pictures
+        self._places = places_of(self._pages.description, self._pictures)
+        return _rate([place.time for place in self._places]), self._pictures
+
+    def _close(self) -> None:
+        del self._data, self._pages
+
+    def _frames(self) -> Iterator[SourceFrame]:
+        return self._animation() if self._pages is None else self._pages_of(self._pages)
+
+    def _animation(self) -> Iterator[SourceFrame]:
+        found, animation = cv2.imdecodeanimation(np.frombuffer(self._data, np.uint8))
+        if not found:
+            raise UserError(f"cannot read {self.path}: its pictures cannot be decoded.", "Convert it.", exit_code=1)
+        time = 0.0
+        for index, (picture, milliseconds) in enumerate(zip(animation.frames, animation.durations, strict=False)):
+            yield SourceFrame(np.ascontiguousarray(cast(Frame, picture)[..., :3]), self.path, index, time)
+            time += max(0, int(milliseconds)) / 1000
+
+    def _pages_of(self, pages: TiffPages) -> Iterator[SourceFrame]:
+        first: tuple[int, ...] | None = None
+        largest = self._largest_sample(pages)
+        for number, place in enumerate(self._places):
+            try:
+                image = decode_image(cast(bytes, pages.show(number)), f"{self.path}, page {number + 1}", largest)
+                if first is not None and image.shape != first:
+                    was, now = (f"{shape[1]}x{shape[0]}" for shape in (first, image.shape))
+                    fault = f"{self.path}, page {number + 1}, is {now} pixels, the first {was}: it is left out."
+                    raise UserError(fault, "Save it as a file of its own.", exit_code=1)
+            except (UserError, struct.error) as error:
+                self.failures.append(Failure(self.name, str(error)))
+                continue
+            first = image.shape
+            yield SourceFrame(image, self.path, number, place.time, z=place.z)
+
+    def _largest_sample(self, pages: TiffPages) -> int:
+        """Of all pages of more than 8 bits, so that they share one scale; 0 for others."""
+        largest = 0
+        for number in range(len(pages)):
+            with suppress(cv2.error, struct.error, HeaderError):
+                data = pages.show(number)
+                if read_header(cast(bytes, data)).depth <= 8:
+                    return 0
+                samples: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                if samples is not None and samples.dtype == np.uint16:
+                    largest = max(largest, int(samples.max()))
+        return largest
+
+
+def _rate(times: list[float | None]) -> Fraction | None:
+    stated = [time for time in times if time is not None]
+    span = stated[-1] - stated[0] if len(stated) == len(times) > 1 else 0.0
+    return Fraction((len(stated) - 1) / span).limit_denominator(1000) if span > 0 else None
+
+
+def places_of(description: str, pages: int) -> list[Place]:
+    """Where each of a file's pages belongs, by what ImageJ or an OME program wrote into its description."""
+    if description.startswith("ImageJ="):
+        return _imagej(dict(line.split("=", 1) for line in description.splitlines() if "=" in line), pages)
+    pixels = re.search(r"<Pixels\b[^>]*>", description)
+    if pixels is not None and "<OME" in description:
+        return _ome(dict(re.findall(r'\b(\w+)="([^"]*)"', pixels[0])), pages)
+    return [Place()] * pages
+
+
+def _imagej(values: dict[str, str], pages: int) -> list[Place]:
+    """Channels follow each other first, then slices, then frames."""
+    channels, slices, frames = (_count(values.get(name)) for name in ("channels", "slices", "frames"))
+    interval = _positive(values.get("finterval"))
+    rate = _positive(values.get("fps"))
+    if interval is None and rate is not None:
+        interval = 1 / rate
+    return _grid(pages, (channels, slices, frames), "CZT", interval, _positive(values.get("spacing")))
+
+
+def _ome(values: dict[str, str], pages: int) -> list[Place]:
+    order = values.get("DimensionOrder", "XYCZT")[2:]
+    if sorted(order) != ["C", "T", "Z"]:
+        return [Place()] * pages
+    counts = tuple(_count(values.get(f"Size{axis}")) for axis in order)
+    units = {"s": 1.0, "ms": 1e-3, "min": 60.0, "µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+    interval, spacing = _positive(values.get("TimeIncrement")), _positive(values.get("PhysicalSizeZ"))
+    second, micrometre = (
+        units.get(values.get(f"{of}Unit", unit)) for of, unit in (("TimeIncrement", "s"), ("PhysicalSizeZ", "µm"))
+    )
+    return _grid(
+        pages,
+        counts,
+        order,
+        interval * second if interval is not None and second is not None else None,
+        spacing * micrometre if spacing is not None and micrometre is not None else None,
+    )
+
+
+def _grid(
+    pages: int, counts: tuple[int, ...], order: str, interval: float | None, spacing: float | None
+) -> list[Place]:
+    """Places of pages whose axes, of so many steps each, follow in an order, the fastest first."""
+    if np.prod(counts) != pages:
+        return [Place()] * pages
+    steps = np.stack(np.unravel_index(np.arange(pages), counts[::-1])[::-1])  # (axis, page)
+    time, z = steps[order.index("T")], steps[order.index("Z")]
+    depth = counts[order.index("Z")] > 1
+    return [
+        Place(
+            None if interval is None else float(time[page] * interval),
+            float(z[page] * spacing) if spacing is not None and depth else None,
+        )
+        for page in range(pages)
+    ]
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 31 else 1
+
+
+def _positive(text: str | None) -> float | None:
+    """A number over 0; None for what is none, 0, or not finite."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
