@@ -214,7 +214,8 @@ def _check_size(header: ImageHeader, name: str) -> None:
     if width * height > max_pixels():
         raise UserError(
             f"{name} is {width}x{height} pixels, over the limit of {max_pixels()}.",
-            f"Shrink or cut it, or raise {_MAX_PIXELS_VARIABLE} if memory allows.",
+            f"Shrink or cut it, or raise {_MAX_PIXELS_VARIABLE} if memory allows."
+            + (" A whole slide: espmedsam-edge slide FILE" if header.format == "TIFF" else ""),
             exit_code=1,
         )
 

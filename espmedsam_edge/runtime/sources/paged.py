@@ -38,12 +38,18 @@ class Place(NamedTuple):
 
 def is_paged(path: Path) -> bool:
     """Whether a picture's file holds several that are frames."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     with suppress(OSError, HeaderError, UserError, struct.error):
         with path.open("rb") as stream:
             form = image_format(stream.read(64))
         if form in ("TIFF", *_ANIMATED) and path.stat().st_size < _LARGEST:
-            pictures = read_header(path.read_bytes()).pictures
-            return pictures > 1 and (form == "TIFF" or hasattr(cv2, "imdecodeanimation"))
+            data = path.read_bytes()
+            if read_header(data).pictures < 2:
+                return False
+            if form == "TIFF":  # of a slide, the other pages are levels, a thumbnail and the label
+                return not TiffPages(bytearray(data)).description.startswith("Aperio")
+            return hasattr(cv2, "imdecodeanimation")
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -108,6 +109,20 @@ def test_levels_of_a_pyramid_are_no_pages(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(pages(1, (64, 64))[0], subfiletype=0)
         file.write(pages(1, (32, 32))[0], subfiletype=1)
+    (source,), _ = open_sources([str(tmp_path / "a.tif")])
+    assert source.kind == "images"
+
+
+def test_pages_of_a_scanners_slide_are_no_frames(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        for size in (64, 16, 32):
+            file.write(pages(1, (size, size))[0], description="Aperio Image Library v12", metadata=None)
+    (source,), _ = open_sources([str(tmp_path / "a.svs")])
+    assert source.kind == "images"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tif")
     (source,), _ = open_sources([str(tmp_path / "a.tif")])
     assert source.kind == "images"
 
