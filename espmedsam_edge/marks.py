@@ -175,6 +175,15 @@ def _parsed(text: bytes) -> Any:
         return None
 
 
+def _wrote_slide_mask(path: Path) -> bool:
+    head = _head(path)
+    return head.startswith((b"II+\0", b"II*\0")) and f'Creator="{MARK}"'.encode() in head
+
+
+def _wrote_objects(path: Path) -> bool:
+    return _head(path).startswith(f'{{"type":"FeatureCollection","generator":"{MARK}",'.encode())
+
+
 PICTURE = Kind("picture", _wrote_picture)
 VIDEO = Kind("video", _wrote_video)
 FRAMES = Kind("folder of masks", _wrote_frames)
@@ -185,4 +194,6 @@ SCORES = Kind("table of scores", _wrote_scores)
 MEANS = Kind("file of mean scores", _wrote_means)
 BENCH = Kind("file of a benchmark", _wrote_bench)
 PAGE = Kind("page of a benchmark", _wrote_page)
+SLIDE_MASK = Kind("mask of a slide", _wrote_slide_mask)
+OBJECTS = Kind("file of outlines", _wrote_objects)
 CHECKPOINT = Kind("checkpoint to replace", lambda path: False)

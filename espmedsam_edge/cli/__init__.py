@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build", "Compile a bundle's graphs to TensorRT engines for a GPU."),
     "engines": ("engines", "Show, verify and clear the cache of engines."),
     "infer": ("infer", "Segment images, folders and videos with a bundle."),
+    "slide": ("slide", "Segment whole slides: masks and outlines that QuPath opens."),
     "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
     "push": ("push", "Put a bundle into a repository at Hugging Face."),
     "weights": ("weights", "List the weights that came with the program; write them as a bundle or checkpoint."),
@@ -137,5 +138,5 @@ _EXTRA_OF = {
     "monai": "train", "PIL": "train", "modelopt": "calibrate", "av": "video", "pydicom": "dicom", "highdicom": "dicom",
     "matplotlib": "bench", "psutil": "bench",
     "starlette": "serve", "uvicorn": "serve", "anyio": "serve", "websockets": "serve", "wsproto": "serve",
-    "prometheus_client": "serve", "huggingface_hub": "hub",
+    "prometheus_client": "serve", "huggingface_hub": "hub", "tifffile": "slide",
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def test_every_pixel_lies_in_a_tile_and_neighbours_overlap(size: tuple[int, int]
         assert (place.height, place.width) == (min(size[0], tile), min(size[1], tile))
         place.of(covered)[:] += 1
     assert covered.min() > 0
-    for before, after in zip(places, places[1:], strict=False):
+    for before, after in pairwise(places):
         if after.y == before.y:
             assert before.x + before.width - after.x >= tile / 8 - tile / cells - 1
 

@@ -1,0 +1,189 @@
+"""The outlines of a slide's mask as GeoJSON, as QuPath opens it; what lies across regions is one object."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.files import atomic_path, write_errors
+from espmedsam_edge.imaging.crop import Crop
+from espmedsam_edge.marks import MARK
+from espmedsam_edge.runtime.slide.regions import Mask, Regions
+
+_LARGEST = 1 << 26  # pixels of an object's box; larger ones are outlined from every second, third, ... pixel
+
+Edges = dict[tuple[int, int], dict[str, NDArray[np.int32]]]  # labels along the sides of regions
+Node = tuple[int, int, int]  # a region's row and column, and a part's label in it
+
+
+class _Piece(NamedTuple):
+    """What of an object lies in one region: its box in the level, and one of its pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    x: int
+    y: int
+
+
+def write_objects(
+    path: Path, regions: Regions, *, name: str, colour: tuple[int, int, int], scale: float, mpp: float | None
+) -> int:
+    """Write a FeatureCollection with a polygon for each connected part of the mask; how many there are.
+
+    Args:
+        path: .geojson
+        regions: of the mask.
+        name: of their class.
+        colour: RGB.
+        scale: pixels of the slide's largest level that one of the mask spans; coordinates are that level's.
+        mpp: micrometres a pixel of the mask, for areas; None: areas are in pixels of the mask.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    count = 0
+    with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
+        file.write(f'{{"type":"FeatureCollection","generator":"{MARK}","features":[')
+        for polygon, area in _polygons(regions):
+            rings = [(scale * (ring + 0.5)).round(2).tolist() for ring in polygon]
+            size = {"Area px": area} if mpp is None else {"Area µm^2": round(area * mpp * mpp, 3)}
+            feature = {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
+                "properties": {
+                    "objectType": "detection",
+                    "classification": {"name": name, "color": list(colour)},
+                    "measurements": size,
+                },
+            }
+            file.write(("," if count else "") + "\n" + json.dumps(feature, separators=(",", ":"), ensure_ascii=False))
+            count += 1
+        file.write("\n]}\n")
+    return count
+
+
+def _polygons(regions: Regions) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+    """Rings of each object, the outer one first, in the level's pixels, and its area in them."""
+    pieces: dict[Node, _Piece] = {}
+    edges: Edges = {}
+    for row in range(regions.rows):
+        for column in range(regions.columns):
+            mask = regions.read(row, column)
+            if mask is None:
+                continue
+            place = regions.place(row, column)
+            across, inner = _apart(mask, place, row, column, regions)
+            pieces |= across
+            if across:
+                edges[row, column] = inner.pop("edges")
+            yield from _outlined(inner["mask"], place.x, place.y, 1)
+    for group in _grouped(pieces, edges):
+        left, top = min(p.left for p in group), min(p.top for p in group)
+        width, height = max(p.right for p in group) - left, max(p.bottom for p in group) - top
+        step = max(1, int(np.ceil(np.sqrt(width * height / _LARGEST))))
+        part = regions.part(Crop(left, top, width, height), step)
+        labels = np.asarray(cv2.connectedComponents(part, connectivity=8)[1])
+        wanted = {int(labels[(p.y - top) // step, (p.x - left) // step]) for p in group} - {0}
+        found = np.asarray(np.isin(labels, list(wanted)), np.uint8)
+        yield from _outlined(found, left, top, step)
+
+
+def _apart(
+    mask: Mask, place: Crop, row: int, column: int, regions: Regions
+) -> tuple[dict[Node, _Piece], dict[str, Any]]:
+    """A region's parts that reach an edge behind which the mask goes on; and its mask without them."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    sides = {"top": labels[0], "bottom": labels[-1], "left": labels[:, 0], "right": labels[:, -1]}
+    inside = {
+        "top": row > 0, "bottom": row < regions.rows - 1, "left": column > 0, "right": column < regions.columns - 1,
+    }  # fmt: skip
+    edges = {side: np.array(line, np.int32) for side, line in sides.items()}
+    reaching = np.unique(np.concatenate([edges[side] for side in sides if inside[side]] or [np.zeros(1, np.int32)]))
+    pieces = {}
+    for label in reaching[reaching > 0].tolist():
+        x, y, width, height, _ = (int(value) for value in stats[label])
+        pixel = np.argwhere(labels[y : y + height, x : x + width] == label)[0]
+        left, top = place.x + x, place.y + y
+        pieces[row, column, label] = _Piece(
+            left, top, left + width, top + height, left + int(pixel[1]), top + int(pixel[0])
+        )
+    kept = np.ones(len(stats), np.uint8)
+    kept[reaching] = 0
+    kept[0] = 0
+    return pieces, {"mask": kept[labels], "edges": edges}
+
+
+def _grouped(pieces: dict[Node, _Piece], edges: Edges) -> list[list[_Piece]]:
+    """Pieces that belong together: pixels of neighbouring regions that touch, corners included."""
+    parents = {node: node for node in pieces}
+
+    def root(node: Node) -> Node:
+        while parents[node] != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    def join(first: tuple[int, int], second: tuple[int, int], one: NDArray[np.int32], other: NDArray[np.int32]) -> None:
+        length = min(len(one), len(other))
+        for shift in (-1, 0, 1):
+            a = one[max(0, -shift) : length - max(0, shift)]
+            b = other[max(0, shift) : length - max(0, -shift)]
+            both = (a > 0) & (b > 0)
+            for pair in np.unique(np.stack([a[both], b[both]], 1), axis=0).tolist():
+                parents[root((*first, pair[0]))] = root((*second, pair[1]))
+
+    for (row, column), lines in edges.items():
+        right, below, across = (row, column + 1), (row + 1, column), (row + 1, column + 1)
+        if right in edges:
+            join((row, column), right, lines["right"], edges[right]["left"])
+        if below in edges:
+            join((row, column), below, lines["bottom"], edges[below]["top"])
+        if across in edges:
+            join((row, column), across, lines["bottom"][-1:], edges[across]["top"][:1])
+        if right in edges and below in edges:
+            join(right, below, edges[right]["bottom"][:1], edges[below]["top"][-1:])
+    groups: defaultdict[Node, list[_Piece]] = defaultdict(list)
+    for node, piece in pieces.items():
+        groups[root(node)].append(piece)
+    return list(groups.values())
+
+
+def _outlined(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+    found, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if hierarchy is None:
+        return
+    for index, outline in enumerate(found):
+        if hierarchy[0][index][3] >= 0:  # a hole, which comes with what it is in
+            continue
+        rings, area = [_ring(outline)], _pixels(outline, hole=False)
+        inner = hierarchy[0][index][2]
+        while inner >= 0:
+            rings.append(_ring(found[inner]))
+            area -= _pixels(found[inner], hole=True)
+            inner = hierarchy[0][inner][0]
+        yield [ring * step + (x, y) for ring in rings], float(area * step * step)
+
+
+def _ring(outline: Any) -> NDArray[np.float64]:
+    """At least three corners; what is thinner than that is given the width of a pixel."""
+    points = np.asarray(outline, np.float64).reshape(-1, 2)
+    if len(points) < 3:
+        (left, top), (right, bottom) = points.min(axis=0) - 0.5, points.max(axis=0) + 0.5
+        points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    return points
+
+
+def _pixels(outline: Any, *, hole: bool) -> int:
+    """Pixels within an outline through pixel centres, its own included (of a hole: without them): Pick's theorem."""
+    steps = np.abs(np.diff(outline.reshape(-1, 2), axis=0, append=outline.reshape(-1, 2)[:1]))
+    half = int(steps.max(axis=1).sum()) / 2
+    return round(cv2.contourArea(outline) + (-half if hole else half) + 1)

@@ -1,0 +1,132 @@
+"""The regions of a slide's mask, each a file as soon as it is finished, so that a run that ended goes on from there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write, read_json, write_errors
+from espmedsam_edge.imaging.crop import Crop
+
+log = logging.getLogger(__name__)
+
+Mask = NDArray[np.uint8]
+_PLAN = "plan.json"
+_KEPT = 24  # decoded regions
+_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+
+class Regions:
+    """Squares that cover a level of a slide, row by row; those at the right and lower end are smaller.
+
+    Attributes:
+        size: (H, W) of the level.
+        side: of a region, in pixels.
+        rows, columns: how many.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int], side: int) -> None:
+        self.size, self.side = size, side
+        self.rows, self.columns = -(-size[0] // side), -(-size[1] // side)
+        self._folder = folder
+        self._decoded: OrderedDict[tuple[int, int], Mask | None] = OrderedDict()
+
+    def open(self, plan: Mapping[str, Any], *, anew: bool) -> None:
+        """Make the folder, or go on with what is in it.
+
+        Args:
+            plan: all that the mask depends on.
+            anew: forget what is there.
+
+        Raises:
+            UserError: what is there was begun otherwise.
+        """
+        text = json.dumps(plan, sort_keys=True)
+        file = self._folder / _PLAN
+        with write_errors(self._folder):
+            if anew and file.is_file():
+                self.remove()
+            if self._folder.is_dir() and any(self._folder.iterdir()):
+                try:
+                    same = json.dumps(read_json(file.read_bytes()), sort_keys=True) == text
+                except (OSError, ValueError):
+                    same = False
+                if not same:
+                    raise UserError(
+                        f"{self._folder} holds a run that was begun with another slide, network or options.",
+                        "Repeat it as it was begun, or begin anew: --overwrite",
+                    )
+                log.info("%s: %d regions are there already.", self._folder, len(list(self._folder.glob("*-*.png"))))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, text)
+
+    def place(self, row: int, column: int) -> Crop:
+        """Where a region lies in the level."""
+        x, y = column * self.side, row * self.side
+        return Crop(x, y, min(self.side, self.size[1] - x), min(self.side, self.size[0] - y))
+
+    def _file(self, row: int, column: int) -> Path:
+        return self._folder / f"{row:05d}-{column:05d}.png"
+
+    def is_finished(self, row: int, column: int) -> bool:
+        """Whether a region was written."""
+        return self._file(row, column).is_file()
+
+    def write(self, row: int, column: int, mask: Mask) -> None:
+        """Keep a finished region, (h, w) uint8, 0 or 255.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
+        """
+        encoded = cv2.imencode(".png", mask, _FAST)[1].tobytes()
+        with write_errors(self._folder, "what is finished stays, and the same command goes on from there"):
+            atomic_write(self._file(row, column), encoded)
+
+    def read(self, row: int, column: int) -> Mask | None:
+        """A region's mask; None: it has no foreground, or nothing was segmented there."""
+        key = (row, column)
+        if key in self._decoded:
+            self._decoded.move_to_end(key)
+            return self._decoded[key]
+        file, mask = self._file(row, column), None
+        if file.is_file():
+            decoded = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+            if decoded is None or decoded.shape != self.place(row, column)[:1:-1]:
+                raise UserError(f"{file} is damaged.", "Delete it and repeat the command.", exit_code=1)
+            mask = np.asarray(decoded, np.uint8) if decoded.any() else None
+        self._decoded[key] = mask
+        while len(self._decoded) > max(_KEPT, self.columns + 2):
+            self._decoded.popitem(last=False)
+        return mask
+
+    def part(self, place: Crop, step: int = 1) -> Mask:
+        """The mask of any part of the level, every ``step``-th pixel of it."""
+        found = np.zeros((-(-place.height // step), -(-place.width // step)), np.uint8)
+        for row in range(place.y // self.side, -(-(place.y + place.height) // self.side)):
+            for column in range(place.x // self.side, -(-(place.x + place.width) // self.side)):
+                mask, region = self.read(row, column), self.place(row, column)
+                if mask is None:
+                    continue
+                top, left = (-(-max(0, near) // step) for near in (region.y - place.y, region.x - place.x))
+                inside = mask[place.y + top * step - region.y :: step, place.x + left * step - region.x :: step]
+                inside = inside[: found.shape[0] - top, : found.shape[1] - left]
+                found[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return found
+
+    def remove(self) -> None:
+        """Remove what was kept: the plan, and the regions."""
+        for file in self._folder.glob("*-*.png"):
+            file.unlink()
+        (self._folder / _PLAN).unlink(missing_ok=True)
+        if not any(self._folder.iterdir()):
+            shutil.rmtree(self._folder)

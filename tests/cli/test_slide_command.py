@@ -1,0 +1,84 @@
+"""``slide`` as docs/microscopy.md has it, on a slide that its script makes; and what goes wrong, a line each."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.cli import main
+
+tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra slide)")
+pytest.importorskip("imagecodecs", reason="needs imagecodecs (extra slide)")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def called(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["slide", *arguments])
+    return int(left.value.code or 0)
+
+
+def test_the_page_runs_as_written(here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "microscopy.md").read_text()
+    (block,) = [block for block in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "phantom_slide" in block]
+    make, command = (shlex.split(line) for line in block.strip().splitlines())
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], check=True, capture_output=True)
+    (_, name, *rest) = command
+    assert name == "slide"
+    assert called(str(toy_bundle.path), *rest, "--tile", "1024", "--quiet") == 0  # the toy network is a fast one
+    assert sorted(path.name for path in Path("results").iterdir()) == [
+        "slide-mask.ome.tif",
+        "slide-overview.jpg",
+        "slide.geojson",
+    ]
+    assert all(str(Path("results") / file) in page for file in ("slide-mask.ome.tif", "slide.geojson"))
+    with tifffile.TiffFile("results/slide-mask.ome.tif") as file:
+        assert [level.shape for level in file.series[0].levels] == [(3000, 4000), (1500, 2000), (750, 1000)]
+        assert 'PhysicalSizeX="0.5"' in file.ome_metadata
+        mask = file.series[0].levels[0].asarray()
+    features = json.loads(Path("results/slide.geojson").read_text())["features"]
+    area = sum(feature["properties"]["measurements"]["Area µm^2"] for feature in features)
+    assert area == pytest.approx(0.25 * np.count_nonzero(mask), rel=1e-3)
+    out = capsys.readouterr().out
+    assert "the rest is glass" in out
+    assert called(str(toy_bundle.path), *rest, "--tile", "1024", "--quiet") == 0  # its own results are replaced
+
+
+def test_what_cannot_be_read_is_a_line_and_the_rest_is_done(
+    here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite("good.tif", np.full((300, 400, 3), 240, np.uint8), photometric="rgb", tile=(128, 128))
+    Path("bad.tif").write_bytes(b"II*\0 no slide")
+    assert called(str(toy_bundle.path), "bad.tif", "good.tif", "missing.tif", "--level", "0") == 1
+    err = capsys.readouterr().err
+    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2
+    assert failed[0].startswith("failed: cannot read bad.tif")
+    assert failed[1].startswith("failed: no file missing.tif.")
+    assert "Traceback" not in err
+    assert Path("slides/good.geojson").is_file()
+    assert called(str(toy_bundle.path), "good.tif", "--level", "3") == 1
+    assert "has 1 levels, none of number 3" in capsys.readouterr().err
+
+
+def test_a_strangers_file_stays(here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite("good.tif", np.full((300, 400, 3), 240, np.uint8), photometric="rgb", tile=(128, 128))
+    Path("slides").mkdir()
+    Path("slides/good.geojson").write_text("{}")
+    assert called(str(toy_bundle.path), "good.tif") == 2
+    assert "is no file of outlines of this program" in capsys.readouterr().err
+    assert Path("slides/good.geojson").read_text() == "{}"

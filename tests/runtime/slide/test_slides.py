@@ -1,0 +1,319 @@
+"""Whole slides against the toy graph's formula, which knows no tiles, no regions and no tissue."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write
+from espmedsam_edge.imaging.crop import Crop
+from espmedsam_edge.imaging.geometry import mask_from_logits
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.slide.pyramid import Slide
+from espmedsam_edge.runtime.slide.segmenting import SlideOptions, SlideReport, SlideResults, segment_slide
+from espmedsam_edge.runtime.slide.tissue import Tissue, tissue_mask
+
+tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra slide)")
+
+SIZE = (600, 904)
+OPTIONS = SlideOptions(tile=64, region=256, everything=True)
+
+
+def tissue_picture(size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) RGB: blobs of a few to a few hundred pixels, so that some lie across regions."""
+    noise = np.random.default_rng(seed).normal(size=(*size, 3)).astype(np.float32)
+    smooth = sum(cv2.GaussianBlur(noise, (0, 0), sigma) * sigma for sigma in (6, 14))
+    return np.asarray(np.clip(128 + 60 * smooth, 0, 255), np.uint8)
+
+
+def save_slide(path: Path, picture: np.ndarray, levels: int = 3, **options: object) -> Path:
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        common = {"photometric": "rgb", "tile": (128, 128), "compression": "zlib", **options}
+        file.write(picture, subifds=levels - 1, **common)
+        for level in range(1, levels):
+            file.write(np.ascontiguousarray(picture[:: 2**level, :: 2**level]), subfiletype=1, **common)
+    return path
+
+
+def expected_mask(bundle: Bundle, rgb: np.ndarray) -> np.ndarray:
+    normalization = bundle.manifest.input.normalization
+    values = ((rgb / 255 - normalization.mean) / normalization.std) @ np.array([1.0, -0.5, 0.25])
+    logits = values.reshape(rgb.shape[0] // 4, 4, rgb.shape[1] // 4, 4).mean(axis=(1, 3))
+    return mask_from_logits(logits.astype(np.float32), rgb.shape[:2], 0.5)
+
+
+def run(
+    bundle: Bundle, slide: Path, out: Path, options: SlideOptions = OPTIONS
+) -> tuple[SlideResults, SlideReport, np.ndarray]:
+    results = SlideResults.of(slide, out)
+    with Segmenter.load(bundle, tile="off", threads=1) as segmenter:
+        report = segment_slide(slide, segmenter, results, options)
+    return results, report, tifffile.imread(results.mask, level=0)
+
+
+def test_the_mask_is_the_networks_however_the_slide_is_cut(toy_bundle: Bundle, tmp_path: Path) -> None:
+    picture = tissue_picture()
+    slide = save_slide(tmp_path / "a.tif", picture, resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    results, report, mask = run(toy_bundle, slide, tmp_path)
+    expected = expected_mask(toy_bundle, picture)
+    assert 0.05 < expected.mean() / 255 < 0.95
+    assert (mask == expected).mean() > 0.9995
+    assert report.failure is None
+    with tifffile.TiffFile(results.mask) as file:
+        assert file.is_ome
+        assert 'PhysicalSizeX="0.5"' in file.ome_metadata
+        levels = file.series[0].levels
+        assert [level.shape for level in levels] == [SIZE]
+        assert levels[0].keyframe.is_tiled
+    assert cv2.imread(str(results.overview)).shape == (*SIZE, 3)
+    assert not results.unfinished.exists()
+
+
+def test_outlines_are_the_masks_objects_each_whole(toy_bundle: Bundle, tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "a.tif", tissue_picture(seed=1), resolution=(20_000, 20_000), resolutionunit=3)
+    results, report, mask = run(toy_bundle, slide, tmp_path)
+    features = json.loads(results.objects.read_text())["features"]
+    parts = cv2.connectedComponents(mask, connectivity=8)[0] - 1
+    assert len(features) == report.objects == parts > 5
+    drawn = np.zeros(SIZE, np.uint8)
+    for feature in features:
+        rings = [np.array(ring) for ring in feature["geometry"]["coordinates"]]
+        assert all(np.array_equal(ring[0], ring[-1]) for ring in rings)
+        one = np.zeros(SIZE, np.uint8)
+        outer = rings[0][:-1] - 0.5
+        if (outer % 1).any():  # a box around pixels in one line
+            (left, top), (right, bottom) = (
+                np.ceil(outer.min(axis=0)).astype(int),
+                np.ceil(outer.max(axis=0)).astype(int),
+            )
+            one[top:bottom, left:right] = 255
+        else:
+            cv2.fillPoly(one, [outer.astype(np.int32)], 255)
+        for ring in rings[1:]:
+            hole = np.zeros(SIZE, np.uint8)
+            corners = [np.round(ring[:-1] - 0.5).astype(np.int32)]
+            cv2.fillPoly(hole, corners, 255)
+            cv2.polylines(hole, corners, True, 0)  # a hole's outline goes through pixels of the object
+            one[hole > 0] = 0
+        area = feature["properties"]["measurements"]["Area µm^2"]
+        assert area == pytest.approx(cv2.countNonZero(one) * 0.25, abs=0.3)
+        drawn |= one
+    assert (drawn == mask).mean() > 0.9999
+    assert features[0]["properties"]["classification"]["name"] == "fundus"
+
+
+def test_a_large_mask_has_levels_of_half_the_size_each(toy_bundle: Bundle, tmp_path: Path) -> None:
+    picture = np.kron(tissue_picture((100, 400), 2), np.ones((12, 24, 1), np.uint8))  # 1200 x 9600
+    slide = save_slide(tmp_path / "a.tif", picture, levels=5)
+    results, _, mask = run(toy_bundle, slide, tmp_path, SlideOptions(tile=64, level=1, region=1024, everything=True))
+    with tifffile.TiffFile(results.mask) as file:
+        levels = [level.asarray() for level in file.series[0].levels]
+    assert [level.shape for level in levels] == [(600, 4800), (300, 2400), (150, 1200), (75, 600)]
+    assert all(np.array_equal(level, mask[:: 2**n, :: 2**n]) for n, level in enumerate(levels))
+    features = json.loads(results.objects.read_text())["features"]
+    corners = [corner for f in features for ring in f["geometry"]["coordinates"] for corner in ring]
+    assert np.max(corners) > 9000  # in the largest level's pixels
+
+
+_KILLED = """
+import sys, time
+from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.slide.segmenting import *
+with Segmenter.load(sys.argv[1], tile="off", threads=1) as segmenter:
+    slide = Path(sys.argv[2])
+    segment_slide(slide, segmenter, SlideResults.of(slide, Path(sys.argv[3])),
+                  SlideOptions(tile=64, region=256, everything=True), lambda done, of: time.sleep(0.005))
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(toy_bundle: Bundle, tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "a.tif", tissue_picture(seed=3))
+    results = SlideResults.of(slide, tmp_path / "killed")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(toy_bundle.path), str(slide), str(tmp_path / "killed")]
+    )
+    limit = time.monotonic() + 60
+    while len(finished := list(results.unfinished.glob("*-*.png"))) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 2 <= len(finished) < 12
+    times = {file: file.stat().st_mtime_ns for file in finished}
+    assert not results.mask.exists()
+
+    kept: dict[Path, int] = {}
+    with Segmenter.load(toy_bundle, tile="off", threads=1) as segmenter:
+
+        def look(done: int, of: int) -> None:
+            kept.update({file: file.stat().st_mtime_ns for file in finished})
+
+        segment_slide(slide, segmenter, results, OPTIONS, look)
+    assert kept == times  # not written again
+    _, _, whole = run(toy_bundle, slide, tmp_path / "whole")
+    assert np.array_equal(tifffile.imread(results.mask, level=0), whole)
+    assert results.objects.read_bytes() == (tmp_path / "whole" / "a.geojson").read_bytes()
+
+
+def test_what_was_begun_otherwise_is_not_mixed_up(toy_bundle: Bundle, tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "a.tif", tissue_picture())
+    results = SlideResults.of(slide, tmp_path)
+
+    def stop(done: int, of: int) -> None:
+        if done > 60:
+            raise KeyboardInterrupt
+
+    with Segmenter.load(toy_bundle, tile="off", threads=1) as segmenter:
+        with pytest.raises(KeyboardInterrupt):
+            segment_slide(slide, segmenter, results, OPTIONS, stop)
+        other = SlideOptions(tile=128, region=256, everything=True)
+        with pytest.raises(UserError, match="begun with another slide, network or options"):
+            segment_slide(slide, segmenter, results, other)
+        anew = SlideOptions(tile=128, region=256, everything=True, overwrite=True)
+        segment_slide(slide, segmenter, results, anew)
+    assert results.mask.is_file()
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_stays(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = save_slide(tmp_path / "a.tif", tissue_picture())
+    results, written = SlideResults.of(slide, tmp_path), []
+
+    def write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        atomic_write(path, content, mode)
+
+    monkeypatch.setattr("espmedsam_edge.runtime.slide.regions.atomic_write", write)
+    with Segmenter.load(toy_bundle, tile="off", threads=1) as segmenter:
+        with pytest.raises(UserError, match="no space left") as raised:
+            segment_slide(slide, segmenter, results, OPTIONS)
+        assert "the same command goes on" in raised.value.hint
+        assert len(list(results.unfinished.glob("*-*.png"))) == 3
+        monkeypatch.undo()
+        segment_slide(slide, segmenter, results, OPTIONS)
+    assert results.mask.is_file()
+
+
+def test_empty_glass_costs_nothing(toy_bundle: Bundle, tmp_path: Path) -> None:
+    picture = np.full((*SIZE, 3), 240, np.uint8)  # white is foreground to the toy graph
+    picture += np.random.default_rng(0).integers(0, 6, picture.shape, np.uint8)
+    picture[300:380, 500:620] = (160, 40, 120)
+    slide = save_slide(tmp_path / "a.tif", picture)
+    _, report, mask = run(toy_bundle, slide, tmp_path, SlideOptions(tile=64, region=256))
+    assert 4 <= report.tiles < report.of / 5
+    assert not mask[:, :380].any()
+    assert not mask[:200].any()
+    expected = expected_mask(toy_bundle, picture)
+    assert np.array_equal(mask[300:380, 500:620], expected[300:380, 500:620])
+    picture[:] = 240
+    _, report, mask = run(toy_bundle, save_slide(tmp_path / "b.tif", picture), tmp_path, SlideOptions(tile=64))
+    assert (report.tiles, report.objects, mask.max()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("glass", [245, 5])
+def test_tissue_is_what_differs_from_glass(glass: int) -> None:
+    random = np.random.default_rng(4)
+    picture = np.clip(random.normal(glass, 2, (200, 300, 3)), 0, 255).astype(np.uint8)
+    picture[50:90, 100:160] = np.clip(random.normal((150, 90, 160), 20, (40, 60, 3)), 0, 255)
+    mask = tissue_mask(picture)
+    assert mask[50:90, 100:160].mean() > 0.97
+    outside = mask.copy()
+    outside[44:96, 94:166] = False
+    assert outside.mean() < 0.01
+    tissue = Tissue(picture, (2000, 3000))
+    assert tissue.among(Crop(1000, 500, 100, 100))
+    assert not tissue.among(Crop(2000, 1500, 100, 100))
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzw"])
+def test_any_part_of_any_level_is_read(tmp_path: Path, compression: str) -> None:
+    pytest.importorskip("imagecodecs", reason="needs imagecodecs (extra slide)")
+    picture = cv2.GaussianBlur(tissue_picture(seed=5), (0, 0), 3)
+    with Slide(save_slide(tmp_path / "a.tif", picture, compression=compression)) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(904, 600), (452, 300), (226, 150)]
+        part = slide.read(0, 850, -20, 100, 150)
+        assert np.abs(part[20:, :54, ::-1].astype(int) - picture[:130, 850:]).mean() < 4
+        assert part[:20].min() == part[:, 54:].min() == 255
+        assert np.abs(slide.read(1, 100, 60, 90, 40)[..., ::-1].astype(int) - picture[120:200:2, 200:380:2]).mean() < 4
+        assert slide.overview(200).shape == (150, 226, 3)
+
+
+def test_an_aperio_slide_says_its_resolution_and_its_levels_are_pages(tmp_path: Path) -> None:
+    picture = tissue_picture()
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        common = {"photometric": "rgb", "metadata": None}
+        described = "Aperio Image Library v12\r\n904x600 [0,0 904x600] (128x128)|AppMag = 20|MPP = 0.4990"
+        file.write(picture, tile=(128, 128), description=described, **common)
+        file.write(np.ascontiguousarray(picture[::8, ::8]), description="Aperio thumbnail", **common)
+        file.write(np.ascontiguousarray(picture[::4, ::4]), tile=(128, 128), description="Aperio level", **common)
+    with Slide(tmp_path / "a.svs") as slide:
+        assert slide.mpp == pytest.approx(0.499)
+        assert [(level.width, level.downsample) for level in slide.levels] == [(904, 1), (226, 4)]
+
+
+@pytest.mark.parametrize("stated", ["0", "nan", "inf", "-1", "many", "100000"])
+def test_a_resolution_that_cannot_be_is_said_and_not_used(tmp_path: Path, stated: str, said: list[str]) -> None:
+    slide = save_slide(tmp_path / "a.tif", tissue_picture(), description=f"Aperio |MPP = {stated}", metadata=None)
+    with Slide(slide) as opened:
+        assert opened.mpp is None
+    (line,) = said
+    assert "which cannot be" in line
+
+
+def test_truncated_tiles_are_counted_and_the_rest_is_done(toy_bundle: Bundle, tmp_path: Path) -> None:
+    picture = tissue_picture()
+    slide = tmp_path / "a.tif"
+    tifffile.imwrite(slide, picture, photometric="rgb", tile=(128, 128))
+    whole = slide.read_bytes()
+    with tifffile.TiffFile(slide) as file:
+        offsets = file.pages[0].dataoffsets
+    slide.write_bytes(whole[: offsets[-4] + 10])
+    _, report, mask = run(toy_bundle, slide, tmp_path)
+    assert report.failure is not None
+    assert "4 of its tiles are damaged" in report.failure
+    assert (mask[:500] == expected_mask(toy_bundle, picture)[:500]).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["text", "strip", "planes", "float"])
+def test_what_is_no_slide_is_one_line(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, picture = tmp_path / "a.tif", tissue_picture()
+    if kind == "text":
+        path.write_text("no slide")
+    elif kind == "strip":
+        monkeypatch.setattr("espmedsam_edge.runtime.slide.pyramid._LARGEST_PART", 1 << 20)
+        tifffile.imwrite(path, picture, photometric="rgb", rowsperstrip=600)
+    elif kind == "planes":
+        tifffile.imwrite(path, picture.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    else:
+        tifffile.imwrite(path, picture.astype(np.float32), photometric="rgb", tile=(128, 128))
+    with pytest.raises(UserError, match="cannot read") as raised:
+        Slide(path)
+    assert "vips tiffsave" in raised.value.hint
+    with pytest.raises(UserError, match="no file"):
+        Slide(tmp_path / "none.tif")
+
+
+def test_a_missing_level_is_passed_over(tmp_path: Path, said: list[str]) -> None:
+    picture = tissue_picture()
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(picture, photometric="rgb", tile=(128, 128), subifds=2)
+        file.write(picture[::4, ::4].astype(np.float32), photometric="rgb", tile=(128, 128), subfiletype=1)
+        file.write(np.ascontiguousarray(picture[::8, ::8]), photometric="rgb", tile=(128, 128), subfiletype=1)
+    with Slide(path) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 8]
+        assert slide.overview(300).shape[1] >= 300
