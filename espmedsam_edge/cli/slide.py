@@ -14,7 +14,9 @@ from espmedsam_edge.terminal import progress_bars, tell
 
 def command(
     arguments: list[str] = typer.Argument(
-        ..., metavar="[BUNDLE] SLIDE...", help="A bundle, if not the weights that came along; tiled TIFF, SVS or NDPI."
+        ...,
+        metavar="[BUNDLE] SLIDE...",
+        help="A bundle, if not the weights that came along; tiled TIFF, SVS, NDPI, DICOM.",
     ),
     out: Path = typer.Option(Path("slides"), help="A folder for NAME-mask.ome.tif, NAME.geojson, NAME-overview.jpg."),
     modality: str | None = typer.Option(None, help="What to segment. [default: what the bundle has, else microscopy]"),

@@ -18,13 +18,13 @@ from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
-from espmedsam_edge.imaging.tiles import Tiles
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.slide.mask_file import write_mask
 from espmedsam_edge.runtime.slide.objects import write_objects
 from espmedsam_edge.runtime.slide.pyramid import Slide
 from espmedsam_edge.runtime.slide.regions import Mask, Regions
 from espmedsam_edge.runtime.slide.tissue import Tissue
+from espmedsam_edge.runtime.tiles import Tiles
 from espmedsam_edge.runtime.tiling import in_groups
 
 log = logging.getLogger(__name__)

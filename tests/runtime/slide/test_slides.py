@@ -294,7 +294,7 @@ def test_what_is_no_slide_is_one_line(tmp_path: Path, kind: str, monkeypatch: py
     if kind == "text":
         path.write_text("no slide")
     elif kind == "strip":
-        monkeypatch.setattr("espmedsam_edge.runtime.slide.pyramid._LARGEST_PART", 1 << 20)
+        monkeypatch.setattr("espmedsam_edge.runtime.slide.tiff_levels._LARGEST_PART", 1 << 20)
         tifffile.imwrite(path, picture, photometric="rgb", rowsperstrip=600)
     elif kind == "planes":
         tifffile.imwrite(path, picture.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
@@ -317,3 +317,81 @@ def test_a_missing_level_is_passed_over(tmp_path: Path, said: list[str]) -> None
     with Slide(path) as slide:
         assert [level.downsample for level in slide.levels] == [1, 8]
         assert slide.overview(300).shape[1] >= 300
+
+
+def save_dicom_level(
+    path: Path, picture: np.ndarray, *, kind: str = "VOLUME", sparse: bool = False, jpeg: bool = True
+) -> None:
+    """One level of a DICOM slide, 128x128 a frame; ``sparse``: frames lie anywhere and one is missing."""
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    height, width = picture.shape[:2]
+    frames, places = [], []
+    for y in range(0, height, 128):
+        for x in range(0, width, 128):
+            tile = np.full((128, 128, 3), 255, np.uint8)
+            inside = picture[y : y + 128, x : x + 128]
+            tile[: inside.shape[0], : inside.shape[1]] = inside
+            frames.append(tile)
+            places.append((x + 1, y + 1))
+    if sparse:
+        frames, places = frames[:0:-1], places[:0:-1]  # backwards, without the first
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.6", pydicom.uid.generate_uid()
+    dataset.SeriesInstanceUID, dataset.ImageType = "1.2.3.4", ["DERIVED", "PRIMARY", kind, "NONE"]
+    dataset.Rows = dataset.Columns = 128
+    dataset.TotalPixelMatrixRows, dataset.TotalPixelMatrixColumns = height, width
+    dataset.NumberOfFrames, dataset.SamplesPerPixel = len(frames), 3
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation, dataset.PlanarConfiguration = 7, 0, 0
+    measures = pydicom.Dataset()
+    measures.PixelSpacing = [0.00025 * 904 / width] * 2
+    shared = pydicom.Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.DimensionOrganizationType = "TILED_SPARSE" if sparse else "TILED_FULL"
+    if sparse:
+        groups = []
+        for column, row in places:
+            position, group = pydicom.Dataset(), pydicom.Dataset()
+            position.ColumnPositionInTotalImagePixelMatrix, position.RowPositionInTotalImagePixelMatrix = column, row
+            group.PlanePositionSlideSequence = [position]
+            groups.append(group)
+        dataset.PerFrameFunctionalGroupsSequence = groups
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    if jpeg:
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
+        encoded = [
+            cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes() for frame in frames
+        ]
+        dataset.PixelData = pydicom.encaps.encapsulate([one + b"\0" * (len(one) % 2) for one in encoded])
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    else:
+        dataset.PhotometricInterpretation = "RGB"
+        dataset.PixelData = np.stack(frames).tobytes()
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_a_dicom_slide_is_an_instance_a_level(tmp_path: Path, sparse: bool, jpeg: bool) -> None:
+    picture = cv2.GaussianBlur(tissue_picture(seed=6), (0, 0), 3)
+    save_dicom_level(tmp_path / "1.dcm", np.ascontiguousarray(picture[::4, ::4]), jpeg=jpeg)
+    save_dicom_level(tmp_path / "2.dcm", picture, sparse=sparse, jpeg=jpeg)
+    save_dicom_level(tmp_path / "3.dcm", picture[:100, :100], kind="LABEL", jpeg=jpeg)
+    for path in (tmp_path, tmp_path / "2.dcm"):
+        with Slide(path) as slide:
+            assert [(level.width, level.height) for level in slide.levels] == [(904, 600), (226, 150)]
+            assert slide.mpp == pytest.approx(0.25)
+            part = slide.read(0, 700, 300, 204, 300)[..., ::-1].astype(int)
+            assert np.abs(part - picture[300:, 700:]).mean() < 3
+            first = slide.read(0, 0, 0, 128, 128)[..., ::-1].astype(int)
+            assert (first == 255).all() == sparse
+            assert sparse or np.abs(first - picture[:128, :128]).mean() < 3
+            assert not slide.damaged
+
+
+def test_dicom_that_is_no_slide_is_one_line(tmp_path: Path) -> None:
+    save_dicom_level(tmp_path / "a.dcm", tissue_picture((128, 128)), kind="LABEL")
+    with pytest.raises(UserError, match="no DICOM whole-slide image"):
+        Slide(tmp_path / "a.dcm")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espmedsam_edge.imaging.geometry import mask_from_logits, upsample_logits
-from espmedsam_edge.imaging.tiles import Tiles
+from espmedsam_edge.runtime.tiles import Tiles
 
 
 @given(st.tuples(st.integers(1, 500), st.integers(1, 500)), st.integers(32, 300), st.sampled_from([16, 64, 112]))
