@@ -232,11 +232,10 @@ class Segmenter(Closing):
         tiles = [self.tiler.tiles(frame, self.graph) for frame in frames]
         if not any(tiles):
             return None
-        plain = replace(options, overlay=None)
         return [
             self._segment_group([frame], options)[0]
             if its is None
-            else segment_tiles(cast(Frame, frame), its, plain, self._start, self.batch, self.in_flight)
+            else segment_tiles(cast(Frame, frame), its, options, self._start, self.batch, self.in_flight)
             for frame, its in zip(frames, tiles, strict=True)
         ]
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -112,6 +113,7 @@ def segment_tiles(
     Raises:
         UserError: the backend failed.
     """
+    options = replace(options, overlay=None)
     spent = [0.0, 0.0, 0.0]
     modality = ""
 
