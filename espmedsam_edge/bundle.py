@@ -25,8 +25,7 @@ from espmedsam_edge.files import (
     sha256_file,
 )
 from espmedsam_edge.graph_rules import check_graph
-from espmedsam_edge.modalities import choose
-from espmedsam_edge.scales import Scale
+from espmedsam_edge.modalities import Scale, choose
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
 
 from espmedsam_edge.errors import UserError, nearest
 
@@ -30,6 +32,18 @@ class Modality:
     target: str
     published_query: int | None = None
     views: Views = "turns"
+
+
+class Scale(BaseModel, extra="forbid", frozen=True):
+    """Of one modality, in pixels; a part of a bundle's manifest.
+
+    Attributes:
+        largest: the long side of the largest picture of the training.
+        tile: side of the tiles in which pictures larger than the network's input are segmented; None: they are whole.
+    """
+
+    largest: Annotated[int, Field(ge=32, le=65536)]
+    tile: Annotated[int, Field(ge=32, le=8192)] | None = None
 
 
 _REGISTRY: dict[str, Modality] = {

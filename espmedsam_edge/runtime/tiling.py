@@ -14,10 +14,10 @@ import numpy as np
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits
+from espmedsam_edge.modalities import Scale
 from espmedsam_edge.runtime.backends.backend import AnyFrame, FrameOptions, Started
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 from espmedsam_edge.runtime.tiles import Tiles
-from espmedsam_edge.scales import Scale
 
 log = logging.getLogger(__name__)
 

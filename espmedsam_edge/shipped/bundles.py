@@ -40,9 +40,8 @@ from espmedsam_edge.bundle import (
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import ChangedError, atomic_write, read_checked, temporary_folder, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
-from espmedsam_edge.modalities import choose, register
+from espmedsam_edge.modalities import Scale, choose, register
 from espmedsam_edge.onnx_header import with_header
-from espmedsam_edge.scales import Scale
 from espmedsam_edge.shipped.assembly import assemble
 from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, unpack, write_plain
 from espmedsam_edge.version import __version__

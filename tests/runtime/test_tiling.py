@@ -14,8 +14,8 @@ from espmedsam_edge.bundle import Bundle, write_bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle
+from espmedsam_edge.modalities import Scale
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.scales import Scale
 
 PICTURE = (200, 328)
 
