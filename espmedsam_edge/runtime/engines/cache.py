@@ -21,7 +21,7 @@ from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.runtime.engines import child
 from espmedsam_edge.runtime.engines.agreement import DOUBTFUL_DICE, Agreement
 from espmedsam_edge.runtime.engines.building_lock import building_lock
-from espmedsam_edge.runtime.engines.request import EngineRequest
+from espmedsam_edge.runtime.engines.request import EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.sidecar import EngineGpu, Sidecar, Wanted, damage, read_sidecar
 from espmedsam_edge.runtime.engines.tensorrt_api import load, resolve_targets
 from espmedsam_edge.runtime.engines.worker import read_wanted
@@ -225,27 +225,19 @@ def _build(folder: Path, wanted: Wanted, request: EngineRequest, on_progress: ch
         assert result.arithmetic is not None
         assert result.plan_sha256 is not None
         request = request.model_copy(update={"plan_sha256": result.plan_sha256})
+        loaded = result.engine_loaded
+        tried = {"median_ms": _time(request) if loaded else None, "agreement": _compare(request) if loaded else None}
+        result = result.model_copy(update=tried)
         sidecar = Sidecar(
+            **{name: getattr(result, name) for name in Sidecar.model_fields if name in EngineResult.model_fields},
             plan=plan_path.name,
-            plan_sha256=result.plan_sha256,
-            plan_bytes=result.plan_bytes,
             graph=wanted.graph,
             bundle=wanted.bundle,
             flavour=wanted.flavour,
-            version=result.version,
             cuda=gpu.cuda if gpu else None,
             gpu=EngineGpu.of(gpu) if gpu else None,
             targets=wanted.targets,
             tf32=wanted.tf32,
-            arithmetic=result.arithmetic,
-            engine_loaded=result.engine_loaded,
-            engine_layers=result.engine_layers,
-            dla=result.dla,
-            workspace_bytes=result.workspace_bytes,
-            build_seconds=result.build_seconds,
-            median_ms=_time(request) if result.engine_loaded else None,
-            agreement=_compare(request) if result.engine_loaded else None,
-            peak_memory_bytes=result.peak_memory_bytes,
             built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             built_by=f"espmedsam-edge {__version__}",
         )
@@ -338,7 +330,12 @@ def remove_engine(sidecar: Path) -> int:
     Raises:
         UserError: the folder cannot be written to.
     """
-    return sum(remove_file(sidecar.with_suffix(suffix)) for suffix in (".json", ".plan", ".log", ".runtime"))
+    return sum(remove_file(file) for file in engine_files(sidecar))
+
+
+def engine_files(sidecar: Path) -> list[Path]:
+    """What is kept of an engine, there or not: its sidecar, its plan, its log and its compiled kernels."""
+    return [sidecar.with_suffix(suffix) for suffix in (".json", ".plan", ".log", ".runtime")]
 
 
 def remove_file(file: Path) -> int:

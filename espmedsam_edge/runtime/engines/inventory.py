@@ -13,7 +13,7 @@ from pathlib import Path
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.engines.cache import remove_engine, remove_file
+from espmedsam_edge.runtime.engines.cache import engine_files, remove_engine, remove_file
 from espmedsam_edge.runtime.engines.sidecar import Sidecar, damage, read_sidecar
 
 # A build's temporary file older than this belongs to no build any more.
@@ -92,7 +92,7 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
         with _unlocked(folder, entry.file.stem) as free:
             if not free:
                 continue
-            sizes = [path.stat().st_size for path in _siblings(entry.file) if path.exists()]
+            sizes = [path.stat().st_size for path in engine_files(entry.file) if path.exists()]
             removed.append(Removal(entry.file.stem, why, sum(sizes)))
             if not dry_run:
                 remove_engine(entry.file)
@@ -109,10 +109,6 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
                 if not dry_run:
                     remove_file(file)
     return removed
-
-
-def _siblings(sidecar: Path) -> list[Path]:
-    return [sidecar.with_suffix(suffix) for suffix in (".json", ".plan", ".log", ".runtime")]
 
 
 def _leftover(file: Path, everything: bool) -> str | None:
