@@ -22,14 +22,10 @@ from espmedsam_edge.runtime.tiling import AUTO
 if TYPE_CHECKING:
     from espmedsam_edge.model.esp_medsam import EspMedSam
     from espmedsam_edge.model.teacher import EspMedSamTeacher
-    from espmedsam_edge.runtime.segmenter import Segmenter
 
 
-class Predictor(Protocol):
-    """One modality of a model, ready to run."""
-
-    def predict(self, frame: Frame) -> Tensor:
-        """Low-resolution logits, (h, w) float32, of a frame (H, W, 3) uint8 BGR."""
+Predict = Callable[[Frame], Tensor]
+"""Low-resolution logits, (h, w) float32, of a frame (H, W, 3) uint8 BGR."""
 
 
 class Candidate(Protocol):
@@ -58,7 +54,7 @@ class Candidate(Protocol):
     def check(self, modality: str) -> None:
         """Raise UserError if what was asked for is not there for one of ``modalities``."""
 
-    def predictor(self, modality: str) -> AbstractContextManager[Predictor]:
+    def predictor(self, modality: str) -> AbstractContextManager[Predict]:
         """Load one modality; freed when the block ends."""
 
 
@@ -99,7 +95,7 @@ class BundleCandidate:
         self.bundle.graph(modality, self.precision)
 
     @contextmanager
-    def predictor(self, modality: str) -> Iterator[Predictor]:
+    def predictor(self, modality: str) -> Iterator[Predict]:
         """Load the modality's graph."""
         from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -107,15 +103,7 @@ class BundleCandidate:
             self.bundle, modality, self.precision, self.backend, threads=self.threads, tta=self.tta, tile=self.tile
         ) as segmenter:
             segmenter.choice.tell()
-            yield _SegmenterPredictor(segmenter)
-
-
-class _SegmenterPredictor:
-    def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
-
-    def predict(self, frame: Frame) -> Tensor:
-        return self._segmenter.segment(frame).logits
+            yield lambda frame: segmenter.segment(frame).logits
 
 
 @dataclass
@@ -141,28 +129,21 @@ class TorchCandidate:
         """A network has all its modalities in the one precision."""
 
     @contextmanager
-    def predictor(self, modality: str) -> Iterator[Predictor]:
+    def predictor(self, modality: str) -> Iterator[Predict]:
         """The network is loaded already; this picks the modality."""
-        yield _TorchPredictor(self, modality)
-
-
-class _TorchPredictor:
-    def __init__(self, candidate: TorchCandidate, modality: str) -> None:
-        self._candidate, self._modality = candidate, modality
-
-    def predict(self, frame: Frame) -> Tensor:
-        candidate = self._candidate
-        image = preprocess(frame, candidate.size_of(self._modality), candidate.normalization)
-        views = VIEWS[views_of(self._modality) if candidate.tta else "none"]
-        return np.asarray(average(self._run, image, views, len(views))[0, 0], np.float32)
-
-    def _run(self, images: Tensor) -> Tensor:
         import torch
 
-        candidate = self._candidate
-        with torch.inference_mode():
-            output = candidate.network(torch.from_numpy(images).to(candidate.device), self._modality)
-        return np.asarray(output.low_res_logits.float().cpu().numpy())
+        def run(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                output = self.network(torch.from_numpy(images).to(self.device), modality)
+            return np.asarray(output.low_res_logits.float().cpu().numpy())
+
+        def predict(frame: Frame) -> Tensor:
+            image = preprocess(frame, self.size_of(modality), self.normalization)
+            views = VIEWS[views_of(modality) if self.tta else "none"]
+            return np.asarray(average(run, image, views, len(views))[0, 0], np.float32)
+
+        yield predict
 
 
 def open_candidate(

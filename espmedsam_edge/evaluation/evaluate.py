@@ -192,14 +192,14 @@ def evaluate(
     evaluation = Evaluation(candidate.name, candidate.method, candidate.untrained, split, size)
     for task in tasks:
         evaluation.failures += [Failure(task.modality, task.folder.name, line) for line in task.refused]
-        with candidate.predictor(task.modality) as predictor:
+        with candidate.predictor(task.modality) as predict:
             for id_ in task.ids:
                 try:
                     sample = task.folder.load(id_)
                 except UserError as error:
                     evaluation.failures.append(Failure(task.modality, task.folder.name, str(error)))
                 else:
-                    logits = predictor.predict(sample.image)
+                    logits = predict(sample.image)
                     case = _score(task, sample, logits, candidate.threshold, size, native)
                     evaluation.results.append(case.result)
                     _keep_worst(evaluation, case, worst)

@@ -16,7 +16,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle, Normalization
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.evaluation.candidates import BundleCandidate, open_candidate
+from espmedsam_edge.evaluation.candidates import BundleCandidate, Predict, open_candidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
 from espmedsam_edge.evaluation.paper import TEACHER, paper_score, paper_tables
 from espmedsam_edge.evaluation.report import summary, write_csv, write_json, write_sheets
@@ -44,8 +44,8 @@ class Oracle:
         """Everything is there."""
 
     @contextmanager
-    def predictor(self, modality: str) -> Iterator[Oracle]:
-        yield self
+    def predictor(self, modality: str) -> Iterator[Predict]:
+        yield self.predict
 
     def predict(self, frame: np.ndarray) -> np.ndarray:
         small = cv2.resize(frame[..., 2], (64, 64), interpolation=cv2.INTER_AREA)
@@ -231,11 +231,11 @@ def test_a_checkpoint_scores_as_the_network_predicts(tmp_path: Path) -> None:
     views = views_of("xray")
     assert views != "none"
     averaged = open_candidate(tmp_path / "w.safetensors", device="cpu", tta=True)
-    with averaged.predictor("xray") as predictor, torch.inference_mode():
+    with averaged.predictor("xray") as predict, torch.inference_mode():
         turned = torch.stack([torch.from_numpy(view.of(image[0].numpy()).copy()) for view in VIEWS[views]])
         answers = model(turned, "xray").low_res_logits[:, 0].numpy()
         expected = np.mean([view.undone(one) for view, one in zip(VIEWS[views], answers, strict=True)], axis=0)
-        np.testing.assert_allclose(predictor.predict(frame), expected, atol=1e-5)
+        np.testing.assert_allclose(predict(frame), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
