@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packages check docs notebooks clean clean-all
+.PHONY: help demo test test-packages check docs notebooks dist clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -33,7 +33,7 @@ check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
 	$(PY) tools/audit.py
 
 docs: $(VENV)/.dev ## Make the site in build/site, from docs/ (fails at a broken link)
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # not --quiet: warnings would neither be shown nor fail
 
 notebooks: $(VENV)/.dev ## Run the notebooks, in build/notebooks (minutes)
 	@for name in checkpoint_to_video add_a_modality; do \
@@ -41,8 +41,12 @@ notebooks: $(VENV)/.dev ## Run the notebooks, in build/notebooks (minutes)
 		$(VENV)/bin/jupytext --quiet --to ipynb --execute --run-path build/notebooks/$$name \
 			--output build/notebooks/$$name/$$name.ipynb notebooks/$$name.py || exit; done
 
+dist: | $(PY) ## Build the wheels of the program and of its weights in dist/
+	@$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist . ./packages/weights
+	@ls dist
+
 clean: ## Remove caches, build folders and demo-output
-	rm -rf demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf demo-output build dist packages/weights/build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find espmedsam_edge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the virtual environment as well

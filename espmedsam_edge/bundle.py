@@ -170,7 +170,7 @@ class Manifest(ManifestHead):
 class Bundle:
     """A bundle on disk, its manifest validated.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import Bundle
         >>> bundle = Bundle.open("fundus.bundle")
         >>> bundle.manifest.modalities, bundle.graph("fundus").precision

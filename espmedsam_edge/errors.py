@@ -13,7 +13,7 @@ def printable(text: str) -> str:
     printable nor a space (control characters, those without a width, bidirectional marks, halves of surrogate pairs,
     which stand for bytes of a name that are not UTF-8) becomes its escape of Python's.
 
-    Example:
+    Examples:
         >>> printable("polyp\x1b[2J.png")
         'polyp\\\\x1b[2J.png'
     """
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 class UserError(Exception):
     """Something the user can put right: says what failed, on which value, and what to do next.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import Bundle, UserError
         >>> try:
         ...     Bundle.open("nowhere.bundle")

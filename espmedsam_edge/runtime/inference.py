@@ -57,7 +57,7 @@ def infer(
 ) -> InferenceReport:
     """Segment files, cameras and streams and write the results, as the command ``espmedsam-edge infer`` does.
 
-    Example:
+    Examples:
         >>> import cv2
         >>> from espmedsam_edge import Outputs, infer
         >>> from espmedsam_edge.phantoms import phantom
@@ -101,7 +101,7 @@ def infer_frames(
     what live sources gave is kept, unfinished files are removed. What fails is raised once the rest is done; with
     ``Inference`` it is in the report instead.
 
-    Example:
+    Examples:
         >>> import cv2
         >>> from espmedsam_edge import ModelOptions, infer_frames
         >>> from espmedsam_edge.phantoms import phantom
@@ -179,7 +179,7 @@ class Inference:
 
     What stays open until it is left: the segmenter and, if asked for, the server.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import Inference, InferenceRequest, ModelOptions, Outputs
         >>> with Inference(InferenceRequest("retina.png", ModelOptions("fundus.bundle"), Outputs())) as run:
         ...     run.controls.threshold = 0.4

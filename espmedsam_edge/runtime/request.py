@@ -41,7 +41,7 @@ def _check_known(name: str, value: str, known: Iterable[str]) -> None:
 class ModelOptions:
     """Which network segments, and on what.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import ModelOptions, infer_frames
         >>> model = ModelOptions("fundus.bundle", threshold=0.4, threads=2)
         >>> [result.threshold for frame, result in infer_frames("retina.png", model)]
@@ -90,7 +90,7 @@ class ModelOptions:
 class ReadingOptions:
     """How sources are read, and when to end.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import ReadingOptions, infer_frames
         >>> turned = ReadingOptions(rotate=90, crop="auto")
         >>> [result.mask.shape for frame, result in infer_frames("retina.png", "fundus.bundle", reading=turned)]
@@ -149,7 +149,7 @@ class ReadingOptions:
 class Outputs:
     """What is written, and where. None: that result is not wanted, but for ``out``.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import Outputs, infer
         >>> infer("retina.png", "fundus.bundle", Outputs(masks="masks", csv="areas.csv")).results
         {'masks': PosixPath('masks'), 'areas': PosixPath('areas.csv')}
@@ -198,7 +198,7 @@ class Outputs:
 class InferenceRequest:
     """One run.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import Inference, InferenceRequest, ModelOptions, ReadingOptions
         >>> request = InferenceRequest("test://fundus", ModelOptions("fundus.bundle"), reading=ReadingOptions(frames=2))
         >>> with Inference(request) as run:
@@ -249,7 +249,7 @@ class NetworkReport:
 class InferenceReport:
     """What a run did.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import infer
         >>> report = infer(["retina.png", "missing.png"], "fundus.bundle")
         >>> report.frames, report.modality, report.trained

@@ -88,7 +88,7 @@ class Drawn:
 class Segmentation:
     """What the segmenter found in one frame.
 
-    Example:
+    Examples:
         >>> import cv2
         >>> from espmedsam_edge import Segmenter
         >>> with Segmenter.load("fundus.bundle") as segmenter:

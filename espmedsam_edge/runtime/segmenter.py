@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class Segmenter(Closing):
     """One modality of a bundle on one backend. Safe to call from several threads; calls take turns on the backend.
 
-    Example:
+    Examples:
         >>> import cv2
         >>> from espmedsam_edge import Segmenter
         >>> with Segmenter.load("fundus.bundle") as segmenter:
@@ -205,7 +205,7 @@ class Segmenter(Closing):
     def start(self, frames: Sequence[AnyFrame], threshold: float | None = None) -> Started:
         """Hand over a group of frames and return, so that several overlap; where the backend cannot, segment them now.
 
-        Example:
+        Examples:
             >>> started = [segmenter.start([frame]) for frame in (first, second)]  # doctest: +SKIP
             >>> results = [group.results()[0] for group in started]  # doctest: +SKIP
 

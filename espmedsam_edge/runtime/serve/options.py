@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class ServeOptions:
     """Where and for whom to serve.
 
-    Example:
+    Examples:
         >>> from espmedsam_edge import ServeOptions, infer
         >>> infer("retina.png", "fundus.bundle", serve=ServeOptions("127.0.0.1:0")).frames
         1
