@@ -145,8 +145,8 @@ def main() -> None:
         tiles = asked.tiles or ["off", *TILES.get(modality, USUAL)]
         results[name] = measure(folder, modality, asked.split, tiles)
         print(table({name: results[name]}), flush=True)
-    record = {"environment": collect_environment(), "split": asked.split, "dice": results}
-    atomic_write(RESULTS / f"{asked.name}.json", json.dumps(record, indent=1) + "\n")
+        record = {"environment": collect_environment(), "split": asked.split, "dice": results}
+        atomic_write(RESULTS / f"{asked.name}.json", json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

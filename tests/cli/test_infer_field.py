@@ -92,6 +92,7 @@ def test_under_anonymous_names_no_line_has_a_files_name(infer: Callable[..., Any
     for number in (1, 2):
         cv2.imwrite(str(folder / f"DOE {number}.png"), PICTURE.astype(np.uint16) * 100)
     cv2.imwrite(str(folder / "photo_mask.png"), PICTURE)
+    cv2.imwritemulti(str(folder / "DOE stack.tif"), [PICTURE, PICTURE[:24, :24]])
     frames = pydicom.dcmread(save_dicom(folder / "doe.dcm", np.stack([ramp(), ramp()])))
     frames.NumberOfFrames = 1
     frames.save_as(folder / "doe.dcm")
@@ -101,7 +102,7 @@ def test_under_anonymous_names_no_line_has_a_files_name(infer: Callable[..., Any
     for line in error.splitlines():
         assert not [name for name in (*names, "DOE") if name in line], line
     for told in (
-        r"source-1-00\d\d holds 2 pictures; the first is read\.",
+        r"source-1-00\d\d, page 2, is 24x24 pixels, the first \d+x\d+: it is left out\.",
         r"in source-1 are shown on one scale",
         r"masks beside their pictures: 1\.",
         r"source-1-00\d\d holds 2 frames, its header names 1; the others are left out\.",

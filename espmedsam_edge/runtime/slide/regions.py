@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 Mask = NDArray[np.uint8]
 _PLAN = "plan.json"
 _KEPT = 24  # decoded regions
-_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 
 class Regions:
@@ -88,7 +87,7 @@ class Regions:
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
         """
-        encoded = cv2.imencode(".png", mask, _FAST)[1].tobytes()
+        encoded = cv2.imencode(".png", mask)[1].tobytes()
         with write_errors(self._folder, "what is finished stays, and the same command goes on from there"):
             atomic_write(self._file(row, column), encoded)
 
