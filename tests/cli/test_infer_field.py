@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from dicom_files import ramp, save_dicom
+from dicom_files import ramp, save_compressed, save_dicom
+from heic_files import phone_heic
 from video_files import save_clip
 
 Image = pytest.importorskip("PIL.Image")
@@ -68,7 +71,7 @@ def test_a_folder_of_everything_is_done_as_far_as_it_goes(infer: Callable[..., A
     )  # fmt: skip
     assert code == 1
     failed = [line for line in error.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == len(reasons)
+    assert len(failed) == len(reasons), failed
     for name, reason in reasons.items():
         (line,) = (line for line in failed if name in line)
         assert reason in line
@@ -108,3 +111,97 @@ def test_under_anonymous_names_no_line_has_a_files_name(infer: Callable[..., Any
         r"source-1-00\d\d holds 2 frames, its header names 1; the others are left out\.",
     ):
         assert re.search(told, error), error
+
+
+def more(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Add what recorders, phones, scanners and archives leave.
+
+    Returns:
+        The frames of each file that is read, and of the others what their line must say.
+    """
+    av, codecs = pytest.importorskip("av", reason="needs PyAV"), pytest.importorskip("imagecodecs")
+    pytest.importorskip("pillow_heif")
+    picture = Image.fromarray(PICTURE)
+    square = np.repeat(np.repeat(np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8), 32, 0), 32, 1)
+    (folder / "IMG_0001.HEIC").write_bytes(phone_heic(square, [("irot", 1)]))
+    (folder / "ten.avif").write_bytes(codecs.avif_encode(PICTURE.astype(np.uint16) * 4, level=100, bitspersample=10))
+    picture.save(folder / "moving.webp", save_all=True, append_images=[picture.rotate(180)], lossless=True)
+    picture.save(folder / "moving.png", save_all=True, append_images=[picture.rotate(180)])
+    picture.convert("CMYK").save(folder / "print.jpg")
+    os.rename(_png(folder / "latin.png"), os.fsencode(folder) + b"/Aufnahme_M\xfcller.png")
+    for name in ("two\nlines.png", "-dash.png", "100%d.png", "e\u0301-nfd.png", "a?b*c.png", "x" * 240 + ".png"):
+        _png(folder / name)
+    counts = dict.fromkeys((*(os.fsdecode(name) for name in os.listdir(os.fsencode(folder))),), 1)
+    noise = np.random.default_rng(2).integers(0, 256, (5, 48, 64, 3), np.uint8)
+    for name, codec, form, first in (
+        ("late.ts", "mpeg2video", "mpegts", 15_000), ("00001.MTS", "mpeg2video", "mpegts", 0),
+        ("VTS_01_1.VOB", "mpeg2video", "vob", 0), ("clip.mxf", "mpeg2video", None, 0), ("clip.asf", "mpeg4", None, 0),
+        ("clip.y4m", "wrapped_avframe", "yuv4mpegpipe", 0), ("clip.mjpeg", "mjpeg", None, 0),
+        ("b.avi", "mpeg4", None, 0),
+    ):  # fmt: skip
+        with av.open(str(folder / name), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.height, stream.width = 48, 64
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for number in range(5):
+                frame = av.VideoFrame.from_ndarray(noise[number], format="bgr24").reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = first + number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        counts[name] = 5
+    wide = ramp(high=4000, dtype=np.uint16)
+    save_dicom(folder / "padded.dcm", np.pad(wide, 9, constant_values=65535), PixelPaddingValue=65535)
+    save_dicom(folder / "cine.dcm", np.stack([ramp(), ramp() // 2, ramp()]))
+    signed = ramp(low=-900, high=900, dtype=np.int16)
+    lossless = bytes(codecs.jpegls_encode(signed.view(np.uint16)))
+    save_compressed(folder / "signed.dcm", [lossless], pydicom.uid.JPEGLSLossless, signed)
+    counts |= {"padded.dcm": 1, "cine.dcm": 3, "signed.dcm": 1}
+
+    (folder / "old.jp2").write_bytes(codecs.jpeg2k_encode(PICTURE))
+    picture.save(folder / "plain.ppm")
+    tifffile.imwrite(folder / "lab.tif", PICTURE, photometric="cielab")
+    deflated = pydicom.dcmread(folder / "padded.dcm")
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(folder / "deflated.dcm")
+    cut = (folder / "clip.mxf").read_bytes()
+    (folder / "cut.mxf").write_bytes(cut[: len(cut) * 2 // 3])
+    (folder / "tail.heic").write_bytes((folder / "IMG_0001.HEIC").read_bytes()[:-99])
+    return counts, {
+        "lab.tif": "CIELAB", "deflated.dcm": "the whole file is compressed", "tail.heic": "cut off",
+        "cut.mxf": "it is cut off",
+    }  # fmt: skip
+
+
+def _png(path: Path) -> Path:
+    path.write_bytes(cv2.imencode(".png", PICTURE)[1].tobytes())
+    return path
+
+
+def test_all_kinds_in_one_folder_each_done_or_named_with_its_reason(infer: Callable[..., Any], tmp_path: Path) -> None:
+    """As before, of every container and syntax that can be made here; what no folder takes is named one by one."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    counts, reasons = more(folder)
+    code, _, error = infer(
+        folder, folder / "old.jp2", folder / "plain.ppm",
+        "--masks", out / "masks", "--jsonl", out / "frames.jsonl", "--csv", out / "areas.csv",
+    )  # fmt: skip
+    assert code == 1
+    failed = [line for line in error.splitlines() if line.startswith("failed: ")]
+    reasons |= {"old.jp2": "it is not a JPEG", "plain.ppm": "it is not a JPEG"}
+    assert len(failed) == len(reasons), failed
+    for name, reason in reasons.items():
+        (line,) = (line for line in failed if name in line)
+        assert reason in line
+    done: dict[str, int] = {}
+    for line in (out / "frames.jsonl").read_text().splitlines():
+        name = json.loads(line)["source"].rpartition("/")[2]
+        done[name] = done.get(name, 0) + 1
+    assert 0 < done.pop("cut.mxf") < 5  # what there is of it
+    assert sorted(done.values()) == sorted(counts.values())
+    assert {name: done[name] for name in counts if name.isprintable()} == {
+        name: count for name, count in counts.items() if name.isprintable()
+    }
+    rows = len(list(csv.reader((out / "areas.csv").open(errors="surrogateescape", newline=""))))
+    masks = list((out / "masks").rglob("*.png"))
+    assert rows - 1 == len(masks) == len((out / "frames.jsonl").read_text().splitlines())
