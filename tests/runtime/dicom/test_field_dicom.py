@@ -403,3 +403,26 @@ def test_frames_that_the_header_does_not_name_are_told_of(
     assert all(np.array_equal(frame, pixels[number]) for number, frame in enumerate(frames))
     told = f"{tmp_path / 'a.dcm'} holds 3 frames, its header names {stated or 1}; the others are left out."
     assert [record.getMessage() for record in caplog.records] == [told] * (stated != 3)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("seed", range(6))
+def test_windows_of_any_depth_slope_and_sign_are_what_pydicom_gives(tmp_path: Path, function: str, seed: int) -> None:
+    from pydicom.pixels import apply_modality_lut, apply_windowing
+
+    rng = np.random.default_rng(seed)
+    bits, signed = int(rng.integers(9, 17)), bool(seed % 2)
+    lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    pixels = rng.integers(lowest, highest + 1, (40, 50)).astype(np.int16 if signed else np.uint16)
+    slope, intercept = float(rng.choice([0.25, 1, 2.5])), float(rng.integers(-2000, 2000))
+    low, high = lowest * slope + intercept, highest * slope + intercept
+    center, width = round(rng.uniform(low, high), 2), round(rng.uniform(2, high - low), 2)
+    elements = {
+        "BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": slope, "RescaleIntercept": intercept,
+        "WindowCenter": center, "WindowWidth": width, "VOILUTFunction": function,
+    }  # fmt: skip
+    path = save_dicom(tmp_path / "a.dcm", pixels, **elements)
+    dataset = pydicom.dcmread(path)
+    shown = apply_windowing(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+    expected = (shown - low) / (high - low) * 255  # pydicom shows in the range that rescaled samples can have
+    assert np.abs(grey(path)[0] - expected).max() <= 0.51

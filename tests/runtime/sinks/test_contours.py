@@ -72,11 +72,21 @@ def test_filled_polygons_are_the_parts_without_their_holes(mask: np.ndarray) -> 
 
 @given(MASKS)
 def test_every_polygon_is_one_to_coco(mask: np.ndarray) -> None:
-    """Of six numbers or more: pycocotools refuses two, and takes four for a box."""
+    """Of six numbers or more: pycocotools refuses two, and takes four for a box. What it decodes each to is the part,
+    but for its border: COCO's vertices are corners of pixels, ours their centres.
+    """
     coco = pytest.importorskip("pycocotools.mask", reason="the reference is pycocotools")
     polygons = contour_fields(result_of(mask.astype(np.uint8) * 255), "polygons")["polygons"]
     assert all(len(polygon) >= 6 for polygon in polygons)
-    assert len(coco.frPyObjects(polygons, *mask.shape)) == len(polygons) if polygons else not mask.any()
+    assert bool(polygons) == bool(mask.any())
+    around = np.ones((3, 3), np.uint8)
+    for polygon, encoded in zip(polygons, coco.frPyObjects(polygons, *mask.shape) if polygons else [], strict=True):
+        drawn = coco.decode(encoded)
+        assert drawn.shape == mask.shape
+        part = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [np.array(polygon, np.int32).reshape(-1, 2)], 1)
+        assert not (drawn & ~cv2.dilate(part, around) & 1).any()
+        inside = cv2.erode(part, around, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        assert not (inside & ~drawn & 1).any()
 
 
 def test_forms() -> None:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from video_files import clip_frame, number_of
@@ -583,3 +584,27 @@ def test_where_a_time_is_missing_all_is_decoded(tmp_path: Path, name: str, timel
     assert reader.skipped == 50
     assert [time for _, time in got] == stated[50:]
     assert all(np.array_equal(frame, expected) for (frame, _), expected in zip(got, frames[50:], strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name not in ("a.h264", "b.mpg", "open.mkv")])
+def test_times_and_pictures_are_those_of_opencvs_own_ffmpeg(tmp_path: Path, name: str) -> None:
+    """Another build of FFmpeg, and another's way of asking it; its times count from a container's clock."""
+    path = encode(tmp_path / name, **{"times": range(60), **CLIPS[name]})
+    frames, times = read(path)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        pytest.skip("OpenCV's FFmpeg does not read this codec")
+    theirs, stated = [], []
+    while True:
+        done, picture = capture.read()
+        if not done:
+            break
+        theirs.append(picture)
+        stated.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    capture.release()
+    assert len(frames) == len(theirs) == 60
+    if name != "b.avi":  # of which OpenCV gives the order of storing
+        assert times == pytest.approx([time - stated[0] for time in stated], abs=2e-3)
+    for ours, other in zip(frames, theirs, strict=True):
+        assert ours.shape == other.shape
+        assert np.abs(ours.astype(int) - other).mean() < 3  # two decoders' colour conversion
