@@ -15,9 +15,9 @@ import numpy as np
 
 from espmedsam_edge.bench.competitors import runs_on_gpu
 from espmedsam_edge.bench.graph_cost import graph_cost
-from espmedsam_edge.bench.roofline import GraphCost, Rates, Roofline
+from espmedsam_edge.bench.roofline import HALVES, GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
-from espmedsam_edge.runtime.backends.backend import FrameBackend, FrameOptions, load_backend
+from espmedsam_edge.runtime.backends.backend import FrameBackend, FrameOptions, ReducingBackend, load_backend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Event, Stream
@@ -46,7 +46,10 @@ def roofline(segmenter: Segmenter, threads: int, seconds: float) -> Roofline:
     """
     bundle, graph = segmenter.bundle, segmenter.graph
     cost = graph_cost(bundle.read_graph(graph), bundle.graph_path(graph))
-    return Roofline(cost, measured_rates(segmenter, threads, _main_types(cost)), seconds)
+    rates, backend = measured_rates(segmenter, threads, _main_types(cost)), segmenter.choice.backend
+    if isinstance(backend, ReducingBackend) and backend.arithmetic in HALVES:
+        cost, rates = cost.computed_in(backend.arithmetic), rates.of_fp32_in(backend.arithmetic)
+    return Roofline(cost, rates, seconds)
 
 
 def _main_types(cost: GraphCost) -> list[Precision]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+HALVES = ("bf16", "fp16")
+"""Types that a runtime may compute and keep float32 tensors in by itself, of half their size."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Kernel:
 
     Attributes:
         name: of the node that it stands for.
-        type: what it multiplies in: "fp32", "fp16" or "int8"; "" where it does not.
+        type: what it multiplies in: "fp32", "fp16", "bf16" or "int8"; "" where it does not.
         flop: operations of its products, two a multiply-accumulate; element-wise work is not counted.
         bytes: read and written, each tensor once.
         weight_bytes: of constants, part of ``bytes``.
@@ -57,6 +60,21 @@ class GraphCost:
         """Bytes read and written by all kernels."""
         return sum(kernel.bytes for kernel in self.kernels)
 
+    def computed_in(self, half: str) -> GraphCost:
+        """The same where what the graph has in float32 is computed and kept in one of ``HALVES``."""
+        kernels = [
+            replace(
+                kernel,
+                type=half if kernel.type == "fp32" else kernel.type,
+                bytes=kernel.bytes // 2,
+                weight_bytes=kernel.weight_bytes // 2,
+            )
+            if kernel.type in ("fp32", "")
+            else kernel
+            for kernel in self.kernels
+        ]
+        return replace(self, kernels=kernels)
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -69,6 +87,10 @@ class Rates:
 
     products: Mapping[str, float]
     copy: float
+
+    def of_fp32_in(self, half: str) -> Rates:
+        """The same rates, of which FP32's were measured with float32 computed in one of ``HALVES``."""
+        return replace(self, products={half if name == "fp32" else name: rate for name, rate in self.products.items()})
 
     def of(self, type_name: str) -> float:
         """FLOP/s of products in a type."""

@@ -18,8 +18,6 @@ from espmedsam_edge.runtime.auto.gates import accuracy_key
 from espmedsam_edge.runtime.backends.backend import ReducingBackend, load_backend
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
-
 
 def check_backend(path: Path, request: CheckRequest, images: CalibrationImages, listener: Listener) -> GateResult:
     """Run a bundle's graph on a backend over the held-out images and note in the bundle whether it passed the gate.
@@ -50,6 +48,7 @@ def check_backend(path: Path, request: CheckRequest, images: CalibrationImages, 
     finally:
         backend.close()
     title = f"{graph.modality} {graph.precision} on {request.backend}"
+    runtimes = ("onnxruntime", backend.name.partition("-")[0].partition(":")[0])
     lines = [f"## Check: {title}", "", f"Ran on {backend.device}.", "", *gate_lines(result)]
     entry = {
         "against": f"FP32 graph in ONNX Runtime, run on {backend.name}, held-out images",
@@ -57,7 +56,7 @@ def check_backend(path: Path, request: CheckRequest, images: CalibrationImages, 
         "passed": result.passed,
         "graph_sha256": graph.sha256,
         "device": f"{backend.device}; {cpu().model}",
-        "versions": {name: version for name, version in packages().items() if name in _RUNTIMES},
+        "versions": {name: version for name, version in packages().items() if name.startswith(runtimes)},
     }
     with write_bundle(path, extend=True) as draft:
         assert draft.manifest is not None

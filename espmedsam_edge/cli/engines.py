@@ -11,6 +11,7 @@ import typer
 from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
+    from espmedsam_edge.runtime.backends.openvino_cache import KeptNetwork
     from espmedsam_edge.runtime.engines.inventory import Entry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -23,7 +24,11 @@ def list_engines(
     cache: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecars as JSON.")] = False,
 ) -> None:
-    """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted."""
+    """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted.
+
+    So are the networks that OpenVINO compiled.
+    """
+    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, network_folder
     from espmedsam_edge.runtime.engines.cache import cache_folder
     from espmedsam_edge.runtime.engines.inventory import entries
 
@@ -32,18 +37,27 @@ def list_engines(
     if as_json:
         tell(json.dumps([entry.sidecar.model_dump(mode="json") for entry in found if entry.sidecar], indent=2))
         return
-    if not found:
+    networks = kept_networks(cache)
+    if not found and not networks:
         tell(f"No engines in {folder}.")
         return
     for entry in found:
         tell(_line(entry))
-    total = sum(entry.sidecar.plan_bytes for entry in found if entry.sidecar)
-    tell(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
+    if found:
+        total = sum(entry.sidecar.plan_bytes for entry in found if entry.sidecar)
+        tell(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
+    for network in networks:
+        tell(_network_line(network))
+    if networks:
+        total, count = sum(network.size for network in networks), len(networks)
+        where = f"{total / (1 << 20):.1f} MiB in {network_folder(cache)}"
+        tell(f"{count} network{'s' if count > 1 else ''} that OpenVINO compiled, {where}")
 
 
 @app.command()
 def verify(cache: Cache = None) -> None:
     """Check every engine's bytes against its sidecar; leaves with 1 where one is damaged."""
+    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks
     from espmedsam_edge.runtime.engines.cache import cache_folder
     from espmedsam_edge.runtime.engines.inventory import entries
 
@@ -53,7 +67,11 @@ def verify(cache: Cache = None) -> None:
     for entry in found:
         tell(f"{'damaged' if entry.damaged else 'ok'}: {_line(entry)}")
     tell(f"{len(found) - len(damaged)} of {len(found)} engines in {folder} are whole.")
-    if damaged:
+    networks = kept_networks(cache, verify=True)
+    spoilt = [network for network in networks if network.damaged]
+    for network in networks:
+        tell(f"{'damaged' if network.damaged else 'ok'}: {_network_line(network)}")
+    if damaged or spoilt:
         tell("A damaged engine is rebuilt when it is wanted; espmedsam-edge engines clean removes it now.")
         raise typer.Exit(1)
 
@@ -64,17 +82,34 @@ def clean(
     everything: Annotated[bool, typer.Option("--all", help="Remove all engines and kernel timings.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing.")] = False,
 ) -> None:
-    """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine."""
+    """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine.
+
+    So with OpenVINO's networks, and those of other versions.
+    """
+    from espmedsam_edge.machine.cache import cache_place
+    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, remove_network
     from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.inventory import Removal
     from espmedsam_edge.runtime.engines.inventory import clean as remove
 
     folder = cache_folder(cache)
     removed = remove(folder, everything=everything, dry_run=dry_run)
+    for network in kept_networks(cache, verify=not everything):
+        why = "asked for" if everything else network.unwanted
+        if why is not None:
+            removed.append(Removal(network.line, why, network.size))
+            if not dry_run:
+                remove_network(network)
     word = "would remove" if dry_run else "removed"
     for removal in removed:
         tell(f"{word} {removal.name}: {removal.why}")
     freed = sum(removal.freed for removal in removed) / (1 << 20)
-    tell(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {folder}")
+    tell(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {cache_place(cache)}")
+
+
+def _network_line(network: KeptNetwork) -> str:
+    note = f" ({network.unwanted})" if network.unwanted else ""
+    return f"{network.line}, {network.size / (1 << 20):.1f} MiB{note}"
 
 
 def _line(entry: Entry) -> str:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from espmedsam_edge.bench import rates
 from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.rates import host_copy_rate, product_rate
 from espmedsam_edge.bench.roofline import GraphCost, Kernel, Rates, Roofline, bound
+from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.backends.backend import Choice
+from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.shipped.bundles import shipped_bundle
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (extra export)")
@@ -139,6 +143,43 @@ def test_the_product_that_is_measured_has_the_operations_it_is_taken_for(
     monkeypatch.setattr(rates, "_RUNS", 1)
     assert product_rate("onnxruntime-cpu", type_name, 1) > 0
     assert counted[0].flop == {type_name: 4 * 2 * 3 * 512 * 512 * 1024}
+
+
+class Reducing:
+    """A backend that says that it computes float32 in bfloat16."""
+
+    name, device, arithmetic = "openvino:bf16", "CPU", "bf16"
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        return np.zeros(self.graph.output_shape, np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_a_runtime_reduces_by_itself_is_called_that(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "measured_rates", lambda *_: Rates({"fp32": 1e9, "int8": 4e9}, 1e9))
+    graph = toy_bundle.graph()
+    plain = rates.roofline(Segmenter(toy_bundle, Choice(Exact(graph)), 0.5), 1, 1.0)
+    reduced = rates.roofline(Segmenter(toy_bundle, Choice(Reducing(graph)), 0.5), 1, 1.0)
+    assert set(plain.cost.flop) == {"fp32"}
+    assert reduced.cost.flop == {"bf16": plain.cost.flop["fp32"]}
+    assert reduced.rates.products == {"bf16": 1e9, "int8": 4e9}
+    assert reduced.cost.bytes == plain.cost.bytes // 2
+    assert "GFLOP/s in bf16" in reduced.line
+    mixed = GraphCost([Kernel("a", "int8", 8, 10, 4), Kernel("b", "fp32", 2, 40, 8), Kernel("c", "", 0, 6)], 12)
+    assert mixed.computed_in("bf16").kernels == [
+        Kernel("a", "int8", 8, 10, 4),
+        Kernel("b", "bf16", 2, 20, 4),
+        Kernel("c", "", 0, 3),
+    ]
+
+
+class Exact(Reducing):
+    arithmetic = "fp32"
 
 
 def test_copies_count_reading_and_writing(monkeypatch: pytest.MonkeyPatch) -> None:

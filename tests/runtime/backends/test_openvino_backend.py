@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import ModelOptions, Outputs, infer
 from espmedsam_edge.bundle import Bundle, write_bundle
+from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backends import backend as backends
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable, OverlappingBackend, load_backend, unavailable
@@ -220,7 +222,7 @@ def test_a_second_start_compiles_nothing(
     toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     load(toy_bundle)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.blob")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     monkeypatch.delattr(openvino.Core, "compile_model")
@@ -233,12 +235,12 @@ def test_each_arithmetic_graph_and_version_has_its_own(
 ) -> None:
     load(toy_bundle)
     load(toy_bundle, "openvino:graph")
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.blob"))) == 2
     load(save_toy_bundle(tmp_path / "other", batch=2))
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.blob"))) == 3
     monkeypatch.setattr(openvino, "get_version", lambda: "2031.1")
     load(toy_bundle)
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("*.blob"))) == 4
 
 
 def flip(file: Path) -> None:
@@ -269,7 +271,7 @@ def test_what_is_damaged_or_foreign_is_compiled_anew_with_one_line(
 ) -> None:
     image = image_of(toy_bundle)
     expected = load(toy_bundle).run(image)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.blob")
     spoil(file)
     np.testing.assert_array_equal(load(toy_bundle).run(image), expected)
     assert len(said) == 1
@@ -303,6 +305,53 @@ def test_a_cache_that_cannot_be_written_is_told_and_does_not_matter(
     assert "the compiled network is not kept" in said[0]
 
 
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_engines_lists_verifies_and_cleans_what_openvino_compiled(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(toy_bundle)
+    load(toy_bundle, "openvino:graph")
+    (cache / "mine.blob").write_text("of the user's own")
+    assert run("engines", "list") == 0
+    out = capsys.readouterr().out
+    version = openvino.get_version()
+    assert f"fundus fp32, OpenVINO {version} for CPU, f32, " in out
+    assert f"fundus fp32, OpenVINO {version} for CPU, dynamic, " in out
+    assert re.search(r"2 networks that OpenVINO compiled, [\d.]+ MiB in .*openvino", out)
+    assert run("engines", "verify") == 0
+    assert run("engines", "clean") == 0
+    assert len(list(cache.glob("*.blob"))) == 3
+    flip(min(file for file in cache.glob("*-*.blob")))
+    assert run("engines", "verify") == 1
+    assert "damaged: fundus fp32, OpenVINO" in capsys.readouterr().out
+    assert run("engines", "clean") == 0
+    assert ": it is damaged\n" in capsys.readouterr().out
+    assert len(list(cache.glob("*-*.blob"))) == 1
+    monkeypatch.setattr(openvino, "get_version", lambda: "2031.1")
+    assert run("engines", "clean", "--dry-run") == 0
+    assert "would remove fundus fp32" in capsys.readouterr().out
+    assert run("engines", "clean") == 0
+    assert ": OpenVINO is 2031.1 now\n" in capsys.readouterr().out
+    assert [file.name for file in cache.iterdir()] == ["mine.blob"]
+
+
+def test_a_network_that_nothing_says_the_origin_of_is_cleaned_away(
+    toy_bundle: Bundle, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(toy_bundle)
+    (facts,) = cache.glob("*.json")
+    facts.write_text("[]")
+    load(toy_bundle)  # which does not hang on it
+    assert run("engines", "clean") == 0
+    assert "nothing says what it is of" in capsys.readouterr().out
+    assert list(cache.glob("*")) == []
+
+
 def test_two_processes_fill_one_cache(toy_bundle: Bundle, cache: Path) -> None:
     code = (
         "from espmedsam_edge.bundle import Bundle\n"
@@ -315,7 +364,7 @@ def test_two_processes_fill_one_cache(toy_bundle: Bundle, cache: Path) -> None:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 0, errors.decode()
         assert errors == b""
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.blob"))) == 1
 
 
 # Several at once, and the end.
