@@ -46,8 +46,12 @@ def leave_with(code: int, arguments: list[str]) -> None:
 
 
 def test_export_writes_a_bundle_that_segments_as_the_checkpoint(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    modalities = iter(("fundus", "xray"))  # of the graphs, in the order in which they are built
+    monkeypatch.setattr(
+        exporter, "build_graph", lambda _, size, batch: exported_graph(size, batch, modality=next(modalities))
+    )
     out = tmp_path / "two.bundle"
     leave_with(0, ["export", str(weights), "--out", str(out), "--image-size", "128"])
     bundle = Bundle.open(out)
