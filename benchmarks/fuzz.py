@@ -82,9 +82,14 @@ class Finding:
 
 
 class Reader:
-    """A process that reads files, started again after each that kills it."""
+    """A process that reads files, started again after each that kills it.
 
-    def __init__(self) -> None:
+    Args:
+        script: says "ready", then for each line with a path the most memory needed so far, a space and the outcome.
+    """
+
+    def __init__(self, script: str = _READER) -> None:
+        self._script = script
         self._process: subprocess.Popen[str] | None = None
 
     def read(self, path: Path) -> tuple[str, int]:
@@ -117,7 +122,7 @@ class Reader:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _READER],
+                [sys.executable, "-c", self._script],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
