@@ -5,7 +5,8 @@
 Whole ones are generated and changed by a seeded generator: their bytes as ``fuzz.py`` does, their values (extreme
 numbers, other types, nesting, escapes, long names) and, of graphs, their parts (operators, attributes, sizes, edges,
 branches, data elsewhere). A graph's hash in its manifest is made right again, so that what is left to refuse it are the
-rules; what they accept runs in ONNX Runtime. A finding is what it is in ``fuzz.py``, or a message of several lines.
+rules; what they accept runs in ONNX Runtime. A finding is what it is in ``fuzz.py``, or a message of several lines or of
+over 5,000 characters.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ import resource, sys, traceback
 from pathlib import Path
 import numpy as np
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.errors import UserError, printable
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.model.checkpoint import load_checkpoint, read_foreign
@@ -89,7 +90,7 @@ for line in sys.stdin:
     try:
         outcome = read(line.rstrip("\\n"))
     except UserError as error:
-        outcome = "several lines" if "\\n" in printable(str(error)).strip() else "refused"
+        outcome = "several lines" if "\\n" in str(error) else "a long line" if len(str(error)) > 5000 else "refused"
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:150]

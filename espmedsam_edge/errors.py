@@ -22,6 +22,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+_LONGEST = (
+    2000  # characters of a message: a line with a few names of files, not the megabytes that others put into names
+)
+
+
+def _one_line(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-495:]}"
+
+
 class UserError(Exception):
     """Something the user can put right: says what failed, on which value, and what to do next.
 
@@ -34,12 +44,13 @@ class UserError(Exception):
         no bundle at nowhere.bundle. 2
 
     Commands print it as one line and leave with ``exit_code``: 2 for wrong use, 1 where inputs or the machine failed.
-    Errors of any other class are bugs of this package. What message and hint quote is made ``printable``.
+    Errors of any other class are bugs of this package. What message and hint quote is made ``printable``, and what
+    is longer than 2,000 characters lacks its middle.
     """
 
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 2) -> None:
-        self.message = printable(" ".join(message.split()))
-        self.hint = printable(" ".join(hint.split()))
+        self.message = _one_line(message)
+        self.hint = _one_line(hint)
         self.exit_code = exit_code
         super().__init__(f"{self.message} {self.hint}".strip())
 

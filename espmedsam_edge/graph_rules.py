@@ -29,6 +29,10 @@ their bundles. None may be used."""
 # The most numbers in a tensor, numbers alive at once, and multiply-accumulates, by pixels of the input. Of both presets
 # at 64 to 1024 pixels the most is 16, 36 and 52,000, and 5 more alive for a MB of weights stored in float16.
 _ELEMENTS, _ALIVE, _PRODUCTS = 64, 160, 400_000
+_WRITTEN = 12_000
+"""Numbers that all nodes give together, by pixels of the input: of both presets at most 1,430, calibrated a few more."""
+_FOLDED = 2
+"""Numbers computed from constants alone, which ONNX Runtime keeps from loading on, by bytes of the file: at most 1."""
 _SMALLEST_SIDE = 256  # windows of 14 x 14 at stride 16 are padded to 224 pixels, however small the input
 _MOST_NODES, _MOST_AXES = 20_000, 16
 
@@ -83,7 +87,10 @@ class _Sizes:
         self.most_elements = _ELEMENTS * pixels + file_bytes
         self.most_alive = _ALIVE * pixels + file_bytes
         self.most_products = _PRODUCTS * pixels
-        self.products = 0
+        self.most_written = _WRITTEN * pixels + file_bytes
+        self.most_folded = _FOLDED * file_bytes
+        self.products = self.written = self.folded = 0
+        self.constant = set(graph.constants)
 
     def check(self) -> None:
         """Refuse an operator or a size that no graph of this program has."""
@@ -107,7 +114,9 @@ class _Sizes:
         ends: dict[int, list[str]] = {}
         alive = 0
         for index, node in enumerate(graph.nodes):
-            for name, shape in zip(node.outputs, self._given(node), strict=False):
+            shapes = self._given(node)
+            self._count(node, sum(map(math.prod, shapes)))
+            for name, shape in zip(node.outputs, shapes, strict=False):
                 self._add(name, shape)
                 alive += math.prod(shape)
                 ends.setdefault(last_use.get(name, index), []).append(name)
@@ -116,6 +125,15 @@ class _Sizes:
             alive -= sum(math.prod(self.shapes[name]) for name in ends.pop(index, ()))
         if missing := [name for name in graph.outputs if name not in self.shapes]:
             raise GraphRefused(f"nothing gives its output '{missing[0]}'")
+
+    def _count(self, node: OnnxNode, numbers: int) -> None:
+        """Add what a node gives to the work of the graph, and to what is computed before it runs."""
+        self.written += numbers
+        if all(name in self.constant for name in node.inputs if name):
+            self.constant.update(node.outputs)
+            self.folded += numbers
+        if self.written > self.most_written or self.folded > self.most_folded:
+            raise GraphRefused("it computes far more than its input's size asks for")
 
     def _add(self, name: str, shape: Shape) -> None:
         if name in self.shapes:

@@ -154,6 +154,27 @@ def test_many_tensors_alive_at_once_are_refused_and_one_after_the_other_are_not(
     assert "MiB, far more" in why(graph_of([grown, *chain, every], constants))
 
 
+def test_what_is_computed_before_it_runs_is_bounded() -> None:
+    """ONNX Runtime keeps all that follows from constants: such a chain once took the machine's memory at loading."""
+    constants = {"size": np.array([1, 3, 64, 2560]), "w": np.ones((1, 3, 64, 1), np.float32)}
+    chain = [node("Softmax", f"t{i}", f"t{i + 1}") for i in range(15_000)]
+    assert "computes far more" in why(graph_of([node("Expand", "w size", "t0"), *chain], constants))
+    weights = {"w": np.ones((64, 64, 3, 3), np.float16)}
+    stored = [node("Cast", "w", "w32", to=1), node("Transpose", "w32", "turned", perm=[1, 0, 2, 3])]
+    assert "nothing gives its output" in why(graph_of(stored, weights))  # as weights stored in fewer bits
+
+
+def test_work_without_products_is_bounded() -> None:
+    grown = node("Expand", "image size", "t0")
+    chain = [node("Relu", f"t{i}", f"t{i + 1}") for i in range(19_000)]
+    assert "computes far more" in why(graph_of([grown, *chain], {"size": np.array([40, 3, 64, 64])}))
+
+
+def test_names_of_megabytes_are_shortened() -> None:
+    assert 500 < len(why(graph_of([node("x" * 2_000_000, "image", "logits")], {}))) < 2500
+    assert 500 < len(why(graph_of([node("Relu", "x" * 2_000_000, "logits")], {}))) < 2500
+
+
 def test_work_far_above_what_the_input_asks_for_is_refused() -> None:
     constants = {"size": np.array([300, 3, 64, 64]), "w": np.ones((64, 64), np.float32)}
     products = [node("MatMul", f"t{i} w", f"t{i + 1}") for i in range(9000)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -236,7 +237,8 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
             found = read_tensor_file(path)
             return found.tensors, found.sha256
         content = read_regular(path)
-        sha256 = hashlib.sha256(content).hexdigest()
+        sha256, size = hashlib.sha256(content).hexdigest(), len(content)
+        _check_costs(content)
         loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
         del content
     except pickle.UnpicklingError as error:
@@ -244,7 +246,7 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
             f"{path} holds more than weights (pickled code or objects) and was not loaded.",
             "Ask its author for a file of tensors only.",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError, OSError) as error:
+    except Exception as error:  # torch's reader of pickles stumbles over damage in many ways
         raise UserError(
             f"{path} is not a readable checkpoint ({error}).", "It may be truncated; copy it again."
         ) from error
@@ -255,4 +257,29 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(
             f"{path} holds no state dict of tensors.", "Give a file saved with torch.save(model.state_dict())."
         )
+    if any(not _is_stored(value, size) for value in loaded.values()):
+        raise UserError(f"{path} holds tensors that are larger than the file.", "Ask its author for a plain one.")
     return {str(key): value for key, value in loaded.items()}, sha256
+
+
+def _check_costs(content: bytes) -> None:
+    """Refuse what makes torch take much memory for a small file: compressed parts, and objects of any size.
+
+    Raises:
+        ValueError: it has such.
+    """
+    pickled = content
+    if zipfile.is_zipfile(BytesIO(content)):
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content) for entry in entries):
+                raise ValueError("its parts are compressed")
+            pickled = b"".join(archive.read(entry) for entry in entries if entry.filename.endswith(".pkl"))
+    if b"bytearray" in pickled:  # the one type of any size that torch makes for what counts as weights alone
+        raise ValueError("it holds other things than tensors")
+
+
+def _is_stored(value: Tensor, size: int) -> bool:
+    """Whether a tensor's numbers stand in a file of ``size`` bytes, as many as its shape says."""
+    dense = value.layout == torch.strided and value.device.type == "cpu"
+    return dense and value.numel() * value.element_size() <= size

@@ -6,6 +6,8 @@ import hashlib
 import json
 import resource
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from espmedsam_edge.model.checkpoint import (
     load_checkpoint,
     load_hashed_checkpoint,
     read_checkpoint,
+    read_foreign,
     read_hashed_foreign,
     save_checkpoint,
 )
@@ -201,6 +204,44 @@ def test_tensors_are_of_the_bytes_that_were_hashed(tmp_path: Path, monkeypatch: 
     assert len(opened) == 1
     assert sha256 == hashlib.sha256(contents[0]).hexdigest()
     assert all(map(torch.equal, loaded.state_dict().values(), first.state_dict().values()))
+
+
+def _archive(path: Path, pickled: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in (("data.pkl", b"\x80\x02" + pickled + b"."), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"a/{name}", part)
+
+
+def _compressed(path: Path) -> None:
+    torch.save({"a": torch.zeros(20_000_000, dtype=torch.uint8)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_compressed, "its parts are compressed"),
+        (lambda path: torch.save({"a": torch.zeros(4).as_strided((1 << 20, 1 << 20), (0, 0))}, path), "larger than"),
+        (
+            lambda path: torch.save({"a": torch.zeros(1 << 40, device="meta")}, path),
+            "larger than the file|not a readable",
+        ),
+        (lambda path: _archive(path, b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R"), "other things than tensors"),
+        (lambda path: _archive(path, b"t"), "not a readable checkpoint"),  # no such mark
+        (lambda path: _archive(path, b"]" * 100_000), "holds no state dict"),
+    ],
+)
+def test_a_small_foreign_file_takes_little(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
+    make(tmp_path / "w.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=words):
+        read_foreign(tmp_path / "w.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
