@@ -5,8 +5,8 @@
 Whole ones are generated and changed by a seeded generator: their bytes as ``fuzz.py`` does, their values (extreme
 numbers, other types, nesting, escapes, long names) and, of graphs, their parts (operators, attributes, sizes, edges,
 branches, data elsewhere). A graph's hash in its manifest is made right again, so that what is left to refuse it are the
-rules; what they accept runs in ONNX Runtime. A finding is what it is in ``fuzz.py``, or a message of several lines or of
-over 5,000 characters.
+rules; what they accept runs in ONNX Runtime. A finding is what it is in ``fuzz.py``, or a message of several lines or
+of over 5,000 characters.
 """
 
 from __future__ import annotations

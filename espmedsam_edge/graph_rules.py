@@ -30,7 +30,7 @@ their bundles. None may be used."""
 # at 64 to 1024 pixels the most is 16, 36 and 52,000, and 5 more alive for a MB of weights stored in float16.
 _ELEMENTS, _ALIVE, _PRODUCTS = 64, 160, 400_000
 _WRITTEN = 12_000
-"""Numbers that all nodes give together, by pixels of the input: of both presets at most 1,430, calibrated a few more."""
+"""Numbers that all nodes give, by pixels of the input: of both presets at most 1,430, calibrated some more."""
 _FOLDED = 2
 """Numbers computed from constants alone, which ONNX Runtime keeps from loading on, by bytes of the file: at most 1."""
 _SMALLEST_SIDE = 256  # windows of 14 x 14 at stride 16 are padded to 224 pixels, however small the input
