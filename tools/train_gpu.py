@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 AFTER = 25.0  # seconds kept for the last validation and for writing
-STARTING = 20.0  # and for the program's start and reading images
-VALIDATING = 0.15  # share of the rest that validations between may take
+STARTING = 40.0  # and for the program's start, reading images and scoring what it starts from
+BETWEEN = 0.2  # share of the rest that validations and saving may take: a run that is cut off has not cooled down
 NAMES = ("train.csv", "valid.csv", "recipe.json")
 
 
@@ -56,7 +56,7 @@ def train(arguments: argparse.Namespace, run: Path, environment: dict[str, str],
         init = str(run.parent / "shipped.safetensors")
         subprocess.run([*program, "weights", "--checkpoint", init], env=environment, check=True)
     left = end - time.monotonic() - AFTER
-    minutes = max(0.05, (left - STARTING) * (1 - VALIDATING) / 60)
+    minutes = max(0.05, (left - STARTING) * (1 - BETWEEN) / 60)
     changes = [f"run.minutes={minutes:.3f}", "run.save_minutes=1000", *arguments.changes]
     command = [*program, "train", "segment", arguments.recipe, "--data", str(arguments.data.resolve()), "--init", init]
     command += ["--out", str(run), *(part for change in changes for part in ("--set", change))]
@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace, run: Path, environment: dict[str, str],
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)  # it finishes its step; the best weights are written already
         try:
-            return process.wait(AFTER / 2)
+            return process.wait(0.8 * AFTER)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
