@@ -176,8 +176,8 @@ def _parsed(text: bytes) -> Any:
 
 
 def _wrote_slide_mask(path: Path) -> bool:
-    head = _head(path)
-    return head.startswith((b"II+\0", b"II*\0")) and f'Creator="{MARK}"'.encode() in head
+    head = _head(path)[:4096]
+    return head.startswith((b"II+\0", b"II*\0")) and MARK.encode() + b"\0" in head  # its Software
 
 
 def _wrote_objects(path: Path) -> bool:
