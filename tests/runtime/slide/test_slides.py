@@ -22,7 +22,9 @@ from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.marks import OBJECTS, SLIDE_MASK
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.slide.mask_file import write_mask
 from espmedsam_edge.runtime.slide.pyramid import Slide
+from espmedsam_edge.runtime.slide.regions import Regions
 from espmedsam_edge.runtime.slide.segmenting import SlideOptions, SlideReport, SlideResults, segment_slide
 from espmedsam_edge.runtime.slide.tissue import Tissue, tissue_mask
 
@@ -116,19 +118,25 @@ def test_outlines_are_the_masks_objects_each_whole(toy_bundle: Bundle, tmp_path:
 
 
 def test_a_large_mask_has_levels_of_half_the_size_each(toy_bundle: Bundle, tmp_path: Path) -> None:
-    picture = tissue_picture((1200, 9600), 2)
+    picture = np.kron(tissue_picture((100, 400), 2), np.ones((12, 24, 1), np.uint8))  # 1200 x 9600
     slide = save_slide(tmp_path / "a.tif", picture, levels=5)
-    results, _, mask = run(toy_bundle, slide, tmp_path, SlideOptions(tile=256, level=1, region=1024, everything=True))
+    results, _, mask = run(toy_bundle, slide, tmp_path, SlideOptions(tile=64, level=1, region=1024, everything=True))
     with tifffile.TiffFile(results.mask) as file:
         levels = [level.asarray() for level in file.series[0].levels]
     assert [level.shape for level in levels] == [(600, 4800), (300, 2400), (150, 1200), (75, 600)]
     assert all(np.array_equal(level, mask[:: 2**n, :: 2**n]) for n, level in enumerate(levels))
-    assert results.mask.stat().st_size > 1 << 16
-    assert SLIDE_MASK.wrote(results.mask)
     assert OBJECTS.wrote(results.objects)
     features = json.loads(results.objects.read_text())["features"]
     corners = [corner for f in features for ring in f["geometry"]["coordinates"] for corner in ring]
     assert np.max(corners) > 9000  # in the largest level's pixels
+
+
+def test_a_mask_of_any_size_is_known_as_ours(tmp_path: Path) -> None:
+    regions = Regions(tmp_path, (1000, 1000), 1024)
+    regions.write(0, 0, np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (1000, 1000)))
+    write_mask(tmp_path / "a.ome.tif", regions, None)
+    assert (tmp_path / "a.ome.tif").stat().st_size > 1 << 16
+    assert SLIDE_MASK.wrote(tmp_path / "a.ome.tif")
 
 
 _KILLED = """
