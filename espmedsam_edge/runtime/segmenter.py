@@ -272,7 +272,7 @@ class Segmenter(Closing):
             return [self._segment_group([frame], options)[0] for frame in frames]
         first = self._on_cpu is None
         found = self._on_cpu = self._on_cpu or self._fall_back()
-        if lost and self.choice is not found:
+        if lost and self.choice.backend is not found.backend:
             log.warning("The GPU is lost: %s Going on with %s, more slowly. %s", error.message, found.taken, error.hint)
             gone = self.choice
             self._take(Choice(found.backend, (*gone.passed_over, f"not {gone.backend.name}: {error}")))
