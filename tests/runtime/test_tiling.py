@@ -10,12 +10,15 @@ import pytest
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import ModelOptions, Outputs, infer
+from espmedsam_edge.bench.competitors import load_competitor, load_first
 from espmedsam_edge.bundle import Bundle, write_bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.evaluation.candidates import BundleCandidate, open_candidate
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.modalities import Scale
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.segmenter_pool import loader
 
 PICTURE = (200, 328)
 
@@ -108,3 +111,22 @@ def test_a_run_writes_the_tiles_mask(toy_bundle: Bundle, tmp_path: Path) -> None
     with Segmenter.load(toy_bundle, tile=64) as segmenter:
         expected = segmenter.segment(frame).mask
     assert np.array_equal(cv2.imread(str(tmp_path / "masks" / "a.png"), cv2.IMREAD_UNCHANGED), expected)
+
+
+def test_every_way_to_a_network_takes_tiles(toy_bundle: Bundle) -> None:
+    """The service's, evaluate's and bench's, as the command's and Python's above."""
+    frame = picture()
+    expected = formula(toy_bundle, frame)
+    with loader(toy_bundle, None, "onnxruntime-cpu", tile=64)("fundus") as segmenter:
+        assert np.abs(segmenter.segment(frame).logits - expected).max() < 1e-4
+    with BundleCandidate(toy_bundle, tile=64).predictor("fundus") as predict:
+        assert np.abs(predict(frame) - expected).max() < 1e-4
+    contender = load_first(toy_bundle, None, None, "onnxruntime-cpu", 1, tile=64)
+    with contender.segmenter, load_competitor("fp32", contender.segmenter, None, 1).segmenter as other:
+        for segmenter in (contender.segmenter, other):
+            assert segmenter.segment(frame).logits.shape == expected.shape
+
+
+def test_a_checkpoints_images_are_taken_whole(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="taken whole"):
+        open_candidate(tmp_path / "w.safetensors", tile=64)
