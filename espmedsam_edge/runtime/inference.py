@@ -314,7 +314,8 @@ class Inference:
             names=self._names,
             claims=stack.enter_context(self._claims),
         )
-        networks.load(stack, self._plan.style_of, many=serve is None and _many(self.sources))
+        live = any(source.live for source in self.sources)
+        networks.load(stack, self._plan.style_of, many=serve is None and _many(self.sources), live=live)
         self.segmenter = networks.segmenter
         if serve is not None:
             self._serve(stack, serve, self._plan)

@@ -23,6 +23,7 @@ from espmedsam_edge.runtime.sources.recognised import (
     first_modality,
 )
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
+from espmedsam_edge.runtime.tiling import AUTO, OFF
 
 StyleOf = Callable[[str], OverlayStyle]
 
@@ -106,13 +107,14 @@ class Networks:
         self._take(first)
         return [RecognisedSource(source, recogniser) for source in sources], []
 
-    def load(self, stack: ExitStack, style_of: StyleOf | None, *, many: bool = False) -> None:
+    def load(self, stack: ExitStack, style_of: StyleOf | None, *, many: bool = False, live: bool = False) -> None:
         """Load the first; further ones are loaded when a picture asks for them, and closed with the stack.
 
         Args:
             stack: closes what is loaded.
             style_of: the overlays' style by modality; None: none are drawn.
             many: as ``Segmenter.load``.
+            live: whether there are live sources, of which ``auto`` takes no tiles: their frames would grow old.
 
         Raises:
             UserError: see ``Segmenter.load``.
@@ -140,7 +142,7 @@ class Networks:
                 overlay=None if style_of is None else style_of(modality),
                 tta=model.tta,
                 many=many,
-                tile=model.tile,
+                tile=OFF if live and model.tile == AUTO else model.tile,
             )
 
         self.segmenter = stack.enter_context(load(self.graph.modality, self.bundle))

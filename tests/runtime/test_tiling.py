@@ -17,6 +17,8 @@ from espmedsam_edge.evaluation.candidates import BundleCandidate, open_candidate
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.modalities import Scale
+from espmedsam_edge.runtime.inference import Inference
+from espmedsam_edge.runtime.request import InferenceRequest
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.segmenter_pool import loader
 
@@ -130,3 +132,12 @@ def test_every_way_to_a_network_takes_tiles(toy_bundle: Bundle) -> None:
 def test_a_checkpoints_images_are_taken_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="taken whole"):
         open_candidate(tmp_path / "w.safetensors", tile=64)
+
+
+@pytest.mark.parametrize(("tile", "wanted"), [("auto", "off"), (32, 32)])
+def test_a_cameras_frames_take_tiles_if_asked_for(toy_bundle: Bundle, tile: str | int, wanted: object) -> None:
+    """A frame of many tiles would be old when it is shown."""
+    bundle = scaled(toy_bundle, largest=64, tile=32)
+    request = InferenceRequest("test://fundus", ModelOptions(bundle, tile=tile), None)
+    with Inference(request) as run:
+        assert run.segmenter.tiler.asked == wanted
