@@ -273,7 +273,7 @@ def measure(bundles: Path, name: str, rounds: int) -> None:
         print("without newer instructions", flush=True)
         result["without"] = {isa: without(bundles, isa, rounds) for isa in WITHOUT}
         print("peers at 1024", flush=True)
-        result["peers"] = peers(bundles, folder, max(3, rounds // 2))
+        result["peers"] = peers(bundles, folder, max(3, rounds // 3))
         print("many files", flush=True)
         result["many"] = many(bundles, folder, max(3, rounds // 3))
         print("first result", flush=True)

@@ -243,7 +243,7 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
     accuracy = {
         f"{graph.modality}/{key}": {**entry, "graph_sha256": graph.sha256}
         for graph in graphs
-        for key, entry in _checks(folder, sums[CHECKPOINT]).get(graph.modality, {}).items()
+        for key, entry in checks_of(folder, sums[CHECKPOINT]).get(graph.modality, {}).items()
     }
     manifest = Manifest(
         **dict(head),
@@ -262,7 +262,7 @@ class _Checks(BaseModel, extra="forbid", frozen=True):
     checks: dict[Name, dict[str, dict[str, Any]]]
 
 
-def _checks(folder: Path, checkpoint: str) -> dict[str, dict[str, dict[str, Any]]]:
+def checks_of(folder: Path, checkpoint: str) -> dict[str, dict[str, dict[str, Any]]]:
     """What was checked with a checkpoint; nothing where the file is missing or of another one."""
     try:
         found = _Checks.model_validate_json((folder / CHECKS).read_bytes())

@@ -22,13 +22,17 @@ from espmedsam_edge.cli import build_app
 from espmedsam_edge.imaging.geometry import preprocess
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.shipped import bundles
 from espmedsam_edge.shipped.bundles import (
     CHECKPOINT,
+    CHECKS,
     SUMS,
     UNPACKED,
     WEIGHTS,
+    checks_of,
+    make_bundle,
     shipped_bundle,
     shipped_scores,
     skeleton_name,
@@ -169,6 +173,23 @@ def test_the_networks_without_weights_state_only_what_they_use(size: int) -> Non
     from written_headers import check_header
 
     check_header(onnx.load_from_string(lzma.decompress((WEIGHTS / skeleton_name(size)).read_bytes())))
+
+
+def test_what_was_checked_with_them_is_in_their_bundles(tmp_path: Path) -> None:
+    manifest = make_bundle(["microscopy"], tmp_path / "m.bundle").manifest
+    (graph,) = manifest.graphs
+    assert passed(manifest, graph, "openvino:bf16")
+    assert set(json.loads((WEIGHTS / CHECKS).read_text())["checks"]) == set(shipped_scores())
+
+
+@pytest.mark.parametrize("change", [("checkpoint_sha256", "0" * 64), ("checks", {"Fundus!": {}}), ("more", 1)])
+def test_a_check_of_other_weights_counts_for_nothing(tmp_path: Path, change: tuple[str, object]) -> None:
+    found = json.loads((WEIGHTS / CHECKS).read_text())
+    (tmp_path / CHECKS).write_text(json.dumps(found))
+    assert checks_of(tmp_path, found["checkpoint_sha256"]) == found["checks"]
+    (tmp_path / CHECKS).write_text(json.dumps(found | {change[0]: change[1]}))
+    assert checks_of(tmp_path, found["checkpoint_sha256"]) == {}
+    assert checks_of(tmp_path / "missing", found["checkpoint_sha256"]) == {}
 
 
 def test_every_sum_is_of_what_is_there() -> None:

@@ -14,7 +14,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.machine.installation import why_missing
+from espmedsam_edge.machine.installation import install_command, why_missing
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
@@ -50,7 +50,14 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OpenVi
     """
     spec = BackendSpec.parse(name)
     content = bundle.read_graph(graph)
-    core = openvino_core()
+    try:
+        core = openvino_core()
+    except (ImportError, OSError, RuntimeError) as error:  # of a wheel that lacks a library, or of another system
+        raise BackendUnavailable(
+            f"OpenVINO is installed and cannot be loaded: {_reason(error)}",
+            f"Install it again: {install_command('openvino')}",
+            exit_code=1,
+        ) from error
     asked = (spec.device or "CPU").upper()
     refusals = []
     for device in _devices(core, asked):

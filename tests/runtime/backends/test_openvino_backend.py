@@ -22,7 +22,14 @@ from espmedsam_edge.bundle import Bundle, write_bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.backends import backend as backends
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, OverlappingBackend, load_backend, unavailable
+from espmedsam_edge.runtime.backends.backend import (
+    BackendUnavailable,
+    Candidate,
+    OverlappingBackend,
+    load_backend,
+    load_first,
+    unavailable,
+)
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
 from espmedsam_edge.runtime.bundle_choice import choose_bundle
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -184,6 +191,50 @@ def test_auto_goes_from_a_gpu_that_refuses_to_the_processor(
     assert len(said) == 1
     assert "does not take" in said[0]
     assert "on GPU" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libopenvino.so.2640: cannot open shared object file"), RuntimeError("no plugins.xml")]
+)
+def test_an_installation_that_is_broken_is_one_line_and_auto_goes_on(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("espmedsam_edge.runtime.backends.openvino_backend.openvino_core", broken)
+    with pytest.raises(BackendUnavailable, match=r"cannot be loaded: .*\[openvino\]") as caught:
+        load(toy_bundle)
+    assert str(error) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    choice = load_first(
+        toy_bundle, [Candidate(toy_bundle.graph(), name) for name in ("openvino", "onnxruntime-cpu")], 1
+    )
+    assert choice.backend.name == "onnxruntime-cpu"
+    assert "not openvino: OpenVINO is installed and cannot be loaded" in str(choice)
+
+
+def test_a_driver_that_is_too_old_is_one_line(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Intel's GPU plug-in puts it: the device is listed, and nothing compiles on it."""
+    true = openvino.Core.get_property
+
+    def property_of(self: Any, device: str, name: str) -> Any:
+        return true(self, "CPU" if device == "NPU" else device, name)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(
+            "Exception from src/inference/src/cpp/core.cpp:109:\nException from src/plugin.cpp:5:\n"
+            "[NPU] driver version 1000 is older than the 2465 that this compiler needs\n\n"
+        )
+
+    monkeypatch.setattr(openvino.Core, "available_devices", ["CPU", "NPU"])
+    monkeypatch.setattr(openvino.Core, "get_property", property_of)
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    with pytest.raises(
+        BackendUnavailable, match=r"on NPU: \[NPU\] driver version 1000 is older.*another --device"
+    ) as c:
+        load(toy_bundle, "openvino:NPU:fp16")
+    assert "\n" not in str(c.value)
 
 
 def test_without_the_package_the_extra_is_named(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
