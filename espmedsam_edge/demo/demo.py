@@ -45,10 +45,9 @@ _CLIP_MODALITY = "colonoscopy"
 _FPS = Fraction(25)
 # scikit-image's own pictures, used where they are installed: file -> modalities that can segment it, best first.
 _PHOTOGRAPHS = {"retina.jpg": ("fundus",), "ihc.png": ("histopathology", "microscopy")}
-# Of these the stain of the nuclei alone is shown, in a part, which is like what nuclei were learnt from.
-_STAINED = {"ihc.png": (slice(240, 512), slice(140, 412))}
+_STAINED = ("ihc.png",)  # of these the stain of the nuclei alone is shown, which is like what nuclei were learnt from
 _SHIPPED_SHOWN = ("fundus", "microscopy")  # of the shipped weights: those with a photograph
-_PAN_SHARE = 0.75  # of a photograph's sides that the clip shows
+_PAN_SHARE = 0.7  # of a photograph's sides that the clip shows: the retina's frames are then taken whole, not in tiles
 _PAN_FRAMES = 24
 
 
@@ -209,8 +208,7 @@ def _photographs(
     for file in files:
         paths.append(demo.out / "pictures" / f"scikit-image-{file.stem}.png")
         picture = read_image(file)
-        part = _STAINED.get(file.name)
-        write_image(paths[-1], picture if part is None else nuclear_stain(picture)[part])
+        write_image(paths[-1], nuclear_stain(picture) if file.name in _STAINED else picture)
     seen = _segment(segmenter, paths, _folders(demo), lines)
     demo.photographs += [_shown(frame, result, None) for frame, result in seen]
     _tell(demo, paths[0].stem, seen, None, on_row)

@@ -135,7 +135,7 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
     assert demo.pictures == []
     frames = list(open_video(tmp_path / "out" / "clip.mp4"))
     photograph = read_image(Path(skimage.__file__).parent / "data" / "retina.jpg")
-    side = photograph.shape[0] * 3 // 4 // 2 * 2
+    side = int(photograph.shape[0] * demo_module._PAN_SHARE) // 2 * 2
     assert frames[0][0].shape == (side, side, 3)
     # The first frame is a part of the photograph, but for what the codec changes.
     first = photograph[:side, round(0.5 * (photograph.shape[1] - side)) :][:, :side]
