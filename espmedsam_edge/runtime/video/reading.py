@@ -21,7 +21,7 @@ from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.runtime.video.containers import cut_off, last_video_pids
 from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gif import completed_gif
-from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav
+from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav, self_contained_formats
 from espmedsam_edge.runtime.video.skipping import Skipper, can_skip
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,23 @@ def open_video(path: Path) -> VideoReader:
         raise UserError(f"no file {path}.", "Check the name.", exit_code=1)
     if path.stat().st_size == 0:
         raise UserError(f"cannot read {path}: it is empty.", "Copy it again.", exit_code=1)
+    if _is_text(path):
+        raise UserError(
+            f"cannot read {path}: it is a text, not a video.",
+            "Lists of videos are not followed: name them.",
+            exit_code=1,
+        )
     return PyAvReader(path) if has_pyav() else OpenCvReader(path)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins as a text, such as a list of other files, which decoders would follow."""
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    return not start.startswith(b"YUV4MPEG2 ") and not start.translate(None, _TEXT)
+
+
+_TEXT = bytes([*b"\t\n\r", *range(32, 127)])
 
 
 class Incoming(Protocol):
@@ -99,11 +115,14 @@ class PyAvReader:
         self.damage: str | None = None
         self.start, self.skipped = 0.0, 0
         try:
-            # "file:" and the list keep a playlist in disguise from opening other files or addresses.
+            # "file:" and the lists keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
             self._container: Any = av.open(
                 incoming or self._completed(path) or f"file:{path.absolute()}",
-                options={"protocol_whitelist": "none" if self._comes else "file"},
+                options={
+                    "protocol_whitelist": "none" if self._comes else "file",
+                    "format_whitelist": self_contained_formats(),
+                },
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:

@@ -157,9 +157,27 @@ def test_frames_over_the_limit_are_refused(
         reader_type(file)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+@pytest.mark.parametrize("reader", ["PyAV", "OpenCV"])
+def test_a_list_of_files_in_disguise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, suffix: str
+) -> None:
+    """A stranger's file once showed the clip beside it as its own."""
+    monkeypatch.setattr("espmedsam_edge.runtime.video.reading.has_pyav", lambda: reader == "PyAV" and has_pyav())
+    save_clip(tmp_path / "secret.mp4")
+    path = tmp_path / f"a{suffix}"
+    for text in ("ffconcat version 1.0\nfile secret.mp4\n", f"ffconcat version 1.0\nfile {path.name}\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="it is a text, not a video"):
+            open_video(path)
+
+
 @needs_pyav
 def test_a_playlist_cannot_open_other_files(tmp_path: Path) -> None:
     secret = save_clip(tmp_path / "secret.mp4")
+    (tmp_path / "c.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(UserError):
+        list(PyAvReader(tmp_path / "c.mp4"))
     (tmp_path / "a.mp4").write_text(f"ffconcat version 1.0\nfile {secret}\n")
     with pytest.raises(UserError):
         list(PyAvReader(tmp_path / "a.mp4"))
