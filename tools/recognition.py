@@ -15,7 +15,7 @@ import argparse
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from scipy.optimize import minimize
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.recognition import CLIP, OTHER, SURE, Classifier, features
+from espmedsam_edge.imaging.recognition import ARRAYS, CLIP, OTHER, SURE, Classifier, features
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
@@ -46,6 +46,8 @@ PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "clock_motion", "coffe
 PHOTOGRAPHS += ("hubble_deep_field", "motorcycle_left", "moon", "page", "rocket", "text")
 PER_FOLDER = 300  # images of a list at most: the large sets would drown the small
 COPIES = 640  # changed ones of a training list, a few of each image
+OWN_PENALTY = 1e-3
+KEPT = 0.98  # of the validation images that are sure and right
 LONGEST = 400  # pixels: copies are made of pictures of that size
 DRAWN_SHARE = 0.15  # what phantoms and drawings weigh beside a set of pictures
 Split = Literal["train", "valid", "test", "elsewhere"]
@@ -201,13 +203,42 @@ def fit(table: Table, penalty: float) -> Classifier:
 
     start = np.zeros((z.shape[1] + 1) * count)
     flat = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    return Classifier(CLASSES, mean, scale, flat[:-count].reshape(z.shape[1], -1), flat[-count:])
+    w, b = flat[:-count].reshape(z.shape[1], -1), flat[-count:]
+    return Classifier(CLASSES, mean, scale, w, b, np.zeros_like(w), np.zeros_like(b), -np.inf)
+
+
+def with_own_scores(classifier: Classifier, train: Table, valid: Table, penalty: float) -> Classifier:
+    """With a logistic regression of each class against all others, both weighing as much.
+
+    ``least`` is what so many of the validation images that it is sure of and right keep.
+    """
+    z, everything = classifier.standardised(train.x), train.weights()
+    count = len(CLASSES)
+    target = np.eye(count)[train.y]
+    weight = np.zeros_like(target)
+    for label in np.unique(train.y):
+        for part in (train.y == label, train.y != label):
+            weight[part, label] = everything[part] / (2 * everything[part].sum())
+
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        w, b = flat[:-count].reshape(z.shape[1], -1), flat[-count:]
+        scores = z @ w + b
+        value = (weight * (np.logaddexp(0, scores) - target * scores)).sum() + penalty * (w**2).sum()
+        slope = weight * (1 / (1 + np.exp(-scores)) - target)
+        return float(value), np.concatenate([(z.T @ slope + 2 * penalty * w).ravel(), slope.sum(axis=0)])
+
+    start = np.zeros((z.shape[1] + 1) * count)
+    flat = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x
+    w, b = flat[:-count].reshape(z.shape[1], -1), flat[-count:]
+    p = classifier.probabilities(valid.x)
+    sure = (p.max(axis=1) >= SURE) & (p.argmax(axis=1) == valid.y)
+    own = (classifier.standardised(valid.x[sure]) @ w + b)[np.arange(sure.sum()), valid.y[sure]]
+    return replace(classifier, own_weights=w, own_bias=b, least=float(np.quantile(own, 1 - KEPT)))
 
 
 def tempered(classifier: Classifier, temperature: float) -> Classifier:
     """With scores divided by the temperature."""
-    weights, bias = classifier.weights / temperature, classifier.bias / temperature
-    return Classifier(classifier.classes, classifier.mean, classifier.scale, weights, bias)
+    return replace(classifier, weights=classifier.weights / temperature, bias=classifier.bias / temperature)
 
 
 def log_loss(classifier: Classifier, table: Table) -> tuple[float, float]:
@@ -223,8 +254,10 @@ def errors(classifier: Classifier, table: Table) -> dict[str, dict[str, dict[str
     found: dict[str, dict[str, dict[str, int]]] = {}
     for label, name in enumerate(CLASSES):
         for dataset in sorted(set(table.sets[table.y == label])):
-            p = classifier.probabilities(table.x[(table.y == label) & (table.sets == dataset)])
-            sure, right = p.max(axis=1) >= SURE, p.argmax(axis=1) == label
+            x = table.x[(table.y == label) & (table.sets == dataset)]
+            p, familiar = classifier.probabilities(x), classifier.familiar(x)
+            best = p.argmax(axis=1)
+            sure, right = (p.max(axis=1) >= SURE) & familiar[np.arange(len(x)), best], best == label
             counts = {"sure_and_right": sure & right, "unsure": ~sure, "sure_and_wrong": sure & ~right}
             counted = {what: int(which.sum()) for what, which in counts.items()}
             found.setdefault(name, {})[str(dataset)] = {"images": len(p), **counted}
@@ -252,8 +285,16 @@ def measure(table: Table) -> tuple[Classifier, dict[str, Any]]:
     """Fit, and count the errors on what nothing was fitted or chosen on."""
     train, valid = (table.only(table.splits == split) for split in ("train", "valid"))
     penalty, temperature = choose(train, valid)
-    classifier = tempered(fit(train, penalty), temperature)
-    unseen = {name: tempered(fit(train.only(train.sets != name), penalty), temperature) for name in LEFT_OUT}
+
+    def whole(fitted_on: Table, set_by: Table) -> Classifier:
+        classifier = tempered(fit(fitted_on, penalty), temperature)
+        return with_own_scores(classifier, fitted_on, set_by.only(~set_by.copies), OWN_PENALTY)
+
+    classifier = whole(train, valid)
+    unseen = {name: whole(train.only(train.sets != name), valid.only(valid.sets != name)) for name in LEFT_OUT}
+    absent = {
+        name: whole(train.only(train.y != label), valid.only(valid.y != label)) for label, name in enumerate(CLASSES)
+    }
     originals = table.only(~table.copies)
     return classifier, {
         "penalty": penalty,
@@ -262,12 +303,31 @@ def measure(table: Table) -> tuple[Classifier, dict[str, Any]]:
         "train_copies": int(train.copies.sum()),
         "features": table.x.shape[1],
         "sure_from": SURE,
+        "own_penalty": OWN_PENALTY,
+        "own_least": round(classifier.least, 3),
         "test": errors(classifier, originals.only(originals.splits == "test")),
         "elsewhere": errors(classifier, originals.only(originals.splits == "elsewhere")),
         "set_left_out": _merged(
             errors(one, originals.only((originals.sets == name) & (originals.splits == "test")))
             for name, one in unseen.items()
         ),
+        "class_left_out": {name: _taken_for(one, originals, name) for name, one in absent.items()},
+    }
+
+
+def _taken_for(classifier: Classifier, originals: Table, name: str) -> dict[str, int]:
+    """What pictures of a class that was not fitted are surely taken for."""
+    of = (originals.y == CLASSES.index(name)) & np.isin(originals.splits, ("test", "elsewhere"))
+    x = originals.x[of]
+    p, familiar = classifier.probabilities(x), classifier.familiar(x)
+    best = p.argmax(axis=1)
+    sure = (p.max(axis=1) >= SURE) & familiar[np.arange(len(x)), best]
+    none = sure & (best == CLASSES.index(OTHER))
+    return {
+        "images": len(x),
+        "unsure": int((~sure).sum()),
+        "none": int(none.sum()),
+        "a_modality": int((sure & ~none).sum()),
     }
 
 
@@ -287,8 +347,8 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = collect_environment()
     classifier, measured = measure(read(arguments.data))
-    fields = ("mean", "scale", "weights", "bias")
-    fitted = {"classes": CLASSES} | {key: np.round(getattr(classifier, key), 5).tolist() for key in fields}
+    fitted = {"classes": CLASSES, "least": round(classifier.least, 5)}
+    fitted |= {key: np.round(getattr(classifier, key), 5).tolist() for key in ARRAYS}
     atomic_write(PACKAGE, json.dumps(fitted) + "\n")
     result = {"schema": 2, "kind": "recognition", "environment": environment, **measured}
     atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(result, indent=2, default=str) + "\n")

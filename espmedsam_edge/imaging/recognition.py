@@ -29,6 +29,9 @@ SURE = 0.95
 CLIP = 4.0
 """Far outside what was fitted a linear score says nothing; a feature's pull ends at so many standard deviations."""
 
+ARRAYS = ("mean", "scale", "weights", "bias", "own_weights", "own_bias")
+"""The arrays of a ``Classifier``."""
+
 _WORTH_SAYING = 0.05
 _SIDE, _HALF = 128, 64
 _AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))  # in turn
@@ -64,11 +67,13 @@ class Guess:
 
     modality: str
     probability: float
+    familiar: bool = True
+    """Whether the picture is like those of the class, not only less like those of the others."""
 
     @property
     def sure(self) -> bool:
         """Whether it is good enough to go by."""
-        return self.probability >= SURE
+        return self.probability >= SURE and self.familiar
 
     @property
     def per_cent(self) -> str:
@@ -78,17 +83,32 @@ class Guess:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A fitted linear classifier: ``scores = ((features - mean) / scale) @ weights + bias``, then softmax."""
+    """A fitted linear classifier: ``scores = ((features - mean) / scale) @ weights + bias``, then softmax.
+
+    Softmax says which class is the likeliest of those there are, even where a picture is like none. So each class has a
+    second score, of itself against all others, which must be at least ``least``.
+    """
 
     classes: tuple[str, ...]
     mean: NDArray[np.float64]  # (F,)
     scale: NDArray[np.float64]  # (F,)
     weights: NDArray[np.float64]  # (F, classes)
     bias: NDArray[np.float64]  # (classes,)
+    own_weights: NDArray[np.float64]  # (F, classes)
+    own_bias: NDArray[np.float64]  # (classes,)
+    least: float
+
+    def standardised(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Features (..., F) as the weights take them."""
+        return np.asarray(np.clip((features - self.mean) / self.scale, -CLIP, CLIP))
+
+    def familiar(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """For features (..., F) whether they are like each class's, (..., classes)."""
+        return np.asarray(self.standardised(features) @ self.own_weights + self.own_bias >= self.least)
 
     def probabilities(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (..., F) to probabilities (..., classes)."""
-        scores = np.clip((features - self.mean) / self.scale, -CLIP, CLIP) @ self.weights + self.bias
+        scores = self.standardised(features) @ self.weights + self.bias
         raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
 
@@ -111,8 +131,9 @@ def recognise(frame: Frame, among: Iterable[str]) -> Guess | None:
 def likely(frame: Frame) -> list[Guess]:
     """All that a picture, (H, W, 3) uint8 BGR, may be, ``OTHER`` too, the likeliest first."""
     classifier = fitted()
-    probabilities = classifier.probabilities(features(frame))
-    guesses = [Guess(name, float(value)) for name, value in zip(classifier.classes, probabilities, strict=True)]
+    found = features(frame)
+    each = zip(classifier.classes, classifier.probabilities(found), classifier.familiar(found), strict=True)
+    guesses = [Guess(name, float(value), bool(familiar)) for name, value, familiar in each]
     return sorted(guesses, key=lambda guess: -guess.probability)
 
 
@@ -142,8 +163,8 @@ def recognisable(names: Iterable[str]) -> list[str]:
 def fitted() -> Classifier:
     """The classifier that comes with the program."""
     values = json.loads(_FITTED.read_text())
-    arrays = {key: np.array(values[key], np.float64) for key in ("mean", "scale", "weights", "bias")}
-    return Classifier(tuple(values["classes"]), **arrays)
+    arrays = {key: np.array(values[key], np.float64) for key in ARRAYS}
+    return Classifier(tuple(values["classes"]), least=values["least"], **arrays)
 
 
 def features(frame: Frame) -> NDArray[np.float64]:

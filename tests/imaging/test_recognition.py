@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from espmedsam_edge.imaging import recognition
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.recognition import OTHER, features, fitted, recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
@@ -26,6 +28,23 @@ def test_probabilities_are_a_softmax_of_linear_scores() -> None:
     assert guess is not None
     assert guess.modality == "fundus"
     assert guess.probability == pytest.approx(expected[classifier.classes.index("fundus")])
+
+
+def test_a_guess_is_sure_only_where_the_picture_is_like_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However likely: softmax compares the classes alone."""
+    classifier = fitted()
+    frame, _ = phantom("fundus", 1, (200, 300))
+    z = np.clip((features(frame) - classifier.mean) / classifier.scale, -4, 4)
+    place = classifier.classes.index("fundus")
+    own = float(z @ classifier.own_weights[:, place] + classifier.own_bias[place])
+    for least, familiar in ((own - 1e-6, True), (own + 1e-6, False)):
+        changed = replace(classifier, least=least)
+        monkeypatch.setattr(recognition, "fitted", lambda changed=changed: changed)
+        guess = recognise(frame, PAPER_MODALITIES)
+        assert guess is not None
+        assert guess.modality == "fundus"
+        assert guess.probability > recognition.SURE
+        assert guess.sure == guess.familiar == familiar
 
 
 def test_only_the_modalities_asked_for_are_answered() -> None:
