@@ -83,7 +83,7 @@ class TrainingLoop:
         )
         self.pace = Pace(self.recipe, -(-self.sampler.batches // run.accumulate))
         # Not with fp16's loss scale, whose unscaling Fabric must do itself to clip.
-        fused = fabric.device.type == "cuda" and run.precision != "16-mixed"
+        fused = run.precision != "16-mixed"
         self.optimizer = make_optimizer(self.network, self.recipe.optimizer, fused=fused)
         if run.compile:
             compile_objective(self.objective)

@@ -20,7 +20,7 @@ def make_optimizer(network: nn.Module, section: OptimizerSection, *, fused: bool
     Args:
         network: whose trainable parameters are taken.
         section: of the recipe.
-        fused: one kernel for all, for a GPU.
+        fused: one kernel for all parameters.
 
     Raises:
         UserError: nothing is trainable.
