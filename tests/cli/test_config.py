@@ -72,7 +72,7 @@ def test_every_option_means_the_same_in_a_file(
 ) -> None:
     command: Any = typer.main.get_command(build_app("infer")).commands["infer"]  # type: ignore[attr-defined]
     values: dict[str, Any] = {"decoder": "software", "contours": "rle", "uids": "hashed", "rotate": 90, "serve": 8080}
-    values |= {"backend": "openvino", "crop": "1,2,30,40", "opacity": 0.5, "threshold": 0.25}
+    values |= {"backend": "openvino", "crop": "1,2,30,40", "opacity": 0.5, "threshold": 0.25, "tile": 256}
     tried = 0
     plain = requested("picture.png")
     for option in command.params:
