@@ -39,7 +39,7 @@ def run(slide: Path, out: Path, kill_after: int | None = None) -> dict[str, Any]
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
     assert process.stdout is not None
-    said = process.stdout.read().strip().splitlines()[:1]
+    said = process.stdout.read().replace(str(slide), slide.name).strip().splitlines()[:1]
     return {"regions_before": there, "regions_seen": regions, "exit": process.wait(), "said": said}
 
 
