@@ -27,6 +27,14 @@ IMAGE_SUFFIXES = frozenset({
 MOST_SCANS = 64
 """Of a JPEG; programs write a dozen. Each costs 1.3 ms a megapixel, however little is in it."""
 
+_NOT_READ = {
+    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL", b"\x76\x2f\x31\x01": "OpenEXR", b"8BPS": "a Photoshop file", b"%PDF": "a PDF",
+    b"SIMPLE  =": "FITS", **{b"P" + digit + end: "PNM" for digit in (b"1", b"2", b"3", b"4", b"5", b"6")
+                             for end in (b"\n", b" ", b"\r")},
+}  # fmt: skip
+"""How files of other kinds of pictures start."""
+
 _FEW_PARTS, _BYTES_A_PART = 1000, 128  # segments, chunks and blocks: so many, and one more for so many bytes on average
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT"})
@@ -84,6 +92,9 @@ def read_header(data: bytes) -> ImageHeader:
         raise HeaderError("it is empty")
     name = image_format(data[:64])
     if name is None:
+        other = next((kind for start, kind in _NOT_READ.items() if data.startswith(start)), None)
+        if other is not None:
+            raise HeaderError(f"it is {other}, which is not read")
         raise HeaderError("it is not a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or HEIC image")
     try:
         return _PARSERS[name](data)

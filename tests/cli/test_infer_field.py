@@ -132,6 +132,7 @@ def more(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
     for name in ("two\nlines.png", "-dash.png", "100%d.png", "e\u0301-nfd.png", "a?b*c.png", "x" * 240 + ".png"):
         _png(folder / name)
     counts = dict.fromkeys((*(os.fsdecode(name) for name in os.listdir(os.fsencode(folder))),), 1)
+    counts |= {"moving.webp": 2, "moving.png": 2}
     noise = np.random.default_rng(2).integers(0, 256, (5, 48, 64, 3), np.uint8)
     for name, codec, form, first in (
         ("late.ts", "mpeg2video", "mpegts", 15_000), ("00001.MTS", "mpeg2video", "mpegts", 0),
@@ -188,7 +189,7 @@ def test_all_kinds_in_one_folder_each_done_or_named_with_its_reason(infer: Calla
     )  # fmt: skip
     assert code == 1
     failed = [line for line in error.splitlines() if line.startswith("failed: ")]
-    reasons |= {"old.jp2": "it is not a JPEG", "plain.ppm": "it is not a JPEG"}
+    reasons |= {"old.jp2": "it is JPEG 2000, which is not read", "plain.ppm": "it is PNM, which is not read"}
     assert len(failed) == len(reasons), failed
     for name, reason in reasons.items():
         (line,) = (line for line in failed if name in line)
