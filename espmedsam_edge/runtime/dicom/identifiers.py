@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,6 +19,9 @@ from espmedsam_edge.runtime.dicom.reading import is_dicom
 KEY_VARIABLE = "ESPMEDSAM_UID_KEY"
 FORMS = ("hashed", "plain")
 _TAGS = {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID", "instance_uid": "SOPInstanceUID"}
+
+_UID = re.compile(r"[0-9.]{1,64}")
+"""What an identifier is made of; what else stands in its place may be anybody's name, and is left out."""
 
 
 class DicomIdentifiers:
@@ -43,7 +47,7 @@ class DicomIdentifiers:
         self._read = lru_cache(maxsize=64)(_read_identifiers)
 
     def __call__(self, path: Path) -> Mapping[str, str]:
-        """``study_uid``, ``series_uid`` and ``instance_uid`` of a DICOM file, as far as it has them."""
+        """``study_uid``, ``series_uid`` and ``instance_uid`` of a DICOM file, as far as it has such."""
         found = self._read(path)
         return found if self._plain else {name: self._hashed(uid) for name, uid in found.items()}
 
@@ -63,4 +67,5 @@ def _read_identifiers(path: Path) -> dict[str, str]:
 
     with discreet(told) as dicom:
         dicom.dataset = header = read_dataset(path, _TAGS.values())
-        return {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}
+        found = {name: str(header[tag].value) for name, tag in _TAGS.items() if header.get(tag)}
+        return {name: uid for name, uid in found.items() if _UID.fullmatch(uid)}

@@ -28,6 +28,18 @@ def test_plain_identifiers(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("form", ["plain", "hashed"])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_what_is_no_identifier_is_left_out(tmp_path: Path, form: str, keyword: str) -> None:
+    """A name that was typed there would be told, or stand there as a hash that a list of names turns back."""
+    path = tmp_path / "a.dcm"
+    uid = str(getattr(save_dicom(path), keyword)).encode()
+    path.write_bytes(path.read_bytes().replace(uid, b"DOE^JANE".ljust(len(uid))))
+    found = DicomIdentifiers(form)(path)
+    names = {"StudyInstanceUID": "study_uid", "SeriesInstanceUID": "series_uid"}
+    assert set(found) == {"study_uid", "series_uid", "instance_uid"} - {names[keyword]}
+
+
 def test_hashes_tell_studies_apart_and_hide_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = save_dicom(tmp_path / "a.dcm")
     save_dicom(tmp_path / "b.dcm", StudyInstanceUID=first.StudyInstanceUID)
