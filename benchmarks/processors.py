@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -285,6 +286,7 @@ def measure(bundles: Path, name: str, rounds: int) -> None:
 
 def main() -> None:
     """Prepare, or measure."""
+    warnings.simplefilter("ignore")  # of the peers' packages and of their export
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("prepare", "measure", "without"):

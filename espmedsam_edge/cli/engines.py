@@ -26,7 +26,7 @@ def list_engines(
 ) -> None:
     """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted.
 
-    So are the networks that OpenVINO compiled.
+    After them come the networks that OpenVINO compiled.
     """
     from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, network_folder
     from espmedsam_edge.runtime.engines.cache import cache_folder
@@ -84,7 +84,7 @@ def clean(
 ) -> None:
     """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine.
 
-    So with OpenVINO's networks, and those of other versions.
+    Of the networks that OpenVINO compiled, those that are damaged or of another version of it go, too.
     """
     from espmedsam_edge.machine.cache import cache_place
     from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, remove_network
