@@ -151,8 +151,12 @@ def written(value: Any) -> bytes:
             return {key: marked(one) for key, one in value.items()}
         return [marked(one) for one in value] if isinstance(value, list) else value
 
+    most = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
-    text = json.dumps(marked(value), indent=1)
+    try:
+        text = json.dumps(marked(value), indent=1)
+    finally:
+        sys.set_int_max_str_digits(most)
     for number, piece in enumerate(raw):
         text = text.replace(f'"@raw{number}@"', piece)
     return text.encode("utf-8", "surrogatepass")

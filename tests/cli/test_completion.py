@@ -41,7 +41,8 @@ def test_the_printed_script_completes_in_bash(tmp_path: Path) -> None:
     program = tmp_path / "espmedsam-edge"
     program.write_text(f"#!{sys.executable}\nfrom espmedsam_edge.cli import main\nmain()\n")
     program.chmod(0o755)
-    script = subprocess.run([program, "--show-completion", "bash"], check=True, capture_output=True, text=True).stdout
+    in_bash = ["bash", "--norc", "-c", f"{program} --show-completion; true"]  # the program finds the shell above it
+    script = subprocess.run(in_bash, check=True, capture_output=True, text=True).stdout
     function = script.split("complete -o default -F ")[1].split()[0]
     asked = f"{script}\nCOMP_WORDS=({program} infer --max)\nCOMP_CWORD=2\n{function} {program}\necho ${{COMPREPLY[@]}}"
     shown = subprocess.run(["bash", "--norc", "-c", asked], check=True, capture_output=True, text=True).stdout
