@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 _ELSEWHERE = "Choose another place for the results."
 _CLAIM_SUFFIX = ".places"
 _RUNS = "runs"
-_CACHED = ("bundles", "engines", "fetched", "kernels", "weights", _RUNS)  # what the cache's folder holds of ours
+# The cache's own folders.
+_CACHED = ("bundles", "engines", "fetched", "kernels", "openvino", "trials", "weights", _RUNS)
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -64,7 +64,7 @@ class _Place(Protocol):
 def is_remote(reference: object) -> bool:
     """Whether a bundle's name is an address; other web addresses are sources."""
     text = str(reference)
-    web = re.match(r"https?://", text) is not None and urlsplit(text).path.rstrip("/").endswith(".bundle")
+    web = re.match(r"https?://", text) is not None and re.split("[?#]", text)[0].rstrip("/").endswith(".bundle")
     return isinstance(reference, str) and (text.startswith(_HUB) or web)
 
 
@@ -169,7 +169,10 @@ class _WebPlace:
     """A folder of the web: https, or http to this machine."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            raise UserError(f"{address} is no address.", "Write it as https://HOST/FOLDER/NAME.bundle.") from None
         if parts.username is not None or parts.query or parts.fragment or not parts.hostname:
             raise UserError(
                 "the address of a bundle is that of its folder, without name, password or question mark.",
@@ -194,7 +197,7 @@ class _WebPlace:
             raise UserError(
                 f"{address}: the server answers {error.code}.", "Check the address.", exit_code=1
             ) from error
-        except (URLError, HTTPException, OSError) as error:
+        except (URLError, HTTPException, OSError, ValueError) as error:  # ValueError: where it sends us is no address
             raise _UnreachableError(_said(getattr(error, "reason", error))) from error
         if len(content) > limit:
             raise UserError(f"{address} has over {limit >> 20} MiB.", "Check the address.", exit_code=1)
@@ -213,10 +216,10 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 def _is_safe(address: str) -> bool:
-    parts = urlsplit(address)
-    if parts.scheme != "http":
-        return parts.scheme == "https"
     try:
+        parts = urlsplit(address)
+        if parts.scheme != "http":
+            return parts.scheme == "https"
         return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False

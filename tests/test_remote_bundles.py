@@ -116,6 +116,7 @@ def test_a_manifest_that_leads_elsewhere_is_refused(address: str, server: Bundle
         ("http://example.org/a.bundle", "could be changed on its way. Use https://"),
         ("https://name:secret@example.org/a.bundle", "without name, password"),
         ("https://example.org/a.bundle?token=secret", "without name, password"),
+        ("https://[::1/a.bundle", "is no address"),
         ("hf://owner", "names no repository"),
         ("hf://owner/name@", "names no repository"),
         ("hf://owner/../name", "names no repository"),

@@ -40,7 +40,7 @@ def command(
 
     A slide that cannot be read is reported at the end and the rest is done (exit code 1).
     """
-    from espmedsam_edge.destinations import Destination, held
+    from espmedsam_edge.destinations import Destination, check_again, held
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.marks import OBJECTS, PICTURE, SLIDE_MASK
     from espmedsam_edge.runtime.bundle_choice import choose_bundle, means_a_bundle
@@ -65,6 +65,10 @@ def command(
         for place, kind in ((results.mask, SLIDE_MASK), (results.objects, OBJECTS), (results.overview, PICTURE))
     ]
     failures: list[str] = []
+
+    def check(place: Path) -> None:
+        check_again(next(one for one in wanted if one.path == place), overwrite)
+
     with (
         held(wanted, paths, overwrite),
         Segmenter.load(
@@ -75,7 +79,7 @@ def command(
         for path in paths:
             try:
                 with _progress(path.name) as progress:
-                    report = segment_slide(path, segmenter, places[path], options, progress)
+                    report = segment_slide(path, segmenter, places[path], options, progress, check)
             except UserError as error:
                 failures.append(str(error))
                 continue

@@ -19,8 +19,8 @@ from espmedsam_edge.imaging.heif_header import heif_format, read_heif
 from espmedsam_edge.imaging.tiff_header import TIFF_STARTS, read_orientation, read_tiff
 
 IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".avif", ".heic", ".heif",
-    ".hif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".avif", ".heic",
+    ".heif", ".hif",
 })  # fmt: skip
 """How names of image files end, in small letters; HEIC needs a package of its own to be read."""
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,3 +83,64 @@ def test_a_strangers_file_stays(here: Path, toy_bundle: Bundle, capsys: pytest.C
     assert called(str(toy_bundle.path), "good.tif") == 2
     assert "is no file of outlines of this program" in capsys.readouterr().err
     assert Path("slides/good.geojson").read_text() == "{}"
+
+
+def begun_elsewhere(folder: Path, plan: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(plan)
+    (folder / "holiday-2024.png").write_bytes(b"mine")
+    (folder / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_strangers_folder_at_the_place_of_the_regions_stays(
+    here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], link: bool
+) -> None:
+    tifffile.imwrite("a.tif", np.full((300, 400, 3), 120, np.uint8), photometric="rgb", tile=(128, 128))
+    begun_elsewhere(here / ("mine" if link else "slides/a.unfinished"), '{"mine": 1}')
+    if link:
+        Path("slides").mkdir()
+        Path("slides/a.unfinished").symlink_to(here / "mine")
+    before = {file: file.read_bytes() for file in here.rglob("*") if file.is_file()}
+    assert called(str(toy_bundle.path), "a.tif", "--level", "0", "--overwrite") == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_beginning_anew_leaves_files_that_are_no_regions(here: Path, toy_bundle: Bundle) -> None:
+    tifffile.imwrite("a.tif", np.full((300, 400, 3), 120, np.uint8), photometric="rgb", tile=(128, 128))
+    begun_elsewhere(here / "slides/a.unfinished", '{"slide": [], "graph": ""}')
+    Path("slides/a.unfinished/00000-00000.png").write_bytes(b"of that run")
+    assert called(str(toy_bundle.path), "a.tif", "--level", "0", "--overwrite") == 1
+    assert sorted(file.name for file in Path("slides/a.unfinished").iterdir()) == ["holiday-2024.png", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["a-mask.ome.tif", "a.geojson", "a-overview.jpg"])
+def test_what_came_while_a_slide_was_segmented_stays(
+    here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from espmedsam_edge.runtime.slide import segmenting
+
+    tifffile.imwrite("a.tif", np.full((300, 400, 3), 120, np.uint8), photometric="rgb", tile=(128, 128))
+    run = segmenting._Work.run
+
+    def slow(*arguments: Any) -> int:
+        done = run(*arguments)
+        Path("slides", name).write_text("my thesis")
+        return done
+
+    monkeypatch.setattr(segmenting._Work, "run", slow)
+    assert called(str(toy_bundle.path), "a.tif", "--level", "0", "--everything") == 1
+    assert "was put there meanwhile" in capsys.readouterr().err
+    assert Path("slides", name).read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("folder", ["trials", "openvino", "bundles"])
+def test_results_do_not_go_into_the_cache(
+    here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    from espmedsam_edge.machine.cache import cache_place
+
+    tifffile.imwrite("a.tif", np.full((300, 400, 3), 120, np.uint8), photometric="rgb", tile=(128, 128))
+    assert called(str(toy_bundle.path), "a.tif", "--out", str(cache_place() / folder)) == 2
+    assert "is the program's own cache" in capsys.readouterr().err

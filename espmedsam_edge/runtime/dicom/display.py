@@ -139,7 +139,9 @@ def _windowed(
     if values.dtype == np.uint8:
         bits = int(dataset.get("BitsStored") or 8)
         return values if bits >= 8 else _scaled(values, 0.0, float((1 << bits) - 1))
-    return _scaled(values, *_rounded(scale or _stated_scale(dataset, frame) or _extremes(values, padding)))
+    found = scale or _stated_scale(dataset, frame) or _extremes(values, padding)
+    parts = values.dtype.kind == "f" and found.high <= 1  # of one, or a quantity in a large unit: no whole numbers
+    return _scaled(values, *(found if parts or stored.dtype.kind == "f" else _rounded(found)))
 
 
 def _transformed(stored: NDArray[Any], transform: Any) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.dicom.discretion import read_dataset
+from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,13 @@ class DicomLevels:
                 header = read_dataset(file)
                 if header.SOPClassUID == _WHOLE_SLIDE and list(header.ImageType)[2] == "VOLUME":
                     found.append((file, header))
-        series = next((header.SeriesInstanceUID for file, header in found if file == path or path.is_dir()), None)
-        levels = [_DicomLevel(file, header) for file, header in found if header.SeriesInstanceUID == series]
+        with discreet(partial(_not_read, path)) as dicom:
+            series = next((header.SeriesInstanceUID for file, header in found if file == path or path.is_dir()), None)
+            levels: list[_DicomLevel] = []
+            for file, header in found:
+                dicom.dataset = header
+                if header.SeriesInstanceUID == series:
+                    levels.append(_DicomLevel(file, header))
         if not levels:
             raise UserError(
                 f"cannot read {path} as a slide: it is no DICOM whole-slide image.",
@@ -50,6 +56,12 @@ class DicomLevels:
 
     def close(self) -> None:
         """No file is kept open."""
+
+
+def _not_read(path: Path, fault: str) -> UserError:
+    return UserError(
+        f"cannot read {path} as a slide: {fault or 'its header is damaged'}.", "Copy it again.", exit_code=1
+    )
 
 
 class _DicomLevel:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from espmedsam_edge.closing import Closing
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.reading import is_dicom
 
@@ -23,6 +24,7 @@ GLASS = 255
 
 _CACHED = 128 << 20  # bytes of decoded tiles
 _LEAST_MPP, _MOST_MPP = 0.01, 100.0
+_LONGEST_SIDE = 1 << 21  # pixels; the largest slides have some 300,000
 
 
 class StoredLevel(Protocol):
@@ -92,6 +94,10 @@ class Slide(Closing):
         self._cached = 0
         self._storage = _opened(self.path)
         sizes = [level.size for level in self._storage.levels]
+        sides = [side for level in self._storage.levels for side in (*level.size, *level.tile)]
+        if not all(isinstance(side, int) and 1 <= side <= _LONGEST_SIDE for side in sides):
+            self.close()
+            raise UserError(f"cannot read {self.path} as a slide: its sizes cannot be.", "Copy it again.", exit_code=1)
         self.levels = [Level(width, height, sizes[0][1] / width) for height, width in sizes]
         self.mpp = _plausible(self.path, self._storage.stated)
 
@@ -137,7 +143,7 @@ class Slide(Closing):
         try:
             part = stored.part(index)
         except Exception as error:  # noqa: BLE001 (each codec has errors of its own)
-            log.debug("level %d, tile %d: %s", level, index, error)
+            log.debug("level %d, tile %d: %s", level, index, type(error).__name__)  # its text may quote a header
             self.damaged.add(key)
             part = None
         self._cache[key] = part
@@ -166,9 +172,8 @@ def _plausible(path: Path, stated: float | None) -> float | None:
     """What a file states of its resolution; None where it states none, or one that cannot be."""
     if stated is not None and not _LEAST_MPP <= stated <= _MOST_MPP:  # nor is NaN
         log.warning(
-            "%s states %g micrometres a pixel, which cannot be: nothing is given in micrometres. Say it: --pixel-size",
+            "%s states a size of its pixels which cannot be: nothing is given in micrometres. Say it: --pixel-size",
             path,
-            stated,
         )
         return None
     return stated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,17 +53,17 @@ class Regions:
         text = json.dumps(plan, sort_keys=True)
         file = self._folder / _PLAN
         with write_errors(self._folder):
-            if anew and file.is_file():
+            if anew and _is_ours(file):
                 self.remove()
-            if self._folder.is_dir() and any(self._folder.iterdir()):
+            if self._folder.is_symlink() or (self._folder.is_dir() and any(self._folder.iterdir())):
                 try:
                     same = json.dumps(read_json(file.read_bytes()), sort_keys=True) == text
                 except (OSError, ValueError):
                     same = False
-                if not same:
+                if not (same and _is_ours(file)):
                     raise UserError(
                         f"{self._folder} holds a run that was begun with another slide, network or options.",
-                        "Repeat it as it was begun, or begin anew: --overwrite",
+                        "Repeat it as it was begun, or begin anew (--overwrite). What others put there stays.",
                     )
                 log.info("%s: %d regions are there already.", self._folder, len(list(self._folder.glob("*-*.png"))))
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,19 @@ class Regions:
     def remove(self) -> None:
         """Remove what was kept: the plan, and the regions."""
         for file in self._folder.glob("*-*.png"):
-            file.unlink()
+            if re.fullmatch(r"\d{5,}-\d{5,}\.png", file.name):
+                file.unlink()
         (self._folder / _PLAN).unlink(missing_ok=True)
         if not any(self._folder.iterdir()):
-            shutil.rmtree(self._folder)
+            self._folder.rmdir()
+
+
+def _is_ours(plan: Path) -> bool:
+    """Whether a folder is one of a run, by its plan; one behind a link is somebody's."""
+    if plan.parent.is_symlink() or plan.is_symlink() or not plan.is_file():
+        return False
+    try:
+        found = read_json(plan.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"slide", "graph"} <= found.keys()

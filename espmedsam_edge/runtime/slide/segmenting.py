@@ -92,7 +92,12 @@ Progress = Callable[[int, int], None]  # tiles done, and of how many
 
 
 def segment_slide(
-    path: Path, segmenter: Segmenter, results: SlideResults, options: SlideOptions, progress: Progress | None = None
+    path: Path,
+    segmenter: Segmenter,
+    results: SlideResults,
+    options: SlideOptions,
+    progress: Progress | None = None,
+    check: Callable[[Path], None] = lambda place: None,
 ) -> SlideReport:
     """Segment a slide; a run that ended goes on from the regions that are finished.
 
@@ -102,6 +107,7 @@ def segment_slide(
         results: where they go.
         options: how.
         progress: called after each group of tiles.
+        check: called with a result's place right before it is written; what it raises keeps what is there.
 
     Raises:
         UserError: the slide cannot be read, an option does not fit it, or a result cannot be written.
@@ -124,8 +130,10 @@ def segment_slide(
         mpp = options.pixel_size or slide.mpp
         mpp = None if mpp is None else mpp * level.downsample
         log.info("%s: writing the mask and its outlines.", path.name)
+        check(results.mask)
         write_mask(results.mask, regions, mpp)
         colour = color_of(segmenter.modality)
+        check(results.objects)
         objects = write_objects(
             results.objects,
             regions,
@@ -136,6 +144,7 @@ def segment_slide(
         )
         step = max(1, -(-max(regions.size) // 2048))
         shown = _overlay(overview, regions.part(Crop(0, 0, level.width, level.height), step), colour)
+        check(results.overview)
         with write_errors(results.overview):
             write_image(results.overview, shown)
         regions.remove()

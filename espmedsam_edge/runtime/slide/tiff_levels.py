@@ -41,6 +41,11 @@ class TiffLevels:
         except UserError:
             self.close()
             raise
+        except Exception as error:  # each codec and damaged tag has errors of its own
+            self.close()
+            raise UserError(
+                f"cannot read {path} as a slide: its tags or its smallest level are damaged.", _CONVERT, exit_code=1
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -102,7 +107,7 @@ def _opened(path: Path) -> Any:
         raise UserError(f"no file {path}.", "Check the name.", exit_code=1)
     try:
         return tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:
         raise UserError(
             f"cannot read {path} as a slide: it is no TIFF, SVS or NDPI file, or is damaged.", _CONVERT, exit_code=1
         ) from error

@@ -86,18 +86,18 @@ class NetworkFeed:
         if not streams:
             self.close()
             raise UserError(f"{self._uri.address} has no video in it.", "Check the path.", exit_code=1)
-        if self._container.duration and self._uri.scheme in ("http", "https"):
-            self.close()
-            raise UserError(
-                f"{self._uri.address} is a recording, not a live stream.",
-                "Download it and give the file: then no frame is skipped.",
-                exit_code=1,
-            )
         if re.search(r"_pipe$|^image2", self._container.format.name):  # FFmpeg's names for single pictures
             self.close()
             raise UserError(
                 f"{self._uri.address} is one picture, not a stream.",
                 "Download it and give the file, or POST it to infer --serve.",
+                exit_code=1,
+            )
+        if self._container.duration and self._uri.scheme in ("http", "https"):
+            self.close()
+            raise UserError(
+                f"{self._uri.address} is a recording, not a live stream.",
+                "Download it and give the file: then no frame is skipped.",
                 exit_code=1,
             )
         stream = streams[0]

@@ -344,8 +344,11 @@ def test_what_a_header_lacks_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_floating_point_pixels_are_shown_from_their_smallest_to_their_largest(tmp_path: Path, dtype: type) -> None:
-    values = ramp(low=-2, high=3, dtype=dtype)
+@pytest.mark.parametrize(("low", "high"), [(-2, 3), (0, 1), (0.2, 0.7), (0, 300.5)])
+def test_floating_point_pixels_are_shown_from_their_smallest_to_their_largest(
+    tmp_path: Path, dtype: type, low: float, high: float
+) -> None:
+    values = np.linspace(low, high, WIDE.size, dtype=dtype).reshape(WIDE.shape)
     path = save_dicom(tmp_path / "a.dcm", WIDE)
     dataset = pydicom.dcmread(path)
     for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
@@ -353,7 +356,12 @@ def test_floating_point_pixels_are_shown_from_their_smallest_to_their_largest(tm
     dataset.BitsAllocated = 8 * values.itemsize
     setattr(dataset, "FloatPixelData" if dtype is np.float32 else "DoubleFloatPixelData", values.tobytes())
     dataset.save_as(path)
-    assert np.abs(grey(path)[0] - (values + 2) / 5 * 255).max() <= 0.51
+    assert np.abs(grey(path)[0] - (values - low) / (high - low) * 255).max() <= 0.51
+
+
+def test_values_that_are_parts_of_one_after_their_slope_are_shown_from_0_to_the_largest(tmp_path: Path) -> None:
+    path = changed(save_dicom(tmp_path / "a.dcm", WIDE), RescaleSlope="0.00001", RescaleIntercept="0")
+    assert np.abs(grey(path)[0] - WIDE / WIDE.max() * 255).max() <= 0.51
 
 
 @pytest.mark.parametrize("syntax", ["HTJ2KLossless", "HTJ2KLosslessRPCL", "HTJ2K"])

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -407,3 +409,58 @@ def test_dicom_that_is_no_slide_is_one_line(tmp_path: Path) -> None:
     save_dicom_level(tmp_path / "a.dcm", tissue_picture((128, 128)), kind="LABEL")
     with pytest.raises(UserError, match="no DICOM whole-slide image"):
         Slide(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_slide_is_read_or_refused_in_one_line(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    picture = tissue_picture((200, 260)).astype(np.uint16) * (257 if seed % 2 else 1)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture if seed % 2 else picture.astype(np.uint8), photometric="rgb", tile=(64, 64),
+                     compression="zlib")  # fmt: skip
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    directory = len(whole) - 400
+    for _ in range(40):
+        changed = whole.copy()
+        places = rng.choice([*range(16), *range(directory, len(whole))], 3)
+        changed[places] = rng.integers(0, 256, 3)
+        path.write_bytes(changed.tobytes())
+        with suppress(UserError), Slide(path) as slide:  # anything else fails
+            slide.read(0, 0, 0, 64, 64)
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "TotalPixelMatrixColumns", "NumberOfFrames", "BitsAllocated"])
+def test_no_value_of_a_damaged_dicom_slide_is_told(
+    tmp_path: Path, keyword: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    path = tmp_path / "a.dcm"
+    save_dicom_level(path, tissue_picture((256, 256)), jpeg=False)
+    dataset = pydicom.dcmread(path)
+    del dataset[keyword]
+    dataset.add(pydicom.DataElement(keyword, "LO", "DOE JANE"))
+    dataset.save_as(path)
+    caplog.set_level(0)
+    told = ""
+    try:
+        with Slide(path) as slide:
+            slide.read(0, 0, 0, 128, 128)
+    except UserError as error:
+        told = "".join(traceback.format_exception(error))
+    assert "DOE" not in told + caplog.text
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "TotalPixelMatrixColumns"])
+@pytest.mark.parametrize("value", [0, None])
+def test_a_dicom_slide_of_no_size_is_one_line(tmp_path: Path, keyword: str, value: int | None) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    path = tmp_path / "a.dcm"
+    save_dicom_level(path, tissue_picture((256, 256)), jpeg=False)
+    dataset = pydicom.dcmread(path)
+    if value is None:
+        del dataset[keyword]
+    else:
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="as a slide: "):
+        Slide(path)

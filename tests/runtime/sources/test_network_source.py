@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from listening import listening
@@ -167,6 +168,15 @@ def test_a_recording_on_a_web_server_is_refused(tmp_path: Path) -> None:
     clip = save_clip(tmp_path / "a.avi").read_bytes()
     served = web_server(answer(clip, "video/x-msvideo"))
     with served as url, pytest.raises(UserError, match="is a recording, not a live stream"), opened(url):
+        pass
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".jpg", "image/jpeg"), (".png", "image/png")])
+def test_a_picture_on_a_web_server_is_refused_as_one(suffix: str, kind: str) -> None:
+    done, content = cv2.imencode(suffix, np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
+    assert done
+    served = web_server(answer(content.tobytes(), kind))
+    with served as url, pytest.raises(UserError, match="is one picture, not a stream"), opened(f"{url}/a{suffix}"):
         pass
 
 
