@@ -101,17 +101,22 @@ class NotTomlError(ValueError):
     """A text is not TOML; says where."""
 
 
+_MOST_DOTS = 10_000  # a line; the time that a key takes grows with the square of its parts
+
+
 def read_toml(text: str) -> dict[str, Any]:
     """TOML from outside.
 
     Raises:
         NotTomlError: it is none.
-        ValueError: it is nested without end, or has numbers of thousands of digits.
+        ValueError: it is nested without end, or has numbers of thousands of digits or keys of thousands of parts.
     """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        raise ValueError("a line has thousands of dots")
     try:
         values = tomllib.loads(text)
         str(values)  # a hexadecimal number may be longer than Python prints

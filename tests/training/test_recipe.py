@@ -125,8 +125,9 @@ def test_numbers_that_no_run_has_are_refused_before_it_starts(change: str) -> No
         "[run]\nepochs = " + "9" * 6_000,
         "[run]\nepochs = 0x" + "f" * 100_000,
         "init = '\xff'".encode("latin-1"),
+        "a" + ".a" * 300_000 + " = 1",
     ],
-    ids=["open lists", "lists in lists", "digits", "hexadecimal digits", "not UTF-8"],
+    ids=["open lists", "lists in lists", "digits", "hexadecimal digits", "not UTF-8", "parts of a key"],
 )
 def test_a_file_that_tomls_reader_chokes_on_is_one_line(text: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
