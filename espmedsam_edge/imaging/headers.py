@@ -24,6 +24,9 @@ IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 """How names of image files end, in small letters; HEIC needs a package of its own to be read."""
 
+UNREAD_SUFFIXES = frozenset({".jp2", ".j2k", ".jpx", ".jxl", ".pnm", ".ppm", ".pgm", ".pbm", ".exr", ".psd"})
+"""Of pictures that are not read: in a folder each is told by name, not left out in silence."""
+
 MOST_SCANS = 64
 """Of a JPEG; programs write a dozen. Each costs 1.3 ms a megapixel, however little is in it."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES, image_format, read_header
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES, UNREAD_SUFFIXES, image_format, read_header
 from espmedsam_edge.runtime.dicom.reading import SUFFIXES as DICOM_SUFFIXES
 from espmedsam_edge.runtime.dicom.reading import NoPicture, is_dicom, read_dicom_header
 from espmedsam_edge.runtime.sources.anonymous import NumberedSource, SourceNames, hide
@@ -222,7 +222,7 @@ def _is_known(path: Path) -> bool:
     if path.name.startswith(".") or _is_dicomdir(path) or not path.is_file():
         return False
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES | UNREAD_SUFFIXES:
         return True
     return re.fullmatch(r"(\.\d*)?", suffix) is not None and is_dicom(path)  # scanners name files by numbers
 
