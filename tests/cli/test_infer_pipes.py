@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import clip_frame, number_of
 
 from espmedsam_edge import Outputs, ReadingOptions, Segmenter, infer
@@ -112,6 +113,16 @@ def test_a_picture_is_one(suffix: str) -> None:
         expected = cv2.imdecode(np.frombuffer(picture_file(suffix), np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(frames[0].image, expected)
         assert len(frames) == 1
+
+
+def test_of_several_pictures_the_first_is_taken_and_that_is_said(said: list[str]) -> None:
+    stack = io.BytesIO()
+    first, *others = (Image.fromarray(clip_frame(number)[..., ::-1]) for number in range(3))
+    first.save(stack, "TIFF", save_all=True, append_images=others)
+    _, frames = read(stack.getvalue())
+    np.testing.assert_array_equal(frames[0].image, clip_frame(0))
+    assert len(frames) == 1
+    assert said == ["standard input holds 3 pictures, of which the first is taken. Give all as a file."]
 
 
 def test_a_progressive_jpeg_with_a_preview_is_one_picture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import stat
@@ -14,11 +15,13 @@ from typing import Literal
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image
-from espmedsam_edge.imaging.headers import image_format
+from espmedsam_edge.imaging.headers import image_format, read_header
 from espmedsam_edge.runtime.sources.files import VideoFile
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 from espmedsam_edge.runtime.video.pyav import has_pyav
 from espmedsam_edge.runtime.video.reading import PyAvReader, VideoReader
+
+log = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
 NAME = "standard input"
@@ -226,4 +229,7 @@ class PipedPicture(Closing):
         except UserError as error:
             self.failures.append(Failure(NAME, str(error)))
         else:
+            pictures = read_header(self._data).pictures
+            if pictures > 1:
+                log.warning("%s holds %d pictures, of which the first is taken. Give all as a file.", NAME, pictures)
             yield SourceFrame(image, LABEL)
