@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests of the browser, of GStreamer and of DICOM need besides Python packages (Debian, Ubuntu), and lets the
+# Installs what the tests of the browser, of a gateway, of MQTT, of GStreamer and of DICOM need besides Python packages (Debian, Ubuntu), and lets the
 # virtual environment see the system's PyGObject (`gi`), which no wheel brings. As an ordinary user it installs nothing
 # and says what to type. What is missing then costs one line, and its tests are skipped. `make test-packages` runs it.
 # Usage: tools/test_packages.sh VENV
@@ -35,6 +35,9 @@ installed $gstreamer || install $gstreamer
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     install chromium
 command -v dciodvfy >/dev/null || install dicom3tools
+PATH=$PATH:/usr/sbin
+command -v nginx >/dev/null || install nginx-light
+command -v mosquitto >/dev/null || install mosquitto
 
 "$venv/bin/python" -c 'import gi' 2>/dev/null && exit
 gi=/usr/lib/python3/dist-packages/gi

@@ -128,6 +128,12 @@ def command(
     allow_host: list[str] | None = typer.Option(
         None, metavar="NAME", help="A further name of this server, such as that of a proxy before it."
     ),
+    trust_proxy: list[str] | None = typer.Option(
+        None,
+        metavar="ADDRESS",
+        help="A proxy before this server, or its network: clients are whom it names in X-Forwarded-For. "
+        "A token is needed then.",
+    ),
     config: Path | None = CONFIG,
 ) -> None:
     """Segment images, videos, cameras and streams; write overlays, masks and measurements.
@@ -150,7 +156,7 @@ def command(
     model = ModelOptions(
         bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile
     )
-    serving = None if serve is None else ServeOptions(serve, token, allow_host or ())
+    serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     with _terminated_like_interrupted():
         if serving is not None and not sources:
             with open_service(model, serving) as server:

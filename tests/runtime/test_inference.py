@@ -392,7 +392,7 @@ def test_the_command_has_the_options_of_a_request_with_the_same_defaults() -> No
         name: getattr(parameter.default, "default", parameter.default)
         for name, parameter in inspect.signature(command).parameters.items()
     }
-    for name in ("arguments", "serve", "token", "allow_host", "config"):
+    for name in ("arguments", "serve", "token", "allow_host", "trust_proxy", "config"):
         given.pop(name)
     wanted = {
         field.name: field.default for options in (ModelOptions, ReadingOptions, Outputs) for field in fields(options)

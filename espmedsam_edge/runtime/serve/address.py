@@ -7,7 +7,7 @@ import ipaddress
 import re
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from espmedsam_edge.errors import UserError
@@ -54,6 +54,27 @@ def parse_address(text: str) -> Address:
     if not _NAME.fullmatch(bare):
         raise UserError(f"--serve {text}: '{host}' is not a host.", _USAGE)
     return Address(bare, int(port))
+
+
+def parse_proxies(given: Sequence[str]) -> list[str]:
+    """Addresses and networks whose word on the client is taken, as uvicorn's ``forwarded_allow_ips``.
+
+    Raises:
+        UserError: a name, a network with bits of a host, or one that holds everybody.
+    """
+    usage = "Give the proxy's own address or network: --trust-proxy 127.0.0.1, --trust-proxy 10.42.0.0/16."
+    found: list[str] = []
+    for text in given:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError:
+            raise UserError(f"--trust-proxy {text} is not an address of a proxy.", usage) from None
+        if network.prefixlen == 0:
+            raise UserError(f"--trust-proxy {text} is everybody, who then could forge their address.", usage)
+        found.append(str(network))
+        if network.version == 4:  # as a socket of both families names it
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
 
 
 def listen(address: Address) -> socket.socket:

@@ -51,6 +51,7 @@ def build_app(panel: Panel, access: Access, names: Names) -> Starlette:
         middleware=[Middleware(Gate, access=access, names=names, answered=routes.counts.answered)],
         exception_handlers={404: _not_found, 405: _not_allowed},
     )
+    app.router.redirect_slashes = False  # it would name this server's own address, not the gateway's
     app.state.service = routes.service
     return app
 
@@ -81,7 +82,7 @@ class _Routes:
 
     async def login_page(self, request: Request) -> Response:
         if not self._access.needs_token:
-            return RedirectResponse("/", 303)
+            return RedirectResponse("./", 303)
         return _page("login.html")
 
     async def login(self, request: Request) -> Response:
@@ -111,10 +112,10 @@ class _Routes:
             COOKIE,
             self._access.sessions.open(),
             max_age=SESSION_SECONDS,
-            path="/",
+            path=None,  # the browser's: that of the page, so that no neighbour behind a gateway gets it
             httponly=True,
             samesite="strict",
-            secure=request.headers.get("origin", "").startswith("https://"),
+            secure=request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://"),
         )
         return response
 
@@ -122,7 +123,7 @@ class _Routes:
         if (name := session_of(request.headers)) is not None:
             self._access.sessions.close(name)
         response = JSONResponse({"status": "ok"})
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, max_age=0, expires=0, path=None, httponly=True, samesite="strict")
         return response
 
     async def health(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -15,9 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from espmedsam_edge.runtime.serve.address import Names
 from espmedsam_edge.runtime.serve.limits import Buckets
 
+log = logging.getLogger(__name__)
+
 COOKIE = "espmedsam_session"
 SESSION_SECONDS = 12 * 3600
 _MOST_SESSIONS = 64
+_LONGEST_ADDRESS = 45  # of IPv6 in letters
 
 OPEN_PATHS = frozenset({"/healthz", "/login", "/page/login.js", "/page/view.css", "/page/icon.svg"})
 """What needs no token: they tell nothing of the run."""
@@ -97,6 +101,7 @@ class Access:
             return True
         bucket.take()
         self.refused += 1
+        log.warning("a wrong token from %s.", client)
         return False
 
     def admits(self, headers: Headers, client: str) -> bool | None:
@@ -120,9 +125,9 @@ def session_of(headers: Headers) -> str | None:
 
 
 def client_of(scope: Scope) -> str:
-    """The address that a request came from."""
+    """The address that a request came from; behind a trusted proxy, the one that it names."""
     client = scope.get("client")
-    return str(client[0]) if client else ""
+    return str(client[0])[:_LONGEST_ADDRESS] if client else ""
 
 
 def refusal(status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
@@ -183,6 +188,6 @@ class Gate:
         if admitted:
             return None
         if path == "/" and scope["type"] == "http":
-            return RedirectResponse("/login", 303)
+            return RedirectResponse("login", 303)  # relative: a gateway may have put the page below a path
         needed = {"WWW-Authenticate": "Bearer"}
         return refusal(401, "a token is needed.", "Send it as: Authorization: Bearer TOKEN.", needed)

@@ -19,8 +19,11 @@ class ServeOptions:
         address: ``[HOST:]PORT``.
         token: what clients must show; None: see ``Server``.
         allowed_hosts: further names that the server may be called.
+        trusted_proxies: addresses or networks of proxies: whom they name as the client counts as that (X-Forwarded-For,
+            X-Forwarded-Proto). Others than this machine reach the server by them, so it needs a token.
     """
 
     address: str
     token: str | None = None
     allowed_hosts: Sequence[str] = ()
+    trusted_proxies: Sequence[str] = ()

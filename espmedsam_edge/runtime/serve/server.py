@@ -6,16 +6,24 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Sequence
 from types import TracebackType
 
 import uvicorn
 import websockets  # noqa: F401 (uvicorn takes it for WebSockets; without it the page would stay empty)
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.serve.address import Address, Names, choose_token, is_loopback, listen
+from espmedsam_edge.runtime.serve.address import (
+    Address,
+    Names,
+    choose_token,
+    is_loopback,
+    listen,
+    parse_address,
+    parse_proxies,
+)
 from espmedsam_edge.runtime.serve.app import build_app
 from espmedsam_edge.runtime.serve.gate import Access
+from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.patience import DropLateAnswers, PatientProtocol
 from espmedsam_edge.runtime.serve.segment_api import SegmentService
@@ -30,22 +38,19 @@ class Server:
 
     Args:
         panel: what it shows and changes.
-        address: where to listen.
-        token: what clients must show; None: made here when others than this machine can reach the address.
-        allowed_hosts: further names that it may be called, such as a proxy's.
+        options: where and for whom; without a token one is made if others than this machine can reach the address.
 
     Raises:
-        UserError: the port is taken, the host or the token cannot be used.
+        UserError: the port is taken; the host, the token or a proxy's address cannot be used.
     """
 
-    def __init__(
-        self, panel: Panel, address: Address, token: str | None = None, allowed_hosts: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, panel: Panel, options: ServeOptions) -> None:
+        address, proxies = parse_address(options.address), parse_proxies(options.trusted_proxies)
         self._socket = listen(address)
         try:
             self.loopback = is_loopback(self._socket)
-            self.token = choose_token(token, loopback=self.loopback)
-            names = Names.of(address, loopback=self.loopback, more=allowed_hosts)
+            self.token = choose_token(options.token, loopback=self.loopback and not proxies)
+            names = Names.of(address, loopback=self.loopback, more=options.allowed_hosts)
         except BaseException:
             self._socket.close()
             raise
@@ -61,7 +66,8 @@ class Server:
             log_level="error",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=8,
             ws_ping_interval=_PING_SECONDS,

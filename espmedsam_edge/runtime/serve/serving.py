@@ -11,7 +11,6 @@ from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.segmenter_pool import SegmenterPool, loader
-from espmedsam_edge.runtime.serve.address import parse_address
 from espmedsam_edge.runtime.serve.live_view import DEFAULT_OPACITY, LiveView
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.panel import Panel
@@ -61,7 +60,7 @@ def serve_run(
     with own if pool is None or writes else nullcontext(pool) as offered:
         offered.add(segmenter)
         panel = Panel(controls, offered, view, segmenter, recognises=offered is pool)
-        with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
+        with Server(panel, options) as server:
             announce(server, "view", options.token)
             try:
                 yield view, server
@@ -99,7 +98,7 @@ def serve_alone(
     with SegmenterPool(first, load, chosen.among if chosen.bundle is None and chosen.among else None) as pool:
         named = None if chosen.modality is None else pool.get(chosen.modality)
         panel = Panel(controls, pool, LiveView(controls), named, service=True)
-        with Server(panel, parse_address(options.address), options.token, options.allowed_hosts) as server:
+        with Server(panel, options) as server:
             announce(server, "service", options.token)
             yield server
 

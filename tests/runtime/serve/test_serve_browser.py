@@ -1,4 +1,4 @@
-"""End to end: a run on a live phantom, its server on a socket, and the page in headless Chromium."""
+"""End to end: a run on a live phantom, its server on a socket, and the page in headless Chromium, also behind nginx."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from chromium import Chromium
 from listening import listening
+from nginx import PREFIX, gateway
 
 pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
@@ -37,8 +38,14 @@ STATUS = "document.getElementById('status').dataset.status"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
-    with Chromium() as opened:
+    with Chromium("--ignore-certificate-errors") as opened:
         yield opened
+
+
+@pytest.fixture(params=["", "behind nginx"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    """Where nginx has its files; None: the server is asked directly."""
+    return tmp_path if request.param else None
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Running:
     """A run under way, and what it is run by."""
 
     server: Server
+    url: str
     view: LiveView
     controls: Adjustable
     said: list[str]
@@ -53,8 +61,12 @@ class Running:
 
 @contextmanager
 def running(
-    bundle: Bundle, options: ServeOptions, source: str = "test://fundus?fps=20&size=160x120"
+    bundle: Bundle,
+    options: ServeOptions,
+    source: str = "test://fundus?fps=20&size=160x120",
+    folder: Path | None = None,
 ) -> Iterator[Running]:
+    """A run and its server; with a folder for nginx's files behind that, below a path."""
     controls, said = Adjustable(), list[str]()
     sources, failures = open_sources([source], LiveOptions())
     assert failures == []
@@ -62,6 +74,9 @@ def running(
         stack.enter_context(listening(said.append))
         segmenter = stack.enter_context(Segmenter.load(bundle, "fundus", threads=1))
         view, server = stack.enter_context(serve_run(options, segmenter, controls, threads=1))
+        url = server.url
+        if folder is not None:
+            url = stack.enter_context(gateway(server.address.port, folder))
         reports: list[RunReport] = []
 
         def run() -> None:
@@ -71,7 +86,7 @@ def running(
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            yield Running(server, view, controls, said)
+            yield Running(server, url, view, controls, said)
         finally:
             controls.change(paused=False)
             for feed in sources:
@@ -80,11 +95,11 @@ def running(
             assert not thread.is_alive()
 
 
-def test_the_page_shows_a_run_and_changes_it(browser: Chromium, toy_bundle_of_two: Bundle, tmp_path: Path) -> None:
-    with running(toy_bundle_of_two, ServeOptions("0")) as run:
+def test_the_page_shows_a_run_and_changes_it(browser: Chromium, toy_bundle_of_two: Bundle, folder: Path | None) -> None:
+    with running(toy_bundle_of_two, ServeOptions("0"), folder=folder) as run:
         assert run.said == [f"view: {run.server.url}"]
         browser.resize(1600, 900)
-        browser.open(run.server.url)
+        browser.open(run.url)
         browser.wait_for(f"{STATUS} === 'running'")
         first = int(browser.wait_for("document.getElementById('screen').dataset.frame"))
         browser.wait_for(f"Number(document.getElementById('screen').dataset.frame) > {first + 5}")
@@ -129,6 +144,8 @@ def test_the_page_shows_a_run_and_changes_it(browser: Chromium, toy_bundle_of_tw
         browser.resize(360, 700)
         assert browser.evaluate("document.documentElement.scrollWidth <= 360")
         assert browser.errors() == []
+        if folder is not None:  # nginx goes with the server, so this is the moment
+            return
 
     browser.wait_for(f"{STATUS} === 'lost'")  # the server is gone
 
@@ -153,10 +170,13 @@ def test_the_last_frame_stays_after_the_end(browser: Chromium, toy_bundle_of_two
         browser.wait_for("document.getElementById('what').textContent === 'colonoscopy: polyp'")
 
 
-def test_a_token_is_asked_for_and_kept_out_of_addresses(browser: Chromium, toy_bundle: Bundle) -> None:
-    with running(toy_bundle, ServeOptions("0", TOKEN)) as run:
+def test_a_token_is_asked_for_and_kept_out_of_addresses(
+    browser: Chromium, toy_bundle: Bundle, folder: Path | None
+) -> None:
+    options = ServeOptions("0", TOKEN, trusted_proxies=() if folder is None else ["127.0.0.1"])
+    with running(toy_bundle, options, folder=folder) as run:
         browser.call("Network.enable")
-        browser.open(run.server.url)
+        browser.open(run.url)
         browser.wait_for("document.activeElement.id === 'token'")
         browser.type("wrong-wrong-wrong-wrong")
         browser.press("Enter")
@@ -165,8 +185,12 @@ def test_a_token_is_asked_for_and_kept_out_of_addresses(browser: Chromium, toy_b
         browser.type(TOKEN)
         browser.press("Enter")
         browser.wait_for(f"{STATUS} === 'running'")
-        assert browser.evaluate("location.href") == run.server.url
+        assert browser.evaluate("location.href") == run.url
         assert browser.evaluate("document.cookie") == ""  # HttpOnly
+        (cookie,) = browser.call("Network.getCookies")["cookies"]
+        # Neighbours below other paths of a gateway do not get it, nor does what is not encrypted.
+        assert cookie["path"] == ("/" if folder is None else PREFIX.rstrip("/"))
+        assert cookie["secure"] == (folder is not None)
         asked = [
             event["params"]["request"]["url"]
             for event in browser.events
@@ -176,8 +200,11 @@ def test_a_token_is_asked_for_and_kept_out_of_addresses(browser: Chromium, toy_b
         assert not any(TOKEN in url for url in asked)
         browser.call("Network.disable")
         browser.evaluate("document.getElementById('logout').click()")
-        browser.wait_for("location.pathname === '/login'")
-        assert run.said == [f"view: {run.server.url}"]  # a token that was given is not repeated
+        browser.wait_for(f"location.pathname === '{'/' if folder is None else PREFIX}login'")
+        browser.wait_for("document.activeElement.id === 'token'")
+        assert browser.call("Network.getCookies")["cookies"] == []
+        # A token that was given is not repeated.
+        assert run.said == [f"view: {run.server.url}", "a wrong token from 127.0.0.1."]
 
 
 def test_a_page_of_another_origin_sees_nothing(browser: Chromium, toy_bundle: Bundle) -> None:
@@ -192,14 +219,29 @@ def test_a_page_of_another_origin_sees_nothing(browser: Chromium, toy_bundle: Bu
         assert run.server.address != other.address
 
 
-def test_the_service_is_tried_on_the_page(browser: Chromium, toy_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_page_comes_back_behind_a_gateway_too(browser: Chromium, toy_bundle: Bundle, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with running(toy_bundle, ServeOptions("0")) as run:
+            port = run.server.address.port
+            url = stack.enter_context(gateway(port, tmp_path))
+            browser.open(url)
+            browser.wait_for(f"{STATUS} === 'running'")
+        browser.wait_for(f"{STATUS} === 'lost'")
+        with running(toy_bundle, ServeOptions(str(port))):
+            browser.wait_for(f"{STATUS} === 'running'")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_service_is_tried_on_the_page(browser: Chromium, toy_bundle: Bundle, tmp_path: Path, behind: bool) -> None:
     image, data = png(1)
     file = tmp_path / "image.png"
     file.write_bytes(data)
     with Segmenter.load(toy_bundle, threads=1) as segmenter:
         area = segmenter.segment(image).area
-    with serve_alone(ServeOptions("0"), toy_bundle) as server:
-        browser.open(server.url)
+    with ExitStack() as stack:
+        server = stack.enter_context(serve_alone(ServeOptions("0"), toy_bundle))
+        url = stack.enter_context(gateway(server.address.port, tmp_path)) if behind else server.url
+        browser.open(url)
         browser.wait_for(f"{STATUS} === 'service'")
         node = browser.call("Runtime.evaluate", expression="document.getElementById('file')")["result"]["objectId"]
         browser.call("DOM.setFileInputFiles", files=[str(file)], objectId=node)

@@ -7,9 +7,9 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   problem.textContent = "";
   try {
-    const answer = await fetch("/login", { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    const answer = await fetch("login", { method: "POST", body: new URLSearchParams(new FormData(form)) });
     if (answer.ok) {
-      location.replace("/");
+      location.replace("./");
       return;
     }
     const { error, hint } = await answer.json();

@@ -23,7 +23,7 @@ export class Trial {
     const asked = (this.asked = {});
     let answer;
     try {
-      answer = await fetch(`/v1/segment?${query}`, { method: "POST", body: this.file, headers: { Accept: "image/png" } });
+      answer = await fetch(`v1/segment?${query}`, { method: "POST", body: this.file, headers: { Accept: "image/png" } });
     } catch {
       this.showAlert("The server does not answer.");
       return false;

@@ -1,7 +1,7 @@
 // The live view: frames and figures come over a WebSocket; each frame is acknowledged once it is on the screen.
 
-import { Curve, percent } from "/page/curve.js";
-import { Trial } from "/page/service.js";
+import { Curve, percent } from "./curve.js";
+import { Trial } from "./service.js";
 
 const byId = (id) => document.getElementById(id);
 const screen = byId("screen");
@@ -30,7 +30,9 @@ const STATUS = {
 // ---------------------------------------------------------------- connection
 
 function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
+  const address = new URL("live", document.baseURI); // relative, as all here: a gateway may serve this below a path
+  address.protocol = address.protocol.replace("http", "ws");
+  socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   let opened = false;
   socket.onopen = () => {
@@ -46,7 +48,7 @@ function connect() {
     } else {
       showMessage("No connection to the program. Trying again.");
       if (!opened && (await signedOut())) {
-        location.replace("/login");
+        location.replace("login");
         return;
       }
     }
@@ -57,7 +59,7 @@ function connect() {
 
 async function signedOut() {
   try {
-    return (await fetch("/metrics", { method: "HEAD" })).status === 401;
+    return (await fetch("metrics", { method: "HEAD" })).status === 401;
   } catch {
     return false;
   }
@@ -267,8 +269,8 @@ for (const id of ["threshold", "opacity"]) byId(id).addEventListener("input", ({
 byId("fullscreen").addEventListener("click", fullScreen);
 byId("help").addEventListener("click", () => byId("keys").showModal());
 byId("logout").addEventListener("click", async () => {
-  await fetch("/logout", { method: "POST" });
-  location.replace("/login");
+  await fetch("logout", { method: "POST" });
+  location.replace("login");
 });
 byId("file").addEventListener("change", ({ target }) => tryImage(target.files[0]));
 for (const kind of ["dragover", "dragleave", "drop"])
