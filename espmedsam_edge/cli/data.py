@@ -1,4 +1,4 @@
-"""``espmedsam-edge data``: publishers' files into dataset folders, dataset folders checked."""
+"""``espmedsam-edge data``: images with masks into dataset folders, dataset folders checked."""
 
 from __future__ import annotations
 
@@ -12,47 +12,90 @@ import typer
 from espmedsam_edge.cli.messages import counting_bar, tell_failures
 from espmedsam_edge.terminal import tell, terminal_console
 
-app = typer.Typer(
-    no_args_is_help=True, help="Convert published data sets into dataset folders, and check such folders."
-)
+app = typer.Typer(no_args_is_help=True, help="Convert images and masks into dataset folders, and check such folders.")
 
 
 def _counted(bar: Callable[..., None] | None) -> Callable[[int, int], None] | None:
     return None if bar is None else lambda done, total: bar(completed=done, total=total)
 
 
+_PAIRS = "Pairs"
+
+
 @app.command("prepare")
 def prepare_command(
-    name: str = typer.Argument(..., help="The data set's layout; 'espmedsam-edge data layouts' lists them."),
-    source: Path = typer.Argument(..., metavar="SRC", help="The folder of the unpacked archive."),
-    target: Path = typer.Argument(..., metavar="DST", help="The dataset folder to make, <modality>/<dataset>."),
+    name: str = typer.Argument(..., help="pairs (your own images and masks), or a published data set: 'data layouts'."),
+    paths: list[Path] = typer.Argument(
+        ...,
+        metavar="SRC DST | IMAGES MASKS DST",
+        help="The folder of the unpacked archive (of pairs: the folders of the images and of the masks), and the "
+        "dataset folder to make, <modality>/<dataset>.",
+    ),
     long_side: int = typer.Option(0, min=0, help="Shrink images whose longer side has more pixels; 0: leave them."),
     split: Path | None = typer.Option(None, help="A split.json to use. [default: the publisher's, else 70/10/20]"),
     keep_empty: bool = typer.Option(False, "--keep-empty", help="Keep images whose mask is empty or missing."),
+    images_named: str = typer.Option(
+        "{id}", help="What images are called, without the ending; * is anything.", rich_help_panel=_PAIRS
+    ),
+    masks_named: str = typer.Option(
+        "{id}", help="What an image's mask is called: {id}_gt, or {id}_mask* for several.", rich_help_panel=_PAIRS
+    ),
+    positive: str | None = typer.Option(
+        None,
+        help="The values that are the target: 1,2 or #ff0000 or any (all but 0). [default: the higher of two values]",
+        rich_help_panel=_PAIRS,
+    ),
+    patient: str | None = typer.Option(
+        None,
+        metavar="PATTERN",
+        help="The patient in images' names: {patient}_*, so that each is in one list. [default: each image its own]",
+        rich_help_panel=_PAIRS,
+    ),
+    modality: str | None = typer.Option(None, help="What the images are, for split.json.", rich_help_panel=_PAIRS),
+    seed: int = typer.Option(0, min=0, help="Deals the lists otherwise.", rich_help_panel=_PAIRS),
 ) -> None:
-    """Convert a data set from its publisher's layout into images/, masks/ and split.json.
+    """Convert images and masks into images/, masks/ and split.json, which train and evaluate read.
 
     A file that cannot be read is reported at the end and the rest is done (exit code 1).
     """
     from espmedsam_edge.destinations import claimed
+    from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.dataset import read_split
+    from espmedsam_edge.modalities import check_name
     from espmedsam_edge.training.data.layouts import layout
-    from espmedsam_edge.training.data.prepare import prepare
+    from espmedsam_edge.training.data.pairs import Positive, find_pairs
+    from espmedsam_edge.training.data.prepare import of_layout, prepare
 
-    chosen = layout(name)
+    *sources, target = paths
+    count = 2 if name == "pairs" else 1
+    if len(sources) != count:
+        form = "IMAGES MASKS DST" if count == 2 else "SRC DST"
+        raise UserError(f"data prepare {name} takes {form}.", f"{len(paths)} places were given.")
+    if name == "pairs":
+        found = find_pairs(
+            *sources,
+            images_named=images_named,
+            masks_named=masks_named,
+            patient=patient,
+            positive=None if positive is None else Positive.parse(positive),
+            modality=None if modality is None else check_name(modality),
+            seed=seed,
+        )
+    else:
+        found = of_layout(layout(name), sources[0])
     given = read_split(split) if split else None
     with claimed([target]), counting_bar("converting") as bar:
-        done = prepare(
-            chosen, source, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=_counted(bar)
-        )
+        done = prepare(found, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=_counted(bar))
     made = done.split
     counts = f"train {len(made.train)}, valid {len(made.valid)}, test {len(made.test)} ({made.origin})"
-    tell(f"{target}: {done.images} images of {chosen.title}; {counts}")
+    tell(f"{target}: {done.images} images of {found.title}; {counts}")
     unlisted = done.images - len(made.train) - len(made.valid) - len(made.test)
     if unlisted:
         tell(f"{unlisted} images are in none of the given lists.")
     if done.unmasked:
         tell(f"{len(done.unmasked)} images without a mask were left out, the first: {done.unmasked[0]}")
+    if done.unmatched:
+        tell(f"{len(done.unmatched)} masks belong to no image, the first: {done.unmatched[0]}")
     tell_failures(done.failures)
     raise typer.Exit(1 if done.failures else 0)
 

@@ -78,3 +78,17 @@ def test_layouts_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "isic2018: ISIC-2018 task 1 (dermoscopy)" in text
     assert "photographs: SA-1B, or any folder of photographs (unlabelled)" in text
+
+
+def test_pairs_become_a_folder_that_is_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        image, mask = phantom("ultrasound", number, (48, 64))
+        for folder, name, picture in (("a", f"{number}.png", image), ("b", f"{number}_gt.png", mask)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / name), picture)
+    made = tmp_path / "ultrasound" / "mine"
+    assert _run("prepare", "pairs", tmp_path / "a", tmp_path / "b", made, "--masks-named", "{id}_gt") == 0
+    assert "6 images of your own; train 4, valid 1, test 1 (derived)" in capsys.readouterr().out
+    assert _run("check", made) == 0
+    assert _run("prepare", "pairs", tmp_path / "a", tmp_path / "made") == 2
+    assert "takes IMAGES MASKS DST. 2 places were given." in capsys.readouterr().err

@@ -64,7 +64,8 @@ class Layout:
 _EXTRA_SUFFIXES = frozenset({".gif", ".ppm", ".pgm"})
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture by its name."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -72,7 +73,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and _is_image(path))
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_image(path))
 
 
 def _plain(name: str) -> str:
@@ -95,13 +96,14 @@ def _folder(source: Path, form: str, *names: str) -> Path:
     return found[0]
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """A file's name without its ending."""
     name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
     return unicodedata.normalize("NFC", Path(name).stem)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    return {_stem(path): path for path in _images(folder)}
+    return {stem_of(path): path for path in _images(folder)}
 
 
 _ISIC = "ISIC2018_Task1-2_{Training,Validation,Test}_Input/ and ISIC2018_Task1_{...}_GroundTruth/"
@@ -116,8 +118,8 @@ def _isic2018(source: Path) -> list[Item]:
             continue
         truths = _by_stem(_folder(source, _ISIC, f"ISIC2018_Task1_{name}_GroundTruth"))
         for image in _images(inputs[0]):
-            mask = truths.get(f"{_stem(image)}_segmentation")
-            items.append(Item(_stem(image), image, (mask,) if mask else (), part=part))
+            mask = truths.get(f"{stem_of(image)}_segmentation")
+            items.append(Item(stem_of(image), image, (mask,) if mask else (), part=part))
     return items
 
 
@@ -139,7 +141,7 @@ _SHENZHEN = "ChinaSet_AllFiles/CXR_png/ and, from the separate archive of masks,
 
 def _shenzhen(source: Path) -> list[Item]:
     masks = {
-        _stem(path).removesuffix("_mask"): path
+        stem_of(path).removesuffix("_mask"): path
         for path in sorted(source.rglob("CHNCXR_*_mask.png"))
         if "__MACOSX" not in path.parts
     }
@@ -164,10 +166,10 @@ def _drive(source: Path) -> list[Item]:
                 continue
             manual = folder / "1st_manual"
             # 21_training.tif and 21_manual1.gif: the number is what they share.
-            masks = {_stem(path).split("_")[0]: path for path in _images(manual)} if manual.is_dir() else {}
+            masks = {stem_of(path).split("_")[0]: path for path in _images(manual)} if manual.is_dir() else {}
             for image in _images(folder / "images"):
-                mask = masks.get(_stem(image).split("_")[0])
-                items.append(Item(_stem(image), image, (mask,) if mask else (), part=part))
+                mask = masks.get(stem_of(image).split("_")[0])
+                items.append(Item(stem_of(image), image, (mask,) if mask else (), part=part))
     return items
 
 
@@ -175,9 +177,9 @@ _STARE = "im0001.ppm[.gz] ... and im0001.ah.ppm[.gz] ... (first observer; vk, th
 
 
 def _stare(source: Path) -> list[Item]:
-    files = [path for path in sorted(source.rglob("im*")) if path.is_file() and _is_image(path)]
-    masks = {_stem(path).removesuffix(".ah"): path for path in files if _stem(path).endswith(".ah")}
-    images = {_stem(path): path for path in files if re.fullmatch(r"im\d{4}", _stem(path))}
+    files = [path for path in sorted(source.rglob("im*")) if path.is_file() and is_image(path)]
+    masks = {stem_of(path).removesuffix(".ah"): path for path in files if stem_of(path).endswith(".ah")}
+    images = {stem_of(path): path for path in files if re.fullmatch(r"im\d{4}", stem_of(path))}
     if not masks:
         raise UserError(f"{source} holds no im*.ah.ppm.", f"Expected: {_STARE}.")
     # Only 20 of STARE's 400 pictures have vessels drawn: the others are not part of the set.
@@ -238,12 +240,12 @@ def _busi(source: Path) -> list[Item]:
     for folder in _folders(source, "benign", "malignant", "normal"):
         files, masks = _images(folder), dict[str, list[Path]]()
         for file in files:
-            if found := _BUSI_MASK.fullmatch(_stem(file)):
+            if found := _BUSI_MASK.fullmatch(stem_of(file)):
                 masks.setdefault(found[1], []).append(file)
         items += [
-            Item(_stem(file), file, tuple(masks.get(_stem(file), ())))
+            Item(stem_of(file), file, tuple(masks.get(stem_of(file), ())))
             for file in files
-            if not _BUSI_MASK.fullmatch(_stem(file))
+            if not _BUSI_MASK.fullmatch(stem_of(file))
         ]
     return items
 
@@ -256,7 +258,7 @@ def _dsb2018(source: Path) -> list[Item]:
     for images in _folders(source, "images"):
         if (images.parent / "masks").is_dir():
             masks = tuple(_images(images.parent / "masks"))
-            items += [Item(_stem(image), image, masks) for image in _images(images)]
+            items += [Item(stem_of(image), image, masks) for image in _images(images)]
     return items
 
 
@@ -276,11 +278,11 @@ def _tnbc(source: Path) -> list[Item]:
 
 
 def _photographs(source: Path) -> list[Item]:
-    files = sorted(path for path in source.rglob("*") if path.is_file() and _is_image(path))
+    files = sorted(path for path in source.rglob("*") if path.is_file() and is_image(path))
     files = [path for path in files if "__MACOSX" not in path.parts]
-    stems = [_stem(path) for path in files]
+    stems = [stem_of(path) for path in files]
     if len(set(stems)) < len(stems):  # the same name in several folders: the folders become part of the id
-        stems = ["-".join((*path.relative_to(source).parent.parts, _stem(path))) for path in files]
+        stems = ["-".join((*path.relative_to(source).parent.parts, stem_of(path))) for path in files]
     return [Item(stem, path) for stem, path in zip(stems, files, strict=True)]
 
 
@@ -324,11 +326,12 @@ def list_items(layout: Layout, source: Path) -> list[Item]:
     items = layout.items(source)
     if not items:
         raise UserError(f"{source} holds no images of {layout.title}.", f"Expected: {layout.form}.")
-    _check_unique(items)
+    check_unique(items)
     return sorted(items, key=lambda item: item.id)
 
 
-def _check_unique(items: Iterable[Item]) -> None:
+def check_unique(items: Iterable[Item]) -> None:
+    """Raise UserError where two images have one id."""
     seen: dict[str, Sequence[Path]] = {}
     for item in items:
         if item.id in seen:

@@ -1,4 +1,4 @@
-"""A publisher's files into a dataset folder: images/, masks/ and split.json, complete or not at all."""
+"""Files into a dataset folder: images/, masks/ and split.json, complete or not at all."""
 
 from __future__ import annotations
 
@@ -40,18 +40,58 @@ class Prepared:
         images: written.
         split: the lists.
         unmasked: ids left out because they have no mask (or an empty one).
-        failures: files that could not be read, with the reason; their images are left out.
+        failures: what could not be read, with the reason; of files, their images are left out.
+        unmatched: masks that belong to no image.
     """
 
     images: int
     split: Split
     unmasked: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to convert.
+
+    Attributes:
+        items: images and what their masks are made from, each id once.
+        source: where they are from, for messages.
+        title: what they are.
+        expected: what that should hold, if nothing can be converted.
+        modality: what ``split.json`` will say.
+        labelled: whether there are masks.
+        mask_of: an image's mask, (H, W), for its item and size; raises UserError.
+        failures: what could not be taken in, a line each.
+        unmatched: masks that belong to no image.
+        seed: of lists that are dealt.
+    """
+
+    items: Sequence[Item]
+    source: Path
+    title: str
+    expected: str
+    modality: str | None = None
+    labelled: bool = True
+    mask_of: Callable[[Item, tuple[int, int]], Mask] | None = None
+    failures: Sequence[str] = ()
+    unmatched: Sequence[str] = ()
+    seed: int = 0
+
+
+def of_layout(layout: Layout, source: Path) -> Found:
+    """What a publisher's unpacked archive holds.
+
+    Raises:
+        UserError: the source is not of this layout.
+    """
+    items, form = list_items(layout, source), f"Expected: {layout.form}."
+    return Found(items, source, layout.title, form, layout.modality, layout.modality is not None)
 
 
 def prepare(
-    layout: Layout,
-    source: Path,
+    found: Found,
     target: Path,
     *,
     long_side: int = 0,
@@ -59,14 +99,13 @@ def prepare(
     keep_empty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Convert a data set.
+    """Make a dataset folder.
 
     JPEG and PNG images that need no change are copied byte for byte; others are written as PNG, or as JPEG where the
     source is one. Masks are PNGs of 0 and 255.
 
     Args:
-        layout: what the source is.
-        source: the unpacked archive.
+        found: what there is.
         target: the dataset folder to make; must not exist, or be empty.
         long_side: images whose longer side is more pixels are shrunk to it, masks with them; 0: none.
         split: lists to use instead of the publisher's or derived ones.
@@ -74,21 +113,20 @@ def prepare(
         progress: called with images done and images in all.
 
     Raises:
-        UserError: the source is not of this layout, the target is taken, or nothing could be converted.
+        UserError: the target is taken, or nothing could be converted.
     """
-    items = list_items(layout, source)
+    items = found.items
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists.", "Choose another folder, or remove it first.")
-    labelled = layout.modality is not None
     done: list[Item] = []
-    result = Prepared(0, Split())
+    result = Prepared(0, Split(), failures=list(found.failures), unmatched=list(found.unmatched))
     with atomic_directory(target) as folder:
         (folder / IMAGES).mkdir()
-        if labelled:
+        if found.labelled:
             (folder / MASKS).mkdir()
 
         def convert(item: Item) -> bool:
-            return _convert(item, folder, long_side, labelled=labelled, keep_empty=keep_empty)
+            return _convert(item, folder, long_side, found, keep_empty=keep_empty)
 
         for number, (item, future) in enumerate(_ahead(items, convert), 1):
             try:
@@ -102,9 +140,9 @@ def prepare(
                 progress(number, len(items))
         if not done:
             reason = result.failures[0] if result.failures else "none has a mask."
-            raise UserError(f"nothing in {source} could be converted: {reason}", f"Expected: {layout.form}.")
+            raise UserError(f"nothing in {found.source} could be converted: {reason}", found.expected)
         result.images = len(done)
-        result.split = _lists(done, layout, split, labelled)
+        result.split = _lists(done, found, split)
         lists = result.split.model_dump(exclude_defaults=False)
         text = json.dumps(lists, indent=1, ensure_ascii=False)
         if any(
@@ -115,10 +153,10 @@ def prepare(
     return result
 
 
-def _lists(done: Sequence[Item], layout: Layout, given: Split | None, labelled: bool) -> Split:
-    if not labelled and given is None:
+def _lists(done: Sequence[Item], found: Found, given: Split | None) -> Split:
+    if not found.labelled and given is None:
         return Split(origin="derived", train=[item.id for item in done])
-    made = make_split(done, layout.modality, given)
+    made = make_split(done, found.modality, given, found.seed)
     if not any(getattr(made, name) for name in SPLITS):
         raise UserError("none of the given split's ids is in the data.", "Are the ids file names without extension?")
     return made
@@ -138,16 +176,17 @@ def _ahead(items: Sequence[Item], work: Callable[[Item], bool]) -> Iterator[tupl
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert(item: Item, folder: Path, long_side: int, *, labelled: bool, keep_empty: bool) -> bool:
+def _convert(item: Item, folder: Path, long_side: int, found: Found, *, keep_empty: bool) -> bool:
     """Write one image and its mask; False if it has none and is left out."""
-    if labelled and not item.masks and not keep_empty:
+    if found.labelled and not item.masks and not keep_empty:
         return False
     data = _read(item.image)
     frame = _decode(data, item.image)
-    mask = _merge(item, frame) if labelled else None
+    size = (frame.shape[0], frame.shape[1])
+    mask = (found.mask_of or merged)(item, size) if found.labelled else None
     if mask is not None and not mask.any() and not keep_empty:
         return False
-    height, width = frame.shape[:2]
+    height, width = size
     scale = long_side / max(height, width) if long_side else 1.0
     name = _file_name(item.id)
     jpeg = item.image.suffix.lower() in (".jpg", ".jpeg")
@@ -166,20 +205,37 @@ def _convert(item: Item, folder: Path, long_side: int, *, labelled: bool, keep_e
     return True
 
 
-def _merge(item: Item, frame: Frame) -> Mask:
-    """The union of an image's masks."""
-    merged = np.zeros(frame.shape[:2], np.uint8)
+def merged(item: Item, size: tuple[int, int], read: Callable[[Path], Mask] | None = None) -> Mask:
+    """The union of an image's mask files, (H, W).
+
+    Args:
+        item: the image.
+        size: its (H, W).
+        read: reads one file; None: as the publishers write them.
+
+    Raises:
+        UserError: a mask cannot be read, or is of another size.
+    """
+    union = np.zeros(size, np.uint8)
     for file in item.masks:
-        mask = binary(_decode(_read(file), file).max(axis=2)).mask
-        if mask.shape != merged.shape:
+        mask = read_published(file) if read is None else read(file)
+        if mask.shape != union.shape:
             raise UserError(
-                f"{file} is {mask.shape[1]}x{mask.shape[0]} pixels but {item.image.name} is "
-                f"{frame.shape[1]}x{frame.shape[0]}.",
+                f"{file} is {mask.shape[1]}x{mask.shape[0]} pixels but {item.image.name} is {size[1]}x{size[0]}.",
                 "Find the mask that belongs to it; the image was left out.",
                 exit_code=1,
             )
-        np.bitwise_or(merged, mask, out=merged)
-    return merged
+        np.bitwise_or(union, mask, out=union)
+    return union
+
+
+def read_published(file: Path) -> Mask:
+    """A mask file of any format that publishers use, GIF, PPM and ``.gz`` among them.
+
+    Raises:
+        UserError: it cannot be read, or is no mask.
+    """
+    return binary(_decode(_read(file), file).max(axis=2), str(file)).mask
 
 
 def _one_channel_if_grey(frame: Frame) -> NDArray[np.uint8]:

@@ -14,12 +14,13 @@ DERIVED_SHARES = (0.7, 0.1, 0.2)
 _VALID_OF_TRAIN = 0.2
 
 
-def make_split(items: Sequence[Item], modality: str | None, given: Split | None = None) -> Split:
+def make_split(items: Sequence[Item], modality: str | None, given: Split | None = None, seed: int = 0) -> Split:
     """The lists for converted images.
 
     Given lists win and are cut down to the images there are. Else the publisher's count, where it made any; if it made
     no valid list, a fifth of its training images becomes one. Else patients are put in the order of a hash of their
-    names and dealt 70/10/20, so a list depends on nothing but names: not on the order of files, not on chance.
+    names and dealt 70/10/20, so a list depends on nothing but names: not on the order of files, not on chance. Another
+    ``seed`` deals otherwise.
     """
     patients = {item.id: item.patient for item in items if item.patient is not None}
     if given is not None:
@@ -30,9 +31,9 @@ def make_split(items: Sequence[Item], modality: str | None, given: Split | None 
         lists = {name: [item.id for item in items if item.part == name] for name in SPLITS}
         if not lists["valid"]:
             groups = _groups([item for item in items if item.part == "train"])
-            lists["train"], lists["valid"] = _deal(groups, (1 - _VALID_OF_TRAIN, _VALID_OF_TRAIN))
+            lists["train"], lists["valid"] = _deal(groups, (1 - _VALID_OF_TRAIN, _VALID_OF_TRAIN), seed)
         return Split(origin="official", modality=modality, patient=patients, **lists)
-    train, valid, test = _deal(_groups(items), DERIVED_SHARES)
+    train, valid, test = _deal(_groups(items), DERIVED_SHARES, seed)
     return Split(origin="derived", modality=modality, patient=patients, train=train, valid=valid, test=test)
 
 
@@ -44,9 +45,10 @@ def _groups(items: Sequence[Item]) -> dict[str, list[str]]:
     return groups
 
 
-def _deal(groups: Mapping[str, list[str]], shares: Sequence[float]) -> list[list[str]]:
+def _deal(groups: Mapping[str, list[str]], shares: Sequence[float], seed: int) -> list[list[str]]:
     """Whole groups, in the order of their names' hashes, into lists of about these shares; each list sorted."""
-    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    salt = f"{seed} " if seed else ""
+    order = sorted(groups, key=lambda name: hashlib.sha256((salt + name).encode()).hexdigest())
     total = sum(len(ids) for ids in groups.values())
     lists: list[list[str]] = [[] for _ in shares]
     bounds = [total * sum(shares[: place + 1]) for place in range(len(shares))]

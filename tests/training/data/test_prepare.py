@@ -20,7 +20,7 @@ from published_layouts import SIZE, WRITERS, scene
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder, Split
 from espmedsam_edge.training.data.layouts import LAYOUTS, Item, layout
-from espmedsam_edge.training.data.prepare import Prepared, prepare
+from espmedsam_edge.training.data.prepare import Prepared, of_layout, prepare
 from espmedsam_edge.training.data.splitting import make_split
 
 pytest.importorskip("PIL", reason="DRIVE's masks are GIFs (extra train)")
@@ -31,7 +31,7 @@ def _prepare(name: str, tmp_path: Path, **options: object) -> tuple[Prepared, Da
     source.mkdir(exist_ok=True)
     if not any(source.iterdir()):
         WRITERS[name](source)
-    done = prepare(layout(name), source, tmp_path / "made", **options)  # type: ignore[arg-type]
+    done = prepare(of_layout(layout(name), source), tmp_path / "made", **options)  # type: ignore[arg-type]
     return done, DatasetFolder.open(tmp_path / "made")
 
 
@@ -113,7 +113,7 @@ def test_a_patient_is_in_one_list_only(name: str, groups: int, tmp_path: Path) -
 def test_normal_cases_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     done, _ = _prepare("busi", tmp_path)
     assert done.unmasked == ["normal (1)"]
-    kept = prepare(layout("busi"), tmp_path / "source", tmp_path / "all", keep_empty=True)
+    kept = prepare(of_layout(layout("busi"), tmp_path / "source"), tmp_path / "all", keep_empty=True)
     assert kept.images == done.images + 1
     assert not DatasetFolder.open(tmp_path / "all").load("normal (1)").mask.any()
 
@@ -131,7 +131,7 @@ def test_long_sides_are_shrunk_with_their_masks_and_never_enlarged(tmp_path: Pat
     assert sample.mask.shape == (24, 32)
     whole = scene("ultrasound", 1)[1]
     assert abs(float((sample.mask > 0).mean()) - float((whole > 0).mean())) < 0.02
-    prepare(layout("udiat"), tmp_path / "source", tmp_path / "same", long_side=4000)
+    prepare(of_layout(layout("udiat"), tmp_path / "source"), tmp_path / "same", long_side=4000)
     assert DatasetFolder.open(tmp_path / "same").load("000001").mask.shape == SIZE
 
 
@@ -144,7 +144,7 @@ def test_a_given_split_wins_and_is_cut_down_to_the_images(tmp_path: Path) -> Non
     assert folder.split is not None
     assert folder.split.origin == "official"
     with pytest.raises(UserError, match="none of the given split's ids"):
-        prepare(layout("udiat"), tmp_path / "source", tmp_path / "none", split=Split(train=["x"]))
+        prepare(of_layout(layout("udiat"), tmp_path / "source"), tmp_path / "none", split=Split(train=["x"]))
     assert not (tmp_path / "none").exists()
 
 
@@ -234,7 +234,7 @@ def test_another_folder_is_refused_with_what_was_expected(name: str, tmp_path: P
     (tmp_path / "source" / "notes").mkdir(parents=True)
     (tmp_path / "source" / "notes" / "readme.txt").write_text("nothing")
     with pytest.raises(UserError, match="Expected: ") as caught:
-        prepare(layout(name), tmp_path / "source", tmp_path / "made")
+        prepare(of_layout(layout(name), tmp_path / "source"), tmp_path / "made")
     assert LAYOUTS[name].form.split()[0] in str(caught.value)
     assert not (tmp_path / "made").exists()
 
@@ -244,10 +244,10 @@ def test_a_taken_target_and_a_missing_source_are_refused(tmp_path: Path) -> None
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="exists"):
-        prepare(layout("udiat"), tmp_path / "source", tmp_path / "made")
+        prepare(of_layout(layout("udiat"), tmp_path / "source"), tmp_path / "made")
     assert (tmp_path / "made" / "mine.txt").read_text() == "keep"
     with pytest.raises(UserError, match="no folder at"):
-        prepare(layout("udiat"), tmp_path / "nowhere", tmp_path / "other")
+        prepare(of_layout(layout("udiat"), tmp_path / "nowhere"), tmp_path / "other")
     with pytest.raises(UserError, match="Did you mean 'busi'"):
         layout("busy")
 
@@ -260,14 +260,14 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(layout("udiat"), tmp_path / "source", tmp_path / "made", progress=interrupt)
+        prepare(of_layout(layout("udiat"), tmp_path / "source"), tmp_path / "made", progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     WRITERS["clinicdb"](tmp_path / "source")
     for target in ("one", "two"):
-        prepare(layout("clinicdb"), tmp_path / "source", tmp_path / target)
+        prepare(of_layout(layout("clinicdb"), tmp_path / "source"), tmp_path / target)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert len(files) == 25
     for file in files:
