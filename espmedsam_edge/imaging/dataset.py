@@ -118,8 +118,8 @@ class DatasetFolder:
         if self.split is None:
             raise UserError(
                 f"{self.path} has no {SPLIT}, so its {split} images are unknown.",
-                f"Have its images dealt: data prepare pairs {self.path / IMAGES} {self.path / MASKS} DST; or write it by "
-                "hand (docs/data.md). evaluate alone can do without: --split all.",
+                f"Have them dealt (data prepare pairs {self.path / IMAGES} {self.path / MASKS} DST), or write one "
+                "(docs/data.md); evaluate alone can do without: --split all.",
             )
         ids = list(getattr(self.split, split))
         if not ids:
