@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
 
+_CPU = "CPUExecutionProvider"
 INPUT, OUTPUT = "image", "logits"
 """The names of every graph's input and output."""
 
 
 def open_session(
-    content: bytes, threads: int, *, providers: Sequence[str] = (), where: str | Path = "the graph"
+    content: bytes,
+    threads: int,
+    *,
+    providers: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    where: str | Path = "the graph",
 ) -> Any:
     """An ONNX Runtime session with this package's settings, on a graph that need not belong to a bundle.
 
@@ -26,6 +32,7 @@ def open_session(
         content: the graph as ONNX, whole: it comes from memory, so that what runs is what was checked.
         threads: of the CPU.
         providers: ONNX Runtime's names of what takes as much of the graph as it can, where it starts; the CPU the rest.
+        options: of the first of them.
         where: what messages call it.
 
     Raises:
@@ -33,18 +40,25 @@ def open_session(
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors come as exceptions; its own lines on stderr would only repeat them
+    _prepare(onnxruntime, providers)
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4  # errors come as exceptions; its own lines on stderr would only repeat them
     # Waiting threads sleep: spinning ones are no faster on frames of this size, take an eighth more CPU, and slow a run
     # down by a fifth when decoding, encoding or other programs want the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = dict.fromkeys((*providers, "CPUExecutionProvider"))
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    first, *others = dict.fromkeys((*providers, _CPU))
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=list(wanted))
+        # Without a provider that fails it would start again, and print that.
+        session = onnxruntime.InferenceSession(
+            content,
+            settings,
+            providers=[(first, dict(options or {})), *others],
+            enable_fallback=0,
+        )
     except ort_errors() as error:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} cannot load {where}: {_first_line(error)}",
@@ -53,6 +67,19 @@ def open_session(
         ) from error
     session._model_bytes = None  # kept for changing providers later, which nobody does: as much memory as the file
     return session
+
+
+def _prepare(onnxruntime: Any, providers: Sequence[str]) -> None:
+    """Find the CUDA libraries that pip installed, where they are wanted."""
+    if "CUDAExecutionProvider" not in providers:
+        return
+    onnxruntime.set_default_logger_severity(4)  # of a provider that does not start, too, what is wrong is said once
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+        onnxruntime.print = lambda *_: None  # it prints what it misses, which may be elsewhere
+        try:
+            onnxruntime.preload_dlls()
+        finally:
+            del onnxruntime.print
 
 
 Node = tuple[str, str, tuple[Any, ...]]

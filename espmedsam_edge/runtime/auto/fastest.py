@@ -8,7 +8,6 @@ and before there was one what ``_EXPECTED`` says, which was measured on others (
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.machine.environment import cpu
@@ -16,7 +15,6 @@ from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.auto.kept_trials import find_trial
 from espmedsam_edge.runtime.backends.backend import AUTO, Candidate, Choice, load_first, unavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
-from espmedsam_edge.runtime.onnx_session import available_providers
 
 REFERENCE = "onnxruntime"
 """What runs where nothing else is known to be faster; nothing that "auto" takes may be slower."""
@@ -137,4 +135,4 @@ def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | Non
 
 
 def _has_cuda() -> bool:
-    return find_spec("onnxruntime") is not None and "CUDAExecutionProvider" in available_providers()
+    return unavailable("onnxruntime-cuda") is None

@@ -225,7 +225,7 @@ BACKENDS: dict[str, str] = {
     "tensorrt": "espmedsam_edge.runtime.backends.tensorrt_backend",
     "tensorrt-rtx": "espmedsam_edge.runtime.backends.tensorrt_backend",
     "onnxruntime": "espmedsam_edge.runtime.backends.onnxruntime_backend",
-    "onnxruntime-cuda": "espmedsam_edge.runtime.backends.onnxruntime_backend",
+    "onnxruntime-cuda": "espmedsam_edge.runtime.backends.onnxruntime_cuda_backend",
     "onnxruntime-cpu": "espmedsam_edge.runtime.backends.onnxruntime_backend",
     "openvino": "espmedsam_edge.runtime.backends.openvino_backend",
 }

@@ -44,7 +44,7 @@ class DeviceEngine(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether ``enqueue`` may be captured into a CUDA graph, as far as the engine knows."""
+        """Whether ``enqueue`` may be captured into a CUDA graph, as far as the engine knows; one may have its own."""
 
     def enqueue(self, stream: Stream) -> None:
         """Enqueue one run; returns at once, and within a capture neither allocates nor waits.
@@ -76,12 +76,13 @@ class CapturedEngine:
         """
         self.engine, self.stream = engine, stream
         self.image, self.logits = engine.image, engine.logits
-        self.capturable = True
+        self.capturable = engine.capturable
         self._graph: CudaGraph | None = None
         self._host: tuple[PinnedBuffer, PinnedBuffer] | None = None  # image and logits, for ``run``
+        if not engine.capturable:
+            log.debug("%s's engine is not captured into a CUDA graph.", engine.title)
+            return
         try:
-            if not engine.capturable:
-                raise UserError(f"{engine.title} says so.")
             self._graph = CudaGraph.capture(stream, self.enqueue)
         except UserError as error:
             if isinstance(error, CudaError) and error.lost:

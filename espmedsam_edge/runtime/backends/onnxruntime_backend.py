@@ -1,4 +1,4 @@
-"""Runs a graph with ONNX Runtime, on the CPU or through its CUDA provider."""
+"""Runs a graph with ONNX Runtime, on the CPU or through one of its providers; that of CUDA has a module of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
+from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.onnx_session import (
     INPUT,
@@ -35,16 +35,14 @@ def unavailable(name: str) -> str | None:
     """Why ``name`` cannot run on this machine, or None."""
     if find_spec("onnxruntime") is None:
         return "the package onnxruntime is not installed. Install it: pip install onnxruntime"
-    if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in available_providers():
-        return "this onnxruntime has no CUDA provider. Install onnxruntime-gpu in place of onnxruntime."
     return None
 
 
-def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OnnxRuntimeBackend:
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backend:
     """Create a session for a graph and check it against the manifest; see ``BackendModule.load``.
 
-    ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cuda``, ``onnxruntime-cpu`` and a provider
-    that is named after a colon insist.
+    ``onnxruntime`` takes CUDA where it works, else the CPU; ``onnxruntime-cpu`` and a provider that is named after a
+    colon insist.
 
     Raises:
         BackendUnavailable: the provider that was asked for is not in this ONNX Runtime, or does not start.
@@ -54,18 +52,28 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OnnxRu
     threads = usable_cores() if threads is None else threads
     where = bundle.graph_path(graph)
     wanted = _provider(spec)
+    if wanted == _CUDA:
+        from espmedsam_edge.runtime.backends import onnxruntime_cuda_backend  # which imports this module
+
+        reason = onnxruntime_cuda_backend.unavailable(name)
+        try:
+            if reason is not None:
+                raise BackendUnavailable(f"onnxruntime's CUDA provider cannot run here: {reason}", exit_code=1)
+            return onnxruntime_cuda_backend.load(str(spec), bundle, graph, threads)
+        except BackendUnavailable as error:
+            if spec.provider:
+                raise
+            log.log(logging.WARNING if reason is None else logging.DEBUG, "onnxruntime goes on with the CPU: %s", error)
+        wanted = _CPU
     session = open_session(bundle.read_graph(graph), threads, providers=[wanted], where=where)
-    started = wanted in session.get_providers()
-    if not started and (spec.provider or name == "onnxruntime-cuda"):
+    if wanted not in session.get_providers():
         raise BackendUnavailable(
             f"onnxruntime's {_short(wanted)} provider did not start.",
-            "Its CUDA or cuDNN libraries are missing; see: espmedsam-edge doctor"
-            if wanted == _CUDA
-            else "Its libraries or its device are missing.",
+            "Its libraries or its device are missing.",
             exit_code=1,
         )
     check_signature(session, graph, where)
-    if started and wanted != _CPU:
+    if wanted != _CPU:
         return OnnxRuntimeBackend(str(spec), _short(wanted), graph, session)
     if graph.precision != "fp32":
         has_fp32 = any((g.modality, g.precision) == (graph.modality, "fp32") for g in bundle.manifest.graphs)
@@ -85,8 +93,7 @@ def _provider(spec: BackendSpec) -> str:
     """
     there = available_providers()
     if not spec.provider:
-        on_cuda = spec.name == "onnxruntime-cuda" or (spec.name == "onnxruntime" and _CUDA in there)
-        return _CUDA if on_cuda else _CPU
+        return _CUDA if spec.name == "onnxruntime" and _CUDA in there else _CPU
     asked = _short(spec.provider).lower()
     asked = _OTHER_NAMES.get(asked, asked)
     known = {_short(provider).lower(): provider for provider in there}

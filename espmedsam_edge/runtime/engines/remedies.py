@@ -1,16 +1,16 @@
-"""What to do about what TensorRT's log says: a driver too old, a GPU it does not know or cannot see, full memory."""
+"""What to do about what a CUDA library says: a driver too old, a GPU it does not know or cannot see, full memory."""
 
 from __future__ import annotations
 
 _OLD_DRIVER = (
-    "NVIDIA's driver is too old for this TensorRT: update the driver, or install an older TensorRT (docs/engines.md)."
+    "NVIDIA's driver is too old for this {title}: update the driver, or install an older {title} (docs/engines.md)."
 )
 _UNKNOWN_GPU = (
-    "This TensorRT does not run on this GPU: install a release that does (docs/engines.md), "
+    "This {title} does not run on this GPU: install a release that does (docs/engines.md), "
     "or use --backend onnxruntime."
 )
 _UNSEEN_GPU = (
-    "TensorRT cannot reach the GPU: check nvidia-smi, CUDA_VISIBLE_DEVICES and a container's --gpus option "
+    "{title} cannot reach the GPU: check nvidia-smi, CUDA_VISIBLE_DEVICES and a container's --gpus option "
     "(--runtime nvidia on a Jetson), or use --backend onnxruntime."
 )
 _MISMATCH = "The driver in the kernel and libcuda are of different versions: reboot, or reinstall the driver."
@@ -18,7 +18,14 @@ _MISMATCH = "The driver in the kernel and libcuda are of different versions: reb
 # Words of the log, in lower case -> the remedy. CUDA's own words and error numbers; the first that is found counts.
 _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        ("driver version is insufficient", "error: 35", "error code 35", "error 35", "update your driver"),
+        (
+            "driver version is insufficient",
+            "error: 35",
+            "error code 35",
+            "error 35",
+            "update your driver",
+            "undefined symbol: cu",
+        ),
         _OLD_DRIVER,
     ),
     (("system driver mismatch", "error: 803", "forward compatibility", "error: 804"), _MISMATCH),
@@ -34,15 +41,17 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
 _NO_MEMORY = ("out of memory", "outofmemory", "cudamalloc", "insufficient memory")
 
 
-def remedy(said: str, otherwise: str) -> str:
+def remedy(said: str, otherwise: str, title: str = "TensorRT") -> str:
     """What to do.
 
     Args:
-        said: the lines of TensorRT's log, in any case.
+        said: the lines of the log, in any case.
         otherwise: what to do about a line that is not known.
+        title: of the library, for people.
     """
     lower = said.lower()
-    return next((hint for words, hint in _REMEDIES if any(word in lower for word in words)), otherwise)
+    found = next((hint for words, hint in _REMEDIES if any(word in lower for word in words)), None)
+    return otherwise if found is None else found.format(title=title)
 
 
 def tells_of_full_memory(said: str) -> bool:

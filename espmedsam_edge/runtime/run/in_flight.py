@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.backends.backend import Started
 from espmedsam_edge.runtime.run.controls import RunSettings
-from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite, Segmentation
+from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, NotFinite, Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 Item = TypeVar("Item")
-Outcome = Segmentation | DoesNotFit | NotFinite
-"""What came of a frame: it may be too large for the GPU that was asked for, or have no result, while others do."""
+Outcome = Segmentation | UserError
+"""What came of a frame: it may be too large for the GPU that was asked for, have no result (``NotFinite``), or be one
+on which the engine failed, while others do."""
+
+_FAILURES_IN_A_ROW = 3
+"""Groups on which the engine fails, one after the other, before it is taken to be broken."""
 
 
 class InFlight(Generic[Item]):
@@ -37,6 +42,7 @@ class InFlight(Generic[Item]):
     ) -> None:
         self._segmenter, self._hand_on, self._segmenter_of = segmenter, hand_on, segmenter_of
         self._started: deque[tuple[Sequence[Item], Started]] = deque()
+        self._failures = 0  # in a row
 
     def __bool__(self) -> bool:
         """Whether any group is under way."""
@@ -54,7 +60,7 @@ class InFlight(Generic[Item]):
             modality: what the group was recognised as, unless the controls ask for one.
 
         Raises:
-            UserError: the backend failed.
+            UserError: the backend is lost, or failed on several groups in a row.
         """
         chosen = settings.segmenter or self._segmenter
         if settings.segmenter is None and modality is not None and self._segmenter_of is not None:
@@ -63,7 +69,7 @@ class InFlight(Generic[Item]):
             self.collect_all()
             threshold = settings.threshold
             more = () if threshold is None else (threshold,)
-            self._hand_on(group, _outcomes(partial(chosen.segment_batch, frames, *more)))
+            self._hand_on(group, self._outcomes(group, partial(chosen.segment_batch, frames, *more)))
             return
         for first in range(0, len(group), chosen.batch):
             part = slice(first, first + chosen.batch)
@@ -78,6 +84,10 @@ class InFlight(Generic[Item]):
             self.collect_all()
             alone = [error] if len(frames) == 1 else [_outcome(chosen, frame, settings) for frame in frames]
             self._hand_on(group, alone)
+        except UserError as error:
+            self._note(error)
+            self.collect_all()
+            self._hand_on(group, [error] * len(group))
         else:
             self._started.append((group, started))
 
@@ -85,19 +95,37 @@ class InFlight(Generic[Item]):
         """Wait for the oldest group and hand it on.
 
         Raises:
-            UserError: the backend failed.
+            UserError: the backend is lost, or failed on several groups in a row.
         """
         group, started = self._started.popleft()
-        self._hand_on(group, _outcomes(started.results))
+        self._hand_on(group, self._outcomes(group, started.results))
 
     def collect_all(self) -> None:
         """Hand on everything.
 
         Raises:
-            UserError: the backend failed.
+            UserError: the backend is lost, or failed on several groups in a row.
         """
         while self._started:
             self.collect()
+
+    def _outcomes(self, group: Sequence[Item], results: Callable[[], Sequence[Segmentation]]) -> Sequence[Outcome]:
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = results()
+        except NotFinite as error:
+            outcomes = error.outcomes
+        except UserError as error:
+            self._note(error)
+            return [error] * len(group)
+        self._failures = 0
+        return outcomes
+
+    def _note(self, error: UserError) -> None:
+        """Count a group that the engine failed on; raise the error of a backend that is no use any more."""
+        self._failures += 0 if isinstance(error, DoesNotFit) else 1
+        if isinstance(error, DeviceLost) or self._failures >= _FAILURES_IN_A_ROW:
+            raise error
 
 
 def _outcome(segmenter: Segmenter, frame: Frame, settings: RunSettings) -> Outcome:
@@ -105,10 +133,3 @@ def _outcome(segmenter: Segmenter, frame: Frame, settings: RunSettings) -> Outco
         return segmenter.segment_batch([frame], settings.threshold)[0]
     except (DoesNotFit, NotFinite) as error:
         return error
-
-
-def _outcomes(results: Callable[[], Sequence[Segmentation]]) -> Sequence[Outcome]:
-    try:
-        return results()
-    except NotFinite as error:
-        return error.outcomes

@@ -31,7 +31,7 @@ from espmedsam_edge.runtime.run.lanes import (
     of_the_whole,
 )
 from espmedsam_edge.runtime.run.threads import ThreadGroup
-from espmedsam_edge.runtime.segmentation import DoesNotFit, NotFinite
+from espmedsam_edge.runtime.segmentation import NotFinite
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
 from espmedsam_edge.runtime.sinks.sink import Sink
@@ -305,7 +305,7 @@ class Run:
         outcomes = [of_the_whole(item.frame, outcome) for item, outcome in zip(group, outcomes, strict=True)]
         with self.changed:
             for item, outcome in zip(group, outcomes, strict=True):
-                if not isinstance(outcome, DoesNotFit | NotFinite):
+                if not isinstance(outcome, UserError):
                     for stage in ("preprocess", "inference", "postprocess"):
                         self.seconds[stage] += getattr(outcome.timings, stage)
                     if item.frame.captured is not None:
@@ -386,7 +386,7 @@ class Run:
     def _write_frame(self, state: JobState, frame: SourceFrame, outcome: Outcome | None) -> None:
         if isinstance(outcome, NotFinite):
             raise NotFinite(f"{frame.path}: {outcome.message}", outcome.hint)
-        if outcome is None or isinstance(outcome, DoesNotFit):
+        if outcome is None or isinstance(outcome, UserError):
             raise outcome or RuntimeError("a frame that was not segmented")
         for sink in state.job.sinks:
             sink.write(frame, outcome)
