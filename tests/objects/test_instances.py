@@ -1,0 +1,110 @@
+"""Objects of a mask: taken apart where they touch, and measured as scikit-image and brute force measure them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+from skimage.draw import ellipse
+from skimage.measure import label, regionprops
+
+from espmedsam_edge.objects.measures import find_instances, measure
+from espmedsam_edge.objects.separation import separated
+
+_TURNS = 900
+SPACINGS = [(1.0, 1.0), (0.25, 0.25), (0.4, 0.15), (0.02, 0.05)]
+
+
+def scattered(seed: int, size: int = 110, count: int = 10) -> NDArray[np.uint8]:
+    """Ellipses of any size and turn, overlapping or not, some cut by the border, and single pixels."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((size, size + 30), np.uint8)
+    for _ in range(count):
+        rows, columns = ellipse(
+            *rng.uniform(0, size, 2), *rng.uniform(1, 14, 2), shape=mask.shape, rotation=rng.uniform(0, math.pi)
+        )
+        mask[rows, columns] = 255
+    for _ in range(count):
+        mask[rng.integers(size), rng.integers(size)] ^= 255
+    return mask
+
+
+def brute_force(coordinates: NDArray[np.int64], spacing: tuple[float, float]) -> tuple[float, float]:
+    """Longest and shortest extent over many directions of the middles of all of an object's pixels' sides."""
+    points = np.concatenate([coordinates + half for half in ([0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5])]) * spacing
+    turns = np.linspace(0, math.pi, _TURNS, endpoint=False)
+    extents = np.ptp(points @ np.stack([np.sin(turns), np.cos(turns)]), axis=0)
+    return float(pdist(points).max()), float(extents.min())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_measures_are_those_of_regionprops_and_diameters_those_of_brute_force(
+    seed: int, spacing: tuple[float, float]
+) -> None:
+    mask = scattered(seed)
+    rng = np.random.default_rng(seed)
+    probability = rng.random(mask.shape, np.float32)
+    labels = separated(mask, split=seed % 2 == 0)
+    found = measure(labels, probability, spacing)
+    expected = regionprops(labels, probability, spacing=spacing)
+    plain = regionprops(labels)
+    assert len(found) == len(expected) > 7
+    for one, reference, pixels in zip(found, expected, plain, strict=True):
+        assert one.physical is not None
+        top, left, bottom, right = reference.bbox
+        assert (one.id, one.box) == (reference.label, (left, top, right - left, bottom - top))
+        assert one.area == pixels.area
+        assert one.centroid == pytest.approx((pixels.centroid[1], pixels.centroid[0]))
+        assert one.pixels.equivalent_diameter == pytest.approx(pixels.equivalent_diameter_area)
+        assert one.pixels.perimeter == pytest.approx(pixels.perimeter)
+        assert one.probability == pytest.approx(reference.intensity_mean, rel=1e-5)
+        assert one.physical.area == pytest.approx(reference.area)
+        assert one.physical.equivalent_diameter == pytest.approx(reference.equivalent_diameter_area)
+        # regionprops rounds differently where the small axis is next to nothing
+        assert one.eccentricity == pytest.approx(reference.eccentricity, abs=1e-6)
+        for size, steps in ((one.pixels, (1.0, 1.0)), (one.physical, spacing)):
+            longest, shortest = brute_force(pixels.coords, steps)
+            assert size.longest == pytest.approx(longest)
+            assert size.shortest - 1e-9 <= shortest <= size.shortest + longest * math.pi / _TURNS
+        # its hull is drawn in pixels before it is measured, which may add to it
+        assert -1e-9 <= pixels.feret_diameter_max - one.pixels.longest <= 1.5
+        if spacing[0] == spacing[1]:
+            assert one.physical.perimeter == pytest.approx(reference.perimeter)
+
+
+@pytest.mark.parametrize("ratio", [2.0, 0.5, 1.3, 3.7])
+def test_sizes_between_pixels_that_are_not_square_are_those_of_the_true_shape(ratio: float) -> None:
+    true = np.zeros((400, 400), np.uint8)
+    true[ellipse(200, 200, 130, 60, rotation=0.5)] = 255
+    seen = np.zeros((math.ceil(400 / ratio), 400), np.uint8)
+    rows, columns = np.mgrid[: seen.shape[0], :400]
+    seen[:] = true[np.clip(np.rint((rows + 0.5) * ratio - 0.5), 0, 399).astype(int), columns]
+    (square,), (flat,) = measure(label(true).astype(np.int32)), measure(label(seen).astype(np.int32), None, (ratio, 1))
+    assert flat.physical is not None
+    for name in ("area", "longest", "shortest"):
+        assert getattr(flat.physical, name) == pytest.approx(getattr(square.pixels, name), rel=0.02), name
+    assert flat.physical.perimeter is None  # scikit-image has none for such pixels either
+    assert flat.eccentricity == pytest.approx(square.eccentricity, abs=0.01)
+
+
+def test_an_empty_mask_has_no_objects_and_a_full_one_has_one() -> None:
+    nothing = find_instances(np.zeros((7, 9), np.uint8))
+    assert (nothing.count, nothing.measured) == (0, ())
+    everything = find_instances(np.full((7, 9), 255, np.uint8))
+    assert [one.area for one in everything.measured] == [63]
+    assert find_instances(np.full((1, 1), 255, np.uint8)).count == 1
+
+
+def test_two_that_touch_are_two_and_a_long_one_is_one() -> None:
+    mask = np.zeros((80, 220), np.uint8)
+    mask[ellipse(40, 40, 20, 20)] = mask[ellipse(40, 72, 20, 20)] = 255  # a fifth of a diameter in common
+    mask[ellipse(40, 160, 10, 45)] = 255
+    found = find_instances(mask)
+    assert found.count == 3
+    assert (found.labels > 0).tolist() == (mask > 0).tolist()
+    assert found.measured[0].area == pytest.approx(found.measured[1].area, rel=0.05)
+    assert find_instances(mask, split=False).count == 2
