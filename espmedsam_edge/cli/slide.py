@@ -45,6 +45,7 @@ def command(
     from espmedsam_edge.marks import OBJECTS, PICTURE, SLIDE_MASK
     from espmedsam_edge.runtime.bundle_choice import choose_bundle, means_a_bundle
     from espmedsam_edge.runtime.segmenter import Segmenter
+    from espmedsam_edge.runtime.slide.apart import files_of
     from espmedsam_edge.runtime.slide.segmenting import SlideOptions, SlideResults, segment_slide
 
     bundle, slides = None, arguments
@@ -70,7 +71,7 @@ def command(
         check_again(next(one for one in wanted if one.path == place), overwrite)
 
     with (
-        held(wanted, paths, overwrite),
+        held(wanted, [file for path in paths for file in (path, *files_of(path))], overwrite),
         Segmenter.load(
             chosen.bundle_of(name), name, precision, backend, threshold=threshold, threads=threads, tile="off"
         ) as segmenter,

@@ -137,7 +137,7 @@ say(version=".".join(map(str, gst.version()[:3])), elements=[e for e in wanted i
         ("pydicom",),
         """
 import pydicom
-from espmedsam_edge.runtime.dicom.reading import decoders
+from espmedsam_edge.runtime.dicom.decoding import decoders
 say(version=pydicom.__version__, decoders=decoders())
 """,
     ),

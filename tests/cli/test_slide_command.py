@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_slides import save_dicom_level, tissue_picture
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
@@ -133,6 +134,22 @@ def test_what_came_while_a_slide_was_segmented_stays(
     assert called(str(toy_bundle.path), "a.tif", "--level", "0", "--everything") == 1
     assert "was put there meanwhile" in capsys.readouterr().err
     assert Path("slides", name).read_text() == "my thesis"
+
+
+def test_a_dicom_slides_files_are_all_inputs(
+    here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "case").mkdir()
+    (here / "case2").mkdir()
+    save_dicom_level(here / "case" / "case-mask.ome.tif", tissue_picture((128, 256)))
+    save_dicom_level(here / "case" / "level.dcm", tissue_picture((256, 512)))
+    (here / "case2" / "level-mask.ome.tif").hardlink_to(here / "case" / "case-mask.ome.tif")
+    before = (here / "case" / "case-mask.ome.tif").read_bytes()
+    assert called(str(toy_bundle.path), "case", "--out", "case", "--overwrite") == 2
+    assert "would replace an input" in capsys.readouterr().err
+    assert called(str(toy_bundle.path), "case/level.dcm", "--out", "case2", "--overwrite") == 2
+    assert "would replace an input" in capsys.readouterr().err
+    assert (here / "case" / "case-mask.ome.tif").read_bytes() == before
 
 
 @pytest.mark.parametrize("folder", ["trials", "openvino", "bundles"])

@@ -6,7 +6,7 @@ Nothing but pixels, times and spacing leaves this module: no name, number or dat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,15 +20,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import MIN_SIDE, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command, installed
-from espmedsam_edge.runtime.dicom.codestreams import (
-    FrameSize,
-    bare_codestream,
-    check_rle,
-    is_whole,
-    mixes_colours,
-    size_of,
-)
-from espmedsam_edge.runtime.dicom.decoder_process import APART, DecoderProcess, decode
+from espmedsam_edge.runtime.dicom.decoding import FrameDecoder, syntax_name
 from espmedsam_edge.runtime.dicom.discretion import Dicom, discreet, read_dataset
 from espmedsam_edge.runtime.dicom.display import Scale, common_scale, displayed, needs_scale, own_scale
 from espmedsam_edge.runtime.dicom.extent import check_extent, start_of
@@ -43,9 +35,6 @@ _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: a DICOMDIR, whic
 _VOLUMES = ("1.2.840.10008.5.1.4.1.1.6.2",)  # Enhanced US Volume Storage: pictures without "Image" in their name
 _MOST_FRAMES = 1_000_000
 _REMEDY = "Copy it again, or export it anew from the archive."
-# The order in which decoders are tried: first those that are tested most against damaged data.
-_DECODERS = ("pillow", "gdcm", "pyjpegls", "pylibjpeg", "pydicom")
-_decoder_process = DecoderProcess()
 _NEEDED = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
 # All that is read of a header: of a patient's attributes none is even looked at.
 _TAGS = (
@@ -161,10 +150,8 @@ def dicom_scale(path: Path) -> Scale | None:
 
 def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[Any]]:
     """A file's frames as they are stored, all that its header names."""
-    plugins = _decoders(path, dataset)
-    check_colours(path, dataset)
     count = 0
-    for pixels in _decoded(path, dataset, header, plugins) if plugins else plain_frames(path, dataset):
+    for pixels in _decoded(path, dataset, header):
         if pixels.shape[:2] != (header.height, header.width):
             raise ValueError("a frame is not of the size that the header names")
         yield np.asarray(pixels)
@@ -174,64 +161,14 @@ def _stored(path: Path, dataset: Any, header: DicomHeader) -> Iterator[NDArray[A
     raise ValueError(f"it holds {count} of {header.frames} frames")
 
 
-def _decoded(path: Path, dataset: Any, header: DicomHeader, plugins: Sequence[str]) -> Iterator[Any]:
-    """Compressed frames, each decoded once its own header was found to fit the file's."""
-    from pydicom.pixels import as_pixel_options
-    from pydicom.uid import RLELossless
-
-    options = as_pixel_options(dataset, number_of_frames=1)
-    options.pop("extended_offsets", None)
-    if dataset.file_meta.TransferSyntaxUID != RLELossless and int(dataset.get("SamplesPerPixel") or 1) > 1:
-        options["planar_configuration"] = 0  # as decoders give colours, whatever the header says of the stored ones
-    order = list(plugins)
+def _decoded(path: Path, dataset: Any, header: DicomHeader) -> Iterator[Any]:
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        check_colours(path, dataset)
+        yield from plain_frames(path, dataset)
+        return
+    decoder = FrameDecoder(path, dataset, (header.height, header.width))
     for data in compressed_frames(path, dataset, header.frames):
-        codestream = _fitting(path, data, dataset, header)
-        if mixes_colours(codestream):
-            options["photometric_interpretation"] = "RGB"
-        yield _by_the_first_that_can(codestream, dataset.file_meta.TransferSyntaxUID, order, options)
-
-
-def _by_the_first_that_can(codestream: bytes, syntax: str, order: list[str], options: Mapping[str, Any]) -> Any:
-    """A frame by the first decoder that reads it, which then goes first.
-
-    A decoder may refuse what is whole and only unusual, as signed JPEG-LS or RGB in JPEG without its marker. What is
-    not whole is not offered to the others: some of them fill the rest with grey.
-    """
-    refusal: Exception | None = None
-    for plugin in list(order):
-        try:
-            pixels = (_decoder_process.decode if plugin in APART else decode)(codestream, syntax, plugin, options)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 (decoders raise whatever they like; the first refusal is raised again)
-            refusal = refusal or error
-            if not is_whole(codestream):
-                break
-        else:
-            order.remove(plugin)
-            order.insert(0, plugin)
-            return pixels
-    assert refusal is not None
-    raise refusal
-
-
-def _fitting(path: Path, data: bytes, dataset: Any, header: DicomHeader) -> bytes:
-    """A frame's codestream, if it unpacks to what the file's header says and to no more."""
-    from pydicom.uid import RLELossless
-
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        check_rle(data, header.height * header.width)
-        return data
-    codestream = bare_codestream(data)
-    expected = FrameSize(header.width, header.height, int(dataset.get("SamplesPerPixel") or 1))
-    found = size_of(codestream)
-    if found != expected:
-        raise UserError(
-            f"cannot read {path}: by its header a frame is {expected}, by its compressed data {found}.",
-            "Export it anew from the archive.",
-            exit_code=1,
-        )
-    return codestream
+        yield decoder.decode(data)
 
 
 def _damage(path: Path) -> AbstractContextManager[Dicom]:
@@ -293,16 +230,11 @@ def _check_syntax(path: Path) -> None:
         return
     fault = ""
     if not syntax.is_transfer_syntax:  # newer than pydicom, or a maker's own
-        fault = f"its pixels are stored in {_name_of(syntax)}"
+        fault = f"its pixels are stored in {syntax_name(syntax)}"
     elif syntax.is_deflated:  # unpacked at once, to whatever size
-        fault = f"the whole file is compressed ({_name_of(syntax)})"
+        fault = f"the whole file is compressed ({syntax_name(syntax)})"
     if fault:
         raise UserError(f"cannot read {path}: {fault}.", "Convert it to Explicit VR Little Endian.", exit_code=1)
-
-
-def _name_of(syntax: Any) -> str:
-    """A transfer syntax in words; whatever else stands in its place is not quoted."""
-    return "an unknown transfer syntax" if syntax.name == str(syntax) else str(syntax.name)
 
 
 def _header(path: Path, dataset: Any) -> DicomHeader:
@@ -342,51 +274,3 @@ def _other_than_picture(dataset: Any) -> str:
     if not name.endswith(" Storage") or "Image" in name or kind in _VOLUMES:
         return ""
     return name.removesuffix(" Storage")
-
-
-def _decoders(path: Path, dataset: Any) -> list[str]:
-    """Which of pydicom's decoders to try, in order; none for data that are not compressed."""
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed:
-        return []
-    bits, remedy = int(dataset.get("BitsStored") or 0), "Convert it to an uncompressed transfer syntax."
-    try:
-        available = get_decoder(syntax).available_plugins
-        remedy = remedy if available else f"Install them: {install_command('dicom')}"
-    except NotImplementedError:
-        available = ()
-    usable = [name for name in _DECODERS if name in available and not _refused(name, syntax, bits)]
-    if usable:
-        return usable
-    raise UserError(
-        f"cannot read {path}: there is no decoder here for {_name_of(syntax)} of {bits} bits.", remedy, exit_code=1
-    )
-
-
-def _refused(plugin: str, syntax: str, bits: int | None) -> bool:
-    """What a decoder has no part for: libjpeg more than 8 bits, and GDCM in pydicom JPEG-LS of 6 and 7."""
-    from pydicom.uid import JPEGExtended12Bit, JPEGLSTransferSyntaxes
-
-    if syntax == JPEGExtended12Bit:
-        return plugin in ("pillow", "gdcm") and bits != 8
-    return plugin == "gdcm" and syntax in JPEGLSTransferSyntaxes and bits in (6, 7)
-
-
-def decoders() -> dict[str, bool]:
-    """For each kind of compression whether a decoder is installed; empty without pydicom."""
-    if not installed("pydicom"):
-        return {}
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
-
-    kinds = {
-        "JPEG": JPEGBaseline8Bit,
-        "lossless JPEG": JPEGLosslessSV1,
-        "JPEG-LS": JPEGLSLossless,
-        "JPEG 2000": JPEG2000,
-        "HTJ2K": HTJ2K,
-        "RLE": RLELossless,
-    }
-    return {name: get_decoder(syntax).is_available for name, syntax in kinds.items()}

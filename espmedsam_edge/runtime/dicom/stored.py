@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom.extent import start_of
@@ -58,6 +61,39 @@ def compressed_frames(path: Path, dataset: Any, frames: int) -> Iterator[bytes]:
         tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
     with _at_compressed_pixels(path) as stream:
         yield from generate_frames(stream, number_of_frames=frames, extended_offsets=tables)
+
+
+def frame_table(path: Path, dataset: Any, frames: int) -> list[tuple[int, int]]:
+    """Where in the file the fragments of each frame start, and how many bytes they take with their marks.
+
+    Raises:
+        UserError: the file does not tell, or what it tells cannot be.
+    """
+    from pydicom.encaps import parse_basic_offsets, parse_fragments
+
+    size = path.stat().st_size
+    with _at_compressed_pixels(path) as stream:
+        basic = parse_basic_offsets(stream)
+        start = stream.tell()
+        if "ExtendedOffsetTable" in dataset:
+            basic = list(np.frombuffer(dataset.ExtendedOffsetTable, "<u8").tolist())
+        elif not basic:
+            fragments, places = parse_fragments(stream)
+            if fragments != frames and frames != 1:
+                raise _without_table(path)
+            basic = [place - start for place in places[: 1 if frames == 1 else None]]
+    places = [*(start + offset for offset in basic), size]
+    if len(basic) != frames or any(not after - before >= 0 for before, after in pairwise(places)):
+        raise _without_table(path)
+    return [(before, after - before) for before, after in pairwise(places)]
+
+
+def _without_table(path: Path) -> UserError:
+    return UserError(
+        f"cannot read {path}: no table tells where its frames start, or a wrong one.",
+        "Export it anew from the archive.",
+        exit_code=1,
+    )
 
 
 def frames_there(path: Path, dataset: Any) -> int:

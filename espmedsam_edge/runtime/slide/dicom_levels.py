@@ -12,8 +12,11 @@ import numpy as np
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.runtime.dicom.decoding import FrameDecoder
 from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.reading import is_dicom
+from espmedsam_edge.runtime.dicom.stored import frame_table
+from espmedsam_edge.runtime.slide.limits import check_level, most_stored
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class DicomLevels:
             for file, header in found:
                 dicom.dataset = header
                 if header.SeriesInstanceUID == series:
-                    levels.append(_DicomLevel(file, header))
+                    levels.append(_DicomLevel(path, file, header))
         if not levels:
             raise UserError(
                 f"cannot read {path} as a slide: it is no DICOM whole-slide image.",
@@ -65,29 +68,58 @@ def _not_read(path: Path, fault: str) -> UserError:
 
 
 class _DicomLevel:
-    def __init__(self, file: Path, header: Any) -> None:
+    """See ``pyramid.StoredLevel``. ``there``: for each tile whether there is a frame of it."""
+
+    def __init__(self, path: Path, file: Path, header: Any) -> None:
         self._file = file
         self.size = (int(header.TotalPixelMatrixRows), int(header.TotalPixelMatrixColumns))
         self.tile = (int(header.Rows), int(header.Columns))
+        check_level(path, self.size, self.tile, file.stat().st_size)
         self.spacing: float | None = None
         with suppress(AttributeError, IndexError, TypeError, ValueError):
             measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
             self.spacing = 1000 * float(measures.PixelSpacing[1])
-        self._places = _places(header, self.tile, -(-self.size[1] // self.tile[1]))
+        frames = int(header.NumberOfFrames)
+        rows, columns = (-(-side // part) for side, part in zip(self.size, self.tile, strict=True))
+        self._places = _places(header, self.tile, columns)
+        self.there = np.ones(rows * columns, bool)
+        if self._places is not None:
+            there = [place for place, frame in self._places.items() if 0 <= place < rows * columns and frame < frames]
+            self.there[:] = False
+            self.there[there] = True
+        elif frames < rows * columns:
+            raise UserError(
+                f"cannot read {path} as a slide: NumberOfFrames does not fit TotalPixelMatrixRows and -Columns.",
+                "Copy it again.",
+                exit_code=1,
+            )
+        self._decoder: FrameDecoder | None = None
+        if header.file_meta.TransferSyntaxUID.is_compressed:
+            self._decoder = FrameDecoder(file, header, self.tile, apart=False)
+            self._table = frame_table(file, header, frames)
 
-    def part(self, index: int) -> Frame | None:
-        """See ``StoredLevel.part``."""
-        from pydicom.pixels import pixel_array
-
-        frame = index if self._places is None else self._places.get(index)
-        if frame is None:
-            return None
-        pixels = np.asarray(pixel_array(self._file, index=frame))
+    def part(self, index: int) -> Frame:
+        """A tile that is stored."""
+        frame = index if self._places is None else self._places[index]
+        pixels = self._plain(frame) if self._decoder is None else self._decoder.decode(self._codestream(frame))
         if pixels.dtype != np.uint8:
             raise ValueError(f"its samples are {pixels.dtype}")
         if pixels.ndim == 2:
             return np.repeat(pixels[..., None], 3, axis=2)
         return np.ascontiguousarray(pixels[..., ::-1])
+
+    def _plain(self, frame: int) -> Any:
+        from pydicom.pixels import pixel_array
+
+        return np.asarray(pixel_array(self._file, index=frame))
+
+    def _codestream(self, frame: int) -> bytes:
+        from pydicom.encaps import generate_fragments
+
+        start, length = self._table[frame]
+        with self._file.open("rb") as stream:
+            stream.seek(start)
+            return b"".join(generate_fragments(stream.read(min(length, most_stored(self.tile)))))
 
 
 def _places(header: Any, tile: tuple[int, int], columns: int) -> dict[int, int] | None:

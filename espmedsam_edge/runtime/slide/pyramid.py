@@ -15,7 +15,7 @@ import numpy as np
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.dicom.reading import is_dicom
+from espmedsam_edge.runtime.slide.apart import SlideProcess
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ GLASS = 255
 
 _CACHED = 128 << 20  # bytes of decoded tiles
 _LEAST_MPP, _MOST_MPP = 0.01, 100.0
-_LONGEST_SIDE = 1 << 21  # pixels; the largest slides have some 300,000
+_ENTRY = 200  # bytes that an entry of the cache takes, were it empty
 
 
 class StoredLevel(Protocol):
@@ -39,7 +39,12 @@ class StoredLevel(Protocol):
         """(H, W) of a tile."""
 
     def part(self, index: int) -> Frame | None:
-        """A tile, counted row by row, (h, w, 3) uint8 BGR; None: it is left out. Any error: it is damaged."""
+        """A tile, counted row by row, (h, w, 3) uint8 BGR; None: it is left out.
+
+        Raises:
+            UserError: the slide is given up.
+            Exception: any other: the tile is damaged.
+        """
 
 
 class Storage(Protocol):
@@ -84,7 +89,8 @@ class Slide(Closing):
         damaged: how many tiles could not be read so far; glass stands for them.
 
     Raises:
-        UserError: not such a file, or one that can only be read whole.
+        UserError: not such a file, or one that can only be read whole, or that takes too much to open. Reading raises
+            it where tiles take far longer than their size accounts for.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -92,12 +98,8 @@ class Slide(Closing):
         self.damaged: set[tuple[int, int]] = set()
         self._cache: OrderedDict[tuple[int, int], Frame | None] = OrderedDict()
         self._cached = 0
-        self._storage = _opened(self.path)
+        self._storage: Storage = SlideProcess(self.path)
         sizes = [level.size for level in self._storage.levels]
-        sides = [side for level in self._storage.levels for side in (*level.size, *level.tile)]
-        if not all(isinstance(side, int) and 1 <= side <= _LONGEST_SIDE for side in sides):
-            self.close()
-            raise UserError(f"cannot read {self.path} as a slide: its sizes cannot be.", "Copy it again.", exit_code=1)
         self.levels = [Level(width, height, sizes[0][1] / width) for height, width in sizes]
         self.mpp = _plausible(self.path, self._storage.stated)
 
@@ -142,15 +144,16 @@ class Slide(Closing):
             return self._cache[key]
         try:
             part = stored.part(index)
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 (each codec has errors of its own)
             log.debug("level %d, tile %d: %s", level, index, type(error).__name__)  # its text may quote a header
             self.damaged.add(key)
             part = None
         self._cache[key] = part
-        self._cached += 0 if part is None else part.nbytes
+        self._cached += _cost(part)
         while self._cached > _CACHED and len(self._cache) > 1:
-            old = self._cache.popitem(last=False)[1]
-            self._cached -= 0 if old is None else old.nbytes
+            self._cached -= _cost(self._cache.popitem(last=False)[1])
         return part
 
     def close(self) -> None:
@@ -158,14 +161,8 @@ class Slide(Closing):
         self._storage.close()
 
 
-def _opened(path: Path) -> Storage:
-    if path.is_dir() or is_dicom(path):
-        from espmedsam_edge.runtime.slide.dicom_levels import DicomLevels
-
-        return DicomLevels(path)
-    from espmedsam_edge.runtime.slide.tiff_levels import TiffLevels
-
-    return TiffLevels(path)
+def _cost(part: Frame | None) -> int:
+    return _ENTRY + (0 if part is None else part.nbytes)
 
 
 def _plausible(path: Path, stated: float | None) -> float | None:

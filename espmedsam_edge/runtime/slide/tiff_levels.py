@@ -16,10 +16,11 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import full_scale
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.machine.installation import install_command
+from espmedsam_edge.runtime.slide.limits import CONVERT, check_level, check_stored, most_stored
 
 log = logging.getLogger(__name__)
 
-_LARGEST_PART = 1 << 28  # bytes of one tile or strip
+_PLAIN = (1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013)  # unpacked to the size that is asked for, and no more
 _MICROMETRES = {2: 25_400.0, 3: 10_000.0}  # of a TIFF's units of resolution, inch and centimetre
 
 
@@ -35,8 +36,10 @@ class TiffLevels:
         try:
             pages = _level_pages(self._file)
             _check_page(path, pages[0])
-            scale = _brightness(pages[-1])
-            self.levels = [_TiffLevel(page, scale) for page in pages]
+            self.levels = [_TiffLevel(page) for page in pages]
+            scale = self.levels[-1].brightness()
+            for level in self.levels:
+                level.scale = scale
             self.stated = next(_stated(self._file, pages[0]), None)
         except UserError:
             self.close()
@@ -44,7 +47,7 @@ class TiffLevels:
         except Exception as error:  # each codec and damaged tag has errors of its own
             self.close()
             raise UserError(
-                f"cannot read {path} as a slide: its tags or its smallest level are damaged.", _CONVERT, exit_code=1
+                f"cannot read {path} as a slide: its tags or its smallest level are damaged.", CONVERT, exit_code=1
             ) from error
 
     def close(self) -> None:
@@ -53,33 +56,42 @@ class TiffLevels:
 
 
 class _TiffLevel:
-    """Args: the page, and the scale of its samples to 8 bits, if they have 16."""
+    """See ``pyramid.StoredLevel``.
 
-    def __init__(self, page: Any, scale: float) -> None:
-        self._page, self._scale = page, scale
+    Attributes:
+        scale: of its samples to 8 bits, if they have 16.
+        there: for each tile whether it is stored.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self._page, self.scale = page, 1.0
         self.size: tuple[int, int] = (page.imagelength, page.imagewidth)
         self.tile: tuple[int, int] = page.chunks[:2]
+        self.there = np.array(page.databytecounts, np.uint64) > 0
 
-    def part(self, index: int) -> Frame | None:
-        """See ``StoredLevel.part``."""
+    def _stored(self, index: int) -> Any:
         page = self._page
         offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if not count:
-            return None
         handle = page.parent.filehandle
         if offset + count > handle.size:
             raise ValueError("it is cut off")
+        if count > most_stored(self.tile, page.dtype.itemsize):
+            raise ValueError("more bytes than any tile of its size")
         options: dict[str, Any] = {"_fullsize": page.is_tiled}
         if page.compression in (6, 7, 34892, 33007):  # JPEG, whose tables are read when they are first asked for
             options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         decode = page.decode  # reads in the file, too, when it is first asked for
         handle.seek(offset)
-        stored = decode(handle.read(count), index, **options)[0]
-        if stored is None:
-            return None
-        pixels = stored[0]
+        data = handle.read(count)
+        if page.compression not in _PLAIN:
+            check_stored(data, self.tile)
+        return decode(data, index, **options)[0][0]
+
+    def part(self, index: int) -> Frame:
+        """A tile that is stored."""
+        page, pixels = self._page, self._stored(index)
         if pixels.dtype == np.uint16:
-            pixels = cv2.convertScaleAbs(pixels, alpha=self._scale)
+            pixels = cv2.convertScaleAbs(pixels, alpha=self.scale)
         if page.photometric == 0:
             pixels = 255 - pixels
         grey = pixels.ndim == 2 or pixels.shape[2] < 3
@@ -87,14 +99,15 @@ class _TiffLevel:
             return np.asarray(cv2.cvtColor(pixels.reshape(*pixels.shape[:2], -1)[..., 0], cv2.COLOR_GRAY2BGR), np.uint8)
         return np.ascontiguousarray(pixels[..., 2::-1])
 
-
-def _brightness(page: Any) -> float:
-    """The scale of 16-bit samples to 8, by the largest of the smallest level."""
-    if page.dtype != np.uint16:
-        return 1.0
-    if page.imagewidth * page.imagelength > 1 << 26:
-        return 255 / 65535
-    return 255 / full_scale(int(page.asarray().max()))
+    def brightness(self) -> float:
+        """The scale of 16-bit samples to 8, by the largest of this level."""
+        if self._page.dtype != np.uint16:
+            return 1.0
+        if self.size[0] * self.size[1] > 1 << 26:
+            return 255 / 65535
+        return 255 / full_scale(
+            max((int(self._stored(int(index)).max()) for index in np.flatnonzero(self.there)), default=0)
+        )
 
 
 def _opened(path: Path) -> Any:
@@ -106,10 +119,10 @@ def _opened(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no file {path}.", "Check the name.", exit_code=1)
     try:
-        return tifffile.TiffFile(path)
+        return tifffile.TiffFile(path, _multifile=False)  # else it opens the files that this one names
     except Exception as error:
         raise UserError(
-            f"cannot read {path} as a slide: it is no TIFF, SVS or NDPI file, or is damaged.", _CONVERT, exit_code=1
+            f"cannot read {path} as a slide: it is no TIFF, SVS or NDPI file, or is damaged.", CONVERT, exit_code=1
         ) from error
 
 
@@ -154,13 +167,11 @@ def _check_page(path: Path, page: Any) -> None:
         fault = f"its colours are {getattr(page.photometric, 'name', page.photometric)}"
     elif min(page.imagewidth, page.imagelength) < 1 or not page.dataoffsets:
         fault = "it holds no picture"
-    elif math.prod(page.chunks) * page.dtype.itemsize > _LARGEST_PART:
-        fault = "it is not stored in tiles, so it can only be read whole"
+    elif len(page.dataoffsets) != len(page.databytecounts) or len(page.dataoffsets) < math.prod(page.chunked[:2]):
+        fault = "it lists fewer tiles than it has"
     if fault:
-        raise UserError(f"cannot read {path}: {fault}.", _CONVERT, exit_code=1)
-
-
-_CONVERT = "Convert it to a tiled TIFF: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --bigtiff"
+        raise UserError(f"cannot read {path}: {fault}.", CONVERT, exit_code=1)
+    check_level(path, (page.imagelength, page.imagewidth), page.chunks[:2], page.parent.filehandle.size)
 
 
 def _stated(file: Any, page: Any) -> Iterator[float]:

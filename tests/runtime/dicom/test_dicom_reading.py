@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.dicom import reading
+from espmedsam_edge.runtime.dicom import decoding, reading
 from espmedsam_edge.runtime.dicom.display import through_window
 from espmedsam_edge.runtime.dicom.reading import is_dicom, read_dicom_frames, read_dicom_header
 from espmedsam_edge.runtime.sources.files import DicomCine, ImageFiles
@@ -490,8 +490,8 @@ def test_compressed_data_of_another_size_are_refused_before_decoding(
 ) -> None:
     """A decoder allocates what the codestream says: a gigapixel of zeros fits into 9 kB."""
     path = save_compressed(tmp_path / "a.dcm", [codestream()], syntax, ramp(64, 96))
-    monkeypatch.setattr(reading, "decode", None)  # calling either would be a TypeError, and "damaged"
-    monkeypatch.setattr(reading, "_decoder_process", type("NoDecoder", (), {"decode": None}))
+    monkeypatch.setattr(decoding, "decode", None)  # calling either would be a TypeError, and "damaged"
+    monkeypatch.setattr(decoding, "_decoder_process", type("NoDecoder", (), {"decode": None}))
     assert (
         "by its header a frame is 96x64 pixels of 1 sample, by its compressed data 5000x5000 pixels of 1 sample. "
         "Export it anew"

@@ -1,0 +1,155 @@
+"""Slides made to cost time and memory, or to read what is not theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from made_slides import save_dicom_level, save_slide, tissue_picture
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.slide import apart
+from espmedsam_edge.runtime.slide.pyramid import Slide
+
+tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra slide)")
+
+
+def repeated_tile(
+    path: Path, side: int, tile: int, data: bytes, compression: int, *, listed: int | None = None
+) -> Path:
+    """A grey TIFF of so many pixels a side, each tile of which is the same bytes."""
+    count = (-(-side // tile)) ** 2 if listed is None else listed
+    tags = {256: side, 257: side, 258: 8, 259: compression, 262: 1, 277: 1, 322: tile, 323: tile}
+    entries = 8 + len(data)
+    lists = entries + 2 + 12 * 10 + 4
+    file = b"II*\0" + struct.pack("<I", entries) + data + struct.pack("<H", 10)
+    for tag, value in tags.items():
+        file += struct.pack("<HHII", tag, 4, 1, value)
+    file += struct.pack("<HHII", 324, 4, count, lists) + struct.pack("<HHII", 325, 4, count, lists + 4 * count)
+    path.write_bytes(
+        file + bytes(4) + struct.pack(f"<{count}I", *[8] * count) + struct.pack(f"<{count}I", *[len(data)] * count)
+    )
+    return path
+
+
+def large_tile(kind: str) -> tuple[int, bytes]:
+    """TIFF's number of a compression, and a tile of 6000x6000 pixels in it."""
+    pixels = np.zeros((6000, 6000), np.uint8)
+    if kind in ("jpeg", "png"):
+        return {"jpeg": 7, "png": 34933}[kind], cv2.imencode(f".{kind}", pixels)[1].tobytes()
+    if kind == "deflate":
+        return 8, zlib.compress(pixels.tobytes(), 9)
+    codecs = pytest.importorskip("imagecodecs", reason="needs imagecodecs (extra slide)")
+    if kind == "webp":
+        return 50001, codecs.webp_encode(np.zeros((6000, 6000, 3), np.uint8))
+    return 33005, codecs.jpeg2k_encode(pixels)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "deflate", "webp", "jpeg2000"])
+def test_a_tile_that_unpacks_to_more_than_its_size_is_damaged(tmp_path: Path, kind: str) -> None:
+    compression, data = large_tile(kind)
+    with Slide(repeated_tile(tmp_path / "a.tif", 512, 256, data, compression)) as slide:
+        begin = time.process_time()
+        assert (slide.overview(512) == 255).all()
+        assert len(slide.damaged) == 4
+        assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("side", [8192 * 40, 1 << 20])
+def test_a_few_bytes_hold_no_slide_of_many_pixels(tmp_path: Path, side: int) -> None:
+    file = repeated_tile(tmp_path / "a.tif", side, 8192, zlib.compress(bytes(8192 * 8192)), 8)
+    with pytest.raises(UserError, match="so few bytes"):
+        Slide(file)
+
+
+def test_tiles_that_are_not_listed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fewer tiles than it has"):
+        Slide(repeated_tile(tmp_path / "a.tif", 4096, 16, zlib.compress(bytes(256)), 8, listed=8))
+
+
+def test_one_tile_for_all_of_a_slide_is_read(tmp_path: Path) -> None:
+    pixels = tissue_picture((256, 256))[..., 0]
+    with Slide(repeated_tile(tmp_path / "a.tif", 1024, 256, zlib.compress(pixels.tobytes()), 8)) as slide:
+        assert np.array_equal(slide.read(0, 512, 256, 256, 256)[..., 0], pixels)
+
+
+def test_tiles_that_take_too_long_end_the_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_TILE_SECONDS", 0.001)
+    monkeypatch.setattr(apart, "_A_MEGAPIXEL", 0.0)
+    monkeypatch.setattr(apart, "_PATIENCE", 0.005)
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    with (
+        Slide(repeated_tile(tmp_path / "a.tif", 8192, 1024, zlib.compress(noise), 8)) as slide,
+        pytest.raises(UserError, match="far longer than their size accounts for"),
+    ):
+        slide.overview()
+
+
+def test_time_that_tiles_took_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_FAIR_SECONDS", -1.0)  # as if each took a second more
+    with (
+        Slide(save_slide(tmp_path / "a.tif", tissue_picture())) as slide,
+        pytest.raises(UserError, match="far longer than their size accounts for"),
+    ):
+        slide.read(0, 0, 0, 904, 600)
+    assert not slide.damaged
+
+
+def test_a_decoder_that_died_costs_a_tile(tmp_path: Path) -> None:
+    picture = tissue_picture()
+    with Slide(save_slide(tmp_path / "a.tif", picture)) as slide:
+        assert np.array_equal(slide.read(0, 0, 0, 128, 128)[..., ::-1], picture[:128, :128])
+        storage = slide._storage
+        assert isinstance(storage, apart.SlideProcess)
+        assert storage._child._process is not None
+        os.kill(storage._child._process.pid, signal.SIGKILL)
+        storage._child._process.wait()
+        slide.read(0, 128, 0, 128, 128)
+        assert len(slide.damaged) == 1
+        assert np.array_equal(slide.read(0, 256, 128, 128, 128)[..., ::-1], picture[128:256, 256:384])
+        assert len(slide.damaged) == 1
+
+
+def test_other_files_that_a_slide_names_are_not_read(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "secret.tif", np.full((256, 256), 77, np.uint8), tile=(128, 128), metadata=None)
+    named = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" '
+        'SizeC="1" SizeZ="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        '<TiffData IFD="0" PlaneCount="1"><UUID FileName="secret.tif">urn:uuid:2</UUID></TiffData>'
+        "</Pixels></Image></OME>"
+    )
+    own = np.full((256, 256), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", own, tile=(128, 128), description=named, metadata=None)
+    with Slide(tmp_path / "a.ome.tif") as slide:
+        assert (slide.overview(256) == 200).all()
+
+
+@pytest.mark.parametrize("change", ["frames", "table", "larger"])
+def test_a_dicom_slide_that_cannot_be_is_refused_or_damaged(tmp_path: Path, change: str) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    path = tmp_path / "a.dcm"
+    save_dicom_level(path, tissue_picture((256, 256)))
+    dataset = pydicom.dcmread(path)
+    if change == "frames":
+        dataset.NumberOfFrames = 3
+    elif change == "table":  # the second frame's place before the first's
+        dataset.PixelData = dataset.PixelData[:12] + struct.pack("<I", 1 << 30) + dataset.PixelData[16:]
+    else:
+        data = cv2.imencode(".jpg", np.zeros((4000, 4000, 3), np.uint8))[1].tobytes()
+        dataset.PixelData = pydicom.encaps.encapsulate([data + b"\0" * (len(data) % 2)] * 4)
+    dataset.save_as(path)
+    if change == "larger":
+        with Slide(path) as slide:
+            assert (slide.overview(256) == 255).all()
+            assert len(slide.damaged) == 4
+        return
+    with pytest.raises(UserError, match={"frames": "NumberOfFrames does not fit", "table": "no table tells"}[change]):
+        Slide(path)
