@@ -113,6 +113,15 @@ def command(
         help="Replace files that exist, or none. Results of cameras and streams stay, and new ones are numbered. "
         "[default: replace what this program wrote]",
     ),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help="Note each finished file in a journal beside the results, and leave those alone that are noted there and "
+        "have the same content: the same command goes on after a kill.",
+    ),
+    shard: str | None = typer.Option(
+        None, metavar="I/N", help="Do the I-th of N equal shares of the files; tables get its name: areas-2-of-8.csv."
+    ),
     serve: str | None = typer.Option(
         None,
         metavar="[HOST:]PORT",
@@ -175,6 +184,7 @@ def command(
             stream=stream,
             opacity=opacity,
             overwrite=overwrite,
+            resume=resume,
         )
         reading = ReadingOptions(
             frames=frames,
@@ -188,6 +198,7 @@ def command(
             start=start,
             every=every,
             fps=fps,
+            shard=shard,
         )
         # Files that decide on the network are read twice; a camera's lines come back as often as it does.
         with once(*_OF_FILES), Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:

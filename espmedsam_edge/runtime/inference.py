@@ -35,7 +35,7 @@ from espmedsam_edge.runtime.sources.live import BackOff, LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.phantom import scene_named
 from espmedsam_edge.runtime.sources.piped import STANDARD_INPUT
-from espmedsam_edge.runtime.sources.selection import SelectedSource
+from espmedsam_edge.runtime.sources.selection import selected
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ def _request(
     reading: ReadingOptions,
     serve: ServeOptions | None = None,
 ) -> InferenceRequest:
-    chosen = model if isinstance(model, (ModelOptions, Segmenter)) else ModelOptions(model)
-    return InferenceRequest(sources, chosen, outputs, reading, serve)
+    options = model if isinstance(model, (ModelOptions, Segmenter)) else ModelOptions(model)
+    return InferenceRequest(sources, options, outputs, reading, serve)
 
 
 def _many(sources: Sequence[Source]) -> bool:
@@ -249,8 +249,8 @@ class Inference:
         """
         if self._held is None or self.report is not None:
             raise RuntimeError("enter a run before it runs, and run it once")
-        if self._plan is None:  # no source could be opened
-            self.report = InferenceReport(self._names.hide_all(self._failures))
+        if self._plan is None or not self._plan.jobs:  # no source could be opened, or all was done before
+            self.report = self._without_frames(self._plan)
             return self.report
         reading = self.request.reading
         limits = Limits(reading.frames, reading.duration, reading.max_latency)
@@ -291,8 +291,6 @@ class Inference:
                 if not isinstance(error, KeyboardInterrupt):  # of ``stop``
                     raise error
 
-    # The stages of opening, each on its own.
-
     def _open(self, stack: ExitStack) -> None:
         self._networks = networks = Networks(self.request.model)
         if not self.request.named:
@@ -313,7 +311,11 @@ class Inference:
             background=self.background,
             names=self._names,
             claims=stack.enter_context(self._claims),
+            selection=self._selection,
         )
+        self.sources = [job.source for job in self._plan.jobs]
+        if not self.sources:
+            return
         live = any(source.live for source in self.sources)
         networks.load(stack, self._plan.style_of, many=serve is None and _many(self.sources), live=live)
         self.segmenter = networks.segmenter
@@ -330,12 +332,10 @@ class Inference:
             named = [scene_named(source, networks.modality) for source in named]
         opened, self._failures = open_sources(named, live, names)
 
-        def selected(sources: Sequence[Source]) -> list[Source]:
-            selection = reading.selection()
-            return list(sources) if selection.everything else [SelectedSource(one, selection) for one in sources]
-
+        self._selection = reading.selection()
         self.sources, failures = networks.look_at(
-            selected(opened), lambda: selected(open_sources(named, names=names)[0])
+            selected(opened, self._selection),
+            lambda: selected(open_sources(named, names=names)[0], reading.selection()),
         )
         self._failures += failures
 
@@ -362,6 +362,13 @@ class Inference:
         )
         self._plan = replace(plan, shared=[*plan.shared, view])
 
+    def _without_frames(self, plan: OutputPlan | None) -> InferenceReport:
+        with ExitStack() as stack:
+            for sink in () if plan is None else plan.shared:
+                stack.enter_context(sink)
+        self._claims.release()
+        return InferenceReport(self._names.hide_all(self._failures), done=0 if plan is None else plan.done)
+
     def _reported(self, done: RunReport, plan: OutputPlan) -> InferenceReport:
         segmenter = self.segmenter
         on_gpu = segmenter.frame_backend if done.frames else None
@@ -384,6 +391,7 @@ class Inference:
             gpu_memory=None if on_gpu is None else on_gpu.device_use(),
             interrupted=done.interrupted,
             unfinished=done.unfinished,
+            done=plan.done,
         )
 
     def _with_written(self, live: LiveReport) -> LiveReport:

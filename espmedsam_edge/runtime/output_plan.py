@@ -6,7 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.destinations import Claims, stands
@@ -15,13 +17,17 @@ from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_standard_output
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.request import InferenceRequest, Outputs
+from espmedsam_edge.runtime.resumption import Part
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.places import Places, numbered, plan_places
+from espmedsam_edge.runtime.sinks.resumed import Table
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.anonymous import SourceNames
+from espmedsam_edge.runtime.sources.selection import Selection
+from espmedsam_edge.runtime.sources.shards import narrowed
 from espmedsam_edge.runtime.sources.source import Source
 from espmedsam_edge.version import __version__
 
@@ -38,6 +44,7 @@ class OutputPlan:
         results: what each result is called, and where it is.
         style_of: the overlays' style by modality; None where none are drawn for a file or a stream.
         writes: whether anything is written at all.
+        done: how many files an earlier run had finished; there are no jobs for them.
     """
 
     jobs: Sequence[Job]
@@ -45,6 +52,7 @@ class OutputPlan:
     results: dict[str, Path]
     style_of: Callable[[str], OverlayStyle] | None
     writes: bool
+    done: int = 0
 
 
 def plan_outputs(
@@ -57,6 +65,7 @@ def plan_outputs(
     background: BackgroundSinks,
     names: SourceNames,
     claims: Claims,
+    selection: Selection,
 ) -> OutputPlan:
     """Decide on every place and make the sinks, before anything is read.
 
@@ -69,13 +78,17 @@ def plan_outputs(
         background: takes the sinks of live sources.
         names: what results are named after.
         claims: the run's own, entered until it ends.
+        selection: what of the sources is segmented.
 
     Raises:
         UserError: a place that will not do, a result that such a source cannot have, or a missing package.
     """
     outputs = request.outputs or Outputs()
-    with claims.planning():
-        places, measured = _places(request, outputs, sources, names, claims)
+    part = Part(request, sources, names.files, bundle)
+    places, measured = _places(request, outputs, sources, names, claims, part)
+    if not part.whole:
+        sources = narrowed(sources, part.files)
+        selection.begin(part.size)
     origin = bundle.manifest.weights.origin
     notice = "untrained weights" if origin == "random" else ""
 
@@ -91,17 +104,36 @@ def plan_outputs(
     paced = request.serve is not None and not writes
     algorithm = Algorithm(__version__, parameters, origin != "random")
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
-    shared = shared_sinks(sources, measured, {"weights": origin}, background)
+    shared: Sequence[Sink] = shared_sinks(sources, measured, {"weights": origin}, background)
+    if outputs.resume:
+        shared = [_resumed(part, jobs, shared)]
     drawn = places.overlays is not None or outputs.stream is not None
-    return OutputPlan(jobs, shared, results, style_of if drawn else None, writes)
+    return OutputPlan(jobs, shared, results, style_of if drawn else None, writes, part.done)
+
+
+def _resumed(part: Part, jobs: Sequence[Job], tables: Sequence[Sink]) -> Sink:
+    """What notes that files are done, before all other sinks of a clip and behind those of pictures."""
+    resumed = part.resumed(cast(Sequence[Table], tables))  # of files alone, so none is in the background
+    for job in jobs:
+        if job.source.kind == "video":
+            job.sinks = [resumed.of(job.source, partial(getattr, job, "failed")), *job.sinks]
+    return resumed
 
 
 def _places(
-    request: InferenceRequest, outputs: Outputs, sources: Sequence[Source], names: SourceNames, claims: Claims
+    request: InferenceRequest,
+    outputs: Outputs,
+    sources: Sequence[Source],
+    names: SourceNames,
+    claims: Claims,
+    part: Part,
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
     jsonl, csv = (None if place is None else str(place) for place in (outputs.jsonl, outputs.csv))
     plot, out = _path(outputs.plot), _path(outputs.out)
+    if part.shard is not None:
+        jsonl, csv = (place if place in (None, "-") else str(part.shard.named(Path(place))) for place in (jsonl, csv))
+        plot = None if plot is None else part.shard.named(plot)
     if out == Path("-"):
         out = STANDARD_OUTPUT
     if [is_standard_output(place) for place in (jsonl, csv, out)].count(True) > 1:
@@ -123,6 +155,7 @@ def _places(
         called=names.files,
         also_read=[file for name in request.named if (file := Path(name)).is_file()],
         claims=claims,
+        left=None if part.whole else part.left,
     )
     if places.kept is not None:
         reason = "exists and is kept" if stands(places.kept) else "is another run's"

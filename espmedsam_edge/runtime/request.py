@@ -15,6 +15,7 @@ from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.run.jobs import LiveReport
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.sources.selection import Selection
+from espmedsam_edge.runtime.sources.shards import Shard
 from espmedsam_edge.runtime.sources.source import Failure
 from espmedsam_edge.runtime.tiling import AUTO, parse_tile
 
@@ -109,6 +110,7 @@ class ReadingOptions:
         start: leave out so many seconds of each video, camera and stream at first.
         every: take each so many-th frame of them. Indices and times stay the source's.
         fps: take at most so many frames a second of them.
+        shard: do a share of the files, "2/8" the second of eight; its tables are named so. None: all.
     """
 
     frames: int | None = None
@@ -122,8 +124,11 @@ class ReadingOptions:
     start: float | None = None
     every: int | None = None
     fps: float | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
+        if self.shard is not None:
+            Shard.parse(self.shard)
         _check_least("frames", self.frames, 1)
         _check_least("every", self.every, 1)
         if self.fps is not None and not 0 < self.fps <= _FASTEST:
@@ -171,6 +176,7 @@ class Outputs:
         overwrite: True: replace files that exist, whatever they are; False: none; None: only results of this program
             of the same kind. Inputs, bundles and the cache are never written to. Results of cameras and streams stay,
             and new ones are numbered.
+        resume: note what is finished in a journal beside the results, and go on from what is noted there.
     """
 
     out: str | Path | None = None
@@ -185,6 +191,7 @@ class Outputs:
     stream: str | None = None
     opacity: float = 0.35
     overwrite: bool | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
@@ -274,6 +281,7 @@ class InferenceReport:
         gpu_memory: what the run held on its GPU; None without one.
         interrupted: Ctrl-C ended a run of live sources; what they gave is finished.
         unfinished: Ctrl-C ended it with files under way, whose results were removed.
+        done: how many files an earlier run had finished, which were left as they are.
     """
 
     failures: list[Failure]
@@ -293,3 +301,4 @@ class InferenceReport:
     gpu_memory: DeviceUse | None = None
     interrupted: bool = False
     unfinished: bool = False
+    done: int = 0

@@ -20,6 +20,7 @@ class Job:
     source: Source
     sinks: Sequence[Sink]
     cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
+    failed: bool = False  # set when not all of the source could be done
 
 
 @dataclass(frozen=True)

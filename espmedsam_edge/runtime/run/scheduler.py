@@ -156,6 +156,7 @@ class Run:
             self.changed.notify_all()
 
     def _failed(self, state: JobState, error: UserError) -> None:
+        state.job.failed = True
         self.failures.append(Failure(state.job.source.name, str(error)))
 
     def _ending(self) -> bool:

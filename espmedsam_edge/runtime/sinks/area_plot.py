@@ -19,6 +19,8 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 _MOST_SOURCES = 24
 _MOST_POINTS = 4096
 
+Point = tuple[str, float | None, int, float | None]
+
 
 class Curve:
     """Values over time in bounded memory: of neighbours that have to share a place, the lowest and highest are kept."""
@@ -77,15 +79,22 @@ class AreaPlot:
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        name, at = frame.source, frame.time
+        self.take(self.entry(frame, result))
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> Point:
+        """A frame's point: its source, its time if it has one, its area in pixels and, where known, mm²."""
+        return frame.source, frame.time, result.area, area_in_mm2(result.area, frame.spacing)
+
+    def take(self, entry: Point) -> None:
+        """See ``resumed.Table``."""
+        name, at, pixels, area = entry
         if at is None:
             name, at = "images", float(self._images)
             self._images += 1
         if name not in self._pixels and len(self._pixels) == _MOST_SOURCES:
             self._left_out.add(name)
             return
-        self._pixels.setdefault(name, Curve()).add(at, result.area)
-        area = area_in_mm2(result.area, frame.spacing)
+        self._pixels.setdefault(name, Curve()).add(at, pixels)
         self._spaced = self._spaced and area is not None
         self._square.setdefault(name, Curve()).add(at, area or 0)
 

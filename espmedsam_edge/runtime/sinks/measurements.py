@@ -50,6 +50,10 @@ class _GrowingText:
                 self._stream = TextIOWrapper(open_pipe(self._place), encoding="utf-8", newline="")
         return self
 
+    def take(self, entry: str) -> None:
+        """See ``resumed.Table``."""
+        self._line(entry)
+
     def _line(self, text: str) -> None:
         """Write a line; what its encoding lacks, as the bytes of a name that are not UTF-8, becomes an escape."""
         remains = _NOTHING_KEPT if self._file is None else self._file.remains
@@ -103,6 +107,10 @@ class JsonLines(_GrowingText):
         self._constants, self._contours, self._identifiers = dict(constants or {}), contours, identifiers
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        self.take(self.entry(frame, result))
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> str:
+        """A frame's line."""
         line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
         if frame.captured is not None:
             line["skipped"] = frame.skipped
@@ -115,7 +123,7 @@ class JsonLines(_GrowingText):
         if frame.spacing is not None and area is not None:
             line |= {"area_mm2": round(area, 4), "spacing_mm": list(frame.spacing)}
         line |= contour_fields(result, self._contours)
-        self._line(json.dumps(line, allow_nan=False, separators=(",", ":")))
+        return json.dumps(line, allow_nan=False, separators=(",", ":"))
 
 
 class AreaTable(_GrowingText):
@@ -137,6 +145,10 @@ class AreaTable(_GrowingText):
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        self.take(self.entry(frame, result))
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> str:
+        """A frame's row."""
         height, width = result.size
         area = area_in_mm2(result.area, frame.spacing)
         row = [
@@ -148,7 +160,7 @@ class AreaTable(_GrowingText):
             "" if area is None else f"{area:.4f}",
             spreadsheet_safe(result.modality),
         ]
-        self._line(_csv_row(row))
+        return _csv_row(row)
 
 
 class _OneRow:

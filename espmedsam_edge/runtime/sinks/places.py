@@ -8,7 +8,8 @@ import re
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,16 @@ class Places:
         found += [Destination(path, VIDEO) for path in (self.mask_videos or {}).values()]
         return found + [Destination(path, SEGMENTATION) for path in (self.segmentations or {}).values()]
 
+    def of(self, inputs: Collection[Path]) -> Places:
+        """The places of some of the inputs."""
+
+        def some(paths: dict[Path, Path] | None) -> dict[Path, Path] | None:
+            return paths and {file: path for file, path in paths.items() if file in inputs}
+
+        kinds = (self.overlays, self.masks, self.mask_videos, self.segmentations)
+        overlays, masks, mask_videos, segmentations = map(some, kinds)
+        return replace(self, overlays=overlays, masks=masks, mask_videos=mask_videos, segmentations=segmentations)
+
     def files(self) -> list[Path]:
         """Every file (for the masks of a video: folder) that is written."""
         return [destination.path for destination in self.destinations()]
@@ -88,6 +99,7 @@ def plan_places(
     called: Mapping[Path, str] | None = None,
     also_read: Sequence[Path] = (),
     claims: Claims | None = None,
+    left: Callable[[Places], Collection[Path]] | None = None,
 ) -> Places:
     """Decide on every output's path before anything is read.
 
@@ -108,7 +120,8 @@ def plan_places(
         elsewhere: whether results are wanted that are no files.
         called: what results of an input file are named after; None: its own name.
         also_read: further files that are no results' places, such as inputs that could not be opened.
-        claims: of the run, while it is planning: what others write to is taken, and these places become its own.
+        claims: of the run: what others write to is taken, and these places become its own; None: nobody is told.
+        left: which input files are to be done, asked once their places are known; None: all.
 
     Raises:
         UserError: ``out`` does not fit the inputs, or a place will not do: see ``destinations``.
@@ -139,17 +152,27 @@ def plan_places(
         frozenset(videos),
         overwrite=overwrite,
     )
+    if left is not None:
+        places = places.of(left(places))
     others = [
         Destination(path, kind) for path, kind in ((jsonl, LINES), (csv, AREAS), (plot, PICTURE)) if path is not None
     ]
     live = {file for source in sources if source.live for file in source.files}
-    claims = claims or Claims()
-    if live and overwrite is not False:
-        places = _beside_earlier_ones(places, live, [place.path for place in others], claims)
+    with nullcontext() if claims is None else claims.planning():
+        return _checked(places, others, live, [*inputs, *also_read], claims)
+
+
+def _checked(
+    places: Places, others: list[Destination], live: set[Path], read: Sequence[Path], claims: Claims | None
+) -> Places:
+    """The places, numbered where that is needed; all may be written to, and are claimed."""
+    if live and places.overwrite is not False:
+        places = _beside_earlier_ones(places, live, [place.path for place in others], claims or Claims())
         others = [Destination(numbered(path, places.number), kind) for path, kind in others]
     everything = [*places.destinations(), *others]
-    check_destinations(everything, [*inputs, *also_read], overwrite)
-    claims.add([place.path for place in everything])
+    check_destinations(everything, read, places.overwrite)
+    if claims is not None:
+        claims.add([place.path for place in everything])
     return places
 
 

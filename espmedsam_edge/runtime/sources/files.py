@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -33,12 +33,18 @@ class ImageFiles(Closing):
 
     def __init__(self, files: Sequence[Path], name: str | None = None) -> None:
         self.files = list(files)
+        self._together = list(files)
         self.name = name or (str(files[0]) if len(files) == 1 else f"{len(files)} images")
         self.length: int | None = len(self.files)
         self.failures: list[Failure] = []
 
+    def narrow(self, wanted: Collection[Path]) -> None:
+        """See ``Narrowable``."""
+        self.files = [file for file in self.files if file in wanted]
+        self.length = len(self.files)
+
     def __iter__(self) -> Iterator[SourceFrame]:
-        scales = SharedScales(self.files)
+        scales = SharedScales(self._together)
         for path in self.files:
             try:
                 frame = _read_picture(path, scales)

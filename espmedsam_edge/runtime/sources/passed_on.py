@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, cast
 
-from espmedsam_edge.runtime.sources.source import Failure, Interruptible, LiveFrames, Skippable, Source, SourceFrame
+from espmedsam_edge.runtime.sources.source import (
+    Failure,
+    Interruptible,
+    LiveFrames,
+    Narrowable,
+    Skippable,
+    Source,
+    SourceFrame,
+)
 
 
 class PassedOn:
@@ -69,6 +77,11 @@ class PassedOn:
         """See ``Skippable``."""
         if isinstance(self._source, Skippable):
             self._source.skip_to(start)
+
+    def narrow(self, wanted: Collection[Path]) -> None:
+        """See ``Narrowable``."""
+        if isinstance(self._source, Narrowable):
+            self._source.narrow(wanted)
 
     @property
     def waiting(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
@@ -52,6 +52,11 @@ class Selection:
     def everything(self) -> bool:
         """Whether nothing is left out or changed."""
         return self == Selection()
+
+    def begin(self, size: tuple[int, int] | None) -> None:
+        """Take a frame of that (H, W) for the run's first, which an earlier run has done; None: there is none."""
+        if size is not None:
+            self._sizes["first"] = size
 
     def turned(self, frame: SourceFrame) -> SourceFrame:
         """The frame as it is to be seen."""
@@ -238,6 +243,11 @@ class SelectedSource(PassedOn):
             log.info("%s: nothing is cut.", self.name)
         else:
             log.info("%s: the picture in its %dx%d pixels is --crop %s", self.name, size[1], size[0], crop)
+
+
+def selected(sources: Sequence[Source], selection: Selection) -> list[Source]:
+    """Sources with what of them is wanted."""
+    return list(sources) if selection.everything else [SelectedSource(source, selection) for source in sources]
 
 
 _ROUNDING = 1e-3  # of a frame, that times may be early

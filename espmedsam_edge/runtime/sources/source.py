@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -131,6 +131,14 @@ class Skippable(Protocol):
 
     def skip_to(self, start: float) -> None:
         """Before iterating: frames that are earlier, in seconds, may be left out; the others stay what they are."""
+
+
+@runtime_checkable
+class Narrowable(Protocol):
+    """A source of several files, of which not all need be read."""
+
+    def narrow(self, wanted: Collection[Path]) -> None:
+        """Before it is entered: read these files alone, each as if all were read."""
 
 
 class LiveFrames(Source, Protocol):

@@ -1,0 +1,214 @@
+"""Which of a run's files are to be done: those of its shard, without those that an earlier run has finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import sha256_file
+from espmedsam_edge.pipes import is_pipe
+from espmedsam_edge.runtime.dicom.identifiers import KEY_VARIABLE
+from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs
+from espmedsam_edge.runtime.sinks.journal import Journal, Record
+from espmedsam_edge.runtime.sinks.places import Places
+from espmedsam_edge.runtime.sinks.resumed import ResumedTables, State, Table, state_of
+from espmedsam_edge.runtime.sources.piped import LABEL
+from espmedsam_edge.runtime.sources.shards import Shard
+from espmedsam_edge.runtime.sources.source import Source
+from espmedsam_edge.version import __version__
+
+log = logging.getLogger(__name__)
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}(\.[^.]*)")
+"""The name of a file that is being written, see ``files.atomic_path``."""
+
+_WHOLE_STEM = 40  # characters, up to which such a name tells whose it is
+
+
+def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
+    """A hash of all that a file's results depend on besides its content: network, options, version of the program.
+
+    Raises:
+        UserError: the network was loaded by the caller, who alone knows how.
+    """
+    model, outputs, reading = request.model, request.outputs or Outputs(), request.reading
+    if not isinstance(model, ModelOptions):
+        raise UserError("a run with a segmenter that is loaded already cannot be resumed.", "Give ModelOptions.")
+    options = {name: value for name, value in vars(model).items() if name not in ("bundle", "threads")}
+    said = {
+        "version": __version__,
+        "bundle": bundle.manifest.model_dump(mode="json"),
+        "model": options,
+        "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps],
+        "outputs": [outputs.contours, outputs.uids, outputs.opacity, os.environ.get(KEY_VARIABLE, "")],
+        "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.plot)],
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Part:
+    """What of the files a run does, and how it notes that they are done.
+
+    Args:
+        request: asks for a shard, or to be resumed, or neither.
+        sources: all of the request, not yet entered.
+        called: what results call files that do not go by their own names.
+        bundle: what will run.
+
+    Attributes:
+        shard: None: all files.
+        files: those that are to be done, once ``left`` was asked.
+        done: how many of its files an earlier run has finished.
+        size: (H, W) of one of them.
+
+    Raises:
+        UserError: a request that cannot be gone on with.
+    """
+
+    def __init__(
+        self, request: InferenceRequest, sources: Sequence[Source], called: Mapping[Path, str], bundle: Bundle
+    ) -> None:
+        outputs, reading = request.outputs or Outputs(), request.reading
+        self.shard = None if reading.shard is None else Shard.parse(reading.shard)
+        live = next((source for source in sources if source.live or _piped(source)), None)
+        asked = "--resume is" if outputs.resume else "--shard is"
+        if live is not None and (outputs.resume or self.shard is not None):
+            raise UserError(f"{asked} for files, and {live.name} is none.", "Leave it out.")
+        files = [file for source in sources for file in source.files]
+        self._files = self.files = files if self.shard is None else self.shard.share(files)
+        self._labels = {file: called.get(file, str(file)) for file in self._files}
+        self._states: dict[Path, State | None] = {}
+        self._places: Places | None = None
+        self._journal: Journal | None = None
+        self._settings = ""
+        self.done = 0
+        self.size: tuple[int, int] | None = None
+        if outputs.resume:
+            _check(request, outputs)
+            self._settings = settings_of(request, bundle)
+            self._folder = journal_folder(outputs)
+        self._resume, self._growing = outputs.resume, [outputs.jsonl, outputs.csv, outputs.plot]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file is done."""
+        return self.shard is None and not self._resume
+
+    def left(self, places: Places) -> list[Path]:
+        """The files that are to be done, once all places are known; opens the journal.
+
+        Raises:
+            UserError: see ``Journal``.
+        """
+        self._places = places
+        if not self._resume:
+            return self._files
+        name = "all" if self.shard is None else f"{self.shard.number}-of-{self.shard.of}"
+        self._journal = journal = Journal(self._folder, name)
+        left: list[Path] = []
+        for file in self._files:
+            record = journal.record(self._labels[file], self._settings)
+            if record is not None and self._is_done(file, record):
+                self.size = (record.size[0], record.size[1])
+            else:
+                left.append(file)
+                self._states[file] = state_of(file)
+        self.done = len(self._files) - len(left)
+        if journal.found:
+            self._sweep(left)
+            log.info("%s: %d of %d files are done already.", self._folder, self.done, len(self._files))
+        self.files = left
+        return left
+
+    def _is_done(self, file: Path, record: Record) -> bool:
+        assert self._journal is not None
+        names = [os.path.relpath(path, self._folder.parent) for path in self._outputs(file)]
+        if not record.whole or [name for name, _ in record.outputs] != names or not self._journal.stand(record):
+            return False
+        try:
+            return sha256_file(file) == record.sha256
+        except OSError:
+            return False
+
+    def _outputs(self, file: Path) -> list[Path]:
+        assert self._places is not None
+        return self._places.of([file]).files()
+
+    def _sweep(self, left: Iterable[Path]) -> None:
+        """Remove what a kill left beside the places of files that are done again: nothing else has such names."""
+        assert self._journal is not None
+        unfinished: dict[Path, set[tuple[str, str]]] = {}
+        growing = [Path(place) for place in self._growing if place is not None]
+        for file in left:
+            for path in self._outputs(file):
+                unfinished.setdefault(path.parent, set()).add((path.stem, path.suffix))
+                if path.is_dir():
+                    unfinished[path] = {(f"{number:06d}", ".png") for number in range(len(os.listdir(path)) + 1)}
+                if self._labels[file] in self._journal.begun:
+                    growing.append(path)
+        for folder, names in unfinished.items():
+            with suppress(OSError):
+                for entry in list(os.scandir(folder)):
+                    match = _TEMPORARY.fullmatch(entry.name)
+                    whose = match is not None and (match[1], match[2]) in names and len(match[1]) < _WHOLE_STEM
+                    if whose and entry.is_file(follow_symlinks=False):
+                        os.unlink(entry.path)
+        for path in growing:
+            partial = re.compile(rf"{re.escape(path.stem)}\.partial(-\d+)?{re.escape(path.suffix)}")
+            with suppress(OSError):
+                for entry in list(os.scandir(path.parent)):
+                    if partial.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        os.unlink(entry.path)
+
+    def resumed(self, tables: Sequence[Table]) -> ResumedTables:
+        """What notes that files are done, and writes the tables in the end; once ``left`` was asked."""
+        assert self._journal is not None
+        return ResumedTables(self._journal, self._settings, self._labels, self._outputs, self._states, tables)
+
+
+def _piped(source: Source) -> bool:
+    return any(is_pipe(file) or file == LABEL for file in source.files)
+
+
+def _check(request: InferenceRequest, outputs: Outputs) -> None:
+    reading = request.reading
+    if reading.frames is not None or reading.duration is not None:
+        raise UserError("--resume takes whole files.", "Leave --frames and --duration out.")
+    if outputs.overwrite is False:
+        raise UserError(
+            "--resume replaces what a run that was killed left unnoted.", "Leave --no-overwrite out: done files stay."
+        )
+    if outputs.stream is not None:
+        raise UserError("a stream cannot be resumed.", "Leave --stream or --resume out.")
+    for place in (outputs.out, outputs.masks, outputs.mask_video, outputs.jsonl, outputs.csv, outputs.plot):
+        if place is not None and (str(place) == "-" or is_pipe(Path(place))):
+            raise UserError(f"--resume goes on in files, and {place} is none.", "Name a file, or leave --resume out.")
+
+
+def journal_folder(outputs: Outputs) -> Path:
+    """Where the journal is: beside the first of the results that are named, ``masks.journal`` for ``masks``.
+
+    Raises:
+        UserError: none is named.
+    """
+    named = (
+        outputs.out,
+        outputs.masks,
+        outputs.mask_video,
+        outputs.dicom_seg,
+        outputs.jsonl,
+        outputs.csv,
+        outputs.plot,
+    )
+    first = next((Path(place) for place in named if place is not None), None)
+    if first is None or not first.name:
+        raise UserError("--resume needs a place for results that has a name.", "Name one, such as --out overlays.")
+    return first.with_name(f"{first.name}.journal")
