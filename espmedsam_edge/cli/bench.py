@@ -42,7 +42,7 @@ def command(
     choose: Annotated[
         bool,
         typer.Option(
-            "--choose", help="Only try what --backend auto may take on this processor, and keep the result for it."
+            "--choose", help="Only try what --backend auto may take on this machine, and keep the result for it."
         ),
     ] = False,
     checkpoint: Annotated[
@@ -119,9 +119,7 @@ def _choose(path: Path, modality: str | None, precision: str | None, threads: in
 
     bundle = Bundle.open(path)
     graph = bundle.graph(modality, precision)
-    tell(
-        f"Trying what runs {graph.modality} of {path} on this processor, in turn with {title_of(graph, REFERENCE_CPU)}"
-    )
+    tell(f"Trying what runs {graph.modality} of {path} here, in turn with {title_of(graph, REFERENCE_CPU)}")
     trial, passed_over = try_backends(bundle, modality, precision, threads, lambda title: log.debug("trying %s", title))
     rows = [(f"{one.precision} on {one.backend}", one) for one in trial.tried]
     width = max(len(title) for title, _ in [(title_of(graph, REFERENCE_CPU), None), *rows])

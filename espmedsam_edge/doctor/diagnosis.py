@@ -19,6 +19,8 @@ from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place, distrusted
 from espmedsam_edge.machine.environment import ROOT, run_tool
 from espmedsam_edge.machine.installation import install_command, installed
 from espmedsam_edge.runtime.backends.backend import BACKENDS
+from espmedsam_edge.runtime.engines.cache import ELSEWHERE
+from espmedsam_edge.runtime.engines.tensorrt_api import not_for
 from espmedsam_edge.version import __version__
 
 Status = Literal["ok", "absent", "problem"]
@@ -163,7 +165,7 @@ def _backends(root: Path, answers: Mapping[str, Answer], has_gpu: bool) -> Itera
     yield _tensorrt(area, root, answers["tensorrt"], on_jetson)
     if not on_jetson:  # TensorRT-RTX covers desktop GPUs, not Orin
         possible = platform.machine() in ("x86_64", "AMD64")
-        yield _native(area, "tensorrt-rtx", answers["tensorrt-rtx"], install_command("rtx") if possible else None)
+        yield _rtx(area, root, answers["tensorrt-rtx"], install_command("rtx") if possible else None)
     yield from _cuda_python(area, answers, has_gpu, on_jetson)
 
 
@@ -213,6 +215,16 @@ def _tensorrt(area: str, root: Path, answer: Answer, on_jetson: bool) -> Finding
         detail = "JetPack's is installed, but this virtual environment was made without the system's packages"
         return Finding(area, "tensorrt", "absent", detail, "rm -rf .venv && make demo")
     return _native(area, "tensorrt", answer, "sudo apt-get install tensorrt python3-libnvinfer")
+
+
+def _rtx(area: str, root: Path, answer: Answer, fix: str | None) -> Finding:
+    """TensorRT-RTX, which builds for other GPUs where it does not run on the one here."""
+    found = _native(area, "tensorrt-rtx", answer, fix)
+    capabilities = [gpu.compute_capability for gpu in environment.gpus(root) if gpu.compute_capability]
+    reasons = [not_for(answer.values.get("targets", []), f"sm{each.replace('.', '')}") for each in capabilities]
+    if found.status != "ok" or not reasons or None in reasons:
+        return found
+    return Finding(area, "tensorrt-rtx", "problem", f"{found.detail}, not for this GPU: {reasons[0]}", ELSEWHERE)
 
 
 def _video(root: Path, answers: Mapping[str, Answer]) -> Iterator[Finding]:
@@ -353,6 +365,7 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
     status = {finding.name: finding.status for finding in findings}
     gpu = status.get("NVIDIA GPU") == "ok" or "Jetson" in status
     flavours = [name for name in ("tensorrt", "tensorrt-rtx") if status.get(name) == "ok"]
+    builders = [name for name in ("tensorrt", "tensorrt-rtx") if name in flavours or answers[name].works]
     cuda = gpu and status.get("CUDA driver") == "ok"
     on_cpu = status["onnxruntime"] == "ok" and status["OpenCV"] == "ok"
     lacking = [name for name in ("cuda-python", "NVRTC") if status.get(name) != "ok"]
@@ -377,8 +390,8 @@ def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[s
         "segment on the CPU": (on_cpu, f"with {' and '.join(on)}" if on_cpu else "onnxruntime or OpenCV does not work"),
         "segment on a GPU": on_gpu,
         "build TensorRT engines": (
-            bool(flavours),
-            f"with {' and '.join(flavours)}" if flavours else "no TensorRT here",
+            bool(builders),
+            f"with {' and '.join(builders)}" if builders else "no TensorRT here",
         ),
         "record H.264 video": (recording is not None, f"with {recording}" if recording else "MPEG-4 only; add PyAV"),
         "import and export checkpoints": (can_export, "" if can_export else "add the extra 'export'"),

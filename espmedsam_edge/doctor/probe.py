@@ -36,7 +36,7 @@ try:
     api = load("{flavour}")
 except UserError as error:
     sys.exit(error.message)
-say(version=api.version)
+say(version=api.version, targets=api.target_names())
 if api.module.Builder(api.module.Logger(api.module.Logger.ERROR)) is None:
     sys.exit("its builder could not be made")
 """

@@ -164,6 +164,23 @@ def test_onnxruntimes_cuda_provider_counts_only_with_a_driver(bare: Path, monkey
     assert diagnose(bare, driver).abilities["segment on a GPU"] == (True, "with onnxruntime-cuda")
 
 
+@pytest.mark.parametrize(("capability", "runs"), [("8.9", True), ("9.0", False), ("13.0", True)])
+def test_tensorrt_rtx_is_not_for_every_gpu(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capability: str, runs: bool
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda root: [environment.Gpu("NVIDIA", "590.1", 150000, capability)])
+    works = Answer(True, {"version": "1.7.1", "targets": ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]})
+    there = {name: Answer(True, {"version": "13.0"}) for name in ("cuda-python", "nvrtc")}
+    answers = {**BASE, **there, "cuda-driver": Answer(True, {"version": "13.0", "init": 0}), "tensorrt-rtx": works}
+    diagnosis = diagnose(bare, answers)
+    found = by_name(diagnosis)["tensorrt-rtx"]
+    assert found.status == ("ok" if runs else "problem")
+    assert ("not for this GPU: it runs on SM 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and later" in found.detail) != runs
+    assert diagnosis.abilities["segment on a GPU"][0] == runs
+    assert diagnosis.abilities["build TensorRT engines"] == (True, "with tensorrt-rtx")
+    assert runs or "onnxruntime-cuda" in str(found.fix)
+
+
 def test_a_gpu_without_driver_is_a_problem_with_a_command(bare: Path) -> None:
     device = bare / "sys/bus/pci/devices/0000:01:00.0"
     device.mkdir(parents=True)

@@ -2,7 +2,8 @@
 
 Right is FP32, and what a gate of ``calibrate`` passed: a graph of lower precision when it was written, an arithmetic
 that a runtime reduces by itself in ``calibrate --check``. Fastest is what a trial on this machine found (``trial``),
-and before there was one what ``_EXPECTED`` says, which was measured on others (docs/intel.md).
+and before there was one what ``ON_GPU`` and ``_EXPECTED`` say, measured on others (docs/engines.md,
+docs/intel.md).
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.machine.environment import cpu
 from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.auto.kept_trials import find_trial
-from espmedsam_edge.runtime.backends.backend import AUTO, Candidate, Choice, load_first, unavailable
+from espmedsam_edge.runtime.backends.backend import BACKENDS, Candidate, Choice, load_first, unavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+from espmedsam_edge.runtime.cuda.gpu import find_gpu
 
 REFERENCE = "onnxruntime"
 """What runs where nothing else is known to be faster; nothing that "auto" takes may be slower."""
+
+ON_GPU = ("tensorrt", "tensorrt-rtx", "inductor", "onnxruntime-cuda")
+"""What runs on an NVIDIA GPU, the fastest first by what was measured and what their makers say."""
+
+_MEASURE = "espmedsam-edge bench BUNDLE --choose"
 
 _BF16 = frozenset({"amx_bf16", "avx512_bf16"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
@@ -66,34 +73,52 @@ def rank(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[
         only: whether no other graph may be taken, and no arithmetic but its own.
         threads: as ``load_backend``.
     """
-    found: list[Candidate] = []
-    for name in AUTO:
-        if name == REFERENCE and not _has_cuda():
-            found += _rank_on_processor(bundle, graph, only, threads)
-        else:
-            found.append(Candidate(graph, name))
-    return found
-
-
-def _rank_on_processor(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[Candidate]:
-    if unavailable("openvino") is not None:
-        return [Candidate(graph, REFERENCE)]
-    trial = find_trial(graph, threads)
+    trial = find_trial(graph, threads) if _several() else None
     if trial is None:
-        return [*_expected(bundle, graph, only), Candidate(graph, REFERENCE)]
+        return [*_on_gpu(graph), *_expected(bundle, graph, only), Candidate(graph, _last())]
     faster = [
-        Candidate(other, tried.backend, f"{ratio:.2f} of {REFERENCE}'s time, tried on {trial.date}")
+        Candidate(other, tried.backend, f"{_digits(ratio)} of {REFERENCE}'s time, tried on {trial.date}")
         for ratio, tried in trial.faster
         for other in graphs_of(bundle, graph, only)
         if other.sha256 == tried.graph_sha256 and why_not(bundle, other, tried.backend, only) is None
     ]
-    return [*faster, Candidate(graph, REFERENCE, "" if faster else f"nothing was faster when tried on {trial.date}")]
+    why = "" if faster else f"nothing was faster when tried on {trial.date}"
+    return [*([] if on_gpu() else _on_gpu(graph)), *faster, Candidate(graph, _last(), why)]
+
+
+def _digits(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
+def on_gpu() -> list[str]:
+    """The backends that "auto" may take on this machine's GPU, best first; without one none."""
+    return [] if find_gpu() is None else [name for name in ON_GPU if name in BACKENDS]
+
+
+def _several() -> bool:
+    """Whether there is anything to choose from, so that there may be a trial."""
+    return unavailable("openvino") is None or bool(on_gpu())
+
+
+def _last() -> str:
+    """What is left where nothing else loads; where CUDA is, it has been tried by then."""
+    return REFERENCE if unavailable("onnxruntime-cuda") is not None else f"{REFERENCE}-cpu"
+
+
+def _on_gpu(graph: Graph) -> list[Candidate]:
+    """Those of the GPU; without one the two that say why there is none."""
+    names = on_gpu() or ON_GPU[:2]
+    usable = [name for name in names if unavailable(name) is None]
+    why = f"expected to be the fastest of {', '.join(usable)}; measure it here: {_MEASURE}" if len(usable) > 1 else ""
+    return [Candidate(graph, name, why if name in usable else "") for name in names]
 
 
 def _expected(bundle: Bundle, graph: Graph, only: bool) -> list[Candidate]:
     """What should be faster here than the reference, by what was measured on other processors."""
+    if unavailable("openvino") is not None:
+        return []
     simd = frozenset(cpu().simd)
-    why = "expected to be the fastest; measure it here: espmedsam-edge bench BUNDLE --choose"
+    why = f"expected to be the fastest; measure it here: {_MEASURE}"
     return [
         Candidate(other, backend, why)
         for precision, backend, *instructions in _EXPECTED
@@ -132,7 +157,3 @@ def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | Non
             f"IMAGES --check {backend}{option}"
         )
     return None
-
-
-def _has_cuda() -> bool:
-    return unavailable("onnxruntime-cuda") is None

@@ -21,6 +21,7 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, read_kept
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import cpu
+from espmedsam_edge.runtime.cuda.gpu import find_gpu
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ ALIKE = 0.9
 a runtime that is broken here. What small differences mean on real pictures is for the gate to say."""
 
 _RUNTIMES = ("onnxruntime", "openvino")
+_ON_GPU = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "torch")
 
 
 class Tried(BaseModel, extra="forbid", frozen=True):
@@ -83,13 +85,15 @@ class Trial(BaseModel, extra="forbid", frozen=True):
 
 def depends_on(graph: Graph, threads: int | None) -> dict[str, str]:
     """What a trial of a modality depends on, whose reference is this graph."""
-    processor = cpu()
+    processor, gpu = cpu(), find_gpu()
+    with_gpu = {} if gpu is None else {"gpu": f"{gpu}, CUDA {gpu.cuda}", **{name: _version(name) for name in _ON_GPU}}
     return {
         "graph": graph.sha256,
         "processor": f"{processor.model}: {' '.join(processor.simd)}",
         "threads": str(threads or usable_cores()),
         "espmedsam-edge": __version__,
         **{name: _version(name) for name in _RUNTIMES},
+        **with_gpu,
     }
 
 

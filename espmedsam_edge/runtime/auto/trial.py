@@ -1,4 +1,4 @@
-"""Tries what may run a modality on this machine's processor: each in a process of its own, in turn with the reference.
+"""Tries what may run a modality here, on processor or GPU: each in a process of its own, in turn with the reference.
 
 A candidate that crashes, hangs or is refused is a line in the result and never the end of the trial.
 """
@@ -30,7 +30,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import logit, preprocess
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.auto.fastest import REFERENCE, graphs_of, why_not
+from espmedsam_edge.runtime.auto.fastest import ON_GPU, REFERENCE, graphs_of, on_gpu, why_not
 from espmedsam_edge.runtime.auto.kept_trials import Trial, Tried, depends_on
 from espmedsam_edge.runtime.backends.backend import load_backend, unavailable
 
@@ -40,6 +40,7 @@ REFERENCE_CPU = f"{REFERENCE}-cpu"
 _OTHERS = ("openvino", "openvino:bf16")
 
 _LOADING_S = 120.0  # the slowest boards compile for a minute
+_BUILDING_S = 1800.0  # an engine for a GPU, on a Jetson
 _RUN_S = 60.0
 _ROUNDS, _SECONDS = 3, 1.0  # of a candidate in turn with the reference: at least, both
 
@@ -55,7 +56,7 @@ def try_backends(
     threads: int | None = None,
     on_candidate: Callable[[str], None] = lambda title: None,
 ) -> tuple[Trial, list[str]]:
-    """Time everything on the processor that "auto" may take, and compare its mask with ONNX Runtime's.
+    """Time everything that "auto" may take here, and compare its mask with ONNX Runtime's.
 
     Args:
         bundle, modality, precision, threads: as ``load_fastest`` takes them.
@@ -71,7 +72,7 @@ def try_backends(
     passed_over: list[str] = []
     candidates: list[tuple[Graph, str]] = []
     for other in graphs_of(bundle, graph, only):
-        for backend in (REFERENCE_CPU, *_OTHERS):
+        for backend in (REFERENCE_CPU, *_OTHERS, *on_gpu()):
             if (other, backend) == (graph, REFERENCE_CPU):
                 continue
             reason = unavailable(backend) or why_not(bundle, other, backend, only)
@@ -160,7 +161,7 @@ class _Child:
 
     def load(self) -> None:
         """Load the graph."""
-        self._ask(self._request, _LOADING_S)
+        self._ask(self._request, _BUILDING_S if self._request["backend"] in ON_GPU else _LOADING_S)
 
     def run(self) -> float:
         """Seconds of one run."""

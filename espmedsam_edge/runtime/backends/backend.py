@@ -232,7 +232,7 @@ BACKENDS: dict[str, str] = {
 """Backend name -> the module that provides it, imported when it is tried."""
 
 AUTO: tuple[str, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime")
-"""What "auto" tries, best first."""
+"""What ``load_backend`` tries for "auto", best first; ``auto.fastest`` chooses among more."""
 
 
 @dataclass(frozen=True)

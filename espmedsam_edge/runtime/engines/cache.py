@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 # FP32 matrix products there.
 USUAL_TARGETS = ("sm86", "sm89", "sm120")
 
+ELSEWHERE = (
+    "Use --backend tensorrt, inductor or onnxruntime-cuda on this GPU; for others name their generations (--target)."
+)
+
 
 @dataclass(frozen=True)
 class EnginePlan:
@@ -69,7 +73,8 @@ def want(
     Without ``targets`` TensorRT-RTX builds for the GPU here, or without one for ``USUAL_TARGETS``.
 
     Raises:
-        UserError: no TensorRT, no GPU for a TensorRT that needs one, or a target that it cannot build for.
+        UserError: no TensorRT, no GPU for a TensorRT that needs one, one that it does not run on, or a target that it
+            cannot build for.
     """
     api = load(flavour)
     gpu = find_gpu()
@@ -81,6 +86,8 @@ def want(
             log.info("No GPU here: building for %s. Choose with --target.", ", ".join(chosen))
         elif gpu.sm in known:
             chosen = [gpu.sm]
+        elif (reason := api.not_for(gpu.sm)) is not None:
+            raise UserError(f"{api.title} is not for {gpu.name}: {reason}.", ELSEWHERE, exit_code=1)
     if gpu is None and not chosen:
         raise UserError(
             f"{api.title} builds an engine on the GPU it will run on, and there is none here.",

@@ -56,6 +56,27 @@ class TensorRT:
         members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})
         return [name.lower() for name in members if name.startswith("SM")]
 
+    def not_for(self, generation: str) -> str | None:
+        """Why a plan does not load on a GPU generation (``sm90``), as a clause; None if it does, or nobody knows."""
+        return not_for(self.target_names(), generation)
+
+
+def not_for(targets: Sequence[str], generation: str) -> str | None:
+    """See ``TensorRT.not_for``.
+
+    TensorRT-RTX builds for any GPU, and refuses to load elsewhere than on the generations it names and later ones:
+    1.7.1 says "Supported: 8.0 8.6 8.9 12.0 12.1 >12.0" on an H200 (SM 9.0).
+
+    Args:
+        targets: what ``target_names`` gives; empty for TensorRT, which is for each.
+        generation: of the GPU.
+    """
+    known, asked = sorted(int(name[2:]) for name in targets), int(generation[2:])
+    if not known or asked in known or asked > known[-1] // 10 * 10:
+        return None
+    names = ", ".join(f"{number // 10}.{number % 10}" for number in known)
+    return f"it runs on SM {names} and later, and not on SM {asked // 10}.{asked % 10}"
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from toy_bundles import save_toy_bundle, toy_graph
 
 from espmedsam_edge import Segmenter
-from espmedsam_edge.bundle import Bundle, write_bundle
+from espmedsam_edge.bundle import Bundle, Graph, write_bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine import environment
 from espmedsam_edge.runtime.auto import fastest, kept_trials, trial
 from espmedsam_edge.runtime.auto.kept_trials import Trial, Tried, depends_on, find_trial, keep_trial
 from espmedsam_edge.runtime.auto.trial import try_backends
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable
+from espmedsam_edge.runtime.backends import onnxruntime_backend
+from espmedsam_edge.runtime.backends.backend import BACKENDS, BackendUnavailable
 
 if find_spec("openvino") is None:
     pytest.skip("needs the extra openvino", allow_module_level=True)
@@ -226,6 +230,107 @@ def test_a_trial_that_cannot_be_kept_is_one_line(bundle: Bundle, cache: Path, sa
     assert len(said) == 1
 
 
+# On a GPU.
+
+H200 = "NVIDIA H200|9|0|132|150000000000|140000000000|0|1.94"
+
+
+@pytest.fixture
+def card(gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Call it with the backends that work on a GPU that is there then; gives those that were loaded, as they are."""
+    loaded: list[str] = []
+
+    def put_in(*usable: str) -> list[str]:
+        gpu(H200)
+        for name in fastest.ON_GPU:
+            module: Any = ModuleType(f"{name}_double")
+            module.unavailable = lambda name, there=name in usable: None if there else f"{name} is not there."
+
+            def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Any:
+                loaded.append(name)
+                return replaced_name(onnxruntime_backend.load("onnxruntime-cpu", bundle, graph, threads), name)
+
+            module.load = load
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            monkeypatch.setitem(BACKENDS, name, module.__name__)
+        return loaded
+
+    return put_in
+
+
+def replaced_name(backend: Any, name: str) -> Any:
+    backend.name = name
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("usable", "expected"),
+    [
+        (fastest.ON_GPU, "tensorrt"),
+        (("tensorrt-rtx", "onnxruntime-cuda"), "tensorrt-rtx"),
+        (("inductor", "onnxruntime-cuda"), "inductor"),
+        (("onnxruntime-cuda",), "onnxruntime-cuda"),
+        ((), "onnxruntime"),
+    ],
+)
+def test_on_a_card_the_best_that_works_is_taken_and_a_trial_is_advised_where_there_are_several(
+    bundle: Bundle, card: Callable[..., list[str]], usable: tuple[str, ...], expected: str
+) -> None:
+    card(*usable)
+    with Segmenter.load(bundle, threads=1) as segmenter:
+        assert segmenter.choice.backend.name == expected
+        assert ("bench BUNDLE --choose" in segmenter.choice.why) == (len(usable) > 1)
+        for name in fastest.ON_GPU[: fastest.ON_GPU.index(expected) if usable else None]:
+            assert any(f"{name} is not there." in line for line in segmenter.choice.passed_over)
+
+
+def test_on_a_card_a_trial_decides(bundle: Bundle, card: Callable[..., list[str]]) -> None:
+    card(*fastest.ON_GPU)
+    kept(bundle, {"fp32 on onnxruntime-cuda": 0.021, "fp32 on inductor": 0.0048, "fp32 on tensorrt": None})
+    with Segmenter.load(bundle, threads=1) as segmenter:
+        assert segmenter.choice.backend.name == "inductor"
+        assert segmenter.choice.why.startswith("0.0048 of onnxruntime's time, tried on")
+
+
+def test_a_trial_of_another_card_does_not_count(
+    bundle: Bundle, card: Callable[..., list[str]], gpu: Callable[[str], None]
+) -> None:
+    card(*fastest.ON_GPU)
+    kept(bundle, {"fp32 on onnxruntime-cuda": 0.02})
+    assert taken(bundle) == "fp32 on onnxruntime-cuda"
+    gpu(H200.replace("H200", "L4"))
+    assert taken(bundle) == "fp32 on tensorrt"
+
+
+def test_a_card_whose_engines_fail_to_load_leaves_the_cpu(
+    bundle: Bundle, card: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = card("inductor", "onnxruntime-cuda")
+    for name in ("inductor", "onnxruntime-cuda"):
+
+        def refuse(name: str, *_: object) -> None:
+            tried.append(name)
+            raise BackendUnavailable(f"{name} does not start.", exit_code=1)
+
+        monkeypatch.setattr(sys.modules[f"{name}_double"], "load", refuse)
+    assert taken(bundle) == "fp32 on onnxruntime-cpu"
+    assert tried == ["inductor", "onnxruntime-cuda"]  # each once
+
+
+def test_the_trial_times_what_the_card_has(
+    bundle: Bundle, card: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card("inductor", "onnxruntime-cuda")
+    monkeypatch.setattr(trial, "_START", CHILD)
+    monkeypatch.setattr(trial, "_SECONDS", 0.0)
+    found, passed_over = try_backends(bundle, threads=1)
+    results = {f"{one.precision} on {one.backend}": one for one in found.tried}
+    assert set(results) == {"fp32 on openvino", "fp32 on inductor", "fp32 on onnxruntime-cuda"}
+    assert results["fp32 on inductor"].usable
+    assert results["fp32 on onnxruntime-cuda"].usable
+    assert "not fp32 on tensorrt: tensorrt is not there." in passed_over
+
+
 # The trial itself: real processes, whose graphs take no time.
 
 CHILD = """
@@ -242,7 +347,7 @@ def load(bundle, graph, backend, threads):
         print("a line of a library's own", flush=True)
         print("terminate called", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
-    choice = true(bundle, graph, backend, threads)
+    choice = true(bundle, graph, "onnxruntime-cpu" if backend in ("inductor", "onnxruntime-cuda") else backend, threads)
     run = choice.backend.run
     if what == "fp32 on openvino:bf16":
         choice.backend.run = lambda image: time.sleep(600)

@@ -301,10 +301,21 @@ class TestTargets:
         assert machine.engine(bundle).sidecar.targets == ("sm89",)
 
     def test_a_gpu_of_a_generation_without_a_name_is_built_for_as_it_is(self, machine: Machine, bundle: Bundle) -> None:
-        machine.gpu = GpuDevice("NVIDIA H200", "sm90", 132, 141 << 30, False, "13.0")
+        machine.gpu = GpuDevice("NVIDIA Next", "sm130", 132, 141 << 30, False, "14.0")
         plan = machine.engine(bundle)
         assert plan.sidecar.targets == ()
-        assert plan.sidecar.place == "NVIDIA H200 (SM 9.0, 132 SMs)"
+        assert plan.sidecar.place == "NVIDIA Next (SM 13.0, 132 SMs)"
+
+    @pytest.mark.parametrize("sm", ["sm90", "sm87", "sm100", "sm70"])
+    def test_a_gpu_that_it_refuses_to_load_on_is_known_before_anything_is_built(
+        self, machine: Machine, bundle: Bundle, sm: str
+    ) -> None:
+        machine.gpu = GpuDevice("NVIDIA H200", sm, 132, 141 << 30, False, "13.0")
+        with pytest.raises(UserError, match=r"is not for NVIDIA H200: it runs on SM .* and not on SM \d+\.\d") as told:
+            machine.engine(bundle)
+        assert "--backend tensorrt, inductor or onnxruntime-cuda" in told.value.hint
+        assert machine.built == []
+        assert machine.engine(bundle, targets=["sm89"]).sidecar.targets == ("sm89",)  # to be carried elsewhere
 
     def test_an_engine_for_more_generations_serves_each(self, machine: Machine, bundle: Bundle) -> None:
         machine.gpu = None

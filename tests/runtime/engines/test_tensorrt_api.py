@@ -140,6 +140,12 @@ class TestRtx:
         with pytest.raises(UserError, match=r"cannot build for 'sm87'.*Did you mean"):
             resolve_targets(rtx, ["sm87"])
 
+    def test_where_its_engines_load(self, rtx: TensorRT) -> None:
+        """As 1.7.1 says itself: "Supported: 8.0 8.6 8.9 12.0 12.1 >12.0"."""
+        assert [rtx.not_for(sm) for sm in ("sm80", "sm86", "sm89", "sm120", "sm121", "sm130")] == [None] * 6
+        for sm in ("sm70", "sm87", "sm90", "sm100", "sm103", "sm110"):
+            assert f"not on SM {sm[2:-1]}.{sm[-1]}" in str(rtx.not_for(sm))
+
     def test_the_other_one_is_refused_after_it(self, rtx: TensorRT) -> None:
         with pytest.raises(UserError, match=r"already runs TensorRT-RTX"):
             tensorrt_api.load("tensorrt")
@@ -148,5 +154,6 @@ class TestRtx:
 def test_tensorrt_takes_no_targets(double: Callable[..., TensorRT]) -> None:
     api = double(release="11.4.0.106")
     assert resolve_targets(api, []) == []
+    assert api.not_for("sm90") is None
     with pytest.raises(UserError, match=r"builds for the GPU it runs on"):
         resolve_targets(api, ["sm86"])
