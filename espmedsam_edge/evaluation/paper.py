@@ -45,9 +45,10 @@ class PaperTables(BaseModel, extra="forbid", frozen=True):
 
 
 class PaperScore(BaseModel, extra="forbid", frozen=True):
-    """The paper's figure for a modality: where it stands and what it was measured on."""
+    """A method's figure for a modality: where it stands and what it was measured on."""
 
     method: str
+    prompt: Literal["point", "none"]
     table: str
     dataset: str
     dice: float
@@ -60,25 +61,32 @@ def paper_tables() -> PaperTables:
     return PaperTables.model_validate_json((files(__package__) / "paper_tables.json").read_bytes())
 
 
+def paper_scores(modality: str, dataset: str) -> list[PaperScore]:
+    """All published figures for a modality, in the paper's order; a dataset that holds "stare" has Table IV's alone."""
+    zero_shot = modality == "fundus" and "stare" in dataset.lower()
+    return [
+        PaperScore(
+            method=row.method,
+            prompt=row.prompt,
+            table=table.number,
+            dataset=table.datasets[modality],
+            dice=row.scores[modality].dice,
+            hd=row.scores[modality].hd,
+        )
+        for table in paper_tables().tables
+        if (table.number == "IV") == zero_shot
+        for row in table.rows
+        if modality in row.scores
+    ]
+
+
 def paper_score(modality: str, dataset: str, method: str = STUDENT) -> PaperScore | None:
     """The figure to put beside a result, or None where the paper has none.
 
     Args:
         modality: the result's.
-        dataset: the dataset folder's name; one that holds "stare" is compared with Table IV.
+        dataset: the dataset folder's name.
         method: ``STUDENT`` (Tables I, IV, V) or ``TEACHER`` (Tables II, IV).
     """
-    for table in sorted(paper_tables().tables, key=lambda table: table.number != "IV"):
-        if table.number == "IV" and "stare" not in dataset.lower():
-            continue
-        for row in table.rows:
-            score = row.scores.get(modality)
-            if row.method == method and row.prompt == "none" and score is not None:
-                return PaperScore(
-                    method=method,
-                    table=table.number,
-                    dataset=table.datasets[modality],
-                    dice=score.dice,
-                    hd=score.hd,
-                )
-    return None
+    found = (score for score in paper_scores(modality, dataset) if (score.method, score.prompt) == (method, "none"))
+    return next(found, None)

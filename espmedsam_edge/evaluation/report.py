@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from espmedsam_edge.evaluation.evaluate import Case, Evaluation, ImageResult
-from espmedsam_edge.evaluation.paper import paper_score
+from espmedsam_edge.evaluation.paper import PaperScore, paper_score, paper_scores
 from espmedsam_edge.files import atomic_write, spreadsheet_safe
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
@@ -110,6 +110,40 @@ def _paper_cells(modality: str, dataset: str, evaluation: Evaluation) -> list[st
     if published is None:
         return ["", "", ""]
     return [f"{published.dice:.2f}", f"{published.hd:.2f}", f"{published.dataset} (Table {published.table})"]
+
+
+def build_published_table(evaluation: Evaluation) -> Table | None:
+    """A row a method that the paper compares, a column a dataset of ours; None where it has no figures to compare.
+
+    Methods with a point by hand come after those that need nothing, as ours does.
+    """
+    ours = {
+        (modality, dataset): f"{entry['dice']:.2f} / {entry['hd']:.2f}"
+        for modality, datasets in summary(evaluation).items()
+        for dataset, entry in datasets.items()
+    }
+    published = {group: scores for group in ours if evaluation.size == 1024 and (scores := paper_scores(*group))}
+    if not published:
+        return None
+    table = Table(title="Published, Dice % / HD px", title_justify="left")
+    table.add_column("method")
+    table.add_column("prompt")
+    for (modality, dataset), scores in published.items():
+        table.add_column(
+            f"{modality} {dataset}\n{', '.join(dict.fromkeys(s.dataset for s in scores))}", justify="right"
+        )
+    table.add_row("this model", "none", *(ours[group] for group in published), style="bold", end_section=True)
+    methods = dict.fromkeys((s.prompt, s.method) for scores in published.values() for s in scores)
+    for prompt, method in sorted(methods, key=lambda pair: pair[0] == "point"):
+        cells = (_published_cell(scores, prompt, method) for scores in published.values())
+        table.add_row(method, prompt, *cells, style="dim")
+    return table
+
+
+def _published_cell(scores: Sequence[PaperScore], prompt: str, method: str) -> str:
+    """The figures of a method; it has one row for each modality and kind of prompt."""
+    found = [f"{s.dice:.2f} / {s.hd:.2f}" for s in scores if (s.prompt, s.method) == (prompt, method)]
+    return " ".join(found)
 
 
 def sheet_file(folder: Path, modality: str, dataset: str) -> Path:

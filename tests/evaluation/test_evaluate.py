@@ -19,7 +19,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate, Predict, open_candidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
 from espmedsam_edge.evaluation.paper import TEACHER, paper_score, paper_tables
-from espmedsam_edge.evaluation.report import summary, write_csv, write_json, write_sheets
+from espmedsam_edge.evaluation.report import build_published_table, summary, write_csv, write_json, write_sheets
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.masks import resize_mask
 from espmedsam_edge.imaging.views import VIEWS
@@ -303,3 +303,38 @@ def test_the_papers_figures_are_those_printed_and_marked_as_published() -> None:
     assert paper_score("teeth", "any") is None
     best = {row.method: row for row in tables.tables[0].rows if row.prompt == "none"}
     assert all(best["ESP-MedSAM-S"].scores[m].dice >= row.scores[m].dice for row in best.values() for m in row.scores)
+
+
+def test_every_published_method_stands_beside_ours(tmp_path: Path) -> None:
+    oracle = Oracle(("fundus", "histopathology", "teeth"))
+    folders = [tmp_path / "fundus" / "drive", tmp_path / "fundus" / "stare", tmp_path / "histopathology" / "tnbc"]
+    paths = [write_dataset(folder, {"quarter": 16}) for folder in folders]
+    evaluation = evaluate(oracle, plan_tasks(oracle, paths))
+    table = build_published_table(evaluation)
+    assert table is not None
+    columns = [list(column.cells) for column in table.columns]
+    rows = {(method, prompt): tuple(cells) for method, prompt, *cells in zip(*columns, strict=True)}
+    assert [column.header for column in table.columns] == [
+        "method",
+        "prompt",
+        "fundus drive\nDRIVE",
+        "fundus stare\nSTARE",
+        "histopathology tnbc\nTNBC",
+    ]
+    ours = summary(evaluation)["fundus"]["drive"]
+    assert set(rows["this model", "none"]) == {f"{ours['dice']:.2f} / {ours['hd']:.2f}"}  # the same image thrice
+    # As printed in Tables II (or I), IV and V.
+    assert rows["SAM", "point"] == ("78.16 / 72.22", "63.21 / 148.98", "")
+    assert rows["LeSAM", "none"] == ("75.12 / 75.77", "70.85 / 99.71", "")
+    assert rows["EdgeSAM", "point"] == ("68.04 / 92.40", "69.20 / 98.04", "81.27 / 136.39")
+    assert rows["U-Net", "none"] == ("", "", "80.83 / 145.57")
+    assert rows["ESP-MedSAM-S", "none"] == ("72.55 / 71.99", "71.25 / 88.00", "83.14 / 111.83")
+    asked = "SAM SAMMI MedSAM SAMUS Med-SA SAMed SAM-CL UV-SAM LeSAM H-SAM U-Net nnUNet TransUNet ACC-UNet"
+    assert {method for method, _ in rows} >= set(asked.split())
+    prompts = [prompt for _, prompt in rows]
+    assert prompts == sorted(prompts)  # "none", then "point"
+
+    smaller = evaluate(oracle, plan_tasks(oracle, paths[:1]), size=512)
+    assert build_published_table(smaller) is None, "the paper's figures are at 1024 x 1024"
+    own = evaluate(oracle, plan_tasks(oracle, [write_dataset(tmp_path / "teeth" / "mine", {"a": 0})]))
+    assert build_published_table(own) is None, "the paper has no teeth"
