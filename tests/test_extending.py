@@ -1,7 +1,8 @@
-"""Adding a backend or a source takes one new file and one line of its registry: no other place has to know it."""
+"""A new backend, source or sink is one new file and one line of its registry: no other place has to know it."""
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.runtime.backends.backend import BACKENDS
 from espmedsam_edge.runtime.segmenter import Segmenter
+from espmedsam_edge.runtime.sinks.publishing import PUBLISHERS
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Scheme
 
 BACKEND = '''
@@ -72,6 +74,30 @@ class Grey:
 '''
 
 
+SINK = '''
+"""Lines into a list of this process: list://NAME"""
+import sys
+
+def open_list(publication):
+    return Lines(publication)
+
+class Lines:
+    received = []
+
+    def __init__(self, publication):
+        self.name, self.form = publication.address, publication.form
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.received.append("end")
+
+    def write(self, frame, result):
+        self.received.append(self.form.line(frame, result))
+'''
+
+
 def run(*arguments: object) -> None:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
@@ -108,7 +134,29 @@ def test_a_source_is_a_file_and_a_line(toy_bundle: Bundle, tmp_path: Path, monke
             assert np.array_equal(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), expected)
 
 
-@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"file"}))
-def test_every_scheme_names_what_opens_it(scheme: str) -> None:
-    module, _, function = SCHEMES[scheme].opener.partition(":")
+def test_a_sink_is_a_file_and_a_line(toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list_sink.py").write_text(SINK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PUBLISHERS, "list", Scheme("list_sink:open_list", "list://NAME"))
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), frame)
+
+    run("infer", toy_bundle.path, "a.png", "b.png", "--publish", "list://x", "--jsonl", "lines.jsonl")
+    received = import_module("list_sink").Lines.received
+    without_times = [{**json.loads(line), "milliseconds": None} for line in received[:-1]]
+    written = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    assert without_times == [{**line, "milliseconds": None} for line in written]
+    assert [line["source"] for line in written] == ["a.png", "b.png"]
+    assert received[-1] == "end"
+    assert not (tmp_path / "overlays").exists()  # a result was asked for, so there are no others
+
+
+@pytest.mark.parametrize(
+    ("kinds", "scheme"),
+    [(SCHEMES, name) for name in SCHEMES if name != "file"] + [(PUBLISHERS, name) for name in PUBLISHERS],
+)
+def test_every_scheme_names_what_opens_it(kinds: dict[str, Scheme], scheme: str) -> None:
+    module, _, function = kinds[scheme].opener.partition(":")
     assert callable(getattr(import_module(module), function))

@@ -57,9 +57,13 @@ def command(
         None, help="Masks as video, white on black: .mp4, .mov or .mkv for one video, else a folder."
     ),
     jsonl: str | None = typer.Option(None, help="A file for one line of JSON a frame; - for standard output."),
-    contours: Contours = typer.Option("none", help="In those lines: the mask as polygons, as COCO's rle, or both."),
+    contours: Contours = typer.Option(
+        "none", help="In those lines, and published ones: the mask as polygons, as COCO's rle, or both."
+    ),
     uids: Uids | None = typer.Option(
-        None, help="In those lines: DICOM's study, series and instance identifiers, hashed or plain. [default: neither]"
+        None,
+        help="In those lines, and published ones: DICOM's study, series and instance identifiers, hashed or plain. "
+        "[default: neither]",
     ),
     csv: str | None = typer.Option(None, help="A file for a table of the area in each frame; - for standard output."),
     plot: Path | None = typer.Option(None, help="A PNG of the area over time."),
@@ -73,6 +77,11 @@ def command(
     ),
     stream: str | None = typer.Option(
         None, help="Send the overlay: udp://HOST:PORT or rtp://HOST:PORT (MPEG-TS), or rtsp://SERVER/PATH."
+    ),
+    publish: str | None = typer.Option(
+        None,
+        metavar="mqtt://HOST/TOPIC",
+        help="Send the line of JSON of each frame to an MQTT broker; mqtts:// with TLS.",
     ),
     tta: bool = typer.Option(
         False,
@@ -182,6 +191,7 @@ def command(
             plot=plot,
             dicom_seg=dicom_seg,
             stream=stream,
+            publish=publish,
             opacity=opacity,
             overwrite=overwrite,
             resume=resume,

@@ -30,7 +30,7 @@ from espmedsam_edge.runtime.inference import infer_frames
 from espmedsam_edge.runtime.request import Outputs
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
-from espmedsam_edge.runtime.sinks.measurements import JsonLines
+from espmedsam_edge.runtime.sinks.measurements import JsonLines, LineForm
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.source import SourceFrame
 from espmedsam_edge.runtime.video.writing import open_writer
@@ -158,7 +158,9 @@ def run_demo(
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        lines = stack.enter_context(JsonLines(out / "results.jsonl", {"weights": demo.manifest.weights.origin}))
+        lines = stack.enter_context(
+            JsonLines(out / "results.jsonl", LineForm({"weights": demo.manifest.weights.origin}))
+        )
         for modality, bundle in bundles.items():
             with Segmenter.load(bundle, modality) as segmenter:
                 segmenter.choice.tell()

@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.request import InferenceRequest, Outputs
 from espmedsam_edge.runtime.resumption import Part
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.jobs import Job
-from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, shared_sinks
+from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, publishing_sinks, shared_sinks
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.places import Places, numbered, plan_places
 from espmedsam_edge.runtime.sinks.resumed import Table
@@ -100,13 +100,14 @@ def plan_outputs(
         return style if opacity is None else replace(style, opacity=opacity)
 
     results = _results(places, measured)
-    writes = bool(results) or outputs.stream is not None or "-" in (measured.jsonl, measured.table)
+    writes = bool(results) or _sent(outputs) or "-" in (measured.jsonl, measured.table)
     paced = request.serve is not None and not writes
     algorithm = Algorithm(__version__, parameters, origin != "random")
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
     shared: Sequence[Sink] = shared_sinks(sources, measured, {"weights": origin}, background)
     if outputs.resume:
-        shared = [_resumed(part, jobs, shared)]
+        shared = [_resumed(part, jobs, shared)]  # stands behind all others
+    shared = [*publishing_sinks(sources, measured, {"weights": origin}, background), *shared]
     drawn = places.overlays is not None or outputs.stream is not None
     return OutputPlan(jobs, shared, results, style_of if drawn else None, writes, part.done)
 
@@ -151,7 +152,7 @@ def _places(
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
-        elsewhere=nothing_by_default or outputs.stream is not None or "-" in (jsonl, csv),
+        elsewhere=nothing_by_default or _sent(outputs) or "-" in (jsonl, csv),
         called=names.files,
         also_read=[file for name in request.named if (file := Path(name)).is_file()],
         claims=claims,
@@ -160,8 +161,13 @@ def _places(
     if places.kept is not None:
         reason = "exists and is kept" if stands(places.kept) else "is another run's"
         log.info("%s %s; this run writes %s.", places.kept, reason, numbered(places.kept, places.number))
-    measured = Measurements(jsonl, outputs.contours, outputs.uids, csv, plot, outputs.overwrite)
+    measured = Measurements(jsonl, outputs.contours, outputs.uids, csv, plot, outputs.publish, outputs.overwrite)
     return places, measured.numbered(places.number)
+
+
+def _sent(outputs: Outputs) -> bool:
+    """Whether results go to somebody, besides or instead of files."""
+    return outputs.stream is not None or outputs.publish is not None
 
 
 def _path(place: str | Path | None) -> Path | None:

@@ -172,6 +172,7 @@ class Outputs:
         plot: a PNG of the area over time.
         dicom_seg: DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data.
         stream: where the overlay is sent: udp://HOST:PORT, rtp://HOST:PORT or rtsp://SERVER/PATH.
+        publish: where the lines of JSON are sent: mqtt://HOST/TOPIC, mqtts://HOST/TOPIC.
         opacity: of the overlay's tint, 0 to 1.
         overwrite: True: replace files that exist, whatever they are; False: none; None: only results of this program
             of the same kind. Inputs, bundles and the cache are never written to. Results of cameras and streams stay,
@@ -189,6 +190,7 @@ class Outputs:
     plot: str | Path | None = None
     dicom_seg: str | Path | None = None
     stream: str | None = None
+    publish: str | None = None
     opacity: float = 0.35
     overwrite: bool | None = None
     resume: bool = False

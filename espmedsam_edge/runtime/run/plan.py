@@ -16,8 +16,9 @@ from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.contours import Form
 from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
-from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm
 from espmedsam_edge.runtime.sinks.places import Places, numbered
+from espmedsam_edge.runtime.sinks.publishing import Publication, open_publisher
 from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
 from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced, Sink
 from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
@@ -34,6 +35,7 @@ class Measurements:
         uids: hashed or plain: lines of JSON hold DICOM's identifiers; None: they do not.
         table: the CSV of areas, ``-`` for standard output, None for none.
         plot: the PNG of areas over time, None for none.
+        publish: where lines of JSON are sent, an address of ``PUBLISHERS``; None: nowhere.
         overwrite: what of that which came to the plot's place meanwhile is replaced, see ``check_destinations``.
     """
 
@@ -42,6 +44,7 @@ class Measurements:
     uids: str | None = None
     table: str | None = None
     plot: Path | None = None
+    publish: str | None = None
     overwrite: bool | None = None
 
     def numbered(self, number: int) -> Measurements:
@@ -112,10 +115,9 @@ def shared_sinks(
         UserError: a missing package.
     """
     live = any(source.live for source in sources)
-    identifiers = None if wanted.uids is None else DicomIdentifiers(wanted.uids)
     sinks: list[tuple[str, Sink]] = []
     if wanted.jsonl is not None:
-        lines = JsonLines(_file(wanted.jsonl), constants, wanted.contours, identifiers, keep_interrupted=live)
+        lines = JsonLines(_file(wanted.jsonl), _form(wanted, constants), keep_interrupted=live)
         sinks.append((_told(wanted.jsonl), lines))
     if wanted.table is not None:
         sinks.append((_told(wanted.table), AreaTable(_file(wanted.table), keep_interrupted=live)))
@@ -125,6 +127,30 @@ def shared_sinks(
         return [sink for _, sink in sinks]
     background = background or BackgroundSinks()
     return [background.add(name, sink) for name, sink in sinks]
+
+
+def publishing_sinks(
+    sources: Sequence[Source], wanted: Measurements, constants: Mapping[str, Any], background: BackgroundSinks
+) -> list[Sink]:
+    """The sinks that send lines of the frames of all sources as they come; see ``shared_sinks``.
+
+    Args:
+        sources: what is segmented.
+        wanted: where lines are sent, and in which form.
+        constants: what every line of JSON says besides.
+        background: takes the sinks where there is a live source, and what failed to be published.
+
+    Raises:
+        UserError: an address that will not do, or a missing package.
+    """
+    if wanted.publish is None:
+        return []
+    publisher = open_publisher(Publication(wanted.publish, _form(wanted, constants), background.failures))
+    return [background.add(publisher.name, publisher) if any(source.live for source in sources) else publisher]
+
+
+def _form(wanted: Measurements, constants: Mapping[str, Any]) -> LineForm:
+    return LineForm(constants, wanted.contours, None if wanted.uids is None else DicomIdentifiers(wanted.uids))
 
 
 def _file(place: str) -> Path | None:

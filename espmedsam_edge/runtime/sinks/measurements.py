@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -79,51 +80,60 @@ class _GrowingText:
             self._file.end(kind, whole=whole)
 
 
-class JsonLines(_GrowingText):
-    """Writes one JSON object a frame, each on its line.
+@dataclass(frozen=True)
+class LineForm:
+    """How a frame's result is a line of JSON.
 
     A line holds source, frame, time and, for a live source, the frames skipped so far; of a stack ``z_um``;
     ``Segmentation.to_dict``;
     ``area_mm2`` and ``spacing_mm`` (between rows, between columns) where the spacing is known; and the contours.
 
-    Args:
-        path: the file, which takes its name when it is whole; None for standard output.
+    Attributes:
         constants: what every line shall say besides.
         contours: how the mask's shape is written.
         identifiers: says more about the file that a frame was read from; None: nothing.
+    """
+
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    contours: Form = "none"
+    identifiers: Identifiers | None = None
+
+    def line(self, frame: SourceFrame, result: Segmentation) -> str:
+        """The line, without its end; only ASCII."""
+        line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
+        if frame.captured is not None:
+            line["skipped"] = frame.skipped
+        if frame.z is not None:
+            line["z_um"] = round(frame.z, 4)
+        if self.identifiers is not None:
+            line |= self.identifiers(frame.path)
+        line |= {**self.constants, **result.to_dict()}
+        area = area_in_mm2(result.area, frame.spacing)
+        if frame.spacing is not None and area is not None:
+            line |= {"area_mm2": round(area, 4), "spacing_mm": list(frame.spacing)}
+        line |= contour_fields(result, self.contours)
+        return json.dumps(line, allow_nan=False, separators=(",", ":"))
+
+
+class JsonLines(_GrowingText):
+    """Writes one JSON object a frame, each on its line.
+
+    Args:
+        path: the file, which takes its name when it is whole; None for standard output.
+        form: of the lines.
         keep_interrupted: see ``GrowingFile``.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        constants: Mapping[str, Any] | None = None,
-        contours: Form = "none",
-        identifiers: Identifiers | None = None,
-        *,
-        keep_interrupted: bool = False,
-    ) -> None:
+    def __init__(self, path: Path | None, form: LineForm | None = None, *, keep_interrupted: bool = False) -> None:
         super().__init__(path, keep_interrupted=keep_interrupted)
-        self._constants, self._contours, self._identifiers = dict(constants or {}), contours, identifiers
+        self._form = form or LineForm()
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         self.take(self.entry(frame, result))
 
     def entry(self, frame: SourceFrame, result: Segmentation) -> str:
         """A frame's line."""
-        line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
-        if frame.captured is not None:
-            line["skipped"] = frame.skipped
-        if frame.z is not None:
-            line["z_um"] = round(frame.z, 4)
-        if self._identifiers is not None:
-            line |= self._identifiers(frame.path)
-        line |= self._constants | result.to_dict()
-        area = area_in_mm2(result.area, frame.spacing)
-        if frame.spacing is not None and area is not None:
-            line |= {"area_mm2": round(area, 4), "spacing_mm": list(frame.spacing)}
-        line |= contour_fields(result, self._contours)
-        return json.dumps(line, allow_nan=False, separators=(",", ":"))
+        return self._form.line(frame, result)
 
 
 class AreaTable(_GrowingText):

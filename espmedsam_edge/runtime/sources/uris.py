@@ -154,7 +154,7 @@ def parse_uri(text: str) -> Uri | None:
     if not place:
         raise UserError(f"{scheme}:// names nothing.", f"For example {SCHEMES[scheme].example}")
     address = f"{scheme}://{place}"
-    return Uri(scheme, place, _options(parts.query, address), address, _label(scheme, place))
+    return Uri(scheme, place, read_options(parts.query, address), address, _label(scheme, place))
 
 
 def _nearest(scheme: str) -> str:
@@ -168,7 +168,7 @@ def _network(scheme: str, text: str, host: str, port: int | None, path: str, fra
     shown_host = f"[{host}]" if ":" in host else host
     place = f"{shown_host}{f':{port}' if port else ''}{without_secrets(path)}"
     address = f"{scheme}://{place}"
-    return Uri(scheme, text.partition("#")[0], _options(fragment, address), address, _label(scheme, place))
+    return Uri(scheme, text.partition("#")[0], read_options(fragment, address), address, _label(scheme, place))
 
 
 def check_login(text: str) -> None:
@@ -198,7 +198,12 @@ def without_secrets(path: str) -> str:
     return _SECRET.sub(r"\1***", path)
 
 
-def _options(query: str, address: str) -> dict[str, str]:
+def read_options(query: str, address: str) -> dict[str, str]:
+    """``name=value&...`` behind an address.
+
+    Raises:
+        UserError: one without a value, or that stands twice.
+    """
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if not value or name in options:

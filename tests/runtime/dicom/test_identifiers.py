@@ -12,7 +12,7 @@ from sink_material import blob, result_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.dicom import identifiers
 from espmedsam_edge.runtime.dicom.identifiers import KEY_VARIABLE, DicomIdentifiers
-from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
@@ -72,7 +72,7 @@ def test_nothing_of_the_patient_is_in_measurements(tmp_path: Path, uids: str | N
     source = save_dicom(tmp_path / "a.dcm")
     frame = SourceFrame(np.zeros((48, 64, 3), np.uint8), tmp_path / "a.dcm", spacing=(0.1, 0.1))
     found = None if uids is None else DicomIdentifiers(uids)
-    with JsonLines(tmp_path / "a.jsonl", None, "both", found) as lines, AreaTable(tmp_path / "a.csv") as table:
+    with JsonLines(tmp_path / "a.jsonl", LineForm({}, "both", found)) as lines, AreaTable(tmp_path / "a.csv") as table:
         lines.write(frame, result_of(blob((48, 64))))
         table.write(frame, result_of(blob((48, 64))))
     text = (tmp_path / "a.jsonl").read_text() + (tmp_path / "a.csv").read_text()

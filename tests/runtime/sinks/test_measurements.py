@@ -12,7 +12,7 @@ import pytest
 from sink_material import blob, result_of
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.sinks.measurements import AREA_COLUMNS, AreaTable, JsonLines
+from espmedsam_edge.runtime.sinks.measurements import AREA_COLUMNS, AreaTable, JsonLines, LineForm
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -31,7 +31,7 @@ def lines_of(path: Path) -> list[dict[str, object]]:
 
 def test_lines_are_json_and_there_at_once(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    with JsonLines(file, {"weights": "random"}) as sink:
+    with JsonLines(file, LineForm({"weights": "random"})) as sink:
         sink.write(frame(0, 0.0), result_of(blob((48, 64))))
         assert len(lines_of(tmp_path / "a.partial.jsonl")) == 1
         sink.write(frame(1, 0.1), result_of(blob((48, 64))))
@@ -60,7 +60,7 @@ def test_live_frames_say_what_was_skipped(tmp_path: Path) -> None:
 
 
 def test_contours_and_identifiers_where_asked_for(tmp_path: Path) -> None:
-    with JsonLines(tmp_path / "a.jsonl", None, "both", lambda path: {"study_uid": f"uid of {path}"}) as sink:
+    with JsonLines(tmp_path / "a.jsonl", LineForm({}, "both", lambda path: {"study_uid": f"uid of {path}"})) as sink:
         sink.write(frame(), result_of(blob((48, 64))))
     (line,) = lines_of(tmp_path / "a.jsonl")
     assert line["study_uid"] == "uid of c.mp4"
