@@ -6,10 +6,15 @@ if its SHA-256 is the manifest's. Each start asks for the manifest again; what c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import logging
 import re
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +32,8 @@ from espmedsam_edge.bundle import (
     write_bundle,
 )
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import read_regular, sha256_file, write_errors
-from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private
+from espmedsam_edge.files import read_regular, write_errors
+from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, distrusted, make_private, read_kept
 from espmedsam_edge.machine.installation import why_missing
 
 log = logging.getLogger(__name__)
@@ -36,7 +41,8 @@ log = logging.getLogger(__name__)
 FETCHED = "fetched"
 """Where in the cache."""
 _MAX_GRAPH_BYTES = 2 << 30  # no file of protobuf's is larger
-_PATIENCE = 30.0  # seconds without a byte
+_PATIENCE = 30.0  # seconds without a byte, and before a rate is asked for
+_SLOWEST = 10_000  # bytes a second
 _HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FORM = "Write it as hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
@@ -88,16 +94,19 @@ def fetch(reference: str) -> Bundle:
     where = root / FETCHED / hashlib.sha256(reference.encode()).hexdigest()[:16] / f"{place.name}.bundle"
     try:
         manifest = parse_manifest(place.read(MANIFEST, MAX_MANIFEST_BYTES), f"{reference}: {MANIFEST}")
-        if not _is_whole(where, manifest):
+        if not _is_whole(where, manifest, root):
             log.info("Fetching %s: %s", reference, where)
             _keep(place, manifest, where, root)
     except _UnreachableError as error:
-        if not (where / MANIFEST).is_file():
+        try:
+            manifest = _kept_before(where, root)
+        except OSError as lack:
+            kept = "" if isinstance(lack, FileNotFoundError) else f"; what is kept is not used: {lack.strerror}"
             raise UserError(
-                f"{reference} cannot be reached: {error}.", "Check the address and the network.", exit_code=1
+                f"{reference} cannot be reached: {error}{kept}.", "Check the address and the network.", exit_code=1
             ) from error
         log.info("%s cannot be reached (%s): what was fetched before is used.", reference, error)
-    return Bundle.open(where)
+    return Bundle(where, manifest)
 
 
 def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
@@ -114,19 +123,17 @@ def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
     if not reference.startswith(_HUB):
         raise UserError(f"nothing can be pushed to '{reference}'.", _HUB_FORM)
     place = _HubPlace(reference)
-    for graph in bundle.manifest.graphs:
-        bundle.read_graph(graph)
-    from huggingface_hub import HfApi
+    contents = _contents(bundle)
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
         api.create_repo(place.repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=place.repository,
-            folder_path=bundle.path,
+        commit = api.create_commit(
+            place.repository,
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
             revision=place.revision,
-            allow_patterns=sorted(own_files(bundle.path, bundle.manifest)),
             commit_message=f"Bundle: {', '.join(bundle.manifest.modalities)}",
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -136,20 +143,50 @@ def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
     return f"{_HUB}{place.repository}@{commit.oid}"
 
 
-def _is_whole(where: Path, manifest: Manifest) -> bool:
+def _contents(bundle: Bundle) -> dict[str, bytes]:
+    """A bundle's own files by name, read once: what is written is what was checked."""
+    contents = {graph.file: bundle.read_graph(graph) for graph in bundle.manifest.graphs}
+    for name in sorted(own_files(bundle.path, bundle.manifest) - contents.keys()):
+        file = bundle.path / name
+        if file.is_symlink():
+            raise UserError(f"{file} is a link; a bundle holds its own files.", "Export it again.")
+        try:
+            contents[name] = read_regular(file, MAX_MANIFEST_BYTES if name == MANIFEST else _MAX_GRAPH_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}.", "Check its permissions.", exit_code=1) from error
+    return contents
+
+
+def _is_whole(where: Path, manifest: Manifest, root: Path) -> bool:
+    """Whether what is kept is this bundle, the user's alone."""
     try:
-        kept = Bundle.open(where)
-        return kept.manifest == manifest and all(
-            sha256_file(where / graph.file) == graph.sha256 for graph in manifest.graphs
+        return parse_manifest(read_kept(where / MANIFEST, root), str(where)) == manifest and all(
+            hashlib.sha256(read_kept(where / graph.file, root)).hexdigest() == graph.sha256 for graph in manifest.graphs
         )
     except (UserError, OSError):
         return False
 
 
+def _kept_before(where: Path, root: Path) -> Manifest:
+    """Of what was fetched before; graphs are hashed when they are loaded.
+
+    Raises:
+        OSError: there is nothing, or others could have changed it.
+        UserError: it is damaged.
+    """
+    manifest = parse_manifest(read_kept(where / MANIFEST, root), str(where / MANIFEST))
+    for graph in manifest.graphs:
+        if (reason := distrusted(where / graph.file, root)) is not None:
+            raise PermissionError(errno.EACCES, reason)
+    return manifest
+
+
 def _keep(place: _Place, manifest: Manifest, where: Path, root: Path) -> None:
     """Write a bundle into the cache, whole or not at all."""
     with write_errors(where):
-        make_private(where.parent, root)
+        make_private(where if where.exists() else where.parent, root)
     with write_bundle(where, own=True) as draft:
         for graph in manifest.graphs:
             content = place.read(graph.file, _MAX_GRAPH_BYTES)
@@ -187,10 +224,9 @@ class _WebPlace:
     def read(self, file: str, limit: int) -> bytes:
         """See ``_Place``."""
         address = f"{self._base}/{file}"
+        transfer = _Transfer(partial(self._opener.open, Request(address), timeout=_PATIENCE), limit)  # noqa: S310
         try:
-            with self._opener.open(Request(address), timeout=_PATIENCE) as response:  # noqa: S310  (_is_safe)
-                content: bytes = response.read(limit + 1)
-                missing = response.length  # of a connection that broke off
+            content = transfer.wait()
         except HTTPError as error:
             if error.code >= 500 or error.code == 429:
                 raise _UnreachableError(f"the server answers {error.code}") from error
@@ -201,9 +237,55 @@ class _WebPlace:
             raise _UnreachableError(_said(getattr(error, "reason", error))) from error
         if len(content) > limit:
             raise UserError(f"{address} has over {limit >> 20} MiB.", "Check the address.", exit_code=1)
-        if missing:
-            raise _UnreachableError("the connection broke off")
         return content
+
+
+class _Transfer:
+    """A file on its way, in a thread of its own, so that a server that sends a byte now and then is not waited for.
+
+    Args:
+        open: sends the request; an answer, as urllib gives it.
+        limit: bytes after which no more are read.
+    """
+
+    def __init__(self, open: Callable[[], Any], limit: int) -> None:
+        self._open, self._limit = open, limit
+        self._content = bytearray()
+        self._error: BaseException | None = None
+        self._given_up = False
+
+    def wait(self) -> bytes:
+        """The content.
+
+        Raises:
+            _UnreachableError: less came than ``_SLOWEST`` a second, after ``_PATIENCE``; or the connection broke off.
+            Exception: what urllib raises.
+        """
+        thread = threading.Thread(target=self._run, name="espmedsam-fetch", daemon=True)
+        begin = time.monotonic()
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            late = time.monotonic() - begin - _PATIENCE
+            if thread.is_alive() and len(self._content) < _SLOWEST * late:
+                self._given_up = True
+                raise _UnreachableError(f"it sends less than {_SLOWEST // 1000} kB a second")
+        if self._error is not None:
+            raise self._error
+        return bytes(self._content)
+
+    def _run(self) -> None:
+        try:
+            with self._open() as response:
+                while len(self._content) <= self._limit and not self._given_up:
+                    piece = response.read1(1 << 20)
+                    self._content += piece
+                    if not piece:
+                        break
+                if response.length and len(self._content) <= self._limit:
+                    raise _UnreachableError("the connection broke off")
+        except BaseException as error:  # noqa: BLE001 (raised again in ``wait``)
+            self._error = error
 
 
 class _SafeRedirects(HTTPRedirectHandler):

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from bundle_server import BundleServer, serving
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge import Segmenter, remote_bundles
-from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.bundle import PICTURES, Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.remote_bundles import fetch, is_remote, open_bundle
@@ -143,6 +145,48 @@ def test_what_is_not_there_or_too_large_is_one_line(
     server.broken = 503
     with pytest.raises(UserError, match="cannot be reached: the server answers 503"):
         fetch(address)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
+    address: str, server: BundleServer, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(remote_bundles, "_PATIENCE", 0.3)
+    server.dripping = part
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="cannot be reached: it sends less than 10 kB a second"):
+        fetch(address)
+    assert time.monotonic() - begin < 10  # it would drip for 20
+    server.dripping = ""
+    for thread in threading.enumerate():
+        if thread.name == "espmedsam-fetch":
+            thread.join(10)  # it ends by itself
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "fp32.onnx", "."])
+@pytest.mark.parametrize("reachable", [True, False])
+def test_what_is_kept_is_the_users_alone(
+    address: str, server: BundleServer, toy_bundle: Bundle, name: str, reachable: bool
+) -> None:
+    kept = fetch(address).path / name
+    kept.chmod(0o777 if kept.is_dir() else 0o666)
+    server.broken = None if reachable else 503
+    if reachable:
+        assert fetch(address).manifest == toy_bundle.manifest
+        assert not kept.stat().st_mode & 0o022  # made anew
+        assert "GET /models/toy.bundle/fp32.onnx" in server.asked[2:]
+    else:
+        with pytest.raises(UserError, match="what is kept is not used: other users may write to"):
+            fetch(address)
+
+
+def test_links_in_a_bundle_are_not_pushed(toy_bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    (tmp_path / "secret.png").write_bytes(b"of a patient")
+    (toy_bundle.path / f"fundus-fp32-{PICTURES[0]}").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match="is a link"):
+        remote_bundles.push(toy_bundle, "hf://owner/toy")
 
 
 def test_the_command_takes_an_address(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,7 @@ class BundleServer(ThreadingHTTPServer):
         self.private: dict[str, bool] = {}
         self.asked: list[str] = []
         self.broken: int | None = None  # an error that is the answer to everything
+        self.dripping = ""  # "head" or "body": what comes a byte at a time
 
     @property
     def address(self) -> str:
@@ -61,6 +63,10 @@ class _Answers(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
 
     def answer(self, code: int, content: bytes = b"", **headers: str) -> None:
+        if self.server.dripping:
+            with suppress(OSError):
+                self._drip()
+            return
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -68,6 +74,18 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def _drip(self) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
+        if self.server.dripping == "body":
+            self.wfile.write(head + b"\r\n")
+        else:
+            self.wfile.write(head + b"X-Long: ")
+        begin = time.monotonic()
+        while self.server.dripping and time.monotonic() - begin < 20:
+            self.wfile.write(b" ")
+            time.sleep(0.02)
+        self.close_connection = True
 
     def do_HEAD(self) -> None:
         self.do_GET()

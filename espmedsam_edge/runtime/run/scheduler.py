@@ -101,10 +101,10 @@ class Run:
                     raise
                 interrupted = True
                 self._stop()
-                threads.wait()
+                threads.wait(leave="read")
         except BaseException:
             self._abort()
-            threads.wait()
+            threads.wait(leave="read")
             raise
         finally:
             self._clear()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 _LEAVING_SECONDS = 5.0
+_ALONE_SECONDS = 2.0
 
 
 class ThreadGroup:
@@ -28,16 +30,29 @@ class ThreadGroup:
         self._leader.start()
         self._go.set()
 
-    def wait(self, stop: threading.Event | None = None) -> None:
+    def wait(self, stop: threading.Event | None = None, leave: str | None = None) -> None:
         """Come back when all have ended. Ctrl-C comes through; then it can be called again.
+
+        Args:
+            stop: see below.
+            leave: a stage that is not waited for any longer once it alone has gone on for two seconds: a decoder may
+                be in a single call for minutes. It ends by itself after that call, or with the process.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, or ``stop`` was set.
         """
         self._go.set()
+        alone: float | None = None
         while not self._ended.wait(0.2):  # a wait without an end would not always let Ctrl-C through
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
+            going = {thread.name for thread in self._threads if thread.is_alive()}
+            if leave is None or going != {f"espmedsam-{leave}"}:
+                alone = None
+            elif alone is None:
+                alone = time.monotonic()
+            elif time.monotonic() - alone > _ALONE_SECONDS:
+                return
         self._leader.join(_LEAVING_SECONDS)
 
     def _lead(self) -> None:

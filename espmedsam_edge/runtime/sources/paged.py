@@ -18,7 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image, max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import image_format, read_header
+from espmedsam_edge.imaging.headers import ImageHeader, image_format, read_header
 from espmedsam_edge.imaging.tiff_header import TiffPages
 from espmedsam_edge.runtime.sources.files import Clip
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ANIMATED = ("PNG", "WebP")
 _LARGEST = 8 << 30  # bytes of a file that is looked into
+_LOOKED_AT = 1 << 28  # pixels, for the brightest
 
 
 class Place(NamedTuple):
@@ -44,13 +45,21 @@ def is_paged(path: Path) -> bool:
         with path.open("rb") as stream:
             form = image_format(stream.read(64))
         if form in ("TIFF", *_ANIMATED) and path.stat().st_size < _LARGEST:
-            data = path.read_bytes()
-            if read_header(data).pictures < 2:
+            data = _contents(path)
+            if read_header(cast(bytes, data)).pictures < 2:
                 return False
             if form == "TIFF":  # of a slide, the other pages are levels, a thumbnail and the label
-                return not TiffPages(bytearray(data)).description.startswith("Aperio")
+                return not TiffPages(data).description.startswith("Aperio")
             return hasattr(cv2, "imdecodeanimation")
     return False
+
+
+def _contents(path: Path) -> bytearray:
+    """A file's bytes, once in memory, as they are changed to show one page or the other."""
+    data = bytearray(path.stat().st_size)
+    with path.open("rb") as stream:
+        del data[stream.readinto(data) :]
+    return data
 
 
 class PagedPicture(Clip):
@@ -58,11 +67,10 @@ class PagedPicture(Clip):
 
     def _open(self) -> tuple[Fraction | None, int | None]:
         try:
-            data = self.path.read_bytes()
-            header = read_header(data)
+            self._data = data = _contents(self.path)
+            header = read_header(cast(bytes, data))
         except (OSError, HeaderError) as error:
             raise UserError(f"cannot read {self.path}: {error}.", "Copy it again.", exit_code=1) from error
-        self._data = bytearray(data)
         self._pages = TiffPages(self._data) if header.format == "TIFF" else None
         self._pictures = header.pictures if self._pages is None else len(self._pages)
         if self._pages is None:
@@ -109,17 +117,34 @@ class PagedPicture(Clip):
             yield SourceFrame(image, self.path, number, place.time, z=place.z)
 
     def _largest_sample(self, pages: TiffPages) -> int:
-        """Of all pages of more than 8 bits, so that they share one scale; 0 for others."""
+        """Of pages of more than 8 bits, so that they share one scale; 0 for others.
+
+        Of all, or in a stack of over 268 megapixels of pages that are spread over it: the first frame waits for this.
+        One of those between that is brighter has a scale of its own.
+        """
         largest = 0
-        for number in range(len(pages)):
-            with suppress(cv2.error, struct.error, HeaderError):
-                data = pages.show(number)
-                if read_header(cast(bytes, data)).depth <= 8:
-                    return 0
-                samples: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        first = _header_of(pages, 0)
+        if first is None or first.depth <= 8 or first.width * first.height > max_pixels():
+            return 0
+        most = max(2, _LOOKED_AT // (first.width * first.height))
+        looked_at = {round(place) for place in np.linspace(0, len(pages) - 1, min(most, len(pages)))}
+        if len(looked_at) < len(pages):
+            log.info("%s: %d of %d pages are looked at for their brightness.", self.path, len(looked_at), len(pages))
+        for number in sorted(looked_at):
+            header = _header_of(pages, number)
+            if header is None or (header.width, header.height) != (first.width, first.height):  # it is left out
+                continue
+            with suppress(cv2.error, struct.error):
+                samples: Any = cv2.imdecode(np.frombuffer(pages.show(number), np.uint8), cv2.IMREAD_UNCHANGED)
                 if samples is not None and samples.dtype == np.uint16:
                     largest = max(largest, int(samples.max()))
         return largest
+
+
+def _header_of(pages: TiffPages, number: int) -> ImageHeader | None:
+    with suppress(HeaderError, struct.error):
+        return read_header(cast(bytes, pages.show(number)))
+    return None
 
 
 def _rate(times: list[float | None]) -> Fraction | None:

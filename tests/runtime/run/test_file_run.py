@@ -312,6 +312,27 @@ def test_a_run_in_any_thread_is_stopped_as_by_ctrl_c(segmenter: Segmenter) -> No
     assert sink.ended is not None
 
 
+def test_a_source_that_is_busy_for_long_is_not_waited_for(segmenter: Segmenter) -> None:
+    stop, done = threading.Event(), threading.Event()
+
+    class Busy(Scripted):
+        def __iter__(self) -> Iterator[SourceFrame]:
+            stop.set()
+            done.wait(60)  # as a decoder in one call
+            yield from super().__iter__()
+
+    source, sink = Busy("s", 3), Recording()
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(segmenter, [Job(source, [sink])], stop=stop)
+    assert not done.is_set()
+    assert sink.ended is not None
+    done.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("espmedsam-"):
+            thread.join(30)  # it ends by itself
+    assert source.closed
+
+
 def test_controls_change_a_run_under_way(segmenter: Segmenter, toy_bundle_of_two: Bundle) -> None:
     controls = Adjustable()
     got: list[tuple[str, float]] = []

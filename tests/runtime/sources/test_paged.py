@@ -12,6 +12,7 @@ import pytest
 
 from espmedsam_edge import ModelOptions, Outputs, infer, infer_frames
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.runtime.sources import paged
 from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
@@ -151,3 +152,29 @@ def test_a_run_over_a_stack(toy_bundle: Bundle, tmp_path: Path) -> None:
     assert [(line["frame"], line["z_um"]) for line in lines] == [(0, 0.0), (1, 2.0), (2, 4.0)]
     assert len(list((tmp_path / "m").rglob("*.png"))) == 3
     assert [frame.z for frame, _ in infer_frames(tmp_path / "a.tif", ModelOptions(toy_bundle))] == [0, 2, 4]
+
+
+def test_of_a_large_stack_some_pages_are_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(paged, "_LOOKED_AT", 3 * 20 * 30)
+    stack = pages(9, dtype=np.uint16, top=1000)
+    stack[4, 0, 0] = 4000  # the one in the middle is looked at
+    stack[5, 0, 0] = 60000
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    frames, _ = read(tmp_path / "a.tif")
+    scales = [4095] * 5 + [65535] + [4095] * 3
+    expected = [cv2.convertScaleAbs(page, alpha=255 / scale) for page, scale in zip(stack, scales, strict=True)]
+    assert all(np.array_equal(frame.image[..., 0], page) for frame, page in zip(frames, expected, strict=True))
+    assert said == [f"{tmp_path / 'a.tif'}: 3 of 9 pages are looked at for their brightness."]
+
+
+def test_pages_that_are_left_out_do_not_count_for_brightness(tmp_path: Path) -> None:
+    stack = pages(3, dtype=np.uint16, top=1000)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in (*stack, pages(1, (40, 60), np.uint16, 60000)[0]):
+            file.write(page, photometric="minisblack", metadata=None)
+    frames, failures = read(tmp_path / "a.tif")
+    assert len(failures) == 1
+    expected = [cv2.convertScaleAbs(page, alpha=255 / 1023) for page in stack]
+    assert all(np.array_equal(frame.image[..., 0], page) for frame, page in zip(frames, expected, strict=True))
