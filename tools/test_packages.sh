@@ -34,7 +34,7 @@ install() {
 installed $gstreamer || install $gstreamer
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     install chromium
-command -v dciodvfy >/dev/null || install dicom3tools
+{ command -v dciodvfy && command -v storescu; } >/dev/null || install dicom3tools dcmtk
 PATH=$PATH:/usr/sbin
 command -v nginx >/dev/null || install nginx-light
 command -v mosquitto >/dev/null || install mosquitto

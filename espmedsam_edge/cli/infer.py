@@ -175,7 +175,7 @@ def command(
         bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile
     )
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         if serving is not None and not sources:
             with open_service(model, serving) as server:
                 _until_interrupted(server)
@@ -333,7 +333,7 @@ def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """Let SIGTERM end the run as Ctrl-C does: stages stopped, unfinished files removed."""
 
     def interrupt(number: int, stack_frame: object) -> None:

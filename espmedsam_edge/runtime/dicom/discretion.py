@@ -61,6 +61,11 @@ def read_dataset(path: Path, tags: Iterable[str] | None = None) -> Any:
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=1 << 16, force=bare, specific_tags=wanted)
 
 
+def read_whole(path: Path) -> Any:
+    """The dataset of a file of our own, pixels included."""
+    return load_pydicom().dcmread(path)
+
+
 class Dicom:
     """The dataset that is at work, once it is read: for naming the attribute that is at fault."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -51,6 +52,13 @@ class PackedMasks(Closing):
         self._file.seek(first // 8)
         data = np.frombuffer(self._file.read(height * width // 8 + 2), np.uint8)
         return np.unpackbits(data, bitorder="little")[first % 8 :][: height * width].reshape(self.size)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of all masks. After it, nothing can be appended."""
+        digest, stored = hashlib.sha256(), self.stored()
+        while block := stored.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
     def stored(self) -> BinaryIO:
         """The file from its start, of an even number of bytes. After it, nothing can be appended."""

@@ -271,6 +271,14 @@ def _other_than_picture(dataset: Any) -> str:
 
     kind = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
     name = "" if kind.is_private or not kind.is_valid else kind.name
-    if not name.endswith(" Storage") or "Image" in name or kind in _VOLUMES:
+    if not name.endswith(" Storage") or is_picture_class(kind):
         return ""
     return name.removesuffix(" Storage")
+
+
+def is_picture_class(uid: str) -> bool:
+    """Whether the standard names a class of objects as one of images."""
+    from pydicom.uid import UID
+
+    kind = UID(uid)
+    return kind in _VOLUMES or (kind.is_valid and not kind.is_private and "Image" in kind.name)

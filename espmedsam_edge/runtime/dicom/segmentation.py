@@ -46,6 +46,9 @@ def write_segmentation(
 ) -> None:
     """Write the segmentation of one DICOM image; memory holds none of the masks but one, and what is said of each.
 
+    Its identifiers and its series's are made from the source's, the algorithm and the masks: the same once more
+    is the same instance, which an archive keeps once.
+
     Args:
         path: the file to write.
         header: the source's dataset; its pixels are not needed.
@@ -57,6 +60,7 @@ def write_segmentation(
     Raises:
         UserError: the source lacks what a segmentation must repeat.
     """
+    digest = masks.digest()
     with discreet(partial(_not_made, name)) as dicom:
         dicom.dataset = header
         source = _completed(header)
@@ -65,7 +69,8 @@ def write_segmentation(
         # memory. It gets the first frame for all of them, or of a cine for itself, and the others follow here.
         cine = masks.count > 1 and "PerFrameFunctionalGroupsSequence" not in source
         shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
-        segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm)
+        uids = _identifiers(str(header.SOPInstanceUID), digest, modality, algorithm)
+        segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm, uids)
         _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
         if "PlaneOrientationSequence" not in segmentation.SharedFunctionalGroupsSequence[0]:
             segmentation.PatientOrientation = None  # which has to be there, if only empty (PS3.3 C.7.6.1.1.1)
@@ -116,7 +121,15 @@ def _of_one_frame(source: Dataset) -> Dataset:
     return source
 
 
-def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm) -> Any:
+def _identifiers(source: str, masks: str, modality: str, algorithm: Algorithm) -> tuple[str, str]:
+    """Of the series and the instance."""
+    from pydicom.uid import generate_uid
+
+    words = [source, masks, modality, algorithm.version, *map(str, sorted(algorithm.parameters.items()))]
+    return generate_uid(entropy_srcs=["series", *words]), generate_uid(entropy_srcs=["instance", *words])
+
+
+def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm, uids: tuple[str, str]) -> Any:
     import highdicom
     from highdicom.content import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentDescription
@@ -141,9 +154,9 @@ def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: A
         pixel_array=masks,
         segmentation_type="BINARY",
         segment_descriptions=[description],
-        series_instance_uid=highdicom.UID(),
+        series_instance_uid=uids[0],
         series_number=_SERIES_NUMBER,
-        sop_instance_uid=highdicom.UID(),
+        sop_instance_uid=uids[1],
         instance_number=1,
         manufacturer=MAKER,
         manufacturer_model_name=MAKER,

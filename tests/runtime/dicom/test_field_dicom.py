@@ -385,13 +385,13 @@ def test_high_throughput_jpeg_2000_is_read_as_pydicom_reads_it(tmp_path: Path, s
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.110", "1.2.333.44444.1.2.4.201"])
 def test_a_transfer_syntax_that_is_not_known_is_no_damage(tmp_path: Path, syntax: str) -> None:
-    """JPEG XL is younger than pydicom 3.0; others are a maker's own."""
+    """JPEG XL is younger than pydicom 3.0, which pynetdicom teaches its name; others are a maker's own."""
     path = save_compressed(tmp_path / "a.dcm", [b"codestream"], pydicom.uid.HTJ2KLossless, ramp())
     content, known = path.read_bytes(), pydicom.uid.HTJ2KLossless.encode()
     assert content.count(known) == 1
     assert len(known) == len(syntax)
     path.write_bytes(content.replace(known, syntax.encode()))
-    with pytest.raises(UserError, match=r"an unknown transfer syntax\. Convert it to Explicit VR"):
+    with pytest.raises(UserError, match=r"(an unknown transfer syntax|no decoder here for JPEG XL .*)\. Convert it to"):
         grey(path)
 
 

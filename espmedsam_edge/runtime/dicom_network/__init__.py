@@ -1,0 +1,1 @@
+"""The DICOM network: takes pictures that others send, has them segmented, and sends the segmentations on."""

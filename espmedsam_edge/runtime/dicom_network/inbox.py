@@ -1,0 +1,127 @@
+"""What was received and is not sent on yet, on the disk: nothing that was answered with success is lost by a kill.
+
+An instance goes by a hash of its SOP Instance UID, so that no value of a header is in a file's name. Its file is in
+``waiting`` from before it is answered until its segmentation is delivered; then an empty file in ``done`` says so, and
+what comes again is not done again. ``failed`` has what could not be segmented.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from espmedsam_edge.closing import Closing
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_path, write_errors
+
+_SUFFIX = ".dcm"
+
+
+class Inbox(Closing):
+    """The folder of one listener, which holds it locked.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        UserError: another listener has it, or it cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._waiting, self._done, self._failed = folder / "waiting", folder / "done", folder / "failed"
+        self._results = folder / "results"
+        with write_errors(folder):
+            for place in (self._waiting, self._done, self._failed, self._results):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise UserError(f"another listener uses {folder}.", "Give each a --queue of its own.") from None
+        for place in (self._waiting, self._failed, self._results):
+            for file in place.glob(f".*{_SUFFIX}"):  # half-written when an earlier listener was killed
+                file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another listener have it."""
+        os.close(self._lock)
+
+    def put(self, uid: str, content: Iterable[bytes | memoryview]) -> None:
+        """Keep an instance; it is on the disk when this returns. One that is there or done already is not kept twice.
+
+        Args:
+            uid: its SOP Instance UID.
+            content: its file, in pieces.
+
+        Raises:
+            OSError, UserError: it could not be kept, and nothing of it is left.
+        """
+        name = hashlib.sha256(uid.encode()).hexdigest()[:32]
+        place = self._waiting / f"{name}{_SUFFIX}"
+        if self.is_done(name) or place.exists():
+            return
+        with atomic_path(place, 0o600) as temporary, temporary.open("wb") as stream:
+            stream.writelines(content)
+        _sync(self._waiting)
+
+    def waiting(self) -> list[str]:
+        """The names of the instances that wait, those that came or were begun first before the others."""
+        found = []
+        with os.scandir(self._waiting) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
+                    found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(_SUFFIX)))
+        return [name for _, name in sorted(found)]
+
+    def begin(self, name: str) -> Path | None:
+        """The file of an instance that is to be done; None: it is done. One that ends its process goes last then."""
+        if self.is_done(name):
+            self._forget(name)
+            return None
+        file = self._waiting / f"{name}{_SUFFIX}"
+        os.utime(file)
+        return file
+
+    def result(self, name: str) -> Path:
+        """Where its segmentation is until it is delivered."""
+        return self._results / f"{name}{_SUFFIX}"
+
+    def is_done(self, name: str) -> bool:
+        """Whether its segmentation was delivered."""
+        return self._mark(name).exists()
+
+    def finish(self, name: str) -> None:
+        """Its segmentation is delivered."""
+        mark = self._mark(name)
+        with write_errors(mark):
+            mark.parent.mkdir(mode=0o700, exist_ok=True)
+            mark.touch(0o600)
+            _sync(mark.parent)
+            _sync(self._done)
+        self._forget(name)
+
+    def fail(self, name: str, why: str) -> None:
+        """It cannot be segmented."""
+        with write_errors(self._failed):
+            (self._failed / f"{name}.txt").write_text(f"{why}\n", "utf-8", "backslashreplace")
+            (self._waiting / f"{name}{_SUFFIX}").replace(self._failed / f"{name}{_SUFFIX}")
+
+    def _mark(self, name: str) -> Path:
+        return self._done / name[:2] / name
+
+    def _forget(self, name: str) -> None:
+        self.result(name).unlink(missing_ok=True)
+        (self._waiting / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

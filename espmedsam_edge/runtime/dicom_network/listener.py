@@ -1,0 +1,205 @@
+"""Associations and C-STORE, by pynetdicom: an instance is answered with success once it is on the disk."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.installation import why_missing
+from espmedsam_edge.runtime.dicom.discretion import load_pydicom
+from espmedsam_edge.runtime.dicom.reading import is_picture_class
+from espmedsam_edge.runtime.dicom_network.inbox import Inbox
+
+log = logging.getLogger(__name__)
+
+# Statuses of C-STORE (PS3.4, B.2.3).
+SUCCESS, OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND, NOT_SUPPORTED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0122
+_MEBIBYTE = 1 << 20
+_BEGINNING = 64 << 10  # bytes of a dataset, in which its identifiers are
+_INSTANCE = 0x00080018  # SOPInstanceUID, the last of them
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Who may send what.
+
+    Attributes:
+        aet: the title that callers must call, of 1 to 16 characters.
+        host: the address of this machine that is listened on.
+        port: 0: any that is free.
+        allow: the titles of those who may call; none: all.
+        associations: how many may be open at once; more are rejected for the time being.
+        largest: MiB; an association that sends a larger instance is aborted. It is held in memory until it is written.
+    """
+
+    aet: str = "ESPMEDSAM"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    allow: Sequence[str] = ()
+    associations: int = 8
+    largest: int = 512
+
+    def __post_init__(self) -> None:
+        for title in (self.aet, *self.allow):
+            check_title(title)
+
+
+def check_title(title: str) -> None:
+    """See that a text is an application entity's title (PS3.5, value representation AE).
+
+    Raises:
+        UserError: it is none.
+    """
+    if not (
+        1 <= len(title.strip()) <= len(title) <= 16 and title.isascii() and title.isprintable() and "\\" not in title
+    ):
+        raise UserError(f"'{title}' is no AE title.", "1 to 16 letters, digits or signs of ASCII, without a backslash.")
+
+
+def load_pynetdicom() -> Any:
+    """pynetdicom's module, kept from logging: what it tells may quote what peers sent.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if (reason := why_missing("pynetdicom", "dicom-network")) is not None:
+        raise UserError(reason)
+    load_pydicom()
+    import pynetdicom
+
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+    return pynetdicom
+
+
+def _transfer_syntaxes(pynetdicom: Any) -> list[Any]:
+    """What can be read here: plain data, and compressed ones that there is a decoder for."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    found = []
+    for name in pynetdicom.ALL_TRANSFER_SYNTAXES:
+        syntax = UID(name)
+        if syntax.is_deflated:
+            continue
+        if syntax.is_compressed:
+            try:
+                if not get_decoder(syntax).is_available:
+                    continue
+            except NotImplementedError:
+                continue
+        found.append(syntax)
+    return found
+
+
+@contextmanager
+def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]) -> Iterator[tuple[str, int]]:
+    """Take instances while the block lasts; gives the address that is listened on.
+
+    Args:
+        options: who may send what.
+        inbox: takes what comes.
+        received: called when something has come, from threads of the associations.
+
+    Raises:
+        UserError: pynetdicom is missing, or the address is taken or not this machine's.
+    """
+    pynetdicom = load_pynetdicom()
+    evt = pynetdicom.evt
+    entity = pynetdicom.AE(ae_title=options.aet)
+    entity.maximum_associations = options.associations
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(options.allow)
+    syntaxes = _transfer_syntaxes(pynetdicom)
+    for context in pynetdicom.AllStoragePresentationContexts:
+        if is_picture_class(context.abstract_syntax):
+            entity.add_supported_context(context.abstract_syntax, syntaxes)
+    entity.add_supported_context(pynetdicom.sop_class.Verification)
+
+    def store(event: Any) -> int:
+        status = _store(event, inbox)
+        if status == SUCCESS:
+            received()
+        return status
+
+    def bounded(event: Any) -> None:
+        message = event.assoc.dimse.message
+        if message is not None and message.data_set.tell() > options.largest * _MEBIBYTE:
+            log.warning("%s sends an instance of more than %d MiB; cut off.", _peer(event), options.largest)
+            threading.Thread(target=event.assoc.abort, daemon=True).start()  # this one's thread is what it waits for
+
+    handlers = [
+        (evt.EVT_C_STORE, store),
+        (evt.EVT_PDU_RECV, bounded),
+        (
+            evt.EVT_REJECTED,
+            lambda event: log.warning("%s was rejected: see --aet, --allow, --associations.", _peer(event)),
+        ),
+        (evt.EVT_ABORTED, lambda event: log.warning("%s ended an association without releasing it.", _peer(event))),
+    ]
+    try:
+        server = entity.start_server((options.host, options.port), block=False, evt_handlers=handlers)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise UserError(
+            f"cannot listen on {options.host}:{options.port}: {reason}.", "Choose another --port or --host."
+        ) from None
+    try:
+        yield server.socket.getsockname()[:2]
+    finally:
+        entity.shutdown()
+
+
+def _store(event: Any, inbox: Inbox) -> int:
+    """Keep an instance; the status that answers it."""
+    from pynetdicom.dsutils import encode_file_meta
+
+    request = event.request
+    if not is_picture_class(request.AffectedSOPClassUID):
+        return NOT_SUPPORTED
+    try:
+        meta = encode_file_meta(event.file_meta)
+        content: Any = request.DataSet.getbuffer()
+        fault = _mismatch(request, event.context.transfer_syntax)
+    except Exception:  # noqa: BLE001 (whatever a peer sent: it is refused, and quoted nowhere)
+        return CANNOT_UNDERSTAND
+    if fault:
+        return DOES_NOT_MATCH
+    try:
+        inbox.put(str(request.AffectedSOPInstanceUID), (bytes(128), b"DICM", meta, content))
+    except (OSError, UserError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        log.error("an instance of %s is refused, as it cannot be kept: %s", _peer(event), why)
+        return OUT_OF_RESOURCES
+    finally:
+        content.release()
+    return SUCCESS
+
+
+def _mismatch(request: Any, syntax: str) -> bool:
+    """Whether a dataset says it is of another class, or another instance, than its sender did."""
+    from io import BytesIO
+
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID
+
+    named = UID(syntax)
+    dataset = read_dataset(
+        BytesIO(request.DataSet.getbuffer()[:_BEGINNING]),
+        named.is_implicit_VR,
+        named.is_little_endian,
+        stop_when=lambda tag, vr, length: tag > _INSTANCE,
+    )
+    return (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)) != (
+        str(request.AffectedSOPClassUID),
+        str(request.AffectedSOPInstanceUID),
+    )
+
+
+def _peer(event: Any) -> str:
+    """The address of who sent it; its title is its own invention, and is not repeated."""
+    return str(event.assoc.requestor.address)
