@@ -6,6 +6,7 @@ still shows up. A command's module defines ``command`` (a typer function) or ``a
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         tell("error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", err=True)
         sys.exit(1)
+    except OSError as error:
+        if os.environ.get("ESPMEDSAM_DEBUG") or error.errno not in _OF_PLACES:
+            raise
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        tell(f"error: {place}{error.strerror}. Check the name, its permissions and the disk.", err=True)
+        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
     except ModuleNotFoundError as error:
         if os.environ.get("ESPMEDSAM_DEBUG"):
             raise
@@ -131,6 +138,12 @@ def _completed_command() -> str | None:
 _COMPLETE = "_ESPMEDSAM_EDGE_COMPLETE"  # set by the script that --show-completion prints
 _TALKING = ("--verbose", "-v", "--quiet", "-q")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
+
+# What a name that a user gave, or the disk that it is on, may be wrong with anywhere; others are faults of the program.
+_OF_PLACES = {
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 _EXTRA_OF = {
     "torch": "export", "timm": "export", "onnx": "export", "onnxscript": "export", "onnxsim": "export",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -11,6 +12,7 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import read_regular, read_toml
 
 _MAX_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z][a-z_-]{0,30}")  # what else stands as a name may be a value that went astray
 
 
 def _take(context: typer.Context, path: Path | None) -> Path | None:
@@ -25,13 +27,17 @@ def _take(context: typer.Context, path: Path | None) -> Path | None:
     defaults = {}
     for key, value in _read(path).items():
         if key not in options:
-            raise UserError(f"{path}: there is no option '{key}'.", nearest(key, options))
+            named = f"no option '{key}'" if _NAME.fullmatch(key) else "no option of one of the names in it"
+            raise UserError(f"{path}: there is {named}.", nearest(key, options))
         try:
             _check(context, options[key], value)
         except ValueError as error:
-            raise UserError(f"{path}: {key}: {error}") from error
+            raise UserError(f"{path}: {key}: {error}") from None
         except typer.BadParameter as error:
-            raise UserError(f"{path}: {key}: {error.message.removeprefix('Value error, ')}") from error
+            fault = error.message.removeprefix("Value error, ")
+            if _quotes(fault, value):
+                fault = _wanted(options[key])
+            raise UserError(f"{path}: {key}: {fault}") from None
         defaults[options[key].name] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -44,6 +50,20 @@ CONFIG = typer.Option(
     callback=_take,
     help="A TOML file of these options by their names, such as max-latency = 0.5; the command line wins.",
 )
+
+
+def _quotes(text: str, value: object) -> bool:
+    """Whether a text has a part of a value: it may be a password that went to the wrong line, and is never shown."""
+    words = [str(item) for item in (value if isinstance(value, list) else [value])]
+    return any(word[start : start + 3] in text for word in words for start in range(max(1, len(word) - 2)))
+
+
+def _wanted(parameter: Any) -> str:
+    """What an option takes, in the words of its type."""
+    wanted = parameter.type_descriptor.annotation
+    choices = [f"'{choice}'" for choice in get_args(wanted)]
+    kind = {int: "a whole number", float: "a number"}.get(wanted, "something else")
+    return f"it takes one of {', '.join(choices)}." if choices else f"it takes {kind}: see --help."
 
 
 def _key(parameter: Any) -> str:

@@ -218,3 +218,50 @@ def test_every_failure_is_listed_up_to_a_thousand(count: int, capsys: pytest.Cap
     tell_failures([f"cannot read {number}." for number in range(count)])
     listed = [f"failed: cannot read {number}." for number in range(min(count, 1000))]
     assert capsys.readouterr().err.splitlines() == listed + ["failed: 1 more."] * (count > 1000)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "infer BUNDLE PICTURE --masks LONG",
+        "infer BUNDLE PICTURE --out LONG/a.png",
+        "infer BUNDLE PICTURE --jsonl LONG",
+        "infer LONG PICTURE",
+        "slide LONG",
+        "slide BUNDLE PICTURE --out LONG",
+        "data check LONG",
+        "demo --out LONG",
+        "evaluate LONG LONG",
+        "export LONG --out o",
+        "bench LONG",
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(
+    words: str, toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("picture.png", np.zeros((40, 50), np.uint8))
+    names = {
+        "BUNDLE": str(toy_bundle.path),
+        "PICTURE": "picture.png",
+        "LONG": "a" * 300,
+        "LONG/a.png": "a" * 300 + "/a.png",
+    }
+    with pytest.raises(SystemExit) as left:
+        main([names.get(word, word) for word in words.split()])
+    assert left.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert "aaa" in error
+    assert "too long" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("duration", ["inf", "1e300"])
+def test_a_duration_without_end_is_none(
+    duration: str, toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("picture.png", np.zeros((40, 50), np.uint8))
+    with pytest.raises(SystemExit) as left:
+        main(["infer", str(toy_bundle.path), "picture.png", "--masks", "masks", "--duration", duration])
+    assert not left.value.code

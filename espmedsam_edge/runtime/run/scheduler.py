@@ -184,7 +184,7 @@ class Run:
             if until is not None and now >= until:
                 break
             ends = [end for end in (until, self.deadline) if end is not None and end > now]
-            self.changed.wait(min(ends) - now if ends else None)
+            self.changed.wait(min(*ends, now + 3600) - now if ends else None)  # no platform waits for 1e300 s
         if self.aborted:
             raise Aborted
 
