@@ -224,6 +224,37 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
     return old;
 }
 
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+    const unsigned long long old = *address;
+    *address += value;
+    return old;
+}
+
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+    const unsigned old = *address;
+    if (value > old) *address = value;
+    return old;
+}
+
+inline void __syncwarp() { host_cuda::block().exchange(0); }
+
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+    host_cuda::Block& block = host_cuda::block();
+    const std::uint64_t* values = block.exchange(value);
+    unsigned sum = 0;
+    for (int lane = 0; lane < block.lanes(); lane++) sum += unsigned(values[lane]);
+    return sum;
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+    host_cuda::Block& block = host_cuda::block();
+    const std::uint64_t* values = block.exchange(value);
+    unsigned greatest = 0;
+    for (int lane = 0; lane < block.lanes(); lane++)
+        if (values[lane] > greatest) greatest = unsigned(values[lane]);
+    return greatest;
+}
+
 template <typename Value>
 inline Value __shfl_down_sync(unsigned, Value value, unsigned distance) {
     std::uint64_t bits = 0;
@@ -232,6 +263,15 @@ inline Value __shfl_down_sync(unsigned, Value value, unsigned distance) {
     const std::uint64_t* values = block.exchange(bits);
     const int source = block.lane() + int(distance);
     bits = values[source < block.lanes() ? source : block.lane()];
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+template <typename Value>
+inline Value __shfl_sync(unsigned, Value value, int lane) {
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    bits = host_cuda::block().exchange(bits)[lane];
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -256,7 +296,31 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned((std::uint64_t(high) << 32 | low) >> (shift & 31));
 }
 
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) {
+        const unsigned chosen = selector >> (4 * i) & 7;
+        result |= ((chosen < 4 ? low : high) >> (8 * (chosen % 4)) & 255) << (8 * i);
+    }
+    return result;
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline int __float2int_rn(float value) { return int(std::nearbyint(value)); }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline int min(int a, int b) { return b < a ? b : a; }
 inline int max(int a, int b) { return a < b ? b : a; }
+inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }

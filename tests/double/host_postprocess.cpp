@@ -13,13 +13,15 @@ static const bool laid_out = [] {
     HOST_FIELD(Measures, top);
     HOST_FIELD(Measures, right);
     HOST_FIELD(Measures, bottom);
+    HOST_FIELD(Totals, sums);
+    HOST_FIELD(Totals, greatest);
+    HOST_FIELD(Totals, finished);
     HOST_FIELD(Canvas, frame);
     HOST_FIELD(Canvas, logits);
     HOST_FIELD(Canvas, mask);
     HOST_FIELD(Canvas, overlay);
     HOST_FIELD(Canvas, measures);
-    HOST_FIELD(Canvas, partial);
-    HOST_FIELD(Canvas, finished);
+    HOST_FIELD(Canvas, totals);
     HOST_FIELD(Canvas, mask_pitch);
     HOST_FIELD(Canvas, overlay_pitch);
     HOST_FIELD(Canvas, outline);

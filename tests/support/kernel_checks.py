@@ -159,13 +159,11 @@ class _Made:
     def __init__(self, memory: Memory, view: FrameView, logits: int, outputs: frozenset[str]) -> None:
         width, height = view.width, view.height
         self.row = -(-width // parameters.RUN) * parameters.RUN
-        across, down = parameters.tiles((width, height), parameters.POSTPROCESS_TILE)
         measures = ctypes.sizeof(parameters.Measures)
         self.mask = Guarded(memory, height * self.row)
         self.overlay = Guarded(memory, 3 * height * self.row)
         self.measures = Guarded(memory, measures)
-        self.partial = Guarded(memory, measures * across * down)
-        self.finished = Guarded(memory, 4, zero=True)
+        self.totals = Guarded(memory, ctypes.sizeof(parameters.Totals), zero=True)
         self.canvas = Canvas(
             view,
             logits,
@@ -174,8 +172,7 @@ class _Made:
             overlay=self.overlay.address if "overlay" in outputs else 0,
             overlay_pitch=3 * self.row,
             measures=self.measures.address if "measures" in outputs else 0,
-            partial=self.partial.address,
-            finished=self.finished.address,
+            totals=self.totals.address,
         )
 
     def check(self, case: PostprocessCase, logits: NDArray[np.float32], picture: NDArray[np.uint8]) -> None:
@@ -209,7 +206,7 @@ class _Made:
             assert np.abs(drawn - expected).max() <= 1  # two ways to round a blend
         else:
             assert (self.overlay.read(np.uint8, (-1,)) == NOISE).all()
-        assert (self.finished.read(np.uint32, (1,)) == 0).all()
+        assert (self.totals.read(np.uint32, (-1,)) == 0).all()
         if "measures" in case.outputs and "mask" in case.outputs:
             found = parameters.Measures.from_buffer_copy(self.measures.read(np.uint8, (-1,)).tobytes())
             _check_measures(found, mask)

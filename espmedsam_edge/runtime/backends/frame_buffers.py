@@ -128,10 +128,8 @@ class FrameOutputs:
         self._overlay_at = _rounded_up(self._mask_at + row * height, _ALIGNED)
         size = self._overlay_at + (3 * row * height if overlay else 0)
         self._host, self._device = _pair(device, size, mapped=mapped)
-        across, down = parameters.tiles((width, height), parameters.POSTPROCESS_TILE)
-        partial = ctypes.sizeof(parameters.Measures) * across * down
         try:
-            self._scratch = DeviceBuffer(device, _ALIGNED + partial)
+            self._scratch = DeviceBuffer(device, ctypes.sizeof(parameters.Totals))
         except UserError:
             for buffer in (self._host, self._device):
                 if buffer is not None:
@@ -167,8 +165,7 @@ class FrameOutputs:
             overlay=start + self._overlay_at if has_overlay else 0,
             overlay_pitch=3 * self._row if has_overlay else 0,
             measures=start,
-            partial=self._scratch.address + _ALIGNED,
-            finished=self._scratch.address,
+            totals=self._scratch.address,
         )
 
     def download(self, stream: Stream, target: int | None = None) -> None:

@@ -35,7 +35,7 @@ __device__ inline const u8* chroma_row_of(const Frame& frame, i32 y) {
     return frame.chroma + u64(y / 2) * frame.chroma_pitch;
 }
 
-__device__ inline i32 byte_of(const u32* words, i32 i) { return (words[i / 4] >> (8 * (i % 4))) & 255; }
+__device__ inline i32 byte_of(const u32* words, i32 i) { return __byte_perm(words[i / 4], 0, 0x4440 + i % 4); }
 
 // 16 bits to 8, as the CPU reference does before anything else.
 __device__ inline i32 level_of(const Frame& frame, u16 sample) {
@@ -104,10 +104,16 @@ __device__ inline void load_six(const u8* row, i32 row_bytes, i32 offset, u32& l
     }
 }
 
+// Whether rows start at whole words, the first and all others.
+__device__ inline bool rows_of_words(const Frame& frame) {
+    return (reinterpret_cast<u64>(frame.pixels) | u64(frame.pitch)) % 4 == 0;
+}
+
 // One reader a format:
 //   CHANNELS            1 where the three channels are equal (only red is filled), else 3
 //   at(frame, x, y)     one pixel
-//   pair(...)           the pixels x and x + 1 of a row; the second one repeats the first at the row's end
+//   Column, column(..)  where the pixels x and x + 1 lie in any row
+//   pair(...)           those two pixels of a row; the second one repeats the first at the row's end
 //   sixteen(...)        the pixels x .. x + 15 as 48 bytes B, G, R in 12 words; false where they cannot be read at once
 template <Format FORMAT>
 struct Reader;
@@ -125,13 +131,32 @@ struct PackedReader {
         return ordered(pixel[0], pixel[1], pixel[2]);
     }
 
-    static __device__ void pair(const Frame& frame, i32 x, i32 y, Color& left, Color& right) {
-        if (x + 1 >= frame.width) {
-            left = right = at(frame, x, y);
+    struct Column {
+        i32 x;
+        i32 word;  // where rows start at whole words: the first one of the two pixels; -1: they are read otherwise
+        i32 shift;  // bits before the first pixel in it; with 24 they reach into the second word after it
+    };
+
+    static __device__ Column column(const Frame& frame, i32 x) {
+        const i32 skipped = 3 * x % 4, word = 3 * x / 4;
+        const bool within = 4 * word + (skipped == 3 ? 12 : 8) <= 3 * frame.width;
+        return {x, rows_of_words(frame) && within ? word : -1, 8 * skipped};
+    }
+
+    static __device__ void pair(const Frame& frame, const Column& column, i32 y, Color& left, Color& right) {
+        const u8* row = row_of(frame, y);
+        u32 words[2];
+        if (column.word >= 0) {
+            const u32* source = reinterpret_cast<const u32*>(row) + column.word;
+            const u32 middle = source[1], last = column.shift == 24 ? source[2] : 0;
+            words[0] = __funnelshift_r(source[0], middle, column.shift);
+            words[1] = __funnelshift_r(middle, last, column.shift);
+        } else if (column.x + 1 < frame.width) {
+            load_six(row, 3 * frame.width, 3 * column.x, words[0], words[1]);
+        } else {
+            left = right = at(frame, column.x, y);
             return;
         }
-        u32 words[2];
-        load_six(row_of(frame, y), 3 * frame.width, 3 * x, words[0], words[1]);
         left = ordered(byte_of(words, 0), byte_of(words, 1), byte_of(words, 2));
         right = ordered(byte_of(words, 3), byte_of(words, 4), byte_of(words, 5));
     }
@@ -162,6 +187,12 @@ __device__ inline void put_pixel(u32* words, i32 pixel, i32 blue, i32 green, i32
     words[(3 * pixel + 2) / 4] |= u32(red) << (8 * ((3 * pixel + 2) % 4));
 }
 
+struct Neighbours {
+    i32 x, next;
+};
+
+__device__ inline Neighbours neighbours(const Frame& frame, i32 x) { return {x, x + 1 < frame.width ? x + 1 : x}; }
+
 template <>
 struct Reader<GRAY8> {
     static constexpr i32 CHANNELS = 1;
@@ -171,10 +202,14 @@ struct Reader<GRAY8> {
         return {level, level, level};
     }
 
-    static __device__ void pair(const Frame& frame, i32 x, i32 y, Color& left, Color& right) {
+    using Column = Neighbours;
+
+    static __device__ Column column(const Frame& frame, i32 x) { return neighbours(frame, x); }
+
+    static __device__ void pair(const Frame& frame, const Column& column, i32 y, Color& left, Color& right) {
         const u8* row = row_of(frame, y);
-        left.red = row[x];
-        right.red = row[x + 1 < frame.width ? x + 1 : x];
+        left.red = row[column.x];
+        right.red = row[column.next];
     }
 
     static __device__ bool sixteen(const Frame& frame, i32 x, i32 y, u32* words) {
@@ -202,10 +237,14 @@ struct Reader<GRAY16> {
         return {level, level, level};
     }
 
-    static __device__ void pair(const Frame& frame, i32 x, i32 y, Color& left, Color& right) {
+    using Column = Neighbours;
+
+    static __device__ Column column(const Frame& frame, i32 x) { return neighbours(frame, x); }
+
+    static __device__ void pair(const Frame& frame, const Column& column, i32 y, Color& left, Color& right) {
         const u16* row = samples(frame, y);
-        left.red = level_of(frame, row[x]);
-        right.red = level_of(frame, row[x + 1 < frame.width ? x + 1 : x]);
+        left.red = level_of(frame, row[column.x]);
+        right.red = level_of(frame, row[column.next]);
     }
 
     static __device__ bool sixteen(const Frame& frame, i32 x, i32 y, u32* words) {
@@ -232,8 +271,12 @@ struct Reader<NV12> {
         return color_of(frame, row_of(frame, y)[x], chroma[0], chroma[1]);
     }
 
-    static __device__ void pair(const Frame& frame, i32 x, i32 y, Color& left, Color& right) {
-        const i32 next = x + 1 < frame.width ? x + 1 : x;
+    using Column = Neighbours;
+
+    static __device__ Column column(const Frame& frame, i32 x) { return neighbours(frame, x); }
+
+    static __device__ void pair(const Frame& frame, const Column& column, i32 y, Color& left, Color& right) {
+        const i32 x = column.x, next = column.next;
         const u8* luma = row_of(frame, y);
         const u8* chroma = chroma_row_of(frame, y);
         left = color_of(frame, luma[x], chroma[x & ~1], chroma[x | 1]);

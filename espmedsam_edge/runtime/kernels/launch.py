@@ -35,8 +35,7 @@ class Canvas:
         overlay: (H, W, 3) uint8 BGR; may not be the frame itself.
         overlay_pitch: bytes from row to row; a multiple of 48 not under 3·W.
         measures: a ``parameters.Measures``.
-        partial: scratch for the measures: one ``Measures`` for each tile.
-        finished: scratch for the measures: 4 bytes, zero before the first launch.
+        totals: scratch for the measures: a ``parameters.Totals``, zero before the first launch.
     """
 
     view: FrameView
@@ -46,8 +45,7 @@ class Canvas:
     overlay: int = 0
     overlay_pitch: int = 0
     measures: int = 0
-    partial: int = 0
-    finished: int = 0
+    totals: int = 0
 
 
 class FrameKernels:
@@ -157,8 +155,7 @@ def _parameters(canvas: Canvas, style: OverlayStyle) -> parameters.Canvas:
         mask=canvas.mask,
         overlay=canvas.overlay,
         measures=canvas.measures,
-        partial=canvas.partial,
-        finished=canvas.finished,
+        totals=canvas.totals,
         mask_pitch=canvas.mask_pitch,
         overlay_pitch=canvas.overlay_pitch,
         outline=outline,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_uint64, c_void_p
+from ctypes import c_float, c_int32, c_uint32, c_uint64, c_void_p
 
 MAX_FRAMES = 8
 """Frames of one launch."""
@@ -13,7 +13,7 @@ MAX_OUTLINE = 16
 """Pixels: half a word on either side of a tile."""
 
 PREPROCESS_BLOCK = (64, 4, 1)
-PREPROCESS_TILE = (64, 8)
+PREPROCESS_TILE = (64, 16)
 """Columns and rows of the network's input that a block makes."""
 POSTPROCESS_BLOCK = (256, 1, 1)
 POSTPROCESS_TILE = (128, 32)
@@ -71,6 +71,16 @@ class Measures(ctypes.Structure):
     )
 
 
+class Totals(ctypes.Structure):
+    """``Totals`` of measures.cuh: what the blocks of a frame have added so far; zero before a launch and after it."""
+
+    _fields_ = (
+        ("sums", c_uint64 * 3),
+        ("greatest", c_uint32 * 4),
+        ("finished", c_uint32),
+    )
+
+
 class Canvas(ctypes.Structure):
     """``Canvas`` of postprocess.cu."""
 
@@ -80,8 +90,7 @@ class Canvas(ctypes.Structure):
         ("mask", c_void_p),
         ("overlay", c_void_p),
         ("measures", c_void_p),
-        ("partial", c_void_p),
-        ("finished", c_void_p),
+        ("totals", c_void_p),
         ("mask_pitch", c_int32),
         ("overlay_pitch", c_int32),
         ("outline", c_int32),

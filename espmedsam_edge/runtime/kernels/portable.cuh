@@ -17,4 +17,23 @@ using i32 = int;
 
 #endif
 
+// The sum, or the greatest, of a warp's numbers, at least in its first lane. All lanes must call it.
+__device__ inline u32 warp_sum(u32 own) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    for (i32 distance = 16; distance > 0; distance /= 2) own += __shfl_down_sync(ANY_LANES, own, distance);
+    return own;
+#else
+    return __reduce_add_sync(ANY_LANES, own);
+#endif
+}
+
+__device__ inline u32 warp_max(u32 own) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    for (i32 distance = 16; distance > 0; distance /= 2) own = max(own, __shfl_down_sync(ANY_LANES, own, distance));
+    return own;
+#else
+    return __reduce_max_sync(ANY_LANES, own);
+#endif
+}
+
 __device__ inline i32 clipped(i32 value, i32 low, i32 high) { return value < low ? low : value > high ? high : value; }

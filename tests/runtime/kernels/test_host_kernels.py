@@ -46,6 +46,7 @@ def test_parameters_are_laid_out_as_in_the_sources(host: HostKernels) -> None:
         parameters.Frame,
         parameters.Preprocess,
         parameters.Measures,
+        parameters.Totals,
         parameters.Canvas,
         parameters.Postprocess,
     )
