@@ -19,6 +19,7 @@ _LAZY = {
     "InferenceReport": "espmedsam_edge.runtime.request",
     "InferenceRequest": "espmedsam_edge.runtime.request",
     "ModelOptions": "espmedsam_edge.runtime.request",
+    "ObjectOptions": "espmedsam_edge.objects.options",
     "Outputs": "espmedsam_edge.runtime.request",
     "ReadingOptions": "espmedsam_edge.runtime.request",
     "Segmentation": "espmedsam_edge.runtime.segmentation",
@@ -34,6 +35,7 @@ __all__ = [
     "InferenceReport",
     "InferenceRequest",
     "ModelOptions",
+    "ObjectOptions",
     "Outputs",
     "ReadingOptions",
     "Segmentation",
@@ -48,6 +50,7 @@ __all__ = [
 if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.objects.options import ObjectOptions
     from espmedsam_edge.runtime.inference import Inference, infer, infer_frames
     from espmedsam_edge.runtime.request import (
         InferenceReport,

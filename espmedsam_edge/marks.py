@@ -34,8 +34,38 @@ AREA_COLUMNS: tuple[str, ...] = (
     "area_fraction",
     "area_mm2",
     "modality",
+    "objects",
 )
 """The table of areas."""
+
+OBJECT_COLUMNS: tuple[str, ...] = (
+    "source",
+    "frame",
+    "time_s",
+    "modality",
+    "id",
+    "gap",
+    "x",
+    "y",
+    "box_x",
+    "box_y",
+    "box_width",
+    "box_height",
+    "eccentricity",
+    "probability",
+    "area_px",
+    "equivalent_diameter_px",
+    "longest_px",
+    "shortest_px",
+    "perimeter_px",
+    "unit",
+    "area",
+    "equivalent_diameter",
+    "longest",
+    "shortest",
+    "perimeter",
+)
+"""The table of objects; the last five are in ``unit``, empty where it is."""
 
 SCORE_COLUMNS: tuple[str, ...] = ("modality", "dataset", "id", "dice_percent")
 """How a table of scores begins."""
@@ -108,7 +138,7 @@ def _wrote_picture(path: Path) -> bool:
     head = _head(path)[:4096]
     if head.startswith(_PNG):
         return b"tEXtSoftware\0" + MARK.encode() in head
-    return head.startswith(_JPEG) and _jpeg_comment() in head
+    return (head.startswith(_JPEG) and _jpeg_comment() in head) or _wrote_slide_mask(path)
 
 
 def _wrote_video(path: Path) -> bool:
@@ -135,7 +165,12 @@ def _wrote_lines(path: Path) -> bool:
 
 def _wrote_areas(path: Path) -> bool:
     head = _head(path).splitlines()[:1]
-    return any(head == [",".join(columns).encode()] for columns in (AREA_COLUMNS, AREA_COLUMNS[:-1]))  # before 0.2
+    shorter = [AREA_COLUMNS[:-left_out] for left_out in (1, 2)]  # of earlier versions
+    return any(head == [",".join(columns).encode()] for columns in (AREA_COLUMNS, *shorter))
+
+
+def _wrote_object_table(path: Path) -> bool:
+    return _head(path).splitlines()[:1] == [",".join(OBJECT_COLUMNS).encode()]
 
 
 def _wrote_scores(path: Path) -> bool:
@@ -190,6 +225,7 @@ FRAMES = Kind("folder of masks", _wrote_frames)
 SEGMENTATION = Kind("DICOM-SEG", _wrote_segmentation)
 LINES = Kind("file of measurements", _wrote_lines)
 AREAS = Kind("table of areas", _wrote_areas)
+OBJECT_TABLE = Kind("table of objects", _wrote_object_table)
 SCORES = Kind("table of scores", _wrote_scores)
 MEANS = Kind("file of mean scores", _wrote_means)
 BENCH = Kind("file of a benchmark", _wrote_bench)

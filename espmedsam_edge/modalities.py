@@ -26,12 +26,14 @@ class Modality:
         published_query: the row of the authors' ``mask_query`` that decodes it; None for modalities they lack.
         views: what ``--tta`` may average over: what helped on validation images (docs/accuracy.md); "turns" for a
             modality of which nothing is known, since training mirrors and turns its pictures, too.
+        many: whether its pictures show many objects, which are counted one by one, those that touch taken apart.
     """
 
     name: str
     target: str
     published_query: int | None = None
     views: Views = "turns"
+    many: bool = False
 
 
 class Scale(BaseModel, extra="forbid", frozen=True):
@@ -53,7 +55,7 @@ _REGISTRY: dict[str, Modality] = {
         Modality("xray", "lung fields", 1, "mirror"),
         Modality("ultrasound", "breast lesion", 2, "mirror"),
         Modality("fundus", "retinal vessels", 3),
-        Modality("microscopy", "cell nuclei", 4),
+        Modality("microscopy", "cell nuclei", 4, many=True),
         Modality("colonoscopy", "polyp", 5),
     )
 }
@@ -73,7 +75,7 @@ def check_name(name: str) -> str:
 
 def register(name: str, target: str) -> Modality:
     """Add a modality of the user's own, or say what a known one segments here; the last word counts."""
-    modality = Modality(check_name(name), target, published_query(name), views_of(name))
+    modality = Modality(check_name(name), target, published_query(name), views_of(name), many_of(name))
     _REGISTRY[name] = modality
     return modality
 
@@ -88,6 +90,12 @@ def views_of(name: str) -> Views:
     """The views of a modality's pictures that may stand for one another."""
     modality = _REGISTRY.get(name)
     return modality.views if modality else Modality.views
+
+
+def many_of(name: str) -> bool:
+    """Whether a modality's pictures show many objects."""
+    modality = _REGISTRY.get(name)
+    return modality is not None and modality.many
 
 
 def published_query(name: str) -> int | None:

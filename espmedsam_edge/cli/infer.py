@@ -66,6 +66,12 @@ def command(
         "[default: neither]",
     ),
     csv: str | None = typer.Option(None, help="A file for a table of the area in each frame; - for standard output."),
+    labels: Path | None = typer.Option(
+        None, help="A folder for the numbers of objects: PNG of 16 bits (over 65,535 objects TIFF of 32)."
+    ),
+    objects: str | None = typer.Option(
+        None, help="A file for a table of every object: place, area, diameters, ...; - for standard output."
+    ),
     plot: Path | None = typer.Option(None, help="A PNG of the area over time."),
     dicom_seg: Path | None = typer.Option(
         None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
@@ -90,6 +96,20 @@ def command(
         "(2 to 8): better masks of some modalities, for as many times the time.",
     ),
     threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
+    instances: bool | None = typer.Option(
+        None,
+        "--instances/--no-instances",
+        help="Tell objects apart that touch, count and measure them. [default: where there are many, as nuclei]",
+    ),
+    min_area: int | None = typer.Option(
+        None, metavar="PIXELS", help="Take smaller objects out of the mask. [default: none]"
+    ),
+    largest: int | None = typer.Option(
+        None, metavar="N", help="Leave only the N largest objects in the mask. [default: all]"
+    ),
+    track: bool = typer.Option(
+        False, "--track", help="Of videos: the same object keeps its number, in --jsonl, --objects and --labels."
+    ),
     opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
     crop: str | None = typer.Option(
         None,
@@ -160,6 +180,7 @@ def command(
     the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.objects.options import ObjectOptions
     from espmedsam_edge.pipes import is_standard_output
     from espmedsam_edge.runtime.bundle_choice import means_a_bundle
     from espmedsam_edge.runtime.inference import Inference, open_service
@@ -169,10 +190,11 @@ def command(
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
     bundle, sources = None, arguments or []
+    found = ObjectOptions(instances, min_area, largest, track)
     if sources and means_a_bundle(sources[0]):
         bundle, *sources = sources
     model = ModelOptions(
-        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile
+        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile, found
     )
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     with terminated_like_interrupted():
@@ -188,6 +210,8 @@ def command(
             contours=contours,
             uids=uids,
             csv=csv,
+            labels=labels,
+            objects=objects,
             plot=plot,
             dicom_seg=dicom_seg,
             stream=stream,
@@ -213,13 +237,22 @@ def command(
         # Files that decide on the network are read twice; a camera's lines come back as often as it does.
         with once(*_OF_FILES), Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)
-            _print(report, to_stderr=any(map(is_standard_output, (jsonl, csv, out, mask_video, plot, dicom_seg))))
+            _print(
+                report, to_stderr=any(map(is_standard_output, (jsonl, csv, objects, out, mask_video, plot, dicom_seg)))
+            )
             if run.server is not None and report.frames and not report.interrupted:
                 _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
     _leave(report)
 
 
-_OF_FILES = ("imaging", "runtime.dicom", "runtime.video", "runtime.sources.opening", "runtime.sources.scales")
+_OF_FILES = (
+    "imaging",
+    "runtime.dicom",
+    "runtime.video",
+    "runtime.sources.opening",
+    "runtime.sources.scales",
+    "runtime.run.finding",
+)
 
 
 def _run(run: Inference) -> InferenceReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
-from espmedsam_edge.marks import marked
+from espmedsam_edge.marks import MARK, marked
 
 WRITABLE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
 
@@ -43,6 +44,23 @@ def encode_image(image: NDArray[np.uint8], suffix: str) -> bytes:
         height, width = image.shape[:2]
         raise UserError(f"cannot write a {width}x{height} image as {suffix}.", "Use .png.", exit_code=1)
     return data.tobytes()
+
+
+def write_labels(path: Path, labels: NDArray[np.uint16] | NDArray[np.uint32]) -> None:
+    """Write numbers of objects, (H, W): uint16 as PNG, uint32 as TIFF; complete or absent, with our mark.
+
+    Raises:
+        UserError: the disk's trouble.
+    """
+    if labels.dtype == np.uint16:
+        _, data = cv2.imencode(".png", labels)
+        atomic_write(path, marked(data.tobytes()))
+        return
+    import tifffile  # which comes with scikit-image
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, labels, software=MARK, photometric="minisblack", compression="zlib", metadata=None)
+    atomic_write(path, file.getvalue())
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:

@@ -58,16 +58,20 @@ def style_now(styling: Styling, modality: str) -> OverlayStyle:
     return styling(modality) if callable(styling) else styling
 
 
-def draw_overlay(frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle) -> Frame:
+def draw_overlay(
+    frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle, labels: NDArray[np.int32] | None = None
+) -> Frame:
     """Draw a mask onto a copy of a frame.
 
     Inside the mask a pixel becomes ``frame·(1 - opacity) + color·opacity``, rounded. The outline is those mask pixels
-    that have a pixel outside the mask within ``outline_width`` rows and columns; the frame's border is no edge.
+    that have a pixel outside the mask within ``outline_width`` rows and columns; the frame's border is no edge. Where
+    objects touch, so is a pixel beside another one's, which makes a line of two.
 
     Args:
         frame: (H, W, 3) uint8 BGR; not changed.
         mask: (H, W) uint8, 0 or 255.
         style: see ``OverlayStyle``.
+        labels: (H, W), numbers of the mask's objects; None: they are not told apart.
 
     Returns:
         (H, W, 3) uint8 BGR, a new array.
@@ -83,6 +87,8 @@ def draw_overlay(frame: Frame, mask: NDArray[np.uint8], style: OverlayStyle) -> 
         _paste(tinted, inside, drawn[part])
         if style.outline:
             _paste(solid, _edge(mask, outline_width(frame.shape[:2]))[part], drawn[part])
+            if labels is not None:
+                _paste(solid, _seams(labels[part]), drawn[part])
     if style.notice:
         write_notice(drawn, style.notice)
     return drawn
@@ -97,6 +103,15 @@ def _edge(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     edge: Any = cv2.subtract(mask, cv2.erode(mask, kernel))
     return np.asarray(edge, np.uint8)
+
+
+def _seams(labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """255 where an object's pixel lies beside or below another object's, and there."""
+    seams = np.zeros(labels.shape, np.uint8)
+    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        meet = (labels[one] != labels[other]) & (labels[one] > 0) & (labels[other] > 0)
+        seams[one][meet] = seams[other][meet] = 255
+    return seams
 
 
 def _paste(source: NDArray[np.uint8], mask: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

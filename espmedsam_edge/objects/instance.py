@@ -63,6 +63,7 @@ class Instance:
         probability: the mean over its pixels; None where no probabilities were given.
         pixels: its size in pixels.
         physical: its size in millimetres; None where the spacing is not known.
+        gap: of an object that is followed, how many frames it was not seen in before this one.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Instance:
     probability: float | None
     pixels: Size
     physical: Size | None = None
+    gap: int = 0
 
     @property
     def area(self) -> int:
@@ -86,6 +88,8 @@ class Instance:
             "bounding_box": list(self.box),
             "eccentricity": round(self.eccentricity, 4),
         }
+        if self.gap:
+            fields["gap"] = self.gap
         if self.probability is not None:
             fields["probability"] = round(self.probability, 4)
         fields |= self.pixels.to_dict() | {"area": self.area}
@@ -103,13 +107,23 @@ class Instances:
         labels: (H, W) int32, each object's pixels with its id, 0 elsewhere.
         count: how many there are.
         measured: each of them by id; empty where there are more than ``measures.MOST``.
+        spacing: of the pixels; None where it is not known.
     """
 
     labels: Labels
     count: int
     measured: tuple[Instance, ...] = ()
+    spacing: Spacing | None = None
 
     @property
     def label_map(self) -> np.ndarray[Any, np.dtype[np.uint16]] | np.ndarray[Any, np.dtype[np.uint32]]:
         """The labels as files hold them: uint16 where they fit, else uint32."""
-        return self.labels.astype(np.uint16) if self.count <= np.iinfo(np.uint16).max else self.labels.astype(np.uint32)
+        last = int(self.labels.max(initial=0))  # over the count where numbers are kept from frame to frame
+        return self.labels.astype(np.uint16) if last <= np.iinfo(np.uint16).max else self.labels.astype(np.uint32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for a line of JSON: how many, and each where they were measured."""
+        fields: dict[str, Any] = {"objects": self.count}
+        if len(self.measured) == self.count:
+            fields["instances"] = [one.to_dict(self.spacing) for one in self.measured]
+        return fields

@@ -56,9 +56,15 @@ def find_instances(
         >>> [(one.id, one.area, one.centroid, one.physical.area) for one in found.measured]
         [(1, 40, (7.5, 3.5), 10.0), (2, 25, (22.0, 12.0), 6.25)]
     """
-    labels = separated(mask, split=split)
+    return instances_of(separated(mask, split=split), probability, spacing)
+
+
+def instances_of(
+    labels: Labels, probability: NDArray[np.float32] | None = None, spacing: Spacing | None = None
+) -> Instances:
+    """The objects of a label map whose numbers go from 1 without gaps; arguments as ``find_instances``."""
     count = int(labels.max(initial=0))
-    return Instances(labels, count, () if count > MOST else tuple(measure(labels, probability, spacing)))
+    return Instances(labels, count, () if count > MOST else tuple(measure(labels, probability, spacing)), spacing)
 
 
 def measure(

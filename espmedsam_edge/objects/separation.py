@@ -62,6 +62,19 @@ def _cut(parts: Labels) -> Labels:
     return in_order(labels)
 
 
+def kept(labels: Labels, min_area: int | None, largest: int | None) -> Labels:
+    """The objects of at least ``min_area`` pixels, and of these the ``largest`` ones (the first of equal ones), anew
+    numbered."""
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    stay = areas >= max(1, min_area or 1)
+    if largest is not None and stay.sum() > largest:
+        order = np.argsort(-np.where(stay, areas, 0), kind="stable")
+        stay[order[largest:]] = False
+    numbers = np.cumsum(stay, dtype=np.int32) * stay
+    return np.asarray(numbers[labels], np.int32)
+
+
 def in_order(labels: Labels) -> Labels:
     """The same objects, numbered from 1 without gaps in the order of their first pixels."""
     inside = labels[labels > 0]

@@ -170,6 +170,7 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
         threads=model.threads,
         tta=model.tta,
         tile=model.tile,
+        objects=model.objects,
     ) as server:
         yield server
 
@@ -354,6 +355,7 @@ class Inference:
                 threads=model.threads,
                 tta=model.tta,
                 tile=model.tile,
+                objects=model.objects,
                 opacity=(self.request.outputs or Outputs()).opacity,
                 writes=plan.writes,
                 pool=self._networks.pool,

@@ -14,11 +14,13 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.destinations import Claims, stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_standard_output
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
-from espmedsam_edge.runtime.request import InferenceRequest, Outputs
+from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs
 from espmedsam_edge.runtime.resumption import Part
 from espmedsam_edge.runtime.run.controls import Controls
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, publishing_sinks, shared_sinks
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
@@ -100,16 +102,26 @@ def plan_outputs(
         return style if opacity is None else replace(style, opacity=opacity)
 
     results = _results(places, measured)
-    writes = bool(results) or _sent(outputs) or "-" in (measured.jsonl, measured.table)
+    writes = bool(results) or _sent(outputs) or "-" in (measured.jsonl, measured.table, measured.objects)
     paced = request.serve is not None and not writes
     algorithm = Algorithm(__version__, parameters, origin != "random")
-    jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, paced=paced)
+    find = _finder(request, outputs, sources)
+    jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, find=find, paced=paced)
     shared: Sequence[Sink] = shared_sinks(sources, measured, {"weights": origin}, background)
     if outputs.resume:
         shared = [_resumed(part, jobs, shared)]  # stands behind all others
     shared = [*publishing_sinks(sources, measured, {"weights": origin}, background), *shared]
     drawn = places.overlays is not None or outputs.stream is not None
     return OutputPlan(jobs, shared, results, style_of if drawn else None, writes, part.done)
+
+
+def _finder(request: InferenceRequest, outputs: Outputs, sources: Sequence[Source]) -> Callable[[], ObjectFinder]:
+    """What makes a job's finder of objects."""
+    wanted = request.model.objects if isinstance(request.model, ModelOptions) else ObjectOptions()
+    if wanted.track and all(source.kind != "video" for source in sources):
+        raise UserError("--track follows the objects of videos, and here are pictures.", "Leave it out.")
+    needed = any(place is not None for place in (outputs.labels, outputs.objects))
+    return partial(ObjectFinder, wanted, needed=needed)
 
 
 def _resumed(part: Part, jobs: Sequence[Job], tables: Sequence[Sink]) -> Sink:
@@ -130,14 +142,17 @@ def _places(
     part: Part,
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
-    jsonl, csv = (None if place is None else str(place) for place in (outputs.jsonl, outputs.csv))
+    tables = (outputs.jsonl, outputs.csv, outputs.objects)
+    jsonl, csv, objects = (None if place is None else str(place) for place in tables)
     plot, out = _path(outputs.plot), _path(outputs.out)
     if part.shard is not None:
-        jsonl, csv = (place if place in (None, "-") else str(part.shard.named(Path(place))) for place in (jsonl, csv))
+        jsonl, csv, objects = (
+            place if place in (None, "-") else str(part.shard.named(Path(place))) for place in (jsonl, csv, objects)
+        )
         plot = None if plot is None else part.shard.named(plot)
     if out == Path("-"):
         out = STANDARD_OUTPUT
-    if [is_standard_output(place) for place in (jsonl, csv, out)].count(True) > 1:
+    if [is_standard_output(place) for place in (jsonl, csv, objects, out)].count(True) > 1:
         raise UserError("two results would be written to standard output.", "Write one of them to a file.")
     if out == STANDARD_OUTPUT and os.isatty(1):
         raise UserError("the overlay would be written to the terminal.", "Pipe it: ... --out - | ffplay -")
@@ -148,11 +163,13 @@ def _places(
         _path(outputs.masks),
         None if jsonl == "-" else _path(jsonl),
         csv=None if csv == "-" else _path(csv),
+        labels=_path(outputs.labels),
+        objects=None if objects == "-" else _path(objects),
         plot=plot,
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
-        elsewhere=nothing_by_default or _sent(outputs) or "-" in (jsonl, csv),
+        elsewhere=nothing_by_default or _sent(outputs) or "-" in (jsonl, csv, objects),
         called=names.files,
         also_read=[file for name in request.named if (file := Path(name)).is_file()],
         claims=claims,
@@ -161,7 +178,9 @@ def _places(
     if places.kept is not None:
         reason = "exists and is kept" if stands(places.kept) else "is another run's"
         log.info("%s %s; this run writes %s.", places.kept, reason, numbered(places.kept, places.number))
-    measured = Measurements(jsonl, outputs.contours, outputs.uids, csv, plot, outputs.publish, outputs.overwrite)
+    measured = Measurements(
+        jsonl, outputs.contours, outputs.uids, csv, objects, plot, outputs.publish, outputs.overwrite
+    )
     return places, measured.numbered(places.number)
 
 
@@ -176,7 +195,8 @@ def _path(place: str | Path | None) -> Path | None:
 
 def _results(places: Places, measured: Measurements) -> dict[str, Path]:
     """What each result is called, and where it is."""
-    json_file, table = (None if place in (None, "-") else Path(place) for place in (measured.jsonl, measured.table))
+    texts = (measured.jsonl, measured.table, measured.objects)
+    json_file, table, objects = (None if place in (None, "-") else Path(place) for place in texts)
     named = (
         ("overlays", places.overlay_folder),
         ("masks", places.mask_folder),
@@ -184,6 +204,8 @@ def _results(places: Places, measured: Measurements) -> dict[str, Path]:
         ("DICOM-SEG", places.segmentation_folder),
         ("measurements", json_file),
         ("areas", table),
+        ("labels", places.label_folder),
+        ("objects", objects),
         ("plot", measured.plot),
     )
     return {what: place for what, place in named if place is not None}

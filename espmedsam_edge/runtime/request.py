@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.crop import parse_crop
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.runtime.backends.backend import DeviceUse
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.run.jobs import LiveReport
@@ -63,6 +64,7 @@ class ModelOptions:
         tta: average the network over mirrored and turned copies of each frame, those that the modality allows.
         tile: how pictures larger than those of the training are segmented: "off", whole; a number, in tiles of that
             many pixels; "auto", as the bundle says of its modality.
+        objects: which of a mask's objects count, and whether they are told apart.
     """
 
     bundle: Bundle | str | Path | None = None
@@ -76,6 +78,7 @@ class ModelOptions:
     provider: str | None = None
     tta: bool = False
     tile: str | int = AUTO
+    objects: ObjectOptions = field(default_factory=ObjectOptions)
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)
@@ -168,7 +171,9 @@ class Outputs:
         jsonl: a file for one line of JSON a frame; "-" for standard output.
         contours: in those lines, the mask as polygons, as COCO's rle, or both.
         uids: in those lines, DICOM's study, series and instance identifiers, "hashed" or "plain"; None: neither.
-        csv: a file for a table of the area in each frame; "-" for standard output.
+        csv: a file for a table of the area in each frame, and of the number of objects; "-" for standard output.
+        labels: a folder for the numbers of objects: PNG of 16 bits, or TIFF of 32 where there are over 65,535.
+        objects: a file for a table of every object in each frame; "-" for standard output.
         plot: a PNG of the area over time.
         dicom_seg: DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data.
         stream: where the overlay is sent: udp://HOST:PORT, rtp://HOST:PORT or rtsp://SERVER/PATH.
@@ -187,6 +192,8 @@ class Outputs:
     contours: Contours = "none"
     uids: Uids | None = None
     csv: str | Path | None = None
+    labels: str | Path | None = None
+    objects: str | Path | None = None
     plot: str | Path | None = None
     dicom_seg: str | Path | None = None
     stream: str | None = None

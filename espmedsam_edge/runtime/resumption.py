@@ -49,7 +49,7 @@ def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
         "model": options,
         "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps],
         "outputs": [outputs.contours, outputs.uids, outputs.opacity, os.environ.get(KEY_VARIABLE, "")],
-        "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.plot)],
+        "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)],
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -95,7 +95,7 @@ class Part:
             _check(request, outputs)
             self._settings = settings_of(request, bundle)
             self._folder = journal_folder(outputs)
-        self._resume, self._growing = outputs.resume, [outputs.jsonl, outputs.csv, outputs.plot]
+        self._resume, self._growing = outputs.resume, [outputs.jsonl, outputs.csv, outputs.objects, outputs.plot]
 
     @property
     def whole(self) -> bool:
@@ -188,9 +188,14 @@ def _check(request: InferenceRequest, outputs: Outputs) -> None:
         )
     if outputs.stream is not None:
         raise UserError("a stream cannot be resumed.", "Leave --stream or --resume out.")
-    for place in (outputs.out, outputs.masks, outputs.mask_video, outputs.jsonl, outputs.csv, outputs.plot):
+    for place in _places(outputs):
         if place is not None and (str(place) == "-" or is_pipe(Path(place))):
             raise UserError(f"--resume goes on in files, and {place} is none.", "Name a file, or leave --resume out.")
+
+
+def _places(outputs: Outputs) -> list[str | Path | None]:
+    names = ("out", "masks", "mask_video", "dicom_seg", "labels", "jsonl", "csv", "objects", "plot")
+    return [getattr(outputs, name) for name in names]
 
 
 def journal_folder(outputs: Outputs) -> Path:
@@ -199,16 +204,7 @@ def journal_folder(outputs: Outputs) -> Path:
     Raises:
         UserError: none is named.
     """
-    named = (
-        outputs.out,
-        outputs.masks,
-        outputs.mask_video,
-        outputs.dicom_seg,
-        outputs.jsonl,
-        outputs.csv,
-        outputs.plot,
-    )
-    first = next((Path(place) for place in named if place is not None), None)
+    first = next((Path(place) for place in _places(outputs) if place is not None), None)
     if first is None or not first.name:
         raise UserError("--resume needs a place for results that has a name.", "Name one, such as --out overlays.")
     return first.with_name(f"{first.name}.journal")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame, mask_from_logits, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay, write_notice
+from espmedsam_edge.objects.instance import Instances
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
 Logits = NDArray[np.float32]  # (S/4, S/4)
@@ -107,6 +108,7 @@ class Segmentation:
         measured: what a backend on a GPU measured on its way; None: measured here when it is asked for.
         drawn: the overlay that such a backend drew, if the segmenter was told to.
         crop: the part of the frame that was segmented, which ``logits`` are of; None: all.
+        find: finds the mask's objects when they are asked for; None: they were not wanted.
     """
 
     mask: Mask
@@ -117,6 +119,7 @@ class Segmentation:
     measured: Measured | None = None
     drawn: Drawn | None = None
     crop: Crop | None = None
+    find: Callable[[Segmentation], Instances] | None = None
 
     def at(self, threshold: float) -> Segmentation:
         """The result at another threshold, from the same logits."""
@@ -160,7 +163,12 @@ class Segmentation:
         return whole
 
     def overlay(self, frame: Frame, style: OverlayStyle) -> Frame:
-        """The mask drawn on its frame, (H, W, 3) uint8 BGR: what the backend drew in this style, else drawn now."""
+        """The mask drawn on its frame, (H, W, 3) uint8 BGR: what the backend drew in this style, else drawn now.
+
+        Where its objects are told apart, each has an outline, and their number is written above.
+        """
+        if self.instances is not None:
+            return draw_overlay(frame, self.mask, self.counted(style), self.instances.labels)
         if self.drawn is None or self.drawn.style != replace(style, notice=""):
             return draw_overlay(frame, self.mask, style)
         if not style.notice:
@@ -168,6 +176,18 @@ class Segmentation:
         image: Frame = self.drawn.image.copy()
         write_notice(image, style.notice)
         return image
+
+    def counted(self, style: OverlayStyle) -> OverlayStyle:
+        """The style with the number of objects, where they are told apart, in its notice."""
+        if self.instances is None:
+            return style
+        count = "1 object" if self.instances.count == 1 else f"{self.instances.count} objects"
+        return replace(style, notice=", ".join(filter(None, (style.notice, count))))
+
+    @cached_property
+    def instances(self) -> Instances | None:
+        """The mask's objects, numbered and measured; None where they were not wanted (``ObjectOptions``)."""
+        return None if self.find is None else self.find(self)
 
     @cached_property
     def area(self) -> int:
@@ -217,6 +237,7 @@ class Segmentation:
                 "inference": round(1000 * self.timings.inference, 3),
                 "postprocess": round(1000 * self.timings.postprocess, 3),
             },
+            **({} if self.instances is None else self.instances.to_dict()),
         }
 
 

@@ -38,10 +38,18 @@ FILES = [
     ("--mask-video", "o.mp4", "c.avi"),
     ("--jsonl", "o.jsonl", "a.png"),
     ("--csv", "o.csv", "a.png"),
+    ("--objects", "o.csv", "a.png"),
     ("--plot", "o.png", "a.png"),
     ("--dicom-seg", "o.dcm", "d.dcm"),
 ]
-FOLDERS = [("--out", "a.png"), ("--masks", "a.png"), ("--masks", "c.avi"), ("--mask-video", "c.avi")]
+FOLDERS = [
+    ("--out", "a.png"),
+    ("--masks", "a.png"),
+    ("--masks", "c.avi"),
+    ("--labels", "a.png"),
+    ("--labels", "c.avi"),
+    ("--mask-video", "c.avi"),
+]
 
 
 @pytest.fixture
@@ -56,7 +64,7 @@ def inputs(infer: Infer) -> list[Path]:
 
 def place_of(option: str, source: str) -> Path:
     """The file that a folder's option writes to for an input."""
-    if option == "--masks" and source == "c.avi":
+    if option in ("--masks", "--labels") and source == "c.avi":
         return Path("results/c/000000.png")
     return Path("results") / f"{Path(source).stem}{'.png' if source == 'a.png' else '.mp4'}"
 
@@ -194,7 +202,7 @@ def test_a_fifo_is_written_to(infer: Infer, option: str, place: str, source: str
     elif copy.suffix == ".dcm":
         assert content[0][128:132] == b"DICM"
     else:
-        assert len(copy.read_text().splitlines()) == (1 if option == "--jsonl" else 2)
+        assert len(copy.read_text().splitlines()) == {"--jsonl": 1, "--csv": 2, "--objects": 8}[option]
 
 
 @pytest.mark.usefixtures("inputs")

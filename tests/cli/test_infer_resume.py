@@ -25,7 +25,7 @@ from espmedsam_edge.runtime.sinks.journal import Journal
 
 Outcome = tuple[int, str, str]
 Infer = Callable[..., Outcome]
-WANTED = ("--out", "o", "--masks", "m", "--jsonl", "a.jsonl", "--csv", "a.csv")
+WANTED = ("--out", "o", "--masks", "m", "--jsonl", "a.jsonl", "--csv", "a.csv", "--labels", "l", "--objects", "b.csv")
 
 # One process that forks a run for each number: it is killed at its so many-th step that leaves something on the disk.
 KILLED = """

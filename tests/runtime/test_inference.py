@@ -36,6 +36,7 @@ from espmedsam_edge import (
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.cli.infer import _print, command
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice, DeviceUse
 from espmedsam_edge.runtime.request import InferenceReport
@@ -395,7 +396,9 @@ def test_the_command_has_the_options_of_a_request_with_the_same_defaults() -> No
     for name in ("arguments", "serve", "token", "allow_host", "trust_proxy", "config"):
         given.pop(name)
     wanted = {
-        field.name: field.default for options in (ModelOptions, ReadingOptions, Outputs) for field in fields(options)
+        field.name: field.default
+        for options in (ModelOptions, ReadingOptions, Outputs, ObjectOptions)  # the first holds the last
+        for field in fields(options)
     }
     assert wanted.pop("bundle") is None  # the command's first argument
     assert given == wanted

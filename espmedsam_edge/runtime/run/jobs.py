@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espmedsam_edge.runtime.latency import Latency
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.sinks.sink import Sink
 from espmedsam_edge.runtime.sources.source import Failure, Source
 
@@ -19,6 +20,7 @@ class Job:
 
     source: Source
     sinks: Sequence[Sink]
+    find: ObjectFinder | None = None  # what is done with a result before the sinks take it
     cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
     failed: bool = False  # set when not all of the source could be done
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import Styling
 from espmedsam_edge.runtime.dicom.identifiers import DicomIdentifiers
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.contours import Form
 from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
-from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm, ObjectTable
 from espmedsam_edge.runtime.sinks.places import Places, numbered
 from espmedsam_edge.runtime.sinks.publishing import Publication, open_publisher
 from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video
-from espmedsam_edge.runtime.sinks.sink import MaskImages, OverlayImages, Paced, Sink
+from espmedsam_edge.runtime.sinks.sink import LabelMaps, MaskImages, OverlayImages, Paced, Sink
 from espmedsam_edge.runtime.sinks.stream import OverlayStream, parse_destination
 from espmedsam_edge.runtime.sources.source import Source
 
@@ -34,6 +35,7 @@ class Measurements:
         contours: how lines of JSON give the mask's shape.
         uids: hashed or plain: lines of JSON hold DICOM's identifiers; None: they do not.
         table: the CSV of areas, ``-`` for standard output, None for none.
+        objects: the CSV of objects, alike.
         plot: the PNG of areas over time, None for none.
         publish: where lines of JSON are sent, an address of ``PUBLISHERS``; None: nowhere.
         overwrite: what of that which came to the plot's place meanwhile is replaced, see ``check_destinations``.
@@ -43,17 +45,19 @@ class Measurements:
     contours: Form = "none"
     uids: str | None = None
     table: str | None = None
+    objects: str | None = None
     plot: Path | None = None
     publish: str | None = None
     overwrite: bool | None = None
 
     def numbered(self, number: int) -> Measurements:
         """With the number of the run's other results in the names of the files."""
-        jsonl, table = (
-            place if place in (None, "-") else str(numbered(Path(place), number)) for place in (self.jsonl, self.table)
+        jsonl, table, objects = (
+            place if place in (None, "-") else str(numbered(Path(place), number))
+            for place in (self.jsonl, self.table, self.objects)
         )
         plot = None if self.plot is None else numbered(self.plot, number)
-        return replace(self, jsonl=jsonl, table=table, plot=plot)
+        return replace(self, jsonl=jsonl, table=table, objects=objects, plot=plot)
 
 
 def plan_jobs(
@@ -64,6 +68,7 @@ def plan_jobs(
     stream: str | None = None,
     background: BackgroundSinks | None = None,
     *,
+    find: Callable[[], ObjectFinder] | None = None,
     paced: bool = False,
 ) -> list[Job]:
     """A job for each source, with the sinks that write its results to their places.
@@ -77,6 +82,7 @@ def plan_jobs(
         algorithm: what DICOM-SEGs say of how they were made; needed where there are any.
         stream: where the overlay is sent; see ``parse_destination``.
         background: takes the sinks of live sources.
+        find: makes what finds each job's objects.
         paced: whether video files go at their own speed instead of as fast as they can be segmented.
 
     Raises:
@@ -93,7 +99,8 @@ def plan_jobs(
         if stream is not None:
             destination = parse_destination(stream)
             sinks.append((destination.address, OverlayStream(destination, source, style)))
-        jobs.append(Job(source, [background.add(name, sink) if source.live else sink for name, sink in sinks]))
+        taken = [background.add(name, sink) if source.live else sink for name, sink in sinks]
+        jobs.append(Job(source, taken, None if find is None else find()))
     return jobs
 
 
@@ -119,8 +126,9 @@ def shared_sinks(
     if wanted.jsonl is not None:
         lines = JsonLines(_file(wanted.jsonl), _form(wanted, constants), keep_interrupted=live)
         sinks.append((_told(wanted.jsonl), lines))
-    if wanted.table is not None:
-        sinks.append((_told(wanted.table), AreaTable(_file(wanted.table), keep_interrupted=live)))
+    for place, table in ((wanted.table, AreaTable), (wanted.objects, ObjectTable)):
+        if place is not None:
+            sinks.append((_told(place), table(_file(place), keep_interrupted=live)))
     if wanted.plot is not None:
         sinks.append((str(wanted.plot), AreaPlot(wanted.plot, keep_interrupted=live, overwrite=wanted.overwrite)))
     if not live:
@@ -177,6 +185,10 @@ def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorit
     if places.masks is not None:
         sinks.append(
             (str(places.masks[first]), MaskImages(places.masks, numbered=not images, overwrite=places.overwrite))
+        )
+    if places.labels is not None:
+        sinks.append(
+            (str(places.labels[first]), LabelMaps(places.labels, numbered=not images, overwrite=places.overwrite))
         )
     if places.mask_videos is not None and first in places.mask_videos:
         path = places.mask_videos[first]

@@ -248,7 +248,7 @@ class LiveView:
             height = max(1, round(height * width / result.size[1]))
             small: Any = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
             mask: Any = cv2.resize(result.mask, (width, height), interpolation=cv2.INTER_AREA)
-            overlay = draw_overlay(small, np.where(mask > 127, np.uint8(255), np.uint8(0)), style)
+            overlay = draw_overlay(small, np.where(mask > 127, np.uint8(255), np.uint8(0)), result.counted(style))
         try:
             done, data = cv2.imencode(".jpg", overlay, [cv2.IMWRITE_JPEG_QUALITY, quality])
         except cv2.error:

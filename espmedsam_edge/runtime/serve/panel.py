@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import color_of
 from espmedsam_edge.modalities import target_of
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.runtime.run.controls import Adjustable
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.segmenter_pool import SegmenterPool
 from espmedsam_edge.runtime.serve.live_view import LiveView
@@ -39,6 +41,7 @@ class Panel:
         segmenter: the run's first; None where there is no run and the bundle's modalities are asked for by name.
         service: whether there is no run, only the service.
         recognises: whether images sent without a modality are segmented as they look, not by the run's first.
+        objects: which of a mask's objects count in answers.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Panel:
         *,
         service: bool = False,
         recognises: bool = False,
+        objects: ObjectOptions = ObjectOptions(),
     ) -> None:
+        self.finder = ObjectFinder(objects)
         self.controls, self.pool, self.view, self.service = controls, pool, view, service
         self.recognises = recognises or segmenter is None
         self.first = segmenter

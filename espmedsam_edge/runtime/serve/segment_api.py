@@ -134,7 +134,8 @@ class SegmentService:
         modality = modality or _recognised(part, self._panel.pool.modalities)
         try:
             result = self._panel.pool.get(modality).segment_batch([part], threshold)[0]
-            return result if crop is None else result.placed(crop, (frame.shape[0], frame.shape[1]))
+            result = result if crop is None else result.placed(crop, (frame.shape[0], frame.shape[1]))
+            return self._panel.finder.found(result, name="an image sent")
         except UserError as error:  # not the client's doing, and it may name this machine's files
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
 

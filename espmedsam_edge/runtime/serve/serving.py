@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.runtime.bundle_choice import Chosen, choose_bundle
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -32,6 +33,7 @@ def serve_run(
     threads: int | None = None,
     tta: bool = False,
     tile: str | int = AUTO,
+    objects: ObjectOptions = ObjectOptions(),
     opacity: float = DEFAULT_OPACITY,
     writes: bool = False,
     live: bool = False,
@@ -44,6 +46,7 @@ def serve_run(
         segmenter: the run's; stays the caller's.
         controls: the run's.
         precision, backend, threshold, threads, tta, tile: for its other modalities; see ``Segmenter.load``.
+        objects: which of a mask's objects count in the service's answers; the run's are found by its jobs.
         opacity: of the overlay's tint to begin with, 0 to 1.
         writes: the run writes results, which viewers must not spoil: they cannot change the modality that these are
             labelled with, and a pause holds the picture alone (give the run ``WithoutPause``).
@@ -59,7 +62,7 @@ def serve_run(
     own = SegmenterPool(bundle, load, [segmenter.modality] if writes else None)
     with own if pool is None or writes else nullcontext(pool) as offered:
         offered.add(segmenter)
-        panel = Panel(controls, offered, view, segmenter, recognises=offered is pool)
+        panel = Panel(controls, offered, view, segmenter, recognises=offered is pool, objects=objects)
         with Server(panel, options) as server:
             announce(server, "view", options.token)
             try:
@@ -79,6 +82,7 @@ def serve_alone(
     threads: int | None = None,
     tta: bool = False,
     tile: str | int = AUTO,
+    objects: ObjectOptions = ObjectOptions(),
 ) -> Iterator[Server]:
     """Serve ``POST /v1/segment`` and the page without a run. The modality, if there is one, is loaded at once.
 
@@ -97,7 +101,7 @@ def serve_alone(
     first = chosen.bundle_of(start)
     with SegmenterPool(first, load, chosen.among if chosen.bundle is None and chosen.among else None) as pool:
         named = None if chosen.modality is None else pool.get(chosen.modality)
-        panel = Panel(controls, pool, LiveView(controls), named, service=True)
+        panel = Panel(controls, pool, LiveView(controls), named, service=True, objects=objects)
         with Server(panel, options) as server:
             announce(server, "service", options.token)
             yield server

@@ -1,4 +1,4 @@
-"""What was measured, frame by frame, as lines of JSON and as a table of areas over time."""
+"""What was measured, frame by frame, as lines of JSON and as tables of areas over time and of objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from espmedsam_edge.files import spreadsheet_safe, write_errors
-from espmedsam_edge.marks import AREA_COLUMNS
+from espmedsam_edge.marks import AREA_COLUMNS, OBJECT_COLUMNS
+from espmedsam_edge.objects.instance import Unit
 from espmedsam_edge.pipes import is_pipe, open_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
@@ -50,6 +51,14 @@ class _GrowingText:
             with write_errors(self._place, _NOTHING_KEPT):
                 self._stream = TextIOWrapper(open_pipe(self._place), encoding="utf-8", newline="")
         return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``."""
+        self.take(self.entry(frame, result))
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> str:
+        """A frame's part of the text, without its end."""
+        raise NotImplementedError
 
     def take(self, entry: str) -> None:
         """See ``resumed.Table``."""
@@ -128,34 +137,70 @@ class JsonLines(_GrowingText):
         super().__init__(path, keep_interrupted=keep_interrupted)
         self._form = form or LineForm()
 
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        self.take(self.entry(frame, result))
-
     def entry(self, frame: SourceFrame, result: Segmentation) -> str:
         """A frame's line."""
         return self._form.line(frame, result)
 
 
-class AreaTable(_GrowingText):
-    """Writes a CSV with the area of each frame and its modality: ``AREA_COLUMNS``; what is not known is left empty.
+class _Table(_GrowingText):
+    """A CSV of ``columns``; what is not known is left empty.
 
-    A source that a spreadsheet would take for a formula has an apostrophe before its name.
+    What a spreadsheet would take for a formula has an apostrophe before it.
 
     Args:
         path: the file, which takes its name when it is whole; None for standard output.
         keep_interrupted: see ``GrowingFile``.
     """
 
+    columns: tuple[str, ...] = ()
+
     def __init__(self, path: Path | None, *, keep_interrupted: bool = False) -> None:
         super().__init__(path, keep_interrupted=keep_interrupted)
 
-    def __enter__(self) -> AreaTable:
+    def __enter__(self) -> Any:
         super().__enter__()
-        self._line(",".join(AREA_COLUMNS))
+        self._line(",".join(self.columns))
         return self
 
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        self.take(self.entry(frame, result))
+
+class ObjectTable(_Table):
+    """Writes a row for each object of each frame: ``OBJECT_COLUMNS``."""
+
+    columns = OBJECT_COLUMNS
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> str:
+        """The rows of a frame's objects; "" without any."""
+        found = result.instances
+        if found is None:
+            raise RuntimeError("objects that were not looked for")
+        place = [
+            spreadsheet_safe(frame.source),
+            frame.index,
+            "" if frame.time is None else f"{frame.time:.4f}",
+            spreadsheet_safe(result.modality),
+        ]
+        rows = []
+        for one in found.measured:
+            fields = one.to_dict(found.spacing)
+            unit = next((unit for unit in get_args(Unit) if unit in fields), "")
+            row = [*place, one.id, one.gap, *fields["centroid"], *one.box, fields["eccentricity"]]
+            row += [fields.get(name, "") for name in ("probability", *_SIZES)]
+            rows.append(_csv_row([*row, unit, *(fields.get(unit, {}).get(name, "") for name in _SIZES)]))
+        return "\n".join(rows)
+
+    def take(self, entry: str) -> None:
+        """See ``resumed.Table``."""
+        if entry:
+            super().take(entry)
+
+
+_SIZES = ("area", "equivalent_diameter", "longest", "shortest", "perimeter")
+
+
+class AreaTable(_Table):
+    """Writes a row for each frame, with its mask's area and number of objects: ``AREA_COLUMNS``."""
+
+    columns = AREA_COLUMNS
 
     def entry(self, frame: SourceFrame, result: Segmentation) -> str:
         """A frame's row."""
@@ -169,6 +214,7 @@ class AreaTable(_GrowingText):
             f"{result.area / (height * width):.6f}",
             "" if area is None else f"{area:.4f}",
             spreadsheet_safe(result.modality),
+            "" if result.instances is None else result.instances.count,
         ]
         return _csv_row(row)
 

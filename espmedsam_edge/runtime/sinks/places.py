@@ -17,7 +17,7 @@ from espmedsam_edge.destinations import Claims, Destination, check_destinations,
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
-from espmedsam_edge.marks import AREAS, FRAMES, LINES, PICTURE, SEGMENTATION, VIDEO
+from espmedsam_edge.marks import AREAS, FRAMES, LINES, OBJECT_TABLE, PICTURE, SEGMENTATION, VIDEO
 from espmedsam_edge.pipes import is_pipe
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.sources.source import Source
@@ -42,6 +42,8 @@ class Places:
         number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
         kept: the first result of an earlier run that is kept for that; None where there is none.
         overwrite: what may be replaced, see ``check_destinations``.
+        labels: the label map of each input file, as ``masks``.
+        label_folder: for the report.
     """
 
     overlays: dict[Path, Path] | None
@@ -56,6 +58,8 @@ class Places:
     number: int = 1
     kept: Path | None = None
     overwrite: bool | None = None
+    labels: dict[Path, Path] | None = None
+    label_folder: Path | None = None
 
     def destinations(self) -> list[Destination]:
         """Every file (for the masks of a video: folder) that is written, and what it is."""
@@ -64,7 +68,9 @@ class Places:
             for path in (self.overlays or {}).values()
         ]
         found += [
-            Destination(path, FRAMES if file in self.videos else PICTURE) for file, path in (self.masks or {}).items()
+            Destination(path, FRAMES if file in self.videos else PICTURE)
+            for paths in (self.masks, self.labels)
+            for file, path in (paths or {}).items()
         ]
         found += [Destination(path, VIDEO) for path in (self.mask_videos or {}).values()]
         return found + [Destination(path, SEGMENTATION) for path in (self.segmentations or {}).values()]
@@ -75,9 +81,14 @@ class Places:
         def some(paths: dict[Path, Path] | None) -> dict[Path, Path] | None:
             return paths and {file: path for file, path in paths.items() if file in inputs}
 
-        kinds = (self.overlays, self.masks, self.mask_videos, self.segmentations)
-        overlays, masks, mask_videos, segmentations = map(some, kinds)
-        return replace(self, overlays=overlays, masks=masks, mask_videos=mask_videos, segmentations=segmentations)
+        return replace(
+            self,
+            overlays=some(self.overlays),
+            masks=some(self.masks),
+            mask_videos=some(self.mask_videos),
+            segmentations=some(self.segmentations),
+            labels=some(self.labels),
+        )
 
     def files(self) -> list[Path]:
         """Every file (for the masks of a video: folder) that is written."""
@@ -94,6 +105,8 @@ def plan_places(
     mask_video: Path | None = None,
     dicom_seg: Path | None = None,
     csv: Path | None = None,
+    labels: Path | None = None,
+    objects: Path | None = None,
     plot: Path | None = None,
     elsewhere: bool = False,
     called: Mapping[Path, str] | None = None,
@@ -116,7 +129,8 @@ def plan_places(
             are numbered instead.
         mask_video: of the recordings of the masks: a file for one video, else a folder.
         dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
-        csv, plot: the table of areas and their picture.
+        labels: the folder of the label maps.
+        csv, objects, plot: the tables of areas and of objects, and the areas' picture.
         elsewhere: whether results are wanted that are no files.
         called: what results of an input file are named after; None: its own name.
         also_read: further files that are no results' places, such as inputs that could not be opened.
@@ -129,18 +143,23 @@ def plan_places(
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
     named_after = [Path((called or {}).get(file, file)) for file in inputs]
-    folders = [place for place in (out, masks, mask_video, dicom_seg) if place is not None] or [Path()]
+    folders = [place for place in (out, masks, labels, mask_video, dicom_seg) if place is not None] or [Path()]
     plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in folders)
     names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
-    default = not elsewhere and all(place is None for place in (out, masks, jsonl, mask_video, dicom_seg, csv, plot))
+    wanted = (out, masks, labels, jsonl, mask_video, dicom_seg, csv, objects, plot)
+    default = not elsewhere and all(place is None for place in wanted)
     folder, overlays = _overlays(out, inputs, videos, names, default=default)
-    mask_paths = None
-    if masks is not None:
-        _check_folder(masks, "--masks")
-        mask_paths = {file: masks / fitting(names[file], "" if file in videos else ".png") for file in inputs}
+
+    def pictures(folder: Path | None, option: str) -> dict[Path, Path] | None:
+        """A file for each input, of a video a folder."""
+        if folder is None:
+            return None
+        _check_folder(folder, option)
+        return {file: folder / fitting(names[file], "" if file in videos else ".png") for file in inputs}
+
     places = Places(
         overlays,
-        mask_paths,
+        pictures(masks, "--masks"),
         folder,
         masks,
         _file_or_folder(
@@ -151,12 +170,13 @@ def plan_places(
         dicom_seg,
         frozenset(videos),
         overwrite=overwrite,
+        labels=pictures(labels, "--labels"),
+        label_folder=labels,
     )
     if left is not None:
         places = places.of(left(places))
-    others = [
-        Destination(path, kind) for path, kind in ((jsonl, LINES), (csv, AREAS), (plot, PICTURE)) if path is not None
-    ]
+    tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
+    others = [Destination(path, kind) for path, kind in tables if path is not None]
     live = {file for source in sources if source.live for file in source.files}
     with nullcontext() if claims is None else claims.planning():
         return _checked(places, others, live, [*inputs, *also_read], claims)
@@ -183,7 +203,7 @@ def numbered(path: Path, number: int) -> Path:
 
 def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path], claims: Claims) -> Places:
     """The places, those of live sources with the first number under which nothing stands and no other run writes."""
-    kinds = (places.overlays, places.masks, places.mask_videos)
+    kinds = (places.overlays, places.masks, places.labels, places.mask_videos)
     wanted = [path for paths in kinds for file, path in (paths or {}).items() if file in live] + [*others]
 
     def used(path: Path) -> bool:
@@ -203,6 +223,7 @@ def _beside_earlier_ones(places: Places, live: set[Path], others: Iterable[Path]
         places,
         overlays=moved(places.overlays),
         masks=moved(places.masks),
+        labels=moved(places.labels),
         mask_videos=moved(places.mask_videos),
         overlay_folder=named(places.overlay_folder),
         mask_video_folder=named(places.mask_video_folder),

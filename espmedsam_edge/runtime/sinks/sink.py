@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+import numpy as np
+
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.destinations import Destination, check_again
-from espmedsam_edge.imaging.encode import write_image
+from espmedsam_edge.imaging.encode import write_image, write_labels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import Styling, style_now
 from espmedsam_edge.marks import PICTURE
@@ -96,6 +98,27 @@ class MaskImages(Closing):
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         path = self._paths[frame.path]
         _write(path / f"{frame.index:06d}.png" if self._numbered else path, result.mask, self._overwrite)
+
+
+class LabelMaps(Closing):
+    """Writes the numbers of objects: PNGs of 16 bits, or TIFFs of 32 for frames with numbers over 65,535.
+
+    Args:
+        paths, numbered, overwrite: see ``MaskImages``.
+    """
+
+    def __init__(self, paths: Mapping[Path, Path], *, numbered: bool = False, overwrite: bool | None = None) -> None:
+        self._paths, self._numbered, self._overwrite = paths, numbered, overwrite
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        path, found = self._paths[frame.path], result.instances
+        path = path / f"{frame.index:06d}.png" if self._numbered else path
+        if found is None:
+            raise RuntimeError("objects that were not looked for")
+        labels = found.label_map
+        path = path if labels.dtype == np.uint16 else path.with_suffix(".tif")
+        check_again(Destination(path, PICTURE), self._overwrite)
+        write_labels(path, labels)
 
 
 def _write(path: Path, image: Frame | Mask, overwrite: bool | None) -> None:
