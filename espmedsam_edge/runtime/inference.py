@@ -161,17 +161,7 @@ def open_service(model: ModelOptions, serve: ServeOptions) -> Iterator[Server]:
     from espmedsam_edge.runtime.serve.serving import serve_alone
 
     chosen = choose_bundle(model.bundle, model.modality, model.precision)
-    with serve_alone(
-        serve,
-        chosen,
-        precision=model.precision,
-        backend=model.backend_spec(),
-        threshold=model.threshold,
-        threads=model.threads,
-        tta=model.tta,
-        tile=model.tile,
-        objects=model.objects,
-    ) as server:
+    with serve_alone(serve, chosen, **model.to_load()) as server:
         yield server
 
 
@@ -349,13 +339,7 @@ class Inference:
                 serve,
                 self.segmenter,
                 self.controls,
-                precision=model.precision,
-                backend=model.backend_spec(),
-                threshold=model.threshold,
-                threads=model.threads,
-                tta=model.tta,
-                tile=model.tile,
-                objects=model.objects,
+                **model.to_load(),
                 opacity=(self.request.outputs or Outputs()).opacity,
                 writes=plan.writes,
                 pool=self._networks.pool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
@@ -88,6 +88,11 @@ class ModelOptions:
     def backend_spec(self) -> str:
         """The backend with its device, arithmetic and provider, as ``Segmenter.load`` takes it."""
         return str(BackendSpec.parse(self.backend).with_words(self.device, self.arithmetic, self.provider))
+
+    def to_load(self) -> dict[str, Any]:
+        """What the view and the service need to load networks that are asked for later, as their functions take it."""
+        names = ("precision", "threshold", "threads", "tta", "tile", "objects")
+        return {"backend": self.backend_spec(), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,9 @@ def test_killed_at_any_step_it_ends_as_a_run_left_alone(inputs: Path, infer: Inf
             }
         assert Path(folder, "a.csv").read_bytes() == Path("alone/a.csv").read_bytes()
         assert lines_of(Path(folder, "a.jsonl")) == lines_of(Path("alone/a.jsonl"))
-        assert sorted(path.name for path in Path(folder).iterdir()) == ["a.csv", "a.jsonl", "m", "o", "o.journal"]
+        assert sorted(path.name for path in Path(folder).iterdir()) == [
+            "a.csv", "a.jsonl", "b.csv", "l", "m", "o", "o.journal",
+        ]  # fmt: skip
         done: set[str] = set()
         for line in Path("steps.log").read_text().splitlines():
             word, name = line.split()

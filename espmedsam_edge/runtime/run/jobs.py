@@ -8,8 +8,9 @@ from pathlib import Path
 
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.run.finding import ObjectFinder
+from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.sink import Sink
-from espmedsam_edge.runtime.sources.source import Failure, Source
+from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
 STAGES: tuple[str, ...] = ("decode", "preprocess", "inference", "postprocess", "write")
 
@@ -23,6 +24,13 @@ class Job:
     find: ObjectFinder | None = None  # what is done with a result before the sinks take it
     cancelled: bool = False  # set when a sink failed and the rest of the source is of no use
     failed: bool = False  # set when not all of the source could be done
+
+    def taken(self, frame: SourceFrame, result: Segmentation) -> Segmentation:
+        """Have the sinks take a result, in the frames' order; comes back as it is for those that all jobs share."""
+        result = result if self.find is None else self.find.of_frame(frame, result)
+        for sink in self.sinks:
+            sink.write(frame, result)
+        return result
 
 
 @dataclass(frozen=True)

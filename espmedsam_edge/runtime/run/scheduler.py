@@ -389,9 +389,7 @@ class Run:
             raise NotFinite(f"{frame.path}: {outcome.message}", outcome.hint)
         if outcome is None or isinstance(outcome, UserError):
             raise outcome or RuntimeError("a frame that was not segmented")
-        outcome = outcome if state.job.find is None else state.job.find.of_frame(frame, outcome)
-        for sink in state.job.sinks:
-            sink.write(frame, outcome)
+        outcome = state.job.taken(frame, outcome)
         with self.sharing:
             try:
                 for sink in self.shared:

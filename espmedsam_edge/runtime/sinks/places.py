@@ -149,17 +149,9 @@ def plan_places(
     wanted = (out, masks, labels, jsonl, mask_video, dicom_seg, csv, objects, plot)
     default = not elsewhere and all(place is None for place in wanted)
     folder, overlays = _overlays(out, inputs, videos, names, default=default)
-
-    def pictures(folder: Path | None, option: str) -> dict[Path, Path] | None:
-        """A file for each input, of a video a folder."""
-        if folder is None:
-            return None
-        _check_folder(folder, option)
-        return {file: folder / fitting(names[file], "" if file in videos else ".png") for file in inputs}
-
     places = Places(
         overlays,
-        pictures(masks, "--masks"),
+        _pictures(masks, "--masks", names, videos),
         folder,
         masks,
         _file_or_folder(
@@ -170,7 +162,7 @@ def plan_places(
         dicom_seg,
         frozenset(videos),
         overwrite=overwrite,
-        labels=pictures(labels, "--labels"),
+        labels=_pictures(labels, "--labels", names, videos),
         label_folder=labels,
     )
     if left is not None:
@@ -247,6 +239,16 @@ def _overlays(
         return out, {inputs[0]: out}
     _check_folder(out, "--out")
     return out, {file: out / fitting(names[file], suffixes[file]) for file in inputs}
+
+
+def _pictures(
+    folder: Path | None, option: str, names: Mapping[Path, str], videos: set[Path]
+) -> dict[Path, Path] | None:
+    """A PNG for each input, of a video a folder."""
+    if folder is None:
+        return None
+    _check_folder(folder, option)
+    return {file: folder / fitting(name, "" if file in videos else ".png") for file, name in names.items()}
 
 
 def _file_or_folder(
