@@ -21,7 +21,7 @@ demo: $(VENV)/.base ## Segment pictures and a clip into demo-output/ (light: no 
 test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
-test-packages: | $(PY) ## Install what tests of the browser and of GStreamer need (Debian, Ubuntu; as root)
+test-packages: | $(PY) ## Install what tests of the browser, servers and GStreamer need (Debian, Ubuntu; as root)
 	@sh tools/test_packages.sh $(VENV)
 
 check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
@@ -50,7 +50,7 @@ clean: ## Remove caches, build folders and demo-output
 	find espmedsam_edge tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the virtual environment as well
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(VENV)-triton *.egg-info
 
 # A stamp is newer than pyproject.toml when its packages are in place, so a second run calls no pip.
 $(PY):

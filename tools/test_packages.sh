@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests of the browser, of a gateway, of MQTT, of GStreamer and of DICOM need besides Python packages (Debian, Ubuntu), and lets the
+# Installs what the tests of the browser, of a gateway, of MQTT, of Triton, of GStreamer and of DICOM need besides Python packages (Debian, Ubuntu), and lets the
 # virtual environment see the system's PyGObject (`gi`), which no wheel brings. As an ordinary user it installs nothing
 # and says what to type. What is missing then costs one line, and its tests are skipped. `make test-packages` runs it.
 # Usage: tools/test_packages.sh VENV
@@ -38,6 +38,17 @@ command -v chromium >/dev/null || command -v chromium-browser >/dev/null || comm
 PATH=$PATH:/usr/sbin
 command -v nginx >/dev/null || install nginx-light
 command -v mosquitto >/dev/null || install mosquitto
+
+# A server with its Python backend is in pytriton's wheel, which wants an older NumPy than we do.
+triton=$venv-triton
+if [ ! -e "$triton/.done" ]; then
+    echo "Installing Triton into $triton, for tests (once; 0.7 GB)"
+    "$venv/bin/python" -m venv "$triton" &&
+        "$triton/bin/python" -m pip --disable-pip-version-check --no-input install --quiet \
+            nvidia-pytriton==0.7.0 'numpy<2' opencv-python-headless onnxruntime scipy pydantic typer rich platformdirs &&
+        pwd >"$("$triton/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/espmedsam_edge.pth" &&
+        touch "$triton/.done" || echo "That failed; the tests that need Triton are skipped."
+fi
 
 "$venv/bin/python" -c 'import gi' 2>/dev/null && exit
 gi=/usr/lib/python3/dist-packages/gi

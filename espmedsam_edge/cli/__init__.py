@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "slide": ("slide", "Segment whole slides: masks and outlines that QuPath opens."),
     "dicom": ("scale.dicom", "Take pictures from the DICOM network, segment them, send the segmentations on."),
     "bench": ("bench", "Measure latency and FPS of a bundle, stage by stage."),
+    "deploy": ("scale.deploy", "Write bundles as what other servers serve: a model repository of Triton."),
     "push": ("push", "Put a bundle into a repository at Hugging Face."),
     "weights": ("weights", "List the weights that came with the program; write them as a bundle or checkpoint."),
     "doctor": ("doctor", "Show what this machine can run and what is missing."),

@@ -47,6 +47,9 @@ def command(
         None, help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph. [default: fp32]"
     ),
     provider: str | None = typer.Option(None, help="Of --backend onnxruntime: one that doctor lists. [default: CPU]"),
+    url: str | None = typer.Option(
+        None, help="Of --backend triton: the server, such as http://tower:8000, with the repository that deploy wrote."
+    ),
     out: Path | None = typer.Option(
         None,
         help="Overlays: a file for one image or video, else a folder; - for Matroska (PNG) on standard output. "
@@ -194,7 +197,7 @@ def command(
     if sources and means_a_bundle(sources[0]):
         bundle, *sources = sources
     model = ModelOptions(
-        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile, found
+        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile, found, url
     )
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     with terminated_like_interrupted():

@@ -65,6 +65,7 @@ class ModelOptions:
         tile: how pictures larger than those of the training are segmented: "off", whole; a number, in tiles of that
             many pixels; "auto", as the bundle says of its modality.
         objects: which of a mask's objects count, and whether they are told apart.
+        url: of backend triton: the server, which serves what ``deploy triton`` wrote from this bundle.
     """
 
     bundle: Bundle | str | Path | None = None
@@ -79,6 +80,7 @@ class ModelOptions:
     tta: bool = False
     tile: str | int = AUTO
     objects: ObjectOptions = field(default_factory=ObjectOptions)
+    url: str | None = None
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)
@@ -87,7 +89,7 @@ class ModelOptions:
 
     def backend_spec(self) -> str:
         """The backend with its device, arithmetic and provider, as ``Segmenter.load`` takes it."""
-        return str(BackendSpec.parse(self.backend).with_words(self.device, self.arithmetic, self.provider))
+        return str(BackendSpec.parse(self.backend).with_words(self.device, self.arithmetic, self.provider, self.url))
 
     def to_load(self) -> dict[str, Any]:
         """What the view and the service need to load networks that are asked for later, as their functions take it."""

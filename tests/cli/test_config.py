@@ -89,6 +89,7 @@ def test_every_option_means_the_same_in_a_file(
             "token",
             "allow-host",
             "trust-proxy",
+            "url",
         ):
             continue  # not in the request, or only beside another
         value = True if option.is_flag else values.get(name, 2 if name in NUMBERS else "text")
@@ -102,6 +103,9 @@ def test_every_option_means_the_same_in_a_file(
     words = ["--serve", "80", "--allow-host", "a", "--allow-host", "b", "--token", "t"]
     words += ["--backend", "openvino", "--device", "GPU", "--arithmetic", "fp16"]
     assert requested("p.png", "--config", config(both)) == requested("p.png", *words)
+    more = 'serve = 80\ntrust-proxy = ["10.0.0.1"]\nbackend = "triton"\nurl = "http://a:1"'
+    words = ["--serve", "80", "--trust-proxy", "10.0.0.1", "--backend", "triton", "--url", "http://a:1"]
+    assert requested("p.png", "--config", config(more)) == requested("p.png", *words)
 
 
 @pytest.mark.parametrize(

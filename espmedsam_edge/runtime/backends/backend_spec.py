@@ -13,7 +13,11 @@ HINTS = ("latency", "throughput")
 """What counts: the time of each run, or how many end in a second where several are under way."""
 
 _HINTED = ("openvino",)
-_TAKES: dict[str, tuple[str, ...]] = {"openvino": ("device", "arithmetic"), "onnxruntime": ("provider",)}
+_TAKES: dict[str, tuple[str, ...]] = {
+    "openvino": ("device", "arithmetic"),
+    "onnxruntime": ("provider",),
+    "triton": ("url",),
+}
 """What may be said of a backend after its name; of those that are not here, nothing."""
 
 
@@ -33,6 +37,7 @@ class BackendSpec:
         arithmetic: of OpenVINO: one of ``ARITHMETICS``; empty: the default.
         provider: of ONNX Runtime; empty: the default.
         hint: of OpenVINO: one of ``HINTS``; empty: latency.
+        url: of Triton: the server's address.
     """
 
     name: str
@@ -40,10 +45,11 @@ class BackendSpec:
     arithmetic: str = ""
     provider: str = ""
     hint: str = ""
+    url: str = ""
 
     def __post_init__(self) -> None:
         takes = _TAKES.get(self.name, ())
-        for word in ("device", "arithmetic", "provider"):
+        for word in ("device", "arithmetic", "provider", "url"):
             if getattr(self, word) and word not in takes:
                 takers = " or ".join(name for name, words in _TAKES.items() if word in words)
                 raise UserError(
@@ -55,13 +61,15 @@ class BackendSpec:
 
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
-        """``NAME``, ``openvino:DEVICE:ARITHMETIC:HINT`` (each may be missing) or ``onnxruntime:PROVIDER``.
+        """``NAME``, ``openvino:DEVICE:ARITHMETIC:HINT`` (or less), ``onnxruntime:PROVIDER`` or ``triton:URL``.
 
         Raises:
             UserError: more words than the backend takes, or one that it does not know.
         """
         name, *words = text.split(":")
         takes = _TAKES.get(name, ())
+        if "url" in takes:
+            return cls(name, url=":".join(words))
         hint = words.pop() if name in _HINTED and words and words[-1] in HINTS else ""
         if len(words) > len(takes):
             more = f"more than {' and '.join(takes)}" if takes else "nothing"
@@ -70,14 +78,16 @@ class BackendSpec:
             return cls(name, arithmetic=words[0], hint=hint)
         return cls(name, **dict(zip(takes, words, strict=False)), hint=hint)
 
-    def with_words(self, device: str | None, arithmetic: str | None, provider: str | None) -> BackendSpec:
+    def with_words(
+        self, device: str | None, arithmetic: str | None, provider: str | None, url: str | None = None
+    ) -> BackendSpec:
         """With what options said besides; None leaves a word as it is.
 
         Raises:
             UserError: one that the backend does not take, or that says something else than the name does.
         """
         words = {}
-        for word, value in (("device", device), ("arithmetic", arithmetic), ("provider", provider)):
+        for word, value in (("device", device), ("arithmetic", arithmetic), ("provider", provider), ("url", url)):
             named = getattr(self, word)
             if value and named and value != named:
                 raise UserError(f"two values of {word}: '{named}' and '{value}'.", "Leave one of them out.")
@@ -89,7 +99,7 @@ class BackendSpec:
         return replace(self, hint="throughput") if self.name in _HINTED and not self.hint else self
 
     def __str__(self) -> str:
-        return ":".join(filter(None, (self.name, self.device, self.arithmetic, self.provider, self.hint)))
+        return ":".join(filter(None, (self.name, self.device, self.arithmetic, self.provider, self.hint, self.url)))
 
 
 _GRAMMAR = "Such as onnxruntime, openvino:GPU, openvino:CPU:bf16."

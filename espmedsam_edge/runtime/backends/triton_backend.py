@@ -1,0 +1,143 @@
+"""Runs a graph on a Triton Inference Server, which serves what ``espmedsam-edge deploy triton`` wrote from the bundle.
+
+Only the network runs there: frames are prepared and masks made here. ``tritonclient`` is NVIDIA's client; the package
+``triton`` that torch brings along is another thing, a compiler.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from espmedsam_edge.bundle import Bundle, Graph
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.installation import why_missing
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+
+_USAGE = "Give its address: --backend triton --url http://HOST:8000"
+_CONNECT_SECONDS, _ABOUT_SECONDS, _RUN_SECONDS = 5.0, 10.0, 60.0
+
+Made = TypeVar("Made")
+
+
+def unavailable(name: str) -> str | None:
+    """Why Triton cannot be asked from this machine, or None; asks nobody."""
+    return why_missing("tritonclient.http", "triton")
+
+
+def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> TritonBackend:
+    """Find the graph's model on the server, and check that it is this graph; ``threads`` is for other backends.
+
+    Raises:
+        BackendUnavailable: no such server, it lacks the model, or serves another graph or version of it.
+        UserError: no address.
+    """
+    url = BackendSpec.parse(name).url
+    server = _Server(url, _ABOUT_SECONDS)
+    model = f"{graph.modality}_{graph.precision}"
+    about: dict[str, Any] = server.ask(" is no Triton server", lambda client: client.get_server_metadata())
+    server.ask(f" has no model {model}", lambda client: client.get_model_metadata(model))
+    config: dict[str, Any] = server.ask(f" has no model {model}", lambda client: client.get_model_config(model))
+    served = config.get("parameters", {}).get("graph_sha256", {}).get("string_value")
+    if served != graph.sha256:
+        what = "does not say which graph it is" if served is None else "is another version of this graph"
+        raise BackendUnavailable(
+            f"{model} of Triton at {server.address} {what}.",
+            f"Write its repository from {bundle.path} again (espmedsam-edge deploy triton), or name its own bundle.",
+            exit_code=1,
+        )
+    return TritonBackend(_Server(url, _RUN_SECONDS), model, graph, str(about.get("version", "of an unknown version")))
+
+
+class _Server:
+    """One server; each thread that asks has a client of its own, which is what tritonclient wants."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._seconds = seconds  # that an answer may take
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port or 8000
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or parts.username is not None or parts.query:
+            raise UserError("that is no address of a Triton server." if url else "which Triton server?", _USAGE)
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+        self._place, self._tls = self.address.partition("://")[2], parts.scheme == "https"
+        self._clients = threading.local()
+
+    def ask(self, otherwise: str, question: Callable[[Any], Made]) -> Made:
+        """The answer to a question to the server.
+
+        Args:
+            otherwise: what a refusal means, after the server's address; empty: what it says.
+            question: asked of a client.
+
+        Raises:
+            BackendUnavailable: there is none.
+        """
+        with self._errors(otherwise):
+            return question(self._client())
+
+    def _client(self) -> Any:
+        from tritonclient.http import InferenceServerClient
+
+        if not hasattr(self._clients, "one"):
+            self._clients.one = InferenceServerClient(
+                self._place, ssl=self._tls, connection_timeout=_CONNECT_SECONDS, network_timeout=self._seconds
+            )
+        return self._clients.one
+
+    @contextmanager
+    def _errors(self, otherwise: str) -> Iterator[None]:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            yield
+        except InferenceServerException as error:
+            said = otherwise or f" refuses: {str(error.message()).rstrip('.')}"
+            raise BackendUnavailable(f"{self.address}{said}.", "See the server's own output.", exit_code=1) from error
+        except (OSError, ValueError, HTTPException) as error:  # the last two: something else answers
+            reason = "it speaks another language"
+            if isinstance(error, OSError):
+                reason = error.strerror or str(error) or type(error).__name__
+            raise BackendUnavailable(
+                f"no answer of Triton at {self.address}: {reason.rstrip('.')}.", "Is it running there?", exit_code=1
+            ) from error
+
+
+class TritonBackend:
+    """The network on a server."""
+
+    def __init__(self, server: _Server, model: str, graph: Graph, version: str) -> None:
+        self.name, self.graph = "triton", graph
+        self.device = f"{server.address}, Triton {version}"
+        self._server, self._model = server, model
+
+    def run(self, image: Tensor) -> Tensor:
+        from tritonclient.http import InferInput, InferRequestedOutput
+
+        check_batch(self.graph, image)
+        given = InferInput("image", list(image.shape), "FP32")
+        given.set_data_from_numpy(image)
+        wanted = [InferRequestedOutput("logits")]
+        answer: Any = self._server.ask("", lambda client: client.infer(self._model, [given], outputs=wanted))
+        logits = np.array(answer.as_numpy("logits"), np.float32)
+        if logits.shape != self.graph.output_shape:
+            raise UserError(
+                f"{self._model} at {self._server.address} answers {logits.shape}, not {self.graph.output_shape}.",
+                "Write its repository again.",
+                exit_code=1,
+            )
+        return logits
+
+    def close(self) -> None:
+        """See ``Backend.close``; connections end with the threads that have them."""
