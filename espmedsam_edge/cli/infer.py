@@ -123,6 +123,12 @@ def command(
     start: float | None = typer.Option(None, min=0, help="Leave out so many seconds of a video or stream at first."),
     every: int | None = typer.Option(None, min=1, metavar="N", help="Take every N-th frame of videos and streams."),
     fps: float | None = typer.Option(None, help="Take at most so many frames a second of videos and streams."),
+    spacing: str | None = typer.Option(
+        None,
+        metavar="VALUE|tiff",
+        help="How far pixels lie apart, as 0.25um or ROWS,COLUMNS as 0.4,0.3mm; tiff: the resolution that TIFF files "
+        "state. [default: what DICOM, OME and ImageJ say]",
+    ),
     frames: int | None = typer.Option(None, min=1, help="Stop after that many frames of each source."),
     duration: float | None = typer.Option(None, min=0, help="Stop reading after that many seconds."),
     max_latency: float | None = typer.Option(
@@ -235,6 +241,7 @@ def command(
             start=start,
             every=every,
             fps=fps,
+            spacing=spacing,
             shard=shard,
         )
         # Files that decide on the network are read twice; a camera's lines come back as often as it does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Set
+from mmap import mmap
 from typing import NamedTuple
 
 from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
@@ -14,11 +15,14 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 254, 256, 257, 258, 259, 262, 270
 _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 274, 279, 324, 325
 _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES = 277, 284, 330, 338
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _USED = {
     _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION,
     _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES, _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES,
 }  # fmt: skip
-_LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # bytes, characters, unsigned integers, places
+_RATIONAL = 5  # two numbers, above and below
+# Bytes, characters, unsigned integers, places.
+_LAYOUTS = {1: "B", 2: "B", 3: "H", 4: "I", _RATIONAL: "Q", 13: "I", 16: "Q", 18: "Q"}
 _MOST_PICTURES = 10_000
 _MOST_ENTRIES = 1000  # of a directory; there are not as many tags in use
 _MOST_STRIPS, _MOST_VALUES, _MOST_TEXT = (
@@ -49,6 +53,21 @@ class Tiff(NamedTuple):
     white_is_zero: bool
     pictures: int
     depth: int
+
+
+class Scale(NamedTuple):
+    """What a file says of the size of its pixels.
+
+    Attributes:
+        description: the first picture's, where programs write what they know; "" without one.
+        across, down: pixels of the upright picture in a unit; 0 where it is not said.
+        unit: TIFF's: 1 none, 2 inches, 3 centimetres.
+    """
+
+    description: str
+    across: float
+    down: float
+    unit: int
 
 
 class Orientation(NamedTuple):
@@ -109,6 +128,30 @@ def compression_name(data: bytes) -> str | None:
     except (HeaderError, struct.error, OverflowError):
         return None
     return _COMPRESSIONS.get(tag.values[0]) if tag and tag.values else None
+
+
+def read_scale(data: bytes | bytearray | mmap) -> Scale:
+    """What the first picture says of the size of its pixels.
+
+    Raises:
+        HeaderError, struct.error, OverflowError: damaged.
+    """
+    wanted = {_DESCRIPTION, _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT}
+    tags = _directory(data, _main_directory(data), wanted)[0]
+    shift = (0, 32) if data[:1] == b"I" else (32, 0)  # of a rational's two numbers in one
+
+    def rational(tag: int) -> float:
+        if tag not in tags or tags[tag].kind != _RATIONAL or not tags[tag].values:
+            return 0.0
+        above, below = (tags[tag].values[0] >> bits & 0xFFFFFFFF for bits in shift)
+        return above / below if below else 0.0
+
+    across, down = rational(_X_RESOLUTION), rational(_Y_RESOLUTION)
+    if _orientation(tags).value > 4:  # it lies on its side
+        across, down = down, across
+    text = bytes(value & 255 for value in tags[_DESCRIPTION].values) if _DESCRIPTION in tags else b""
+    unit = tags[_RESOLUTION_UNIT].values[0] if _RESOLUTION_UNIT in tags and tags[_RESOLUTION_UNIT].values else 2
+    return Scale(text.rstrip(b"\0").decode("utf-8", "replace"), across, down, unit)
 
 
 def read_orientation(data: bytes) -> Orientation:
@@ -210,12 +253,12 @@ def _orientation(tags: dict[int, _Tag]) -> Orientation:
     return Orientation(tag.values[0], tag.place)
 
 
-def _first_directory(data: bytes | bytearray) -> int:
+def _first_directory(data: bytes | bytearray | mmap) -> int:
     order, big = _byte_order(data)
     return int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
 
 
-def _main_directory(data: bytes) -> int:
+def _main_directory(data: bytes | bytearray | mmap) -> int:
     """Where the first picture is that is neither scaled down nor a mask: in the chain, else inside one of it.
 
     A preview may stand before it, and raw converters put the picture itself inside the preview's directory.
@@ -238,7 +281,7 @@ def _kind(tags: dict[int, _Tag]) -> int:
     return tag.values[0] if tag and tag.values else 0
 
 
-def _chain(data: bytes | bytearray, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]:
+def _chain(data: bytes | bytearray | mmap, directory: int) -> Iterator[tuple[dict[int, _Tag], int]]:
     """Directories that follow each other, as far as they are whole; a chain that bites its tail ends."""
     seen: set[int] = set()
     while directory and directory not in seen and len(seen) < _MOST_PICTURES:
@@ -251,7 +294,7 @@ def _chain(data: bytes | bytearray, directory: int) -> Iterator[tuple[dict[int, 
         yield tags, place
 
 
-def _byte_order(data: bytes | bytearray) -> tuple[str, bool]:
+def _byte_order(data: bytes | bytearray | mmap) -> tuple[str, bool]:
     return "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
 
 
@@ -260,7 +303,7 @@ def _further_pictures(data: bytes, directory: int) -> int:
     return sum(not _kind(tags) & (_SCALED_DOWN | _TRANSPARENCY) for tags, _ in _chain(data, directory))
 
 
-def _directory(data: bytes | bytearray, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:
+def _directory(data: bytes | bytearray | mmap, directory: int, wanted: Set[int] = _USED) -> tuple[dict[int, _Tag], int]:
     """The wanted tags of a directory, each once however often it is listed, and where the next one is (0: none)."""
     order, big = _byte_order(data)
     offset = f"{order}{'Q' if big else 'I'}"
@@ -276,7 +319,7 @@ def _directory(data: bytes | bytearray, directory: int, wanted: Set[int] = _USED
 
 
 def _tags(
-    data: bytes | bytearray, entries: range, offset: str, skipped: int, inline: int, used: Set[int]
+    data: bytes | bytearray | mmap, entries: range, offset: str, skipped: int, inline: int, used: Set[int]
 ) -> Iterator[tuple[int, _Tag]]:
     order, wanted = offset[0], set(used)
     for start in entries:

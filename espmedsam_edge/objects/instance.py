@@ -46,8 +46,15 @@ class Size:
         """Plain numbers, lengths times ``factor``; what is not known is left out."""
         names = ("equivalent_diameter", "longest", "shortest", "perimeter")
         known = {name: value for name in names if (value := getattr(self, name)) is not None}
-        lengths = {name: round(factor * value, 4) for name, value in known.items()}
-        return {"area": round(factor * factor * self.area, 4), **lengths}
+        return {
+            "area": significant(factor * factor * self.area),
+            **{name: significant(factor * value) for name, value in known.items()},
+        }
+
+
+def significant(value: float) -> float:
+    """A measure with the seven digits that may mean something, whatever its unit."""
+    return float(f"{value:.7g}")
 
 
 @dataclass(frozen=True)

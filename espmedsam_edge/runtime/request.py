@@ -11,6 +11,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.crop import parse_crop
 from espmedsam_edge.objects.options import ObjectOptions
+from espmedsam_edge.objects.spacing import parse_spacing
 from espmedsam_edge.runtime.backends.backend import DeviceUse
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.run.jobs import LiveReport
@@ -120,6 +121,8 @@ class ReadingOptions:
         start: leave out so many seconds of each video, camera and stream at first.
         every: take each so many-th frame of them. Indices and times stay the source's.
         fps: take at most so many frames a second of them.
+        spacing: how far pixels lie apart, with a unit: "0.25um", "0.4,0.3mm" (rows, columns), or "tiff" for the
+            resolution that TIFFs state; None: as DICOM, OME and ImageJ say, else unknown.
         shard: do a share of the files, "2/8" the second of eight; its tables are named so. None: all.
     """
 
@@ -134,6 +137,7 @@ class ReadingOptions:
     start: float | None = None
     every: int | None = None
     fps: float | None = None
+    spacing: str | None = None
     shard: str | None = None
 
     def __post_init__(self) -> None:
@@ -147,7 +151,7 @@ class ReadingOptions:
             raise UserError("every and fps cannot be given together.", "Leave one of them out.")
         if self.rotate not in (0, 90, 180, 270):
             raise UserError(f"rotate {self.rotate} is none of 90, 180 and 270.", "Degrees, clockwise.")
-        self.selection()  # checks ``crop``
+        self.selection()  # checks ``crop`` and ``spacing``
         for name in ("duration", "max_latency", "give_up", "start"):
             _check_least(name, getattr(self, name), 0)
         _check_known("decoder", self.decoder, get_args(Decoder))
@@ -157,7 +161,9 @@ class ReadingOptions:
         text = self.crop if isinstance(self.crop, str) or self.crop is None else ",".join(map(str, self.crop))
         crop = None if text is None else parse_crop(text)
         auto = text is not None and crop is None
-        return Selection(self.start or 0.0, self.every or 1, self.fps, self.rotate, crop, auto)
+        spacing = None if self.spacing is None else parse_spacing(self.spacing)
+        resolution = self.spacing is not None and spacing is None
+        return Selection(self.start or 0.0, self.every or 1, self.fps, self.rotate, crop, auto, spacing, resolution)
 
 
 @dataclass(frozen=True)

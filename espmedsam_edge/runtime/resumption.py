@@ -47,7 +47,7 @@ def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
         "version": __version__,
         "bundle": bundle.manifest.model_dump(mode="json"),
         "model": options,
-        "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps],
+        "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps, reading.spacing],
         "outputs": [outputs.contours, outputs.uids, outputs.opacity, os.environ.get(KEY_VARIABLE, "")],
         "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)],
     }

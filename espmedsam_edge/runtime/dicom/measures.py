@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from espmedsam_edge.objects.spacing import plausible
+
 _DEFAULT_FPS = Fraction(25)
 
 
@@ -16,9 +18,6 @@ _FRAME_SECONDS = (0.001, 100.0)  # a time between frames outside of these is no 
 
 
 _CENTIMETRES, _TWO_DIMENSIONAL = 3, 1  # PhysicalUnitsXDirection, RegionSpatialFormat (PS3.3 C.8.5.5)
-
-
-_SPACING = (1e-6, 1e4)  # millimetres: from a nanometre to ten metres; others are no distance between pixels
 
 
 def frame_times(dataset: Any, frames: int) -> tuple[Fraction, tuple[float, ...]]:
@@ -52,7 +51,7 @@ def pixel_spacing(dataset: Any) -> tuple[float, float] | None:
     """Millimetres between rows and columns in the patient: not a detector's, which lies behind and sees more."""
     for holder in (dataset, *_measures(dataset)):
         values = [float(value) for value in _several(holder.get("PixelSpacing"))]
-        if len(values) == 2 and all(_SPACING[0] <= value <= _SPACING[1] for value in values):
+        if len(values) == 2 and plausible(*values):
             return values[0], values[1]
     return _region_spacing(dataset)
 
@@ -76,7 +75,7 @@ def _region_spacing(dataset: Any) -> tuple[float, float] | None:
     if len(found) != 1:
         return None
     rows, columns = found.pop()
-    return (rows, columns) if all(_SPACING[0] <= side <= _SPACING[1] for side in (rows, columns)) else None
+    return (rows, columns) if plausible(rows, columns) else None
 
 
 def pixel_bytes(dataset: Any) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any, TextIO, get_args
 
 from espmedsam_edge.files import spreadsheet_safe, write_errors
 from espmedsam_edge.marks import AREA_COLUMNS, OBJECT_COLUMNS
-from espmedsam_edge.objects.instance import Unit
+from espmedsam_edge.objects.instance import Unit, significant
 from espmedsam_edge.pipes import is_pipe, open_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
@@ -30,6 +30,11 @@ Identifiers = Callable[[Path], Mapping[str, str]]
 def area_in_mm2(area: int, spacing: tuple[float, float] | None) -> float | None:
     """Pixels to mm², for ``spacing`` in millimetres between rows and between columns; None where it is unknown."""
     return None if spacing is None else area * spacing[0] * spacing[1]
+
+
+def _told(area: float) -> float:
+    """With four digits behind the point, and more where the area is small as in microscopes."""
+    return round(area, 4) if area >= 1 else significant(area)
 
 
 class _GrowingText:
@@ -119,7 +124,7 @@ class LineForm:
         line |= {**self.constants, **result.to_dict()}
         area = area_in_mm2(result.area, frame.spacing)
         if frame.spacing is not None and area is not None:
-            line |= {"area_mm2": round(area, 4), "spacing_mm": list(frame.spacing)}
+            line |= {"area_mm2": _told(area), "spacing_mm": [significant(side) for side in frame.spacing]}
         line |= contour_fields(result, self.contours)
         return json.dumps(line, allow_nan=False, separators=(",", ":"))
 
@@ -212,7 +217,7 @@ class AreaTable(_Table):
             "" if frame.time is None else f"{frame.time:.4f}",
             result.area,
             f"{result.area / (height * width):.6f}",
-            "" if area is None else f"{area:.4f}",
+            "" if area is None else f"{area:.4f}" if area >= 1 or not area else f"{area:.7g}",
             spreadsheet_safe(result.modality),
             "" if result.instances is None else result.instances.count,
         ]

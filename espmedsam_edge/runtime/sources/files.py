@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.objects.stated import stated_spacing
 from espmedsam_edge.runtime.dicom.reading import DicomHeader, is_dicom, read_dicom_frames, read_dicom_header
 from espmedsam_edge.runtime.sources.scales import SharedScales
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
@@ -56,7 +57,7 @@ class ImageFiles(Closing):
 
 def _read_picture(path: Path, scales: SharedScales) -> SourceFrame:
     if not is_dicom(path):
-        return SourceFrame(read_image(path, scales.of_picture(path)), path)
+        return SourceFrame(read_image(path, scales.of_picture(path)), path, spacing=stated_spacing(path))
     header = read_dicom_header(path)
     scale = scales.of_slice(path, header.order[0])
     return SourceFrame(next(read_dicom_frames(path, scale)), path, spacing=header.spacing)

@@ -20,6 +20,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import ImageHeader, image_format, read_header
 from espmedsam_edge.imaging.tiff_header import TiffPages
+from espmedsam_edge.objects.stated import stated_spacing
 from espmedsam_edge.runtime.sources.files import Clip
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
@@ -83,6 +84,7 @@ class PagedPicture(Clip):
                 )
             return None, header.pictures
         self._places = places_of(self._pages.description, self._pictures)
+        self._spacing = stated_spacing(self.path)
         return _rate([place.time for place in self._places]), self._pictures
 
     def _close(self) -> None:
@@ -114,7 +116,7 @@ class PagedPicture(Clip):
                 self.failures.append(Failure(self.name, str(error)))
                 continue
             first = image.shape
-            yield SourceFrame(image, self.path, number, place.time, z=place.z)
+            yield SourceFrame(image, self.path, number, place.time, spacing=self._spacing, z=place.z)
 
     def _largest_sample(self, pages: TiffPages) -> int:
         """Of pages of more than 8 bits, so that they share one scale; 0 for others.

@@ -1,4 +1,4 @@
-"""Which frames of a source are segmented, turned which way, and which part of them."""
+"""Which frames of a source are segmented, turned which way, which part of them, and how large their pixels are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
+from pathlib import Path
 from typing import Final
 
 import cv2
@@ -15,6 +16,8 @@ import numpy as np
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.crop import Crop, PictureFinder, find_picture
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.objects.instance import Spacing
+from espmedsam_edge.objects.stated import stated_spacing
 from espmedsam_edge.runtime.sources.passed_on import PassedOn
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 
@@ -38,6 +41,8 @@ class Selection:
         rotate: degrees, clockwise: 0, 90, 180 or 270.
         crop: the part of the turned frame; None: all, or what ``auto`` finds.
         auto: whether the picture inside borders and text panels is looked for.
+        spacing: millimetres between rows and between columns, of frames as they are read; None: as files state it.
+        resolution: whether TIFF's resolution counts, where no program states more.
     """
 
     start: float = 0.0
@@ -46,7 +51,10 @@ class Selection:
     rotate: int = 0
     crop: Crop | None = None
     auto: bool = False
+    spacing: Spacing | None = None
+    resolution: bool = False
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    _resolutions: dict[Path, Spacing | None] = field(default_factory=dict, compare=False)  # of one file, the last
 
     @property
     def everything(self) -> bool:
@@ -58,8 +66,23 @@ class Selection:
         if size is not None:
             self._sizes["first"] = size
 
+    def spaced(self, frame: SourceFrame) -> SourceFrame:
+        """The frame with the spacing that was asked for."""
+        if self.spacing is not None:
+            return replace(frame, spacing=self.spacing)
+        if self.resolution and frame.spacing is None and frame.captured is None:
+            return replace(frame, spacing=self._resolution_of(frame.path))
+        return frame
+
+    def _resolution_of(self, path: Path) -> Spacing | None:
+        if path not in self._resolutions:
+            self._resolutions.clear()
+            self._resolutions[path] = stated_spacing(path, resolution=True)
+        return self._resolutions[path]
+
     def turned(self, frame: SourceFrame) -> SourceFrame:
         """The frame as it is to be seen."""
+        frame = self.spaced(frame)
         if not self.rotate:
             return frame
         image: Frame = np.asarray(cv2.rotate(frame.image, _ROTATIONS[self.rotate]), np.uint8)

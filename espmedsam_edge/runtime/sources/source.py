@@ -32,7 +32,7 @@ class SourceFrame:
         time: seconds from the start of the video; None for images.
         captured: ``time.monotonic()`` when a live source delivered it; None for files.
         skipped: frames that a live source passed over so far, so as to show the newest.
-        spacing: millimetres between rows and between columns where the file says so (DICOM); else None.
+        spacing: millimetres between rows and between columns where the file or the user says so; else None.
         address: of a camera or a stream, without user names, passwords and queries; "" for files, unless they go by
             numbers (``anonymous``).
         aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.

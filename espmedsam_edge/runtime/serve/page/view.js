@@ -199,7 +199,8 @@ function showAlert(text) {
 
 function showArea(fraction, pixels, squareMillimetres) {
   byId("area").textContent = percent(fraction);
-  const inMillimetres = squareMillimetres === null || squareMillimetres === undefined ? "" : `, ${squareMillimetres.toFixed(1)} mm²`;
+  const inMillimetres = squareMillimetres === null || squareMillimetres === undefined ? "" :
+    squareMillimetres < 0.1 ? `, ${(1e6 * squareMillimetres).toFixed(0)} µm²` : `, ${squareMillimetres.toFixed(1)} mm²`;
   byId("area-pixels").textContent = `${pixels.toLocaleString("en")} px${inMillimetres}`;
 }
 
