@@ -57,7 +57,7 @@ authors before you build on it.
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Result files of peers.py.
+    """Result files of peers.py, each with that of unet.py of the same machine where there is one.
 
     Raises:
         UserError: one is not there, or is another script's.
@@ -70,7 +70,10 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(f"cannot read {path}: {error}", "Run measure first.") from error
         if not isinstance(result, dict) or result.get("kind") != "peers":
             raise UserError(f"{path} is no result of peers.py.", "Run measure first.")
-        found.append({**result, "file": path.name})
+        beside = path.with_name(path.name.replace("peers", "unet", 1))
+        unet = read_json(beside.read_text()) if beside.is_file() else {}
+        whole = unet.get("kind") == "unet" and "times" in unet
+        found.append({**result, "file": path.name, "unet": {**unet, "file": beside.name} if whole else None})
     return found
 
 
@@ -91,6 +94,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         if any(result["seconds"].values()):
             parts += ["\n".join(_times(result)), "\n".join(_encoders(result))]
     parts += ["\n".join(_notes()), *([_ACCURACY] if points(results[0]) else [])]
+    parts += ["\n".join(_unet(result["unet"])) for result in results if result.get("unet")]
     parts += ["\n".join(_licences(results[0])), "\n".join(_again(results))]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
@@ -247,6 +251,44 @@ def _licences(result: dict[str, Any]) -> Iterator[str]:
     yield "\n" + _LICENCES
 
 
+def _unet(result: dict[str, Any]) -> Iterator[str]:
+    (name, other), (own, ours) = result["networks"].items()
+    yield "## A U-Net on the same images\n"
+    yield f"From `benchmarks/results/{result['file']}`: MONAI's BasicUNet with an output a modality, and {own}, both"
+    cpu, minutes = result["environment"]["cpu"], result["minutes"]
+    yield f"from random weights, by the recipe `{result['recipe']}` on the same lists, {minutes:g} minutes of training"
+    yield f"steps each ({other['steps']} and {ours['steps']} steps), on {cpu['model']} with {cpu['usable']} cores."
+    yield "Neither was tuned for it. The weights that ship had longer ([accuracy](accuracy.md)). Test images at"
+    yield "1024 x 1024: Dice in per cent, HD95 in pixels.\n"
+    yield _line("modality", "test set", "images", f"{name}: Dice", "HD95", f"{own}: Dice", "HD95")
+    yield "|---" * 7 + "|"
+    pairs = []
+    for modality, sets in ours["scores"].items():
+        for dataset, mine in sets.items():
+            theirs = other["scores"][modality][dataset]
+            pairs.append((theirs["dice"], mine["dice"]))
+            scores = (f"{one[key]:.{digits}f}" for one in (theirs, mine) for key, digits in (("dice", 2), ("hd95", 1)))
+            yield _line(modality, dataset, str(mine["images"]), *scores)
+    ahead, (theirs, mine) = sum(one > two for one, two in pairs), (mean(column) for column in zip(*pairs, strict=True))
+    who = f"the U-Net wins, {theirs:.2f} to {mine:.2f}" if theirs > mine else f"{own} wins, {mine:.2f} to {theirs:.2f}"
+    yield f"\n**By the mean Dice of these sets {who}**; the U-Net is ahead in {ahead} of {len(pairs)}.\n"
+    times = result.get("times", {})
+    titles = (f"{side} px: {what}" for side in times for what in ("GMAC", "PyTorch, ms", "ONNX Runtime, ms"))
+    yield _line("network", "parameters, M", *titles)
+    yield "|---" * (2 + 3 * len(times)) + "|"
+    for network, facts in result["networks"].items():
+        cells = [
+            cell
+            for found in times.values()
+            for cell in (
+                f"{found['mac'][network] / 1e9:.1f}",
+                *(_ms(found["ms"][f"{network}, {runtime}"]["p50"] / 1000) for runtime in ("PyTorch", "ONNX Runtime")),
+            )
+        ]
+        yield _line(network, f"{facts['parameters'] / 1e6:.2f}", *cells)
+    yield "\nThe network alone, one image. In ONNX Runtime ours is the fused graph; its logits are a quarter as wide."
+
+
 def _again(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "## Again\n"
     yield "```\npip install -e '.[peers]'"
@@ -254,6 +296,10 @@ def _again(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         name = result["file"].removesuffix(".json")
         device = " --device cuda" if result["settings"]["device"] == "cuda" else ""
         yield f"python benchmarks/peers.py measure --name {name}{device}"
+        if unet := result.get("unet"):
+            minutes, its = unet["minutes"], unet["file"].removesuffix(".json")
+            yield f"python benchmarks/unet.py --data ../shared/data --minutes {minutes:g} --name {its}"
+            yield f"python benchmarks/peers.py page {name}"
     yield "```"
 
 

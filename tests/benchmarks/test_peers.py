@@ -187,6 +187,44 @@ def test_the_plot_has_the_papers_mean_dice(peers: ModuleType, load_script: Calla
     ]
 
 
+def test_the_page_says_who_wins_of_unet_and_ours(peers: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "peers-x.json").write_text(json.dumps(_measured()))
+
+    def scores(*dice: float) -> dict[str, Any]:
+        sets = {"fundus": "drive", "xray": "lungs"}
+        entries = ({"dice": one, "hd95": 9.0, "images": 7} for one in dice)
+        return {modality: {name: entry} for (modality, name), entry in zip(sets.items(), entries, strict=True)}
+
+    names = ("U-Net", "ESP-MedSAM-S")
+    ms = {f"{name}, {runtime}": {"p50": 250.0} for name in names for runtime in ("PyTorch", "ONNX Runtime")}
+    unet = {
+        "kind": "unet",
+        "recipe": "segment-s-cpu",
+        "minutes": 30,
+        "environment": _facts()["environment"],
+        "times": {"448": {"ms": ms, "mac": dict.fromkeys(names, 15_300_000_000)}},
+        "networks": {
+            "U-Net": {"steps": 9, "parameters": 1_980_000, "scores": scores(70, 90)},
+            "ESP-MedSAM-S": {"steps": 8, "parameters": 28_890_000, "scores": scores(60, 92)},
+        },
+    }
+    (tmp_path / "unet-x.json").write_text(json.dumps(unet))
+    peers.write_page([tmp_path / "peers-x.json"], tmp_path)
+    page = (tmp_path / "peers.md").read_text()
+    assert "**By the mean Dice of these sets the U-Net wins, 80.00 to 76.00**; the U-Net is ahead in 1 of 2." in page
+    assert "| fundus | drive | 7 | 70.00 | 9.0 | 60.00 | 9.0 |" in page
+    assert "| U-Net | 1.98 | 15.3 | 250 | 250 |" in page
+    assert "unet.py --data ../shared/data --minutes 30 --name unet-x" in page
+    unet["networks"]["U-Net"]["scores"] = scores(50, 93)
+    (tmp_path / "unet-x.json").write_text(json.dumps(unet))
+    peers.write_page([tmp_path / "peers-x.json"], tmp_path)
+    assert "ESP-MedSAM-S wins, 76.00 to 71.50**; the U-Net is ahead in 1 of 2." in (tmp_path / "peers.md").read_text()
+    del unet["times"]  # its run has not ended
+    (tmp_path / "unet-x.json").write_text(json.dumps(unet))
+    peers.write_page([tmp_path / "peers-x.json"], tmp_path)
+    assert "U-Net" not in (tmp_path / "peers.md").read_text()
+
+
 def test_published_figures_are_table_iiis(peers: ModuleType) -> None:
     published = {row.name: row.published for row in peers.ROWS if row.published[2]}
     assert published == {
