@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 AUTO, OFF = "auto", "off"
 _SMALLEST, _LARGEST = 32, 8192  # pixels
+_MOST_CELLS = 1 << 28  # logits of a picture: 1 GB
 _MUCH = 2  # times the largest picture of the training, from which shrinking is said
 
 Start = Callable[[Sequence[Frame], FrameOptions], Started]
@@ -59,7 +61,7 @@ class Tiler:
     def __init__(self, tile: str | int, scale: Scale | None, modality: str) -> None:
         self.asked = parse_tile(tile)
         self._scale, self._modality = scale, modality
-        self._said = False
+        self._said = self._enlarged = False
 
     def tiles(self, frame: AnyFrame, graph: Graph) -> Tiles | None:
         """The tiles of a frame; None: it is taken whole, as one on a GPU and one that needs no shrinking are."""
@@ -68,9 +70,9 @@ class Tiler:
         size, cells = (frame.shape[0], frame.shape[1]), graph.output_shape[2]
         asked, scale, longest = self.asked, self._scale, max(size)
         if isinstance(asked, int):
-            return Tiles(size, asked, cells) if longest > asked else None
+            return Tiles(size, self._bearable(asked, size, cells), cells) if longest > asked else None
         if asked == AUTO and scale is not None and scale.tile is not None and longest > graph.image_size:
-            return Tiles(size, scale.tile, cells)
+            return Tiles(size, self._bearable(scale.tile, size, cells), cells)
         if scale is not None and longest > _MUCH * scale.largest and not self._said:
             self._said = True
             log.info(
@@ -82,6 +84,24 @@ class Tiler:
                 scale.largest,
             )
         return None
+
+    def _bearable(self, asked: int, size: tuple[int, int], cells: int) -> int:
+        tile = max(asked, least_tile(size, cells))
+        if tile > asked and not self._enlarged:
+            self._enlarged = True
+            log.warning(
+                "Tiles of %d pixels would take gigabytes for a picture of %dx%d pixels: they are of %d there.",
+                asked,
+                size[1],
+                size[0],
+                tile,
+            )
+        return tile
+
+
+def least_tile(size: tuple[int, int], cells: int) -> int:
+    """The smallest tile, in pixels, whose logits of a whole picture, (H, W), are not too many to hold."""
+    return math.ceil(cells * math.sqrt(size[0] * size[1] / _MOST_CELLS))
 
 
 def in_groups(

@@ -17,6 +17,7 @@ from espmedsam_edge.evaluation.candidates import BundleCandidate, open_candidate
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.modalities import Scale
+from espmedsam_edge.runtime import tiling
 from espmedsam_edge.runtime.inference import Inference
 from espmedsam_edge.runtime.request import InferenceRequest
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -102,6 +103,19 @@ def test_a_tile_that_is_no_size_is_one_line(toy_bundle: Bundle, tile: str | int)
         Segmenter.load(toy_bundle, tile=tile)
     with pytest.raises(UserError, match="is no size"):
         ModelOptions(tile=tile)
+
+
+def test_tiles_whose_logits_would_not_fit_into_memory_are_larger(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(tiling, "_MOST_CELLS", 41 * 25)  # of 16 a tile
+    frames = [picture(seed=1), picture((100, 164), seed=2)]
+    with Segmenter.load(toy_bundle, tile=32, threads=1) as segmenter, Segmenter.load(toy_bundle, tile=128) as other:
+        found, expected = segmenter.segment_batch(frames), other.segment_batch(frames)
+        assert segmenter.tiler.asked == 32
+    assert np.array_equal(found[0].mask, expected[0].mask)
+    (line,) = (line for line in said if "gigabytes" in line)
+    assert line.endswith("328x200 pixels: they are of 128 there.")
 
 
 def test_a_run_writes_the_tiles_mask(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.marks import MARK
 from espmedsam_edge.runtime.slide.regions import Mask, Regions
 
+log = logging.getLogger(__name__)
+
+_MOST_PARTS, _MOST_HOLES = 1_000_000, 100_000  # outlines; the tissue of a large slide has some 500,000 nuclei
+_TINY = 1 << 17  # pixels
 _LARGEST = 1 << 26  # pixels of an object's box; larger ones are outlined from every second, third, ... pixel
 
 Edges = dict[tuple[int, int], dict[str, NDArray[np.int32]]]  # labels along the sides of regions
@@ -39,6 +44,8 @@ def write_objects(
 ) -> int:
     """Write a FeatureCollection with a polygon for each connected part of the mask; how many there are.
 
+    Of noise, a mask of over a million parts or 100,000 holes, the smallest are left out, and a warning says so.
+
     Args:
         path: .geojson
         regions: of the mask.
@@ -50,10 +57,16 @@ def write_objects(
     Raises:
         UserError: the disk is full, or the place cannot be written to.
     """
-    count = 0
+    count, least = 0, _least(regions)
+    if any(least):
+        log.warning(
+            "%s: the mask looks like noise: parts under %d pixels and holes under %d are left out of the outlines.",
+            path,
+            *least,
+        )
     with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
         file.write(f'{{"type":"FeatureCollection","generator":"{MARK}","features":[')
-        for polygon, area in _polygons(regions):
+        for polygon, area in _polygons(regions, least):
             rings = [(scale * (ring + 0.5)).round(2).tolist() for ring in polygon]
             size = {"Area px": area} if mpp is None else {"Area µm^2": round(area * mpp * mpp, 3)}
             feature = {
@@ -71,7 +84,33 @@ def write_objects(
     return count
 
 
-def _polygons(regions: Regions) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+class _Least(NamedTuple):
+    """Pixels that a part, and that a hole must have to be outlined; 0: any."""
+
+    part: int
+    hole: int
+
+
+def _least(regions: Regions) -> _Least:
+    """Such that there are no more than ``_MOST_PARTS`` and ``_MOST_HOLES``."""
+    counts = np.zeros((2, _TINY + 1), np.int64)
+    for row in range(regions.rows):
+        for column in range(regions.columns):
+            mask = regions.read(row, column)
+            if mask is not None:
+                for kind, (pixels, connectivity) in enumerate(((mask, 8), (255 - mask, 4))):
+                    areas = np.bincount(_labels(pixels, connectivity).ravel())[1:]
+                    counts[kind] += np.bincount(np.minimum(areas, _TINY), minlength=_TINY + 1)
+    there = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # of so many pixels and more
+    few = [there[0] <= _MOST_PARTS, there[1] <= _MOST_HOLES]
+    return _Least(*(0 if found[0] else int(np.argmax(found)) or _TINY for found in few))
+
+
+def _labels(mask: Mask, connectivity: int) -> NDArray[np.int32]:
+    return np.asarray(cv2.connectedComponents(mask, connectivity=connectivity)[1], np.int32)
+
+
+def _polygons(regions: Regions, least: _Least) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
     """Rings of each object, the outer one first, in the level's pixels, and its area in them."""
     pieces: dict[Node, _Piece] = {}
     edges: Edges = {}
@@ -81,7 +120,7 @@ def _polygons(regions: Regions) -> Iterator[tuple[list[NDArray[np.float64]], flo
             if mask is None:
                 continue
             place = regions.place(row, column)
-            across, inner = _apart(mask, place, row, column, regions)
+            across, inner = _apart(_filled(mask, least.hole), place, row, column, regions, least.part)
             pieces |= across
             if across:
                 edges[row, column] = inner.pop("edges")
@@ -94,11 +133,22 @@ def _polygons(regions: Regions) -> Iterator[tuple[list[NDArray[np.float64]], flo
         labels = np.asarray(cv2.connectedComponents(part, connectivity=8)[1])
         wanted = {int(labels[(p.y - top) // step, (p.x - left) // step]) for p in group} - {0}
         found = np.asarray(np.isin(labels, list(wanted)), np.uint8)
-        yield from _outlined(found, left, top, step)
+        if cv2.countNonZero(found) * step * step >= least.part:
+            yield from _outlined(_filled(found, least.hole // step**2), left, top, step)
+
+
+def _filled(mask: Mask, least: int) -> Mask:
+    """Without the holes that are smaller."""
+    if least < 2:
+        return mask
+    labels = _labels(np.asarray(mask == 0, np.uint8), 4)
+    small = np.bincount(labels.ravel()) < least
+    small[0] = False
+    return np.where(small[labels], mask.max(), mask)
 
 
 def _apart(
-    mask: Mask, place: Crop, row: int, column: int, regions: Regions
+    mask: Mask, place: Crop, row: int, column: int, regions: Regions, least: int
 ) -> tuple[dict[Node, _Piece], dict[str, Any]]:
     """A region's parts that reach an edge behind which the mask goes on; and its mask without them."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
@@ -116,7 +166,7 @@ def _apart(
         pieces[row, column, label] = _Piece(
             left, top, left + width, top + height, left + int(pixel[1]), top + int(pixel[0])
         )
-    kept = np.ones(len(stats), np.uint8)
+    kept = np.asarray(stats[:, cv2.CC_STAT_AREA] >= least, np.uint8)
     kept[reaching] = 0
     kept[0] = 0
     return pieces, {"mask": kept[labels], "edges": edges}

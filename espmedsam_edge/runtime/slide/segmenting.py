@@ -25,7 +25,7 @@ from espmedsam_edge.runtime.slide.pyramid import Slide
 from espmedsam_edge.runtime.slide.regions import Mask, Regions
 from espmedsam_edge.runtime.slide.tissue import Tissue
 from espmedsam_edge.runtime.tiles import Tiles
-from espmedsam_edge.runtime.tiling import in_groups
+from espmedsam_edge.runtime.tiling import in_groups, least_tile
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ def segment_slide(
         tissue = Tissue(overview, (level.height, level.width), everywhere=options.everything)
         scale = segmenter.bundle.manifest.scales.get(segmenter.modality)
         tile = options.tile or (scale.tile if scale is not None and scale.tile is not None else segmenter.image_size)
+        side = 3 * options.region // 2  # of what is read for a region
+        tile = max(tile, least_tile((side, side), segmenter.graph.output_shape[2]))
         regions = Regions(results.unfinished, (level.height, level.width), options.region)
         regions.open(_plan(path, segmenter, options, tile), anew=bool(options.overwrite))
         work = _Work(slide, options.level, segmenter, tissue, tile, regions)

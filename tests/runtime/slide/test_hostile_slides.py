@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -15,8 +16,9 @@ import pytest
 from made_slides import save_dicom_level, save_slide, tissue_picture
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.slide import apart
+from espmedsam_edge.runtime.slide import apart, objects
 from espmedsam_edge.runtime.slide.pyramid import Slide
+from espmedsam_edge.runtime.slide.regions import Regions
 
 tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra slide)")
 
@@ -153,3 +155,40 @@ def test_a_dicom_slide_that_cannot_be_is_refused_or_damaged(tmp_path: Path, chan
         return
     with pytest.raises(UserError, match={"frames": "NumberOfFrames does not fit", "table": "no table tells"}[change]):
         Slide(path)
+
+
+@pytest.mark.parametrize("noise", ["specks", "holes", "both"])
+def test_of_noise_the_smallest_outlines_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], noise: str
+) -> None:
+    monkeypatch.setattr(objects, "_MOST_PARTS", 6)
+    monkeypatch.setattr(objects, "_MOST_HOLES", 6)
+    clean = np.zeros((256, 256), np.uint8)
+    clean[20:110, 30:200] = 255  # across regions
+    clean[40:60, 50:90] = 0
+    clean[150:180, 150:180] = 255
+    noisy = clean.copy()
+    if noise != "holes":
+        noisy[1::6, 1::6] = 255
+    if noise != "specks":
+        noisy[3::6, 3::6] = 0
+    found = {}
+    for name, mask in (("clean", clean), ("noisy", noisy)):
+        regions = Regions(tmp_path / name, mask.shape, 128)
+        (tmp_path / name).mkdir()
+        for row in range(2):
+            for column in range(2):
+                regions.write(row, column, regions.place(row, column).of(mask))
+        options = {"name": "x", "colour": (1, 2, 3), "scale": 1.0, "mpp": None}
+        count = objects.write_objects(tmp_path / f"{name}.geojson", regions, **options)
+        features = json.loads((tmp_path / f"{name}.geojson").read_text())["features"]
+        assert count == len(features)
+        found[name] = features
+        assert any("looks like noise" in line for line in said) == (name == "noisy")
+    shapes = [[len(feature["geometry"]["coordinates"]) for feature in found[name]] for name in ("clean", "noisy")]
+    assert sorted(shapes[0]) == sorted(shapes[1]) == [1, 2]  # rings: an outline, and the large hole
+    boxes = [
+        sorted(np.array(feature["geometry"]["coordinates"][0]).min(axis=0).tolist() for feature in found[name])
+        for name in ("clean", "noisy")
+    ]
+    assert np.abs(np.array(boxes[0]) - boxes[1]).max() <= 1  # a speck may touch it
