@@ -2,6 +2,7 @@
 #include "cuda_machine.h"
 
 #include <memory>
+#include <utility>
 
 #include "host_kernels.h"
 
@@ -188,12 +189,16 @@ int cuStreamBeginCapture_v2(void* handle, int) {
 }
 
 int cuStreamEndCapture(void* handle, void** graph) {
-    BEGIN("cuStreamEndCapture");
-    Stream* stream = stream_of(handle);
     *graph = nullptr;
-    if (!stream || !stream->capture) return INVALID_HANDLE;
-    std::unique_ptr<std::vector<Action>> captured(stream->capture);
-    stream->capture = nullptr;
+    Stream* stream;
+    std::unique_ptr<std::vector<Action>> captured;
+    {
+        std::lock_guard<std::recursive_mutex> one_by_one(machine_lock);
+        stream = stream_of(handle);
+        if (stream) captured.reset(std::exchange(stream->capture, nullptr));  // it ends, with an error too
+    }
+    BEGIN("cuStreamEndCapture");
+    if (!captured) return INVALID_HANDLE;
     if (stream->capture_broken) return 901;  // CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     *graph = new Graph{*captured};
     graphs.insert(*graph);

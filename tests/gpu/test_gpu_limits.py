@@ -63,7 +63,10 @@ def test_the_cpu_takes_what_does_not_fit_and_the_gpu_the_rest(
     segmenter.close()
 
 
-@pytest.mark.parametrize("call", ["cuMemHostAlloc", "cuMemAlloc", "cuEventCreate", "cuGraphLaunch"])
+_IN_A_CAPTURE = ["cuStreamBeginCapture", "cuLaunchKernel", "cuStreamEndCapture", "cuGraphInstantiate"]
+
+
+@pytest.mark.parametrize("call", ["cuMemHostAlloc", "cuMemAlloc", "cuEventCreate", "cuGraphLaunch", *_IN_A_CAPTURE])
 def test_memory_that_lacks_at_the_first_frame(
     load_auto: Callable[..., Segmenter],
     bundle: Any,
@@ -81,6 +84,45 @@ def test_memory_that_lacks_at_the_first_frame(
     assert sum("Such frames go to" in line for line in said) == 1
     monkeypatch.delenv("CUDA_MACHINE_FAIL")
     check(segmenter.segment(frame), frame)
+    segmenter.close()
+
+
+@pytest.mark.parametrize("call", [call for call in _IN_A_CAPTURE if call != "cuLaunchKernel"])  # the double has none
+def test_memory_that_lacks_while_the_engine_is_captured(
+    load: Callable[..., Segmenter], machine: Any, monkeypatch: pytest.MonkeyPatch, call: str, said: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"{call}=2")
+    segmenter = load()
+    monkeypatch.delenv("CUDA_MACHINE_FAIL")
+    (line,) = [line for line in said if "cannot be captured" in line]
+    assert f"{call} failed: CUDA_ERROR_OUT_OF_MEMORY" in line
+    for seed in range(3):
+        frame = frame_of(*SMALL, seed)
+        check(segmenter.start([frame]).results()[0], frame)
+
+
+@pytest.mark.parametrize("call", _IN_A_CAPTURE)
+def test_memory_that_lacks_in_a_capture_while_others_are_under_way(
+    load_auto: Callable[..., Segmenter],
+    bundle: Any,
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    said: list[str],
+) -> None:
+    """The first frame of a second size, amid groups of the first one: it goes to the CPU, and the others are right."""
+    segmenter = load_auto(which=bundle)
+    frames = [frame_of(*SMALL, seed) for seed in range(3)]
+    started = [segmenter.start([frame]) for frame in frames]
+    other = frame_of(70, 90)
+    monkeypatch.setenv("CUDA_MACHINE_FAIL", f"{call}=2")
+    with Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as cpu:
+        agree(segmenter.start([other]).results()[0], other, cpu)
+    monkeypatch.delenv("CUDA_MACHINE_FAIL")
+    for frame, group in zip(frames, started, strict=True):
+        check(group.results()[0], frame)
+    check(segmenter.segment(other), other)
+    assert sum("Such frames go to" in line for line in said) == 1
     segmenter.close()
 
 
