@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--frames", type=int, default=100, help="of the clip")
+    parser.add_argument("--tile", default="auto", help="as infer takes it; off: whole frames")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -157,7 +158,8 @@ def main() -> None:
     graph = bundle.graph(arguments.modality, arguments.precision)
     style = OverlayStyle(color_of(graph.modality))
     frames = [image for image, _ in phantom_clip(graph.modality, 0, DIFFERENT_FRAMES, SIZE)]
-    with Segmenter.load(bundle, graph.modality, graph.precision, arguments.backend, overlay=style) as segmenter:
+    backend, tile = arguments.backend, arguments.tile
+    with Segmenter.load(bundle, graph.modality, graph.precision, backend, overlay=style, tile=tile) as segmenter:
         measured = measure(segmenter, frames, arguments.frames, arguments.rounds, style)
         backend, device = segmenter.choice.backend.name, segmenter.choice.backend.device
     times = ", ".join(f"{name} {value:.2f}" for name, value in measured["ms_a_frame"].items())

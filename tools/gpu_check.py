@@ -2,18 +2,18 @@
 
     python tools/gpu_check.py [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR] [--only STEP] [--dry-run]
 
-Measured are the precisions of B.bundle, and of the weights that came with the program those that it lacks. The summary
-says of each target whether it was met.
+Measured are the precisions of B.bundle, and of the weights that came with the program those that it lacks, by the
+fastest engine that works here, and by the others once. The summary says of each target whether it was met; it is
+written anew after each step, so that what was found stays found.
 
 A step that needs what is not there is left out with the reason, and the rest is done. Ends with 0 if every step passed
-(one of TensorRT and TensorRT-RTX may be missing), else with 1.
+(an engine may be missing as long as another works), else with 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -23,28 +23,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gpu_check_targets import Sanitized, Target, markdown, table, targets
 
 from espmedsam_edge.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "microscopy"
-"""What the first engines are made of, 448 x 448, of the weights that came with the program."""
 MEASURED = "fundus"
-"""What is measured of them, 1024 x 1024."""
-EQUAL_PIXELS = 0.9999  # FP32 by other kernels: pixels on the edge may differ
+"""What is measured of the weights that came with the program, 1024 x 1024."""
 
-BUDGET = 520.0
-"""Seconds for all steps together and what was before them: under nine minutes with the summary."""
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
+BUDGET = 250.0
+"""Seconds for all steps together and what was before them."""
+ENGINES = {"tensorrt": 15.0, "tensorrt-rtx": 8.0, "inductor": 30.0, "onnxruntime-cuda": 8.0}
+"""What runs a network on a GPU, best first, and the seconds kept to try it; one that is missing takes none."""
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video")
-MEASUREMENTS = ("bench-fp16", "bench-fp32", "bench-int8", "compare", "kernels", "video")
+GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video", "streams", "peers")
+MEASUREMENTS = ("bench-*", "compare", "kernels", "video", "streams", "peers")
 """Files of results, without their ending."""
 
-_MISSING = 3  # how a child says that what it needs is not installed
+MISSING = 3  # how a child says that what it needs is not installed
 Verdict = Literal["passed", "FAILED", "LEFT OUT"]
 
 
@@ -71,11 +69,11 @@ class Outcome:
 
 
 def engines(out: Path) -> list[Step]:
-    """Whether each TensorRT can build and run an engine here at all, on a small network."""
-    own = [sys.executable, str(Path(__file__).resolve())]
+    """Whether each engine can be built and run here at all, on a small network."""
+    own = [sys.executable, str(Path(__file__).with_name("gpu_check_engine.py"))]
     return [
-        Step("engines", f"{flavour} builds and runs", [*own, "--engine", flavour, "--out", str(out)], limit)
-        for flavour, limit in zip(FLAVOURS, (45, 25), strict=True)
+        Step("engines", f"{name} builds and runs", [*own, name, "--out", str(out)], limit)
+        for name, limit in ENGINES.items()
     ]
 
 
@@ -102,59 +100,77 @@ def networks(bundles: Sequence[Path]) -> dict[str, Network]:
     return found
 
 
-def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, backend: str | None) -> list[Step]:
+def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, working: Sequence[str]) -> list[Step]:
     """All steps but those on small engines, in the order in which they run.
 
     Args:
         bundles: whose graphs are measured; of the first one engines are compared with ONNX Runtime.
         checkpoint: the weights they were exported from, for PyTorch.
         out: where results go.
-        backend: the TensorRT that runs here; None: none does, and what needs it is left out.
+        working: the engines that run here, the fastest first; without any what needs one is left out.
     """
     found = networks(bundles)
     best = next(iter(found.values()))
-    none = "no TensorRT ran an engine here" if backend is None else None
-    backend = backend or FLAVOURS[0]
+    none = None if working else "no engine ran here"
+    first, *others = working or list(ENGINES)[:1]
 
     def missing(precision: str) -> str | None:
         return none or (None if precision in found else f"no bundle here has a {precision} graph: name one, --bundle")
 
-    def graph(precision: str) -> list[str]:
+    def graph(precision: str, backend: str = first) -> list[str]:
         network = found.get(precision, best)
-        chosen = ["--modality", network.modality, "--precision", precision, "--backend", backend]
+        chosen = ["--modality", network.modality, "--precision", network.precision, "--backend", backend]
         return [str(network.bundle), *chosen]
 
-    def call(command: str, precision: str) -> list[str]:
-        return [sys.executable, "-m", "espmedsam_edge", command, *graph(precision)]
+    def call(command: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "espmedsam_edge", command, *arguments]
 
-    def bench(precision: str, limit: float, *options: str) -> Step:
-        written = ["--json", str(out / f"bench-{precision}.json"), "--markdown", str(out / f"bench-{precision}.md")]
-        command = [*call("bench", precision), *written, *options]
-        return Step("bench", f"bench {precision}", command, limit, missing(precision))
+    def bench(precision: str, limit: float, backend: str = first, *options: str) -> Step:
+        name = precision if backend == first else f"{precision} {backend}"
+        file = f"bench-{name.replace(' ', '-').replace(':', '-')}"
+        written = ["--json", str(out / f"{file}.json"), "--markdown", str(out / f"{file}.md")]
+        command = call("bench", *graph(precision, backend), *written, *options)
+        return Step("bench", f"bench {name}", command, limit, missing(precision))
+
+    def script(name: str, file: str, limit: float, *options: str, reason: str | None = None, title: str = "") -> Step:
+        command = [sys.executable, f"benchmarks/{file}.py", *options]
+        return Step(name, title or name, command, limit, reason)
 
     # Engines first: those that the tests and the benches load are then in the cache, and cost none of their time.
+    builds = first.partition(":")[0] != "onnxruntime-cuda"  # which builds nothing
     steps = [
-        Step("builds", f"build {precision}", call("build", precision), limit, missing(precision))
-        for precision, limit in (("fp16", 55), ("fp32", 40), ("int8", 30))
+        Step("builds", f"build {precision}", call("build", *graph(precision)), limit, missing(precision))
+        for precision, limit in (("fp16", 26.0), ("fp32", 8.0))
+        if builds
     ]
     steps += checks(bundles[0])
     reason = none
     if reason is None and sha256_file(checkpoint) != best.checkpoint_sha256:
         reason = f"{best.bundle.name} was not exported from {checkpoint.name}: name its weights, --checkpoint"
     written = ["--json", str(out / "compare.json"), "--markdown", str(out / "compare.md")]
-    rivals = ["--compare", "torch-eager,torch-compile,onnxruntime-cuda", "--checkpoint", str(checkpoint)]
-    command = [*call("bench", best.precision), "--no-roofline", *rivals, *written]
-    kernels = [sys.executable, "benchmarks/kernels.py", "--json", str(out / "kernels.json")]
-    video = [sys.executable, "benchmarks/video_overlap.py", *graph(best.precision), "--rounds", "1"]
+    rivals = ["--compare", "torch-eager,torch-compile", "--checkpoint", str(checkpoint)]
+    against = call("bench", *graph(best.precision), "--no-roofline", *rivals, *written)
+    lacking = "benchmarks/peers.py needs the extra peers: pip install -e '.[peers]'"
+    peers = ["measure", "--name", "peers", "--device", "cuda", "--rounds", "5", "--out", str(out), "--docs", str(out)]
+    of_video = [*graph(best.precision), "--tile", "off"]
+    # The network in FP16 where only its FP32 graph is here, which Inductor can do by itself.
+    halved = ["inductor:fp16"] if "inductor" in working and "fp16" not in found else []
+    layouts = ["onnxruntime-cuda:nhwc"] if "onnxruntime-cuda" in working else []
     return [
         *steps,
-        bench("fp16", 25),
-        Step("compare", f"{best.precision} against PyTorch and ONNX Runtime", command, 60, reason),
-        Step("kernels", "kernels against the copy rate", kernels, 20),
-        Step("video", "video to video", [*video, "--json", str(out / "video.json")], 20, none),
-        bench("fp32", 13, "--no-roofline"),
-        bench("int8", 12, "--no-roofline"),
-    ]
+        bench("fp16", 12),
+        *(bench(best.precision, 6, other, "--no-roofline") for other in (*halved, *others, *layouts)),
+        script("kernels", "kernels", 7, "--json", str(out / "kernels.json"), title="kernels against the copy rate"),
+        script("video", "video_overlap", 9, *of_video, "--rounds", "1", "--json", str(out / "video.json"), reason=none,
+               title="video to video"),
+        script("streams", "streams", 8, *graph(best.precision), "--seconds", "3", "--json", str(out / "streams.json"),
+               reason=none, title="several streams"),
+        Step("compare", f"{best.precision} against PyTorch", against, 16, reason),
+        bench("fp32", 6, first, "--no-roofline"),
+        bench("int8", 6, first, "--no-roofline"),
+        script("peers", "peers", 10, *peers, "--figures", "encoder", "encoder float16",
+               reason=None if find_spec("mobile_sam") else lacking, title="peers' encoders"),
+    ]  # fmt: skip
 
 
 def checks(bundle: Path) -> list[Step]:
@@ -164,15 +180,15 @@ def checks(bundle: Path) -> list[Step]:
     # The caches of pytest and hypothesis belong to whoever develops, not to this check.
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs"]
     own = {"ESPMEDSAM_BUNDLE": str(bundle)}
-    steps = [Step("tests", "tests on the GPU", [*tests, "tests/gpu"], 100, reason, own)]
+    steps = [Step("tests", "tests on the GPU", [*tests, "tests/gpu"], 30, reason, own)]
     if shutil.which("compute-sanitizer") is None:
         reason = "compute-sanitizer is not on the PATH; the CUDA toolkit has it"
     # Each tool slows kernels down by up to a hundred times: fewer random cases, and no camera-sized ones.
-    few = {"ESPMEDSAM_KERNEL_EXAMPLES": os.environ.get("ESPMEDSAM_KERNEL_EXAMPLES", "12")}
+    few = {"ESPMEDSAM_KERNEL_EXAMPLES": os.environ.get("ESPMEDSAM_KERNEL_EXAMPLES", "6")}
     for tool in SANITIZERS:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *tests]
         command += ["-x", "-k", "not camera", "tests/gpu/test_gpu_kernels.py"]
-        steps.append(Step("sanitizer", f"compute-sanitizer {tool}", command, 25, reason, few))
+        steps.append(Step("sanitizer", f"compute-sanitizer {tool}", command, 9, reason, few))
     return steps
 
 
@@ -203,7 +219,7 @@ def run(step: Step, limit: float, out: Path) -> Outcome:
     last = lines[-1][:200] if lines else ""
     if code is None:
         return Outcome(step.name, "FAILED", seconds, f"stopped after {limit:.0f} s")
-    if code == _MISSING:
+    if code == MISSING:
         return Outcome(step.name, "LEFT OUT", seconds, last)
     return Outcome(step.name, "passed" if code == 0 else "FAILED", seconds, last)
 
@@ -219,12 +235,13 @@ def compared(outcome: Outcome, out: Path) -> Outcome:
 
 def run_all(
     first: Sequence[Step],
-    then: Callable[[str | None], Sequence[Step]],
+    then: Callable[[Sequence[str]], Sequence[Step]],
     out: Path,
     budget: float = BUDGET,
     clock: Callable[[], float] = time.monotonic,
+    keep: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
 ) -> list[Outcome]:
-    """Run the steps on small engines, then those for the backend that they found.
+    """Run the steps on small engines, then those for the engines that work; ``keep`` gets what came of all, each time.
 
     A step may take its own limit, and what is left over of those before it once the limits of those after it are kept.
     Where there is less time than that, the last ones go without.
@@ -237,81 +254,37 @@ def run_all(
             left = budget - (clock() - begin)
             outcome = run(step, min(left, max(step.limit, left - kept)), out)
             outcomes.append(compared(outcome, out) if step.group == "compare" else outcome)
+            keep(outcomes)
 
-    each(first, then(FLAVOURS[0]))
-    each(then(working_backend(out)), ())
+    each(first, then(list(ENGINES)[:1]))
+    each(then(working_engines(out)), ())
     return outcomes
 
 
-def working_backend(out: Path) -> str | None:
-    """The better of the backends whose engine ran and agreed with ONNX Runtime."""
-    for flavour in FLAVOURS:
-        path = out / f"engine-{flavour}.json"
-        if path.is_file() and json.loads(path.read_text())["works"]:
-            return flavour
-    return None
-
-
-class _Kept(logging.Handler):
-    """Keeps what the package tells."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__()
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
-
-
-def check_engine(flavour: str, out: Path) -> int:
-    """Build a small engine of the shipped weights, run it and compare its mask with ONNX Runtime's; writes JSON."""
-    from espmedsam_edge.errors import UserError
-    from espmedsam_edge.phantoms import phantom_clip
-    from espmedsam_edge.runtime.backends.backend import unavailable
-    from espmedsam_edge.runtime.cuda.gpu import find_gpu
-    from espmedsam_edge.runtime.segmenter import Segmenter
-    from espmedsam_edge.shipped.bundles import shipped_bundle
-
-    said: list[str] = []
-    logger = logging.getLogger("espmedsam_edge")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_Kept(said))
-    found: dict[str, Any] = {"flavour": flavour, "gpu": str(find_gpu()), "works": False, "error": None, "said": said}
-    out.mkdir(parents=True, exist_ok=True)
-    reason = unavailable(flavour)
-    if reason is not None:
-        print(reason)
-        return _MISSING
-    try:
-        ((frame, _),) = phantom_clip(SMALL, 0, 1, (480, 640))
-        bundle = shipped_bundle(SMALL)
-        with Segmenter.load(bundle, SMALL, "fp32", flavour) as segmenter:
-            found["device"] = segmenter.choice.backend.device
-            mask = segmenter.segment(frame).mask
-            found["stages_ms"] = {name: 1000 * value for name, value in segmenter.stage_seconds([frame]).items()}
-        with Segmenter.load(bundle, SMALL, "fp32", "onnxruntime-cpu") as reference:
-            found["equal_pixels"] = float((mask == reference.segment(frame).mask).mean())
-        found["works"] = found["equal_pixels"] >= EQUAL_PIXELS
-    except UserError as error:
-        found["error"] = str(error)
-    (out / f"engine-{flavour}.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(found["error"] or f"{found['device']}: {found['equal_pixels']:.4%} of mask pixels equal ONNX Runtime's")
-    return 0 if found["works"] else 1
+def working_engines(out: Path) -> list[str]:
+    """The engines that ran and agreed with ONNX Runtime on the CPU, by the time of their network on the GPU."""
+    found: dict[str, float] = {}
+    for name in ENGINES:
+        path = out / f"engine-{name}.json"
+        result = json.loads(path.read_text()) if path.is_file() else {"works": False}
+        if result["works"]:
+            found[name] = result.get("stages_ms", {}).get("engine", float("inf"))
+    return sorted(found, key=lambda name: found[name])
 
 
 def spare(outcome: Outcome, out: Path) -> bool:
-    """Whether a step was left out for lack of the one TensorRT where the other works."""
-    return outcome.verdict == "LEFT OUT" and outcome.name.endswith("builds and runs") and bool(working_backend(out))
+    """Whether a step was left out, or failed, for lack of one engine where another works."""
+    return outcome.verdict != "passed" and outcome.name.endswith("builds and runs") and bool(working_engines(out))
 
 
 def clear(out: Path, groups: Sequence[str]) -> None:
     """Remove the results of an earlier run; engines that worked then are still known if they are not tried again."""
     names = ["summary", *MEASUREMENTS]
     if "engines" in groups:
-        names += [f"engine-{flavour}" for flavour in FLAVOURS]
+        names += [f"engine-{name}" for name in ENGINES]
     for name in names:
-        for ending in (".json", ".md"):
-            (out / f"{name}{ending}").unlink(missing_ok=True)
+        for file in [*out.glob(f"{name}.json"), *out.glob(f"{name}.md")]:
+            file.unlink()
 
 
 def judged(outcomes: Sequence[Outcome], out: Path) -> list[Target]:
@@ -327,13 +300,10 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="the weights it was exported from; default: the shipped ones")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="where results go")
     parser.add_argument("--only", action="append", choices=GROUPS, help="may be given several times")
-    parser.add_argument("--engine", choices=FLAVOURS, help="only build and run one engine")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds that were spent before, of those there are")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
-    if arguments.engine:
-        return check_engine(arguments.engine, out)
     from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS, shipped_bundle
 
     if arguments.bundle is not None and not (arguments.bundle / "manifest.json").is_file():
@@ -346,11 +316,11 @@ def main() -> int:
     groups = arguments.only or GROUPS
     first = engines(out) if "engines" in groups else []
 
-    def then(backend: str | None) -> list[Step]:
-        return [step for step in plan(bundles, checkpoint, out, backend) if step.group in groups]
+    def then(working: Sequence[str]) -> list[Step]:
+        return [step for step in plan(bundles, checkpoint, out, working) if step.group in groups]
 
     if arguments.dry_run:
-        for step in [*first, *then(working_backend(out) or FLAVOURS[0])]:
+        for step in [*first, *then(working_engines(out) or list(ENGINES)[:1])]:
             print(f"{step.name} (at least {step.limit:.0f} s): {step.reason or ' '.join(step.command)}")
         return 0
 
@@ -359,24 +329,27 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     clear(out, groups)
     environment = collect_environment()
-    outcomes = run_all(first, then, out, BUDGET - arguments.spent)
+
+    def keep(outcomes: Sequence[Outcome]) -> None:
+        found = judged(outcomes, out)
+        result = {
+            "schema": 3,
+            "kind": "gpu-check",
+            "environment": environment,
+            "bundles": [bundle.name for bundle in bundles],
+            "engines": working_engines(out),
+            "steps": [asdict(outcome) for outcome in outcomes],
+            "targets": [target.as_json() for target in found],
+        }
+        (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+        (out / "summary.md").write_text(markdown(result, found))
+
+    outcomes = run_all(first, then, out, BUDGET - arguments.spent, keep=keep)
     failed = any(outcome.verdict != "passed" and not spare(outcome, out) for outcome in outcomes)
-    found = judged(outcomes, out)
-    result = {
-        "schema": 2,
-        "kind": "gpu-check",
-        "environment": environment,
-        "bundles": [bundle.name for bundle in bundles],
-        "backend": working_backend(out),
-        "steps": [asdict(outcome) for outcome in outcomes],
-        "targets": [target.as_json() for target in found],
-    }
-    (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "summary.md").write_text(markdown(result, found))
     print("== summary")
     print(table([(each.verdict, each.name, f"{each.seconds:6.1f} s", each.note) for each in outcomes]))
     print("== targets")
-    print(table([target.cells() for target in found]))
+    print(table([target.cells() for target in judged(outcomes, out)]))
     print(f"results: {out}")
     return 1 if failed else 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The proof that needs a GPU: engines of TensorRT and TensorRT-RTX built and run, the tests marked gpu, compute-sanitizer
-# on the kernels, a bench of each precision, the comparison with PyTorch and ONNX Runtime, the kernels against the copy
-# rate, a video from file to file. At most nine minutes; one summary at the end that says which targets were met, and JSON with the machine's
-# description in the results folder.
+# The proof that needs a GPU: engines of TensorRT, TensorRT-RTX, Inductor and ONNX Runtime built and run, the tests marked gpu,
+# compute-sanitizer on the kernels, a bench of each precision and each engine, the kernels against the copy rate, a video from
+# file to file, several streams, PyTorch and the peers' encoders. At most 250 seconds; each step has a limit of its own and
+# its result is written at once. One summary says which targets were met, as a table and as JSON with the machine's description.
 #
 #   tools/gpu_check.sh [--wheels DIR] [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR]
 #                        [--only STEP]... [--dry-run]
@@ -12,7 +12,7 @@
 #                   with the program: fundus at 1024 x 1024 in FP32
 # --checkpoint      the weights the bundle was exported from, which PyTorch runs; default: those that came along
 # --out DIR         default: gpu-check; results of an earlier run there are removed
-# --only            engines, builds, tests, sanitizer, bench, compare, kernels or video; may be given several times
+# --only            engines, builds, tests, sanitizer, bench, compare, kernels, video, streams or peers; several times
 # --dry-run         say what would be run; needs no GPU
 # PYTHON            the interpreter; otherwise .venv/bin/python if there is one, else python3
 #
@@ -37,7 +37,7 @@ while (($#)); do
         --bundle | --checkpoint | --out) [[ -n "${2-}" ]] || wrong "$1 takes a path" ;;&
         --bundle | --checkpoint | --out) options+=("$1" "$(absolute "$2")") ;;
         --only)
-            [[ "${2-}" =~ ^(engines|builds|tests|sanitizer|bench|compare|kernels|video)$ ]] || wrong "--only takes the name of a step, not '${2-}'"
+            [[ "${2-}" =~ ^(engines|builds|tests|sanitizer|bench|compare|kernels|video|streams|peers)$ ]] || wrong "--only takes the name of a step, not '${2-}'"
             options+=("$1" "$2")
             ;;
         *) wrong "unknown option $1" ;;

@@ -111,6 +111,15 @@ def test_frames_masks_and_overlays(segmenter: Segmenter, sessions: list[SessionD
         assert np.abs(result.overlay(frame, STYLE).astype(int) - draw_overlay(frame, result.mask, STYLE)).max() <= 1
 
 
+def test_the_layout_of_convolutions_can_be_named(sessions: list[SessionDouble], bundle: Bundle) -> None:
+    for name, asked in (("onnxruntime-cuda", None), ("onnxruntime-cuda:nhwc", "1")):
+        with Segmenter.load(bundle, "fundus", backend=name) as segmenter:
+            assert segmenter.choice.backend.name == name
+            assert sessions[-1].options.get("prefer_nhwc") == asked
+    with pytest.raises(UserError, match="unknown layout 'nchw'"):
+        Segmenter.load(bundle, "fundus", backend="onnxruntime-cuda:nchw")
+
+
 def test_nothing_goes_through_the_host_and_nothing_is_captured(segmenter: Segmenter, machine: Any) -> None:
     segmenter.segment(frame_of(50, 60))
     machine.forget()

@@ -69,10 +69,11 @@ def dry_run() -> list[str]:
 def test_a_dry_run_names_every_step_in_the_order_of_their_weight(dry_run: list[str]) -> None:
     names = [line.split(" (at least")[0] for line in dry_run]
     assert names == [
-        "tensorrt builds and runs", "tensorrt-rtx builds and runs", "build fp16", "build fp32", "build int8",
+        "tensorrt builds and runs", "tensorrt-rtx builds and runs", "inductor builds and runs",
+        "onnxruntime-cuda builds and runs", "build fp16", "build fp32",
         "tests on the GPU", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer initcheck",
-        "bench fp16", "fp32 against PyTorch and ONNX Runtime", "kernels against the copy rate",
-        "video to video", "bench fp32", "bench int8",
+        "bench fp16", "kernels against the copy rate", "video to video", "several streams", "fp32 against PyTorch",
+        "bench fp32", "bench int8", "peers' encoders",
     ]  # fmt: skip
     assert not Path("nowhere").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
@@ -85,11 +86,10 @@ def test_by_itself_it_measures_the_shipped_weights_at_full_size(dry_run: list[st
     assert bundle.manifest.graphs[0].image_size == 1024
     for name in ("build fp32", "bench fp32"):
         assert f"{bundle.path} --modality fundus --precision fp32" in lines[name]
-    rivals = lines["fp32 against PyTorch and ONNX Runtime"]
-    assert f"--compare torch-eager,torch-compile,onnxruntime-cuda --checkpoint {WEIGHTS / CHECKPOINT}" in rivals
-    for precision in ("fp16", "int8"):
-        for name in ("build", "bench"):
-            assert f"no bundle here has a {precision} graph" in lines[f"{name} {precision}"]
+    rivals = lines["fp32 against PyTorch"]
+    assert f"--compare torch-eager,torch-compile --checkpoint {WEIGHTS / CHECKPOINT}" in rivals
+    for name in ("build fp16", "bench fp16", "bench int8"):
+        assert f"no bundle here has a {name.split()[1]} graph" in lines[name]
 
 
 def in_precisions(path: Path, *precisions: str, checkpoint: str = "0" * 64) -> Path:
@@ -105,25 +105,58 @@ def test_a_bundle_gives_what_it_has_and_the_shipped_weights_the_rest(check: Modu
     weights.write_bytes(b"weights")
     carried = in_precisions(tmp_path / "own.bundle", "fp16", "int8", checkpoint=sha256_file(weights))
     shipped = in_precisions(tmp_path / "shipped.bundle", "fp32")
-    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, "tensorrt")}
-    for precision, bundle in (("fp16", carried), ("int8", carried), ("fp32", shipped)):
-        for name in (f"build {precision}", f"bench {precision}"):
-            assert steps[name].reason is None
-            assert str(bundle) in steps[name].command
-    assert steps["fp16 against PyTorch and ONNX Runtime"].reason is None
+    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, ["tensorrt"])}
+    for name, bundle in (
+        ("build fp16", carried),
+        ("build fp32", shipped),
+        ("bench fp16", carried),
+        ("bench int8", carried),
+        ("bench fp32", shipped),
+    ):
+        assert steps[name].reason is None
+        assert str(bundle) in steps[name].command
+    assert steps["fp16 against PyTorch"].reason is None
     assert steps["tests on the GPU"].variables == {"ESPMEDSAM_BUNDLE": str(carried)}
     weights.write_bytes(b"other weights")
-    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, "tensorrt")}
-    assert "not exported from w.safetensors" in steps["fp16 against PyTorch and ONNX Runtime"].reason
+    steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, ["tensorrt"])}
+    assert "not exported from w.safetensors" in steps["fp16 against PyTorch"].reason
 
 
 def test_all_steps_together_fit_in_the_time(check: ModuleType, tmp_path: Path) -> None:
     bundle = in_precisions(tmp_path / "own.bundle", "fp32", "fp16", "int8")
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"")
-    steps = [*check.engines(tmp_path), *check.plan([bundle], weights, tmp_path, "tensorrt")]
-    assert sum(each.limit for each in steps) <= check.BUDGET <= 520
+    steps = [*check.engines(tmp_path), *check.plan([bundle], weights, tmp_path, list(check.ENGINES))]
+    assert sum(each.limit for each in steps) <= check.BUDGET <= 250
     assert {each.group for each in steps} == set(check.GROUPS)
+
+
+@pytest.mark.parametrize(
+    "working", [["inductor", "onnxruntime-cuda"], ["onnxruntime-cuda", "tensorrt-rtx", "inductor"]]
+)
+def test_the_fastest_engine_is_measured_in_full_and_the_others_once(
+    check: ModuleType, tmp_path: Path, working: list[str]
+) -> None:
+    bundle = in_precisions(tmp_path / "own.bundle", "fp32")
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    steps = check.plan([bundle], weights, tmp_path, working)
+    backends = {
+        each.name: each.command[each.command.index("--backend") + 1] for each in steps if "--backend" in each.command
+    }
+    first, *others = working
+    for name in ("bench fp32", "video to video", "several streams", "fp32 against PyTorch"):
+        assert backends[name] == first
+    benches = {name for name in backends if name.startswith("bench fp32")}
+    # Without an FP16 graph Inductor halves the FP32 one.
+    more = ["inductor:fp16", "onnxruntime-cuda:nhwc"]
+    assert benches == {"bench fp32", *(f"bench fp32 {other}" for other in (*others, *more))}
+    assert [name for name in backends if name.startswith("build")] == (
+        [] if first == "onnxruntime-cuda" else ["build fp16", "build fp32"]
+    )
+    files = [each.command[each.command.index("--json") + 1] for each in steps if "--json" in each.command]
+    assert len(set(files)) == len(files)
+    assert not any(":" in Path(file).name for file in files)
 
 
 def step(check: ModuleType, name: str, code: str, group: str = "tests", **options: Any) -> Any:
@@ -138,7 +171,9 @@ def test_steps_pass_fail_are_left_out_and_are_stopped(check: ModuleType, tmp_pat
         step(check, "impossible", "", reason="there is no compiler"),
         step(check, "told", "import os; print(os.environ['TOLD'])", variables={"TOLD": "yes"}),
     ]
-    outcomes = check.run_all(steps, lambda backend: [], tmp_path)
+    kept: list[int] = []
+    outcomes = check.run_all(steps, lambda working: [], tmp_path, keep=lambda found: kept.append(len(found)))
+    assert kept == [1, 2, 3, 4, 5]  # what was found is written at once
     assert [(each.verdict, each.note) for each in outcomes] == [
         ("passed", "all well"),
         ("FAILED", "three failed"),
@@ -172,7 +207,7 @@ def test_where_time_is_short_the_last_steps_go_without(
 ) -> None:
     steps = [step(check, "a", "", limit=60), step(check, "b", "", limit=60)]
     ticks = iter([0.0, 0.0, 60.0])
-    check.run_all(steps, lambda backend: [], tmp_path, budget=100, clock=lambda: next(ticks))
+    check.run_all(steps, lambda working: [], tmp_path, budget=100, clock=lambda: next(ticks))
     assert allowed == {"a": 60, "b": 40}
 
 
@@ -182,43 +217,49 @@ def test_a_step_has_what_those_before_left_and_leaves_those_after_their_own(
     first = [step(check, "engine", "", "engines", limit=100)]
     then = [step(check, "gone", "", limit=50, reason="not here"), step(check, "a", "", limit=60), step(check, "b", "")]
     ticks = iter([0.0, 0.0, 20.0, 20.0, 80.0])
-    check.run_all(first, lambda backend: then, tmp_path, budget=260, clock=lambda: next(ticks))
+    check.run_all(first, lambda working: then, tmp_path, budget=260, clock=lambda: next(ticks))
     assert allowed == {"engine": 140, "gone": 120, "a": 180, "b": 180}
 
 
 def test_what_does_not_fit_in_the_time_is_left_out(check: ModuleType, tmp_path: Path) -> None:
     ticks = iter([0.0, 10.0, 518.0])
     steps = [step(check, "first", "print(1)"), step(check, "late", "print(2)")]
-    outcomes = check.run_all(steps, lambda backend: [], tmp_path, clock=lambda: next(ticks))
+    outcomes = check.run_all(steps, lambda working: [], tmp_path, clock=lambda: next(ticks))
     assert [(each.verdict, each.note) for each in outcomes] == [("passed", "1"), ("LEFT OUT", "no time was left")]
 
 
 def test_engines_come_first_and_the_benches_take_the_one_that_works(check: ModuleType, tmp_path: Path) -> None:
-    write = f"import json, pathlib; pathlib.Path({str(tmp_path / 'engine-tensorrt-rtx.json')!r})"
+    def works(name: str, milliseconds: float) -> Any:
+        result = {"works": True, "stages_ms": {"engine": milliseconds}}
+        write = f"import json, pathlib; pathlib.Path({str(tmp_path / f'engine-{name}.json')!r}).write_text"
+        return step(check, f"{name} builds and runs", f"{write}({json.dumps(result)!r})", "engines")
+
     engines = [
         step(check, "tensorrt builds and runs", "import sys; sys.exit(3)", "engines"),
-        step(check, "tensorrt-rtx builds and runs", write + ".write_text(json.dumps({'works': True}))", "engines"),
+        step(check, "tensorrt-rtx builds and runs", "import sys; sys.exit(1)", "engines"),
+        works("onnxruntime-cuda", 9.0),
+        works("inductor", 2.0),
     ]
-    chosen: list[str | None] = []
+    chosen: list[list[str]] = []
 
-    def then(backend: str | None) -> list[Any]:
-        chosen.append(backend)
+    def then(working: list[str]) -> list[Any]:
+        chosen.append(working)
         return [step(check, "bench", "print('fast')", "bench")]
 
     outcomes = check.run_all(engines, then, tmp_path)
-    assert [each.name for each in outcomes] == ["tensorrt builds and runs", "tensorrt-rtx builds and runs", "bench"]
-    assert chosen == ["tensorrt", "tensorrt-rtx"]  # the first to know what to keep for the steps to come
-    assert [check.spare(each, tmp_path) for each in outcomes] == [True, False, False]
+    assert [each.name for each in outcomes] == [*(each.name for each in engines), "bench"]
+    assert chosen == [["tensorrt"], ["inductor", "onnxruntime-cuda"]]  # first to know what to keep for steps to come
+    assert [check.spare(each, tmp_path) for each in outcomes] == [True, True, False, False, False]
 
 
 def test_without_an_engine_nothing_is_benched(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "engine-tensorrt.json").write_text('{"works": false}')
-    assert check.working_backend(tmp_path) is None
+    assert check.working_engines(tmp_path) == []
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"")
-    steps = check.plan([save_toy_bundle(tmp_path / "toy.bundle").path], weights, tmp_path, None)
+    steps = check.plan([save_toy_bundle(tmp_path / "toy.bundle").path], weights, tmp_path, [])
     needing = [each for each in steps if each.group in ("builds", "bench", "compare")]
-    assert {each.reason for each in needing} == {"no TensorRT ran an engine here"}
+    assert {each.reason for each in needing} == {"no engine ran here"}
     assert [each.reason for each in steps if each.group == "kernels"] == [None]
 
 
@@ -230,17 +271,34 @@ def test_a_comparison_without_some_is_not_a_failure_of_all(check: ModuleType, tm
     assert check.compared(outcome, tmp_path).verdict == "LEFT OUT"
 
 
+@pytest.fixture
+def engine(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    """The script that tries one engine, as a module."""
+    return load_script("tools/gpu_check_engine.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("tensorrt-rtx", "there is no NVIDIA driver here"), ("no-such", "this version does not have it")]
+)
 def test_an_engine_that_cannot_be_tried_says_why(
-    check: ModuleType, no_gpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ModuleType, no_gpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
 ) -> None:
-    assert check.check_engine("tensorrt-rtx", tmp_path) == 3
-    assert "there is no NVIDIA driver here" in capsys.readouterr().out
+    assert engine.check_engine(name, tmp_path) == 3
+    assert why in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_works_is_timed_and_compared(engine: ModuleType, tmp_path: Path) -> None:
+    """Rehearsed on the CPU, which has no stages of its own."""
+    assert engine.check_engine("onnxruntime-cpu", tmp_path) == 0
+    found = json.loads((tmp_path / "engine-onnxruntime-cpu.json").read_text())
+    assert (found["works"], found["equal_pixels"]) == (True, 1.0)
+    assert found["seconds"] > 0
 
 
 @pytest.mark.parametrize(("equal", "code"), [(0.9999, 0), (0.99985, 1)])
 def test_an_engine_works_whose_mask_is_the_reference_s(
-    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal: float, code: int
+    check: ModuleType, engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal: float, code: int
 ) -> None:
     reference = np.zeros((100, 200), np.uint8)
     mask = reference.copy()
@@ -250,22 +308,22 @@ def test_an_engine_works_whose_mask_is_the_reference_s(
     def load(bundle: Any, modality: str, precision: str, backend: str, **_: Any) -> Any:
         chosen = SimpleNamespace(backend=SimpleNamespace(device="a GPU"))
         segmenter = SimpleNamespace(
-            choice=chosen, segment=lambda frame: SimpleNamespace(mask=masks[backend]), stage_seconds=lambda frames: {}
+            choice=chosen, segment=lambda frame: SimpleNamespace(mask=masks[backend]), frame_backend=None
         )
         return nullcontext(segmenter)
 
     monkeypatch.setattr("espmedsam_edge.runtime.backends.backend.unavailable", lambda name: None)
     monkeypatch.setattr("espmedsam_edge.runtime.segmenter.Segmenter.load", load)
     monkeypatch.setattr("espmedsam_edge.shipped.bundles.shipped_bundle", lambda name: None)
-    assert check.check_engine("tensorrt", tmp_path) == code
-    assert (check.working_backend(tmp_path) == "tensorrt") is (code == 0)
+    assert engine.check_engine("tensorrt", tmp_path) == code
+    assert (check.working_engines(tmp_path) == ["tensorrt"]) is (code == 0)
 
 
 def test_a_used_folder_is_cleared_of_what_will_be_measured_and_of_nothing_else(
     check: ModuleType, tmp_path: Path
 ) -> None:
     ours = ["bench-fp16.json", "bench-fp16.md", "compare.json", "kernels.json", "summary.json", "summary.md"]
-    theirs = ["README.md", "bench-mine.json", "tests.log"]
+    theirs = ["README.md", "mine.json", "tests.log"]
     for name in (*ours, *theirs, "engine-tensorrt.json"):
         (tmp_path / name).write_text("{}")
     check.clear(tmp_path, ["bench"])
@@ -279,23 +337,25 @@ def test_the_summary_judges_this_run_alone(
 ) -> None:
     (tmp_path / "kernels.json").write_text("of an earlier run")
 
-    def run_all(first: Any, then: Any, out: Path, budget: float) -> list[Any]:
+    def run_all(first: Any, then: Any, out: Path, budget: float, keep: Any) -> list[Any]:
         assert budget == check.BUDGET - 30
         assert not (out / "kernels.json").exists()
-        (out / "kernels.json").write_text(json.dumps({"rows": [{"name": "postprocess", "of_copy": 0.7}]}))
+        (out / "kernels.json").write_text(json.dumps({"rows": [{"name": "postprocess", "of_copy": 0.4}]}))
         tools = [check.Outcome(f"compute-sanitizer {tool}", "passed", 1.0) for tool in check.SANITIZERS]
-        return [*tools, check.Outcome("tests on the GPU", "FAILED", 2.0, "1 failed | 3 passed")]
+        outcomes = [*tools, check.Outcome("tests on the GPU", "FAILED", 2.0, "1 failed | 3 passed")]
+        keep(outcomes)
+        return outcomes
 
     monkeypatch.setattr(check, "run_all", run_all)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), "--spent", "30"])
     assert check.main() == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     verdicts = {target["name"]: target["verdict"] for target in summary["targets"]}
-    assert len(verdicts) == 9
-    assert verdicts["kernels, over the copy rate"] == "met"
+    assert len(verdicts) == 11
+    assert verdicts["postprocess, over the copy rate"] == "met"
     assert verdicts["tools of compute-sanitizer that found something"] == "met"
     assert verdicts["engine, FP16, batch 1, 1024 x 1024"] == "not measured"
     page = (tmp_path / "summary.md").read_text()
-    assert "| kernels, over the copy rate | 70.0 % | ≥ 60.0 % | met | the slowest of 1: postprocess |" in page
+    assert "| postprocess, over the copy rate | 40.0 % | ≥ 35.0 % | met | the slowest of 1: postprocess |" in page
     assert "| tests on the GPU | FAILED | 2.0 | 1 failed / 3 passed |" in page
     assert "not measured  there is no bench-fp16.json" in capsys.readouterr().out

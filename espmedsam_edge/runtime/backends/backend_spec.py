@@ -12,10 +12,14 @@ ARITHMETICS = ("fp32", "bf16", "fp16", "graph")
 HINTS = ("latency", "throughput")
 """What counts: the time of each run, or how many end in a second where several are under way."""
 
+LAYOUTS = ("nhwc",)
+"""How ONNX Runtime's CUDA provider may lay convolutions' tensors out, beside its own way."""
+
 _HINTED = ("openvino",)
 _TAKES: dict[str, tuple[str, ...]] = {
     "openvino": ("device", "arithmetic"),
     "onnxruntime": ("provider",),
+    "onnxruntime-cuda": ("layout",),
     "triton": ("url",),
 }
 """What may be said of a backend after its name; of those that are not here, nothing."""
@@ -38,6 +42,7 @@ class BackendSpec:
         provider: of ONNX Runtime; empty: the default.
         hint: of OpenVINO: one of ``HINTS``; empty: latency.
         url: of Triton: the server's address.
+        layout: of ONNX Runtime's CUDA provider: one of ``LAYOUTS``; empty: its own.
     """
 
     name: str
@@ -46,10 +51,11 @@ class BackendSpec:
     provider: str = ""
     hint: str = ""
     url: str = ""
+    layout: str = ""
 
     def __post_init__(self) -> None:
         takes = _TAKES.get(self.name, ())
-        for word in ("device", "arithmetic", "provider", "url"):
+        for word in ("device", "arithmetic", "provider", "url", "layout"):
             if getattr(self, word) and word not in takes:
                 takers = " or ".join(name for name, words in _TAKES.items() if word in words)
                 raise UserError(
@@ -58,10 +64,13 @@ class BackendSpec:
                 )
         if self.arithmetic and self.arithmetic not in ARITHMETICS:
             raise UserError(f"unknown arithmetic '{self.arithmetic}'.", nearest(self.arithmetic, ARITHMETICS))
+        if self.layout and self.layout not in LAYOUTS:
+            raise UserError(f"unknown layout '{self.layout}'.", nearest(self.layout, LAYOUTS))
 
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
-        """``NAME``, ``openvino:DEVICE:ARITHMETIC:HINT`` (or less), ``onnxruntime:PROVIDER`` or ``triton:URL``.
+        """``NAME``, ``openvino:DEVICE:ARITHMETIC:HINT`` (or less), ``onnxruntime:PROVIDER``,
+        ``onnxruntime-cuda:nhwc`` or ``triton:URL``.
 
         Raises:
             UserError: more words than the backend takes, or one that it does not know.
@@ -92,14 +101,15 @@ class BackendSpec:
             if value and named and value != named:
                 raise UserError(f"two values of {word}: '{named}' and '{value}'.", "Leave one of them out.")
             words[word] = value or named
-        return BackendSpec(self.name, **words, hint=self.hint)
+        return replace(self, **words)
 
     def for_many(self) -> BackendSpec:
         """The same for many frames, several of which are under way at once."""
         return replace(self, hint="throughput") if self.name in _HINTED and not self.hint else self
 
     def __str__(self) -> str:
-        return ":".join(filter(None, (self.name, self.device, self.arithmetic, self.provider, self.hint, self.url)))
+        words = (self.device, self.arithmetic, self.provider, self.hint, self.url, self.layout)
+        return ":".join(filter(None, (self.name, *words)))
 
 
 _GRAMMAR = "Such as onnxruntime, openvino:GPU, openvino:CPU:bf16."

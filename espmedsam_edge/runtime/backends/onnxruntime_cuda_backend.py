@@ -22,6 +22,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.installation import installed
 from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable
+from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.device_backend import frame_memory, open_device_backend
 from espmedsam_edge.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from espmedsam_edge.runtime.cuda import driver as cuda_api
@@ -75,10 +76,11 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backen
     """
     memory, where = frame_memory(), bundle.graph_path(graph)
     content = bundle.read_graph(graph)
+    layout = {"prefer_nhwc": "1"} if BackendSpec.parse(name).layout == "nhwc" else {}
 
     def session(options: Mapping[str, str]) -> Any:
         opened = open_session(
-            content, threads or usable_cores(), providers=[CUDA], options={**_OPTIONS, **options}, where=where
+            content, threads or usable_cores(), providers=[CUDA], options={**_OPTIONS, **layout, **options}, where=where
         )
         if CUDA not in opened.get_providers():
             reason, fix = _why_not_started(), "Install its CUDA libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"
