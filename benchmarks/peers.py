@@ -9,7 +9,7 @@ its plot (``page`` alone draws them anew). A run that died goes on with ``--resu
 packages and settings. About half an hour on two cores that nobody else uses. In every round each network has its turn:
 
     counts      parameters and multiply-accumulates, by one counter for all; not timed
-    encoder     the image encoders in PyTorch, eager (with ``--device cuda`` also in float16 and compiled)
+    encoder     the image encoders in PyTorch, eager (with ``--device cuda`` in FP32, float16 and compiled)
     one box     an RGB picture in, the mask of one box out, in PyTorch; ours needs no box
     automatic   all masks of a picture: 32 x 32 points in batches of 64, measured whole; ours in one pass, before each
     encoder in ONNX Runtime and OpenVINO (FP32, bfloat16): of ours the whole fused network, which has no encoder apart
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import sys
 import time
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers_networks import MODALITY, OURS, OURS_RUNTIMES, ROWS, SIDE, UNMADE, Ours, Peer, versions
+from peers_networks import MODALITY, ON, OURS, OURS_RUNTIMES, ROWS, SIDE, UNMADE, Ours, Peer, versions
 from peers_page import DOCS, write_page
 
 from espmedsam_edge.errors import UserError
@@ -45,8 +46,8 @@ from espmedsam_edge.runtime.onnx_session import open_session
 RESULTS = Path(__file__).parent / "results"
 ENCODER, BOX, AUTOMATIC = "encoder", "one box", "automatic"
 FIGURES = {
-    "cpu": (ENCODER, BOX, AUTOMATIC, *OURS_RUNTIMES),
-    "cuda": (ENCODER, "encoder float16", "encoder compiled", BOX, AUTOMATIC),
+    "cpu": (ENCODER, BOX, AUTOMATIC, *ON["cpu"]),
+    "cuda": (ENCODER, "encoder float16", "encoder compiled", BOX, AUTOMATIC, "encoder onnxruntime cuda"),
 }
 SAME = ("cpu", "gpus", "packages")
 """Of two environments whose times may stand in one file."""
@@ -169,7 +170,10 @@ def runtime_turns(figure: str, networks: list[Peer | Ours], threads: int, record
         try:
             content = _as_onnx(network)
             if runtime == "onnxruntime":
-                session = open_session(content, threads)
+                providers = ["CUDAExecutionProvider"] if arithmetic == "cuda" else []
+                session = open_session(content, threads, providers=providers)
+                if providers and providers[0] not in session.get_providers():
+                    raise RuntimeError("ONNX Runtime's CUDA provider did not start")
                 yield Turn(network.name, lambda s=session, x=image: s.run(None, {"image": x}))
                 continue
             hints = {"INFERENCE_PRECISION_HINT": arithmetic or "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
@@ -181,9 +185,8 @@ def runtime_turns(figure: str, networks: list[Peer | Ours], threads: int, record
 
 
 def _as_onnx(peer: Peer) -> bytes:
-    import io
-
-    file, image = io.BytesIO(), torch.zeros(1, 3, peer.side, peer.side)
+    file, device = io.BytesIO(), next(peer.encoder.parameters()).device
+    image = torch.zeros(1, 3, peer.side, peer.side, device=device)
     with torch.inference_mode():
         torch.onnx.export(
             peer.encoder, (image,), file, input_names=["image"], output_names=["embedding"], opset_version=17,
@@ -215,6 +218,11 @@ def measure(options: argparse.Namespace) -> None:
     """Everything, into one file."""
     device, threads = options.device, usable_cores()
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # FP32 is FP32
+    torch.backends.cudnn.benchmark = True
+    wanted = FIGURES[device] if options.figures is None else options.figures
+    if elsewhere := [figure for figure in wanted if figure in OURS_RUNTIMES and figure not in ON[device]]:
+        raise UserError(f"'{elsewhere[0]}' is not of {device}.", f"There are {', '.join(FIGURES[device])}.")
     settings = {
         "device": device, "threads": threads, "seed": options.seed, "points_per_side": options.points,
         "rounds": options.rounds, "automatic_rounds": options.automatic_rounds, "picture": [SIDE, SIDE],
@@ -226,7 +234,7 @@ def measure(options: argparse.Namespace) -> None:
     begin = time.monotonic()
     networks = load(options, record, threads)
     synchronise = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    for figure in FIGURES[device] if options.figures is None else options.figures:
+    for figure in wanted:
         print(figure, flush=True)
         if figure in (BOX, AUTOMATIC):
             turns = picture_turns(figure, networks, options.points)
@@ -261,6 +269,13 @@ def load(options: argparse.Namespace, record: Record, threads: int) -> list[Peer
     return networks
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def main() -> None:
     """Measure, or draw the page."""
     warnings.simplefilter("ignore")  # of the peers' packages and of their export
@@ -269,9 +284,9 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
     measuring.add_argument("--device", choices=FIGURES, default="cpu")
-    measuring.add_argument("--rounds", type=int, default=5)
-    measuring.add_argument("--automatic-rounds", type=int, default=1)
-    measuring.add_argument("--points", type=int, default=32, help="a side; the paper's automatic mode has 32")
+    measuring.add_argument("--rounds", type=_positive, default=5)
+    measuring.add_argument("--automatic-rounds", type=_positive, default=1)
+    measuring.add_argument("--points", type=_positive, default=32, help="a side; the paper's automatic mode has 32")
     measuring.add_argument("--seed", type=int, default=0)
     measuring.add_argument("--peers", nargs="*", choices=[row.name for row in ROWS if row.build], metavar="NAME")
     figures = sorted({figure for kind in FIGURES.values() for figure in kind})
@@ -292,7 +307,10 @@ def main() -> None:
         write_page([options.out / f"{name}.json" for name in options.names], options.docs)
     except UserError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

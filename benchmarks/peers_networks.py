@@ -30,8 +30,12 @@ OURS_RUNTIMES = {
     "encoder onnxruntime": ("onnxruntime-cpu", f"{OURS}, ONNX Runtime"),
     "encoder openvino": ("openvino", f"{OURS}, OpenVINO"),
     "encoder openvino bf16": ("openvino:bf16", f"{OURS}, OpenVINO bf16"),
+    "encoder onnxruntime cuda": ("onnxruntime-cuda", f"{OURS}, ONNX Runtime CUDA"),
+    "encoder tensorrt": ("tensorrt", f"{OURS}, TensorRT"),
 }
-"""The figure of the peers' encoders in a runtime of the processor, and ours there: its backend and its name."""
+"""The figure of the peers' encoders in a runtime, and ours there: its backend and its name."""
+ON = {"cpu": tuple(OURS_RUNTIMES)[:3], "cuda": tuple(OURS_RUNTIMES)[3:]}
+"""Which of them are on a device."""
 
 MODALITY, SIDE = "fundus", 1024
 POINTS_PER_BATCH = 64
@@ -256,10 +260,11 @@ class Ours:
             bundle = make_bundle([MODALITY], Path(folder) / "ours.bundle")
             self.segmenters: dict[str, Segmenter] = {}
             self.left_out: dict[str, UserError] = {}
-            for figure, (backend, _) in (OURS_RUNTIMES if device == "cpu" else {}).items():
+            for figure in ON[device]:
+                backend, _ = OURS_RUNTIMES[figure]
                 try:
                     self.segmenters[figure] = Segmenter.load(bundle, precision="fp32", backend=backend, threads=threads)
-                except UserError as error:  # OpenVINO isn't installed
+                except UserError as error:  # such as OpenVINO not installed
                     self.left_out[figure] = error
         self.network = self.network.requires_grad_(False).to(device)
         self.encoder = _Lie(self.network)

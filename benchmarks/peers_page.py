@@ -68,7 +68,8 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
             result = read_json(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}", "Run measure first.") from error
-        if not isinstance(result, dict) or result.get("kind") != "peers":
+        needed = {"settings", "environment", "counts", "seconds", "kept", "failed", "others"}
+        if not isinstance(result, dict) or result.get("kind") != "peers" or not needed <= result.keys():
             raise UserError(f"{path} is no result of peers.py.", "Run measure first.")
         beside = path.with_name(path.name.replace("peers", "unet", 1))
         unet = read_json(beside.read_text()) if beside.is_file() else {}

@@ -38,6 +38,7 @@ from espmedsam_edge.evaluation.report import summary
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import build_graph
 from espmedsam_edge.files import atomic_path, atomic_write
+from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.model.checkpoint import load_checkpoint
@@ -172,6 +173,11 @@ def run(options: argparse.Namespace) -> None:
     changes = [f"data.root={json.dumps(str(options.data.resolve()))}", f"run.minutes={options.minutes}"]
     changes += [f"schedule.warmup_minutes={options.minutes / 27:.4f}", *options.changes]  # the recipe's 1 of 27 epochs
     recipe = load_recipe(RECIPE, changes).for_stage("segment")
+    if options.minutes <= 0:
+        raise UserError(f"--minutes {options.minutes:g} is no time to train.", "Give more than 0.")
+    for folders in recipe.data_folders().values():  # before an hour of training: what it will be scored on is there
+        for folder in folders:
+            DatasetFolder.open(folder).ids("test")
     result: dict[str, Any] = {
         "schema": 1, "kind": "unet", "environment": collect_environment(), "recipe": RECIPE,
         "changes": changes[1:], "minutes": options.minutes, "networks": {},

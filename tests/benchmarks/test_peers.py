@@ -102,8 +102,7 @@ def test_times_of_other_machines_packages_and_settings_are_not_mixed(
 
 
 def test_the_one_pass_is_what_the_bundle_computes(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {figure: runtime for figure, runtime in peers.OURS_RUNTIMES.items() if figure == "encoder onnxruntime"}
-    monkeypatch.setattr("peers_networks.OURS_RUNTIMES", kept)
+    monkeypatch.setitem(peers.ON, "cpu", ("encoder onnxruntime",))
     ours = peers.Ours("cpu", 2)
     frame = peers.phantom(peers.MODALITY, 1, (300, 400))[0]
     mask = ours.one_pass(frame)
@@ -134,6 +133,31 @@ def test_a_peer_gives_a_mask_of_a_box_and_is_asked_for_every_point(
     one.everything(picture, 2)
     assert encoded == [(1, 3, 1024, 1024)] * 2
     assert asked == [1, 3, 1]  # the box; 2 x 2 points in batches of three
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["measure", "--name", "x", "--figures", "encoder onnxruntime cuda"], "is not of cpu"),
+        (["measure", "--name", "x", "--rounds", "0"], "must be 1 or more"),
+        (["page", "nothing"], "Run measure first"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_runs(
+    peers: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    says: str,
+) -> None:
+    folders = ["--out", str(tmp_path), "--docs", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["peers.py", *options, *folders])
+    with pytest.raises(SystemExit) as left:
+        peers.main()
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def _measured(**seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -171,7 +195,7 @@ def test_the_page_says_what_was_measured_and_no_more(peers: ModuleType, tmp_path
     assert "**Other work kept 1.5 cores busy meanwhile" in (tmp_path / "docs" / "peers.md").read_text()
     with pytest.raises(UserError, match="Run measure first"):
         peers.write_page([tmp_path / "none.json"], tmp_path / "docs")
-    (tmp_path / "other.json").write_text('{"kind": "bench"}')
+    (tmp_path / "other.json").write_text('{"kind": "peers"}')
     with pytest.raises(UserError, match=r"other\.json is no result"):
         peers.write_page([tmp_path / "other.json"], tmp_path / "docs")
 

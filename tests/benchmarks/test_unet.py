@@ -64,3 +64,21 @@ def test_both_are_timed_and_counted(unet: ModuleType) -> None:
     convolutions = [m for m in networks["U-Net"].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
     weights = sum(convolution.weight.numel() for convolution in convolutions)
     assert weights * 4 * 4 < found["64"]["mac"]["U-Net"] < weights * 64 * 64  # each at 4 x 4 pixels or more
+
+
+@pytest.mark.parametrize(("minutes", "says"), [("0", "no time to train"), ("1", "no dataset folder")])
+def test_wrong_use_is_told_before_any_training(
+    unet: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    minutes: str,
+    says: str,
+) -> None:
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["unet.py", "--name", "unet-x", "--minutes", minutes, *places])
+    with pytest.raises(SystemExit) as left:
+        unet.main()
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
