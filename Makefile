@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packages check docs notebooks dist clean clean-all
+.PHONY: help demo test test-packages containers check docs notebooks dist clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -23,6 +23,9 @@ test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=te
 
 test-packages: | $(PY) ## Install what tests of the browser, servers and GStreamer need (Debian, Ubuntu; as root)
 	@sh tools/test_packages.sh $(VENV)
+
+containers: $(VENV)/.dev ## Run the lines of docker/ in fresh virtual environments (as root; minutes, downloads)
+	@ESPMEDSAM_CONTAINERS=1 $(PY) -m pytest -n 0 tests/deploy/test_containers.py
 
 check: $(VENV)/.dev ## Check lint, format, types, the import rules and security
 	$(VENV)/bin/ruff check

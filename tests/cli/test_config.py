@@ -16,7 +16,20 @@ from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.runtime import inference
 from espmedsam_edge.runtime.request import InferenceRequest
 
-NUMBERS = ("frames", "every", "threads", "opacity", "start", "duration", "max-latency", "give-up", "fps", "threshold")
+NUMBERS = (
+    "frames",
+    "every",
+    "threads",
+    "opacity",
+    "start",
+    "duration",
+    "max-latency",
+    "give-up",
+    "fps",
+    "threshold",
+    "min-area",
+    "largest",
+)
 Infer = Callable[..., tuple[int, str, str]]
 
 

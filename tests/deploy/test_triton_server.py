@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("tritonclient.http", reason="needs tritonclient (extra triton)")
 
 import tritonclient.http as http_client
+from nginx import free_port
 from toy_bundles import save_toy_bundle
 from triton_server import Triton, triton_server
 
@@ -228,6 +229,13 @@ def test_a_server_that_goes_away_is_one_line(bundle: Bundle, tmp_path: Path) -> 
         started.process.wait()
         with pytest.raises(UserError, match="no answer of Triton"):
             segmenter.segment(frame)
+
+
+def test_the_images_health_check_asks_it(server: Triton) -> None:
+    (text,) = re.findall(r"CMD (\[.*healthz?/.*\])$", (ROOT / "docker" / "triton.Dockerfile").read_text(), re.MULTILINE)
+    for port, code in ((server.port, 0), (free_port(), 1)):
+        command = [word.replace(":8000", f":{port}") for word in json.loads(text)]
+        assert subprocess.run(command, capture_output=True, timeout=30).returncode == code
 
 
 def block(kind: str) -> str:

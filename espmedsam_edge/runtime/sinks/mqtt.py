@@ -294,7 +294,7 @@ class MqttPublisher:
             self._away(getattr(error, "strerror", None) or str(error) or "no connection", refuses=False)
 
     def _on_disconnect(self, _client: object, _data: object, _flags: object, reason: Any, _properties: object) -> None:
-        if not self._leaving and self._settled.is_set():
+        if not self._leaving and self._been_there:
             self._away(f"{reason}", refuses=False)
 
     def _on_publish(self, _client: object, _data: object, mid: int, _reason: object, _properties: object) -> None:
@@ -305,7 +305,7 @@ class MqttPublisher:
         if refuses and not self._settled.is_set():
             hint = "Check user, password and certificates, and the broker's own log."
             self._refused = UserError(f"{self.name} refuses the connection: {reason.rstrip('.')}.", hint, exit_code=1)
-        elif self._lost is None:
+        elif self._lost is None and self._refused is None:
             self._lost = time.monotonic()
             log.warning("%s is away (%s); %d lines wait at most. Trying again.", self.name, reason, MOST_LINES)
         self._settled.set()

@@ -112,7 +112,7 @@ def test_a_host_that_does_not_answer_holds_a_run_up_for_two_seconds_at_most() ->
     assert (sink.published, sink.dropped) == (0, 3)
 
 
-def test_tls_and_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_and_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     own, other = make_certificate(tmp_path, "own"), make_certificate(tmp_path, "other")
     (tmp_path / "secret").write_text(PASSWORD + "\n")
     (tmp_path / "wrong").write_text("guess")
@@ -138,6 +138,7 @@ def test_tls_and_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
             assert error.value.exit_code == 1
             assert PASSWORD not in str(error.value)
             assert "guess" not in str(error.value)
+    assert said == []  # what is raised is not told besides
 
 
 @pytest.mark.parametrize(
