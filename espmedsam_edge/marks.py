@@ -24,7 +24,7 @@ VIDEO_MARK = f"written by {MARK}"
 """In a video's ``comment``."""
 
 MAKER = "ESP-MedSAM Edge"
-"""Manufacturer of DICOM-SEGs."""
+"""Manufacturer of DICOM-SEGs and reports."""
 
 AREA_COLUMNS: tuple[str, ...] = (
     "source",
@@ -223,6 +223,7 @@ PICTURE = Kind("picture", _wrote_picture)
 VIDEO = Kind("video", _wrote_video)
 FRAMES = Kind("folder of masks", _wrote_frames)
 SEGMENTATION = Kind("DICOM-SEG", _wrote_segmentation)
+REPORT = Kind("DICOM-SR", _wrote_segmentation)
 LINES = Kind("file of measurements", _wrote_lines)
 AREAS = Kind("table of areas", _wrote_areas)
 OBJECT_TABLE = Kind("table of objects", _wrote_object_table)

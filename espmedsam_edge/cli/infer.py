@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from espmedsam_edge.cli.config import CONFIG
-from espmedsam_edge.cli.messages import once, shows_progress, tell_failures
-from espmedsam_edge.terminal import progress_bars, tell
+from espmedsam_edge.cli.messages import once, run_bars, tell_failures
+from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
     from espmedsam_edge.runtime.inference import Inference
     from espmedsam_edge.runtime.latency import Latency
     from espmedsam_edge.runtime.request import InferenceReport
-    from espmedsam_edge.runtime.run.jobs import LiveReport, RunProgress
+    from espmedsam_edge.runtime.run.jobs import LiveReport
     from espmedsam_edge.runtime.serve.server import Server
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,10 @@ def command(
     plot: Path | None = typer.Option(None, help="A PNG of the area over time."),
     dicom_seg: Path | None = typer.Option(
         None, help="DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data."
+    ),
+    dicom_sr: Path | None = typer.Option(
+        None,
+        help="Structured reports of DICOM inputs, each object's size: a .dcm file, or a folder. Hold patient data.",
     ),
     anonymous_names: bool = typer.Option(
         False,
@@ -223,6 +227,7 @@ def command(
             objects=objects,
             plot=plot,
             dicom_seg=dicom_seg,
+            dicom_sr=dicom_sr,
             stream=stream,
             publish=publish,
             opacity=opacity,
@@ -247,9 +252,8 @@ def command(
         # Files that decide on the network are read twice; a camera's lines come back as often as it does.
         with once(*_OF_FILES), Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
             report = _run(run)
-            _print(
-                report, to_stderr=any(map(is_standard_output, (jsonl, csv, objects, out, mask_video, plot, dicom_seg)))
-            )
+            places = (jsonl, csv, objects, out, mask_video, plot, dicom_seg, dicom_sr)
+            _print(report, to_stderr=any(map(is_standard_output, places)))
             if run.server is not None and report.frames and not report.interrupted:
                 _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
     _leave(report)
@@ -266,7 +270,7 @@ _OF_FILES = (
 
 
 def _run(run: Inference) -> InferenceReport:
-    with _progress(len(run.sources)) as progress:
+    with run_bars(len(run.sources)) as progress:
         try:
             return run.run(progress)
         except KeyboardInterrupt:
@@ -343,36 +347,6 @@ def _leave(report: InferenceReport) -> None:
         raise typer.Exit(130)
     tell_failures([failure.message for failure in report.failures])
     raise typer.Exit(1 if report.failures else 0)
-
-
-@contextmanager
-def _progress(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
-    """A bar on the terminal with FPS and remaining time, a fresh one for each source; nothing where there is none."""
-    if not shows_progress():
-        yield None
-        return
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:.1f} FPS" if task.speed else "- FPS")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with progress_bars(*columns) as bars:
-        tasks = {-1: bars.add_task("starting", total=None)}
-
-        def show(progress: RunProgress) -> None:
-            if progress.job not in tasks:
-                for job in [-1] if progress.live else list(tasks):  # live sources go on beside each other
-                    if job in tasks:
-                        bars.remove_task(tasks.pop(job))
-                part = f" ({progress.job + 1}/{jobs})" if jobs > 1 else ""
-                tasks[progress.job] = bars.add_task(escape(Path(progress.name).name) + part, total=progress.expected)
-            bars.update(tasks[progress.job], completed=progress.done, total=progress.expected)
-
-        yield show
 
 
 @contextmanager

@@ -8,13 +8,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
+from pathlib import Path
 from types import TracebackType
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.terminal import progress_bars, tell
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.run.jobs import RunProgress
 
 PACKAGE = __name__.partition(".")[0]
 VERBOSE = typer.Option(False, "--verbose", "-v", help="Tell more, and which module each line is from.")
@@ -114,6 +118,36 @@ def counting_bar(what: str, total: int | None = None) -> Iterator[Callable[..., 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bars(*columns) as bar:
         yield partial(bar.update, bar.add_task(what, total=total))
+
+
+@contextmanager
+def run_bars(jobs: int) -> Iterator[Callable[[RunProgress], None] | None]:
+    """A bar on the terminal with FPS and remaining time, a fresh one for each source; nothing where there is none."""
+    if not shows_progress():
+        yield None
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.1f} FPS" if task.speed else "- FPS")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with progress_bars(*columns) as bars:
+        tasks = {-1: bars.add_task("starting", total=None)}
+
+        def show(progress: RunProgress) -> None:
+            if progress.job not in tasks:
+                for job in [-1] if progress.live else list(tasks):  # live sources go on beside each other
+                    if job in tasks:
+                        bars.remove_task(tasks.pop(job))
+                part = f" ({progress.job + 1}/{jobs})" if jobs > 1 else ""
+                tasks[progress.job] = bars.add_task(escape(Path(progress.name).name) + part, total=progress.expected)
+            bars.update(tasks[progress.job], completed=progress.done, total=progress.expected)
+
+        yield show
 
 
 def shows_progress() -> bool:

@@ -120,7 +120,7 @@ def _finder(request: InferenceRequest, outputs: Outputs, sources: Sequence[Sourc
     wanted = request.model.objects if isinstance(request.model, ModelOptions) else ObjectOptions()
     if wanted.track and all(source.kind != "video" for source in sources):
         raise UserError("--track follows the objects of videos, and here are pictures.", "Leave it out.")
-    needed = any(place is not None for place in (outputs.labels, outputs.objects))
+    needed = any(place is not None for place in (outputs.labels, outputs.objects, outputs.dicom_sr))
     return partial(ObjectFinder, wanted, needed=needed)
 
 
@@ -169,6 +169,7 @@ def _places(
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
+        dicom_sr=_path(outputs.dicom_sr),
         elsewhere=nothing_by_default or _sent(outputs) or "-" in (jsonl, csv, objects),
         called=names.files,
         also_read=[file for name in request.named if (file := Path(name)).is_file()],
@@ -202,6 +203,7 @@ def _results(places: Places, measured: Measurements) -> dict[str, Path]:
         ("masks", places.mask_folder),
         ("mask videos", places.mask_video_folder),
         ("DICOM-SEG", places.segmentation_folder),
+        ("reports", places.report_folder),
         ("measurements", json_file),
         ("areas", table),
         ("labels", places.label_folder),

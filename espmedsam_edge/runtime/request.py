@@ -189,6 +189,8 @@ class Outputs:
         objects: a file for a table of every object in each frame; "-" for standard output.
         plot: a PNG of the area over time.
         dicom_seg: DICOM-SEG of DICOM inputs: a .dcm file for one, else a folder. Holds the source's patient data.
+        dicom_sr: structured reports of DICOM inputs, with the size of each object: a .dcm file for one, else a folder.
+            Hold the source's patient data, and refer to the DICOM-SEGs where there are any.
         stream: where the overlay is sent: udp://HOST:PORT, rtp://HOST:PORT or rtsp://SERVER/PATH.
         publish: where the lines of JSON are sent: mqtt://HOST/TOPIC, mqtts://HOST/TOPIC.
         opacity: of the overlay's tint, 0 to 1.
@@ -209,6 +211,7 @@ class Outputs:
     objects: str | Path | None = None
     plot: str | Path | None = None
     dicom_seg: str | Path | None = None
+    dicom_sr: str | Path | None = None
     stream: str | None = None
     publish: str | None = None
     opacity: float = 0.35
@@ -253,8 +256,10 @@ class InferenceRequest:
     serve: ServeOptions | None = None
 
     def __post_init__(self) -> None:
-        if self.reading.rotate and self.outputs is not None and self.outputs.dicom_seg is not None:
-            raise UserError("a DICOM-SEG lies on its source's own pixels.", "Leave --rotate or --dicom-seg out.")
+        for name in ("dicom_seg", "dicom_sr"):
+            if self.reading.rotate and self.outputs is not None and getattr(self.outputs, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} lies on its source's own pixels.", f"Leave --rotate or {option} out.")
 
     @property
     def named(self) -> list[str]:

@@ -194,7 +194,7 @@ def _check(request: InferenceRequest, outputs: Outputs) -> None:
 
 
 def _places(outputs: Outputs) -> list[str | Path | None]:
-    names = ("out", "masks", "mask_video", "dicom_seg", "labels", "jsonl", "csv", "objects", "plot")
+    names = ("out", "masks", "mask_video", "dicom_seg", "dicom_sr", "labels", "jsonl", "csv", "objects", "plot")
     return [getattr(outputs, name) for name in names]
 
 

@@ -41,6 +41,7 @@ FILES = [
     ("--objects", "o.csv", "a.png"),
     ("--plot", "o.png", "a.png"),
     ("--dicom-seg", "o.dcm", "d.dcm"),
+    ("--dicom-sr", "o.dcm", "d.dcm"),
 ]
 FOLDERS = [
     ("--out", "a.png"),

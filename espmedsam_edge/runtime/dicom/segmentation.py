@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.marks import MAKER
 from espmedsam_edge.runtime.dicom.codes import Code, codes_of
-from espmedsam_edge.runtime.dicom.discretion import discreet
+from espmedsam_edge.runtime.dicom.discretion import Told, discreet
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def write_segmentation(
     digest = masks.digest()
     with discreet(partial(_not_made, name)) as dicom:
         dicom.dataset = header
-        source = _completed(header)
+        source = completed(header)
         first = masks.frame(0)[None]
         # highdicom makes segmentations of several frames only where frames have places in space, and packs them in
         # memory. It gets the first frame for all of them, or of a cine for itself, and the others follow here.
         cine = masks.count > 1 and "PerFrameFunctionalGroupsSequence" not in source
         shown = first if cine else np.broadcast_to(first, (masks.count, *masks.size))
-        uids = _identifiers(str(header.SOPInstanceUID), digest, modality, algorithm)
+        uids = uids_of("", str(header.SOPInstanceUID), digest, modality, algorithm)
         segmentation = _made(_of_one_frame(source) if cine else source, shown, modality, algorithm, uids)
         _drop_incomplete_measures(segmentation.SharedFunctionalGroupsSequence[0])
         if "PlaneOrientationSequence" not in segmentation.SharedFunctionalGroupsSequence[0]:
@@ -81,7 +81,7 @@ def write_segmentation(
         for index in order if order != sorted(order) else ():  # highdicom sorts frames by their places
             sorted_masks.append(masks.frame(index))
         segmentation.PixelData = (sorted_masks if sorted_masks.count else masks).stored()
-        _save(segmentation, path, header, name)
+        save_whole(segmentation, path, header, partial(_not_made, name))
 
 
 def _not_made(name: str, fault: str) -> UserError:
@@ -89,12 +89,18 @@ def _not_made(name: str, fault: str) -> UserError:
     return UserError(f"no DICOM-SEG can be made of {name}: {fault}.", "Use --masks for it.", exit_code=1)
 
 
-def _save(segmentation: Any, path: Path, header: Dataset, name: str) -> None:
+def save_whole(dataset: Any, path: Path, header: Dataset, told: Told) -> None:
+    """Write a dataset that was made of a source's.
+
+    Raises:
+        UserError: what ``told`` makes of its fault.
+        OSError: the disk's trouble.
+    """
     failed = None
-    with discreet(partial(_not_made, name)) as dicom:
+    with discreet(told) as dicom:
         dicom.dataset = header
         try:
-            segmentation.save_as(path)
+            dataset.save_as(path)
         except OSError as error:  # of the disk: it names the path, no value
             failed = error
     if failed is not None:
@@ -121,12 +127,17 @@ def _of_one_frame(source: Dataset) -> Dataset:
     return source
 
 
-def _identifiers(source: str, masks: str, modality: str, algorithm: Algorithm) -> tuple[str, str]:
-    """Of the series and the instance."""
+def uids_of(kind: str, source: str, content: str, modality: str, algorithm: Algorithm) -> tuple[str, str]:
+    """Identifiers of the series and the instance, made from those words: the same once more is the same instance."""
     from pydicom.uid import generate_uid
 
-    words = [source, masks, modality, algorithm.version, *map(str, sorted(algorithm.parameters.items()))]
-    return generate_uid(entropy_srcs=["series", *words]), generate_uid(entropy_srcs=["instance", *words])
+    words = [source, content, modality, algorithm.version, *map(str, sorted(algorithm.parameters.items()))]
+    return generate_uid(entropy_srcs=[f"{kind}series", *words]), generate_uid(entropy_srcs=[f"{kind}instance", *words])
+
+
+def name_of(algorithm: Algorithm) -> str:
+    """What results call it."""
+    return MAKER if algorithm.trained else f"{MAKER}, UNTRAINED WEIGHTS"
 
 
 def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: Algorithm, uids: tuple[str, str]) -> Any:
@@ -136,14 +147,14 @@ def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: A
     from pydicom.sr.codedict import codes as concepts
 
     codes = codes_of(modality)
-    name = "ESP-MedSAM Edge" if algorithm.trained else "ESP-MedSAM Edge, UNTRAINED WEIGHTS"
+    name = name_of(algorithm)
     family = concepts.DCM.ArtificialIntelligence
     description = SegmentDescription(
         segment_number=1,
         segment_label=codes.kind[2],
-        segmented_property_category=_concept(codes.category),
-        segmented_property_type=_concept(codes.kind),
-        anatomic_regions=None if codes.region is None else [_concept(codes.region)],
+        segmented_property_category=concept(codes.category),
+        segmented_property_type=concept(codes.kind),
+        anatomic_regions=None if codes.region is None else [concept(codes.region)],
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
             name=name, version=algorithm.version, family=family, parameters=dict(algorithm.parameters) or None
@@ -169,7 +180,8 @@ def _made(source: Dataset, masks: NDArray[np.uint8], modality: str, algorithm: A
     )
 
 
-def _concept(code: Code) -> Any:
+def concept(code: Code) -> Any:
+    """As highdicom takes it."""
     from highdicom.sr import CodedConcept
 
     value, scheme, meaning = code
@@ -236,7 +248,7 @@ _REPEATED: Sequence[str] = (
 )
 
 
-def _completed(header: Dataset) -> Dataset:
+def completed(header: Dataset) -> Dataset:
     """A copy in which what highdicom asks for is empty rather than absent."""
     from highdicom.content import PixelMeasuresSequence
     from pydicom import Dataset as New

@@ -17,6 +17,7 @@ from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.contours import Form
 from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
+from espmedsam_edge.runtime.sinks.dicom_sr import DicomReports
 from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm, ObjectTable
 from espmedsam_edge.runtime.sinks.places import Places, numbered
 from espmedsam_edge.runtime.sinks.publishing import Publication, open_publisher
@@ -198,4 +199,10 @@ def _files_of(source: Source, places: Places, style: Styling, algorithm: Algorit
             raise UserError(f"{source.name} is not DICOM; --dicom-seg is for DICOM files.", "Leave it out.")
         paths = {file: places.segmentations[file] for file in source.files}
         sinks.append((str(places.segmentations[first]), DicomSegmentations(paths, algorithm, places.overwrite)))
+    if places.reports is not None:
+        if source.live or algorithm is None:
+            raise UserError(f"{source.name} is not DICOM; --dicom-sr is for DICOM files.", "Leave it out.")
+        paths = {file: places.reports[file] for file in source.files}
+        reports = DicomReports(paths, algorithm, places.segmentations, places.overwrite)
+        sinks.append((str(places.reports[first]), reports))
     return sinks

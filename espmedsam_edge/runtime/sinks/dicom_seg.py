@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,15 +40,7 @@ class DicomSegmentations:
     """
 
     def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm, overwrite: bool | None = None) -> None:
-        if find_spec("highdicom") is None:
-            raise UserError(
-                "highdicom, which writes DICOM-SEG, is not installed.", f"Install it: {install_command('dicom')}"
-            )
-        for path in paths:
-            if path.is_file() and not is_dicom(path):
-                raise UserError(
-                    f"{path} is not DICOM; --dicom-seg is for DICOM inputs.", "Leave it out, or use --masks."
-                )
+        check_inputs(paths, "--dicom-seg", "--masks")
         self._paths, self._algorithm, self._overwrite = paths, algorithm, overwrite
         self._current: _Unfinished | None = None
         self._incomplete: list[str] = []
@@ -75,7 +67,7 @@ class DicomSegmentations:
                     check_again(Destination(place, SEGMENTATION), self._overwrite)
 
     def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
-        header = _read_header(frame)
+        header = read_header(frame, "DICOM-SEG")
         count = frames_of(header)
         if count > _MOST_FRAMES:
             raise UserError(
@@ -117,10 +109,32 @@ class _Unfinished:
     masks: PackedMasks
 
 
-def _read_header(frame: SourceFrame) -> Any:
+def check_inputs(paths: Iterable[Path], option: str, instead: str) -> None:
+    """Refuse inputs of which there can be no DICOM results.
+
+    Raises:
+        UserError: one is not DICOM, or highdicom is missing.
+    """
+    if find_spec("highdicom") is None:
+        raise UserError(
+            f"highdicom, which writes what {option} asks for, is not installed.",
+            f"Install it: {install_command('dicom')}",
+        )
+    for path in paths:
+        if path.is_file() and not is_dicom(path):
+            raise UserError(f"{path} is not DICOM; {option} is for DICOM inputs.", f"Leave it out, or use {instead}.")
+
+
+def read_header(frame: SourceFrame, result: str) -> Any:
+    """The dataset of a frame's file, without its pixels.
+
+    Raises:
+        UserError: it cannot be read, which ``result`` needs.
+    """
+
     def told(fault: str) -> UserError:
         why = f": {fault}" if fault else ""
-        return UserError(f"cannot read {frame.source} again for its DICOM-SEG{why}.", "Copy it again.", exit_code=1)
+        return UserError(f"cannot read {frame.source} again for its {result}{why}.", "Copy it again.", exit_code=1)
 
     with discreet(told) as dicom:
         dicom.dataset = header = read_dataset(frame.path)

@@ -17,7 +17,7 @@ from espmedsam_edge.destinations import Claims, Destination, check_destinations,
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
-from espmedsam_edge.marks import AREAS, FRAMES, LINES, OBJECT_TABLE, PICTURE, SEGMENTATION, VIDEO
+from espmedsam_edge.marks import AREAS, FRAMES, LINES, OBJECT_TABLE, PICTURE, REPORT, SEGMENTATION, VIDEO
 from espmedsam_edge.pipes import is_pipe
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.sources.source import Source
@@ -42,6 +42,8 @@ class Places:
         number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
         kept: the first result of an earlier run that is kept for that; None where there is none.
         overwrite: what may be replaced, see ``check_destinations``.
+        reports: the DICOM-SR of each input file, or None for none.
+        report_folder: for the report of the run.
         labels: the label map of each input file, as ``masks``.
         label_folder: for the report.
     """
@@ -60,6 +62,8 @@ class Places:
     overwrite: bool | None = None
     labels: dict[Path, Path] | None = None
     label_folder: Path | None = None
+    reports: dict[Path, Path] | None = None
+    report_folder: Path | None = None
 
     def destinations(self) -> list[Destination]:
         """Every file (for the masks of a video: folder) that is written, and what it is."""
@@ -73,7 +77,8 @@ class Places:
             for file, path in (paths or {}).items()
         ]
         found += [Destination(path, VIDEO) for path in (self.mask_videos or {}).values()]
-        return found + [Destination(path, SEGMENTATION) for path in (self.segmentations or {}).values()]
+        found += [Destination(path, SEGMENTATION) for path in (self.segmentations or {}).values()]
+        return found + [Destination(path, REPORT) for path in (self.reports or {}).values()]
 
     def of(self, inputs: Collection[Path]) -> Places:
         """The places of some of the inputs."""
@@ -88,6 +93,7 @@ class Places:
             mask_videos=some(self.mask_videos),
             segmentations=some(self.segmentations),
             labels=some(self.labels),
+            reports=some(self.reports),
         )
 
     def files(self) -> list[Path]:
@@ -104,6 +110,7 @@ def plan_places(
     overwrite: bool | None,
     mask_video: Path | None = None,
     dicom_seg: Path | None = None,
+    dicom_sr: Path | None = None,
     csv: Path | None = None,
     labels: Path | None = None,
     objects: Path | None = None,
@@ -123,13 +130,12 @@ def plan_places(
     Args:
         sources: what is segmented.
         out: of the overlays: a file for one input file, else a folder.
-        masks: the folder of the mask PNGs.
+        masks, labels: the folders of the masks and of the label maps.
         jsonl: the file of measurements; the caller numbers it, ``csv`` and ``plot`` where there is a live source.
         overwrite: whether files that exist may be replaced, see ``check_destinations``; where they may, live sources'
             are numbered instead.
         mask_video: of the recordings of the masks: a file for one video, else a folder.
-        dicom_seg: of the DICOM-SEGs: a file for one input file, else a folder.
-        labels: the folder of the label maps.
+        dicom_seg, dicom_sr: of the DICOM-SEGs and reports: a file for one input file, else a folder.
         csv, objects, plot: the tables of areas and of objects, and the areas' picture.
         elsewhere: whether results are wanted that are no files.
         called: what results of an input file are named after; None: its own name.
@@ -143,11 +149,14 @@ def plan_places(
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
     named_after = [Path((called or {}).get(file, file)) for file in inputs]
-    folders = [place for place in (out, masks, labels, mask_video, dicom_seg) if place is not None] or [Path()]
+    folders = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr) if place is not None] or [
+        Path()
+    ]
     plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in folders)
     names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
-    wanted = (out, masks, labels, jsonl, mask_video, dicom_seg, csv, objects, plot)
-    default = not elsewhere and all(place is None for place in wanted)
+    tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
+    others = [Destination(path, kind) for path, kind in tables if path is not None]
+    default = not elsewhere and not others and all(place is None for place in folders)
     folder, overlays = _overlays(out, inputs, videos, names, default=default)
     places = Places(
         overlays,
@@ -164,11 +173,11 @@ def plan_places(
         overwrite=overwrite,
         labels=_pictures(labels, "--labels", names, videos),
         label_folder=labels,
+        reports=_file_or_folder(dicom_sr, "--dicom-sr", (".dcm",), {file: f"{names[file]}-sr" for file in inputs}),
+        report_folder=dicom_sr,
     )
     if left is not None:
         places = places.of(left(places))
-    tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
-    others = [Destination(path, kind) for path, kind in tables if path is not None]
     live = {file for source in sources if source.live for file in source.files}
     with nullcontext() if claims is None else claims.planning():
         return _checked(places, others, live, [*inputs, *also_read], claims)
