@@ -39,7 +39,7 @@ ENGINES = {"tensorrt": 15.0, "tensorrt-rtx": 8.0, "inductor": 30.0, "onnxruntime
 """What runs a network on a GPU, best first, and the seconds kept to try it; one that is missing takes none."""
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video", "streams", "peers")
-MEASUREMENTS = ("bench-*", "compare", "kernels", "video", "streams", "peers")
+MEASUREMENTS = ("bench-*", "compare-*", "kernels", "video", "streams", "peers")
 """Files of results, without their ending."""
 
 MISSING = 3  # how a child says that what it needs is not installed
@@ -113,6 +113,10 @@ def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, working: Sequence
     best = next(iter(found.values()))
     none = None if working else "no engine ran here"
     first, *others = working or list(ENGINES)[:1]
+    if "fp16" not in found and "inductor" in (first, *others):  # which computes the FP32 graph in FP16 by itself
+        others = [*others, "inductor" if first == "inductor" else "inductor:fp16"]
+        first = "inductor:fp16" if first == "inductor" else first
+    others += ["onnxruntime-cuda:nhwc"] if "onnxruntime-cuda" in working else []
 
     def missing(precision: str) -> str | None:
         return none or (None if precision in found else f"no bundle here has a {precision} graph: name one, --bundle")
@@ -147,29 +151,31 @@ def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, working: Sequence
     reason = none
     if reason is None and sha256_file(checkpoint) != best.checkpoint_sha256:
         reason = f"{best.bundle.name} was not exported from {checkpoint.name}: name its weights, --checkpoint"
-    written = ["--json", str(out / "compare.json"), "--markdown", str(out / "compare.md")]
-    rivals = ["--compare", "torch-eager,torch-compile", "--checkpoint", str(checkpoint)]
-    against = call("bench", *graph(best.precision), "--no-roofline", *rivals, *written)
+
+    def against(rival: str, limit: float) -> Step:
+        written = ["--json", str(out / f"compare-{rival}.json"), "--markdown", str(out / f"compare-{rival}.md")]
+        rivals = ["--no-roofline", "--compare", rival, "--checkpoint", str(checkpoint)]
+        command = call("bench", *graph(best.precision), *rivals, *written)
+        return Step("compare", f"{best.precision} against {rival}", command, limit, reason)
+
     lacking = "benchmarks/peers.py needs the extra peers: pip install -e '.[peers]'"
     peers = ["measure", "--name", "peers", "--device", "cuda", "--rounds", "5", "--out", str(out), "--docs", str(out)]
     of_video = [*graph(best.precision), "--tile", "off"]
-    # The network in FP16 where only its FP32 graph is here, which Inductor can do by itself.
-    halved = ["inductor:fp16"] if "inductor" in working and "fp16" not in found else []
-    layouts = ["onnxruntime-cuda:nhwc"] if "onnxruntime-cuda" in working else []
     return [
         *steps,
         bench("fp16", 12),
-        *(bench(best.precision, 6, other, "--no-roofline") for other in (*halved, *others, *layouts)),
+        *(bench(best.precision, 6, other, "--no-roofline") for other in others),
         script("kernels", "kernels", 7, "--json", str(out / "kernels.json"), title="kernels against the copy rate"),
         script("video", "video_overlap", 9, *of_video, "--rounds", "1", "--json", str(out / "video.json"), reason=none,
                title="video to video"),
         script("streams", "streams", 8, *graph(best.precision), "--seconds", "3", "--json", str(out / "streams.json"),
                reason=none, title="several streams"),
-        Step("compare", f"{best.precision} against PyTorch", against, 16, reason),
+        against("torch-eager", 8),
         bench("fp32", 6, first, "--no-roofline"),
         bench("int8", 6, first, "--no-roofline"),
         script("peers", "peers", 10, *peers, "--figures", "encoder", "encoder float16",
                reason=None if find_spec("mobile_sam") else lacking, title="peers' encoders"),
+        against("torch-compile", 8),  # which compiles for as long as it is let
     ]  # fmt: skip
 
 
@@ -224,9 +230,9 @@ def run(step: Step, limit: float, out: Path) -> Outcome:
     return Outcome(step.name, "passed" if code == 0 else "FAILED", seconds, last)
 
 
-def compared(outcome: Outcome, out: Path) -> Outcome:
-    """The comparison's outcome, with those that could not take part: the others were compared all the same."""
-    path = out / "compare.json"
+def compared(step: Step, outcome: Outcome) -> Outcome:
+    """A comparison's outcome, or why the other could not take part."""
+    path = Path(step.command[step.command.index("--json") + 1])
     left_out = json.loads(path.read_text())["left_out"] if path.is_file() else []
     if outcome.verdict != "FAILED" or not left_out:
         return outcome
@@ -253,7 +259,7 @@ def run_all(
             kept = sum(other.limit for other in (*steps[number:], *later) if other.reason is None)
             left = budget - (clock() - begin)
             outcome = run(step, min(left, max(step.limit, left - kept)), out)
-            outcomes.append(compared(outcome, out) if step.group == "compare" else outcome)
+            outcomes.append(compared(step, outcome) if step.group == "compare" else outcome)
             keep(outcomes)
 
     each(first, then(list(ENGINES)[:1]))

@@ -72,8 +72,8 @@ def test_a_dry_run_names_every_step_in_the_order_of_their_weight(dry_run: list[s
         "tensorrt builds and runs", "tensorrt-rtx builds and runs", "inductor builds and runs",
         "onnxruntime-cuda builds and runs", "build fp16", "build fp32",
         "tests on the GPU", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer initcheck",
-        "bench fp16", "kernels against the copy rate", "video to video", "several streams", "fp32 against PyTorch",
-        "bench fp32", "bench int8", "peers' encoders",
+        "bench fp16", "kernels against the copy rate", "video to video", "several streams", "fp32 against torch-eager",
+        "bench fp32", "bench int8", "peers' encoders", "fp32 against torch-compile",
     ]  # fmt: skip
     assert not Path("nowhere").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
@@ -86,8 +86,8 @@ def test_by_itself_it_measures_the_shipped_weights_at_full_size(dry_run: list[st
     assert bundle.manifest.graphs[0].image_size == 1024
     for name in ("build fp32", "bench fp32"):
         assert f"{bundle.path} --modality fundus --precision fp32" in lines[name]
-    rivals = lines["fp32 against PyTorch"]
-    assert f"--compare torch-eager,torch-compile --checkpoint {WEIGHTS / CHECKPOINT}" in rivals
+    for rival in ("torch-eager", "torch-compile"):
+        assert f"--compare {rival} --checkpoint {WEIGHTS / CHECKPOINT}" in lines[f"fp32 against {rival}"]
     for name in ("build fp16", "bench fp16", "bench int8"):
         assert f"no bundle here has a {name.split()[1]} graph" in lines[name]
 
@@ -115,11 +115,11 @@ def test_a_bundle_gives_what_it_has_and_the_shipped_weights_the_rest(check: Modu
     ):
         assert steps[name].reason is None
         assert str(bundle) in steps[name].command
-    assert steps["fp16 against PyTorch"].reason is None
+    assert steps["fp16 against torch-eager"].reason is None
     assert steps["tests on the GPU"].variables == {"ESPMEDSAM_BUNDLE": str(carried)}
     weights.write_bytes(b"other weights")
     steps = {each.name: each for each in check.plan([carried, shipped], weights, tmp_path, ["tensorrt"])}
-    assert "not exported from w.safetensors" in steps["fp16 against PyTorch"].reason
+    assert "not exported from w.safetensors" in steps["fp16 against torch-eager"].reason
 
 
 def test_all_steps_together_fit_in_the_time(check: ModuleType, tmp_path: Path) -> None:
@@ -145,11 +145,12 @@ def test_the_fastest_engine_is_measured_in_full_and_the_others_once(
         each.name: each.command[each.command.index("--backend") + 1] for each in steps if "--backend" in each.command
     }
     first, *others = working
-    for name in ("bench fp32", "video to video", "several streams", "fp32 against PyTorch"):
-        assert backends[name] == first
+    halved, whole = ("inductor:fp16", "inductor") if first == "inductor" else (first, "inductor:fp16")
+    for name in ("bench fp32", "video to video", "several streams", "fp32 against torch-eager"):
+        assert backends[name] == halved
     benches = {name for name in backends if name.startswith("bench fp32")}
     # Without an FP16 graph Inductor halves the FP32 one.
-    more = ["inductor:fp16", "onnxruntime-cuda:nhwc"]
+    more = [whole, "onnxruntime-cuda:nhwc"]
     assert benches == {"bench fp32", *(f"bench fp32 {other}" for other in (*others, *more))}
     assert [name for name in backends if name.startswith("build")] == (
         [] if first == "onnxruntime-cuda" else ["build fp16", "build fp32"]
@@ -263,12 +264,14 @@ def test_without_an_engine_nothing_is_benched(check: ModuleType, tmp_path: Path)
     assert [each.reason for each in steps if each.group == "kernels"] == [None]
 
 
-def test_a_comparison_without_some_is_not_a_failure_of_all(check: ModuleType, tmp_path: Path) -> None:
+def test_a_comparison_without_the_other_says_why(check: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "compare-torch-compile.json"
+    compared = check.Step("compare", "compare", ["bench", "--json", str(file)], 10.0)
     outcome = check.Outcome("compare", "FAILED", 1.0, "something")
-    assert check.compared(outcome, tmp_path) == outcome
-    (tmp_path / "compare.json").write_text(json.dumps({"left_out": ["torch-compile: no Triton"]}))
-    assert check.compared(outcome, tmp_path).note == "torch-compile: no Triton"
-    assert check.compared(outcome, tmp_path).verdict == "LEFT OUT"
+    assert check.compared(compared, outcome) == outcome
+    file.write_text(json.dumps({"left_out": ["torch-compile: no Triton"]}))
+    assert check.compared(compared, outcome).note == "torch-compile: no Triton"
+    assert check.compared(compared, outcome).verdict == "LEFT OUT"
 
 
 @pytest.fixture
@@ -322,7 +325,14 @@ def test_an_engine_works_whose_mask_is_the_reference_s(
 def test_a_used_folder_is_cleared_of_what_will_be_measured_and_of_nothing_else(
     check: ModuleType, tmp_path: Path
 ) -> None:
-    ours = ["bench-fp16.json", "bench-fp16.md", "compare.json", "kernels.json", "summary.json", "summary.md"]
+    ours = [
+        "bench-fp16.json",
+        "bench-fp16.md",
+        "compare-torch-eager.json",
+        "kernels.json",
+        "summary.json",
+        "summary.md",
+    ]
     theirs = ["README.md", "mine.json", "tests.log"]
     for name in (*ours, *theirs, "engine-tensorrt.json"):
         (tmp_path / name).write_text("{}")

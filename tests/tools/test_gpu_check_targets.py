@@ -55,7 +55,8 @@ def write(out: Path, **other: Any) -> None:
     times = {"stages_ms": {"engine": {"p50": values["ort"]}}}
     other = {**contender, "backend": "onnxruntime-cuda", "device_times": times, "precision": "fp32", "image_size": 1024}
     (out / "bench-fp32-onnxruntime-cuda.json").write_text(json.dumps({**bench, "contenders": [other]}))
-    (out / "compare.json").write_text(json.dumps(compare))
+    for name in ("torch-eager", "torch-compile"):
+        (out / f"compare-{name}.json").write_text(json.dumps(compare))
     (out / "kernels.json").write_text(json.dumps({"rows": rows}))
     (out / "video.json").write_text(json.dumps({"of_slowest": values["video"], "slowest": "encode"}))
 
