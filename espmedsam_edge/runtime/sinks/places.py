@@ -149,14 +149,12 @@ def plan_places(
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
     named_after = [Path((called or {}).get(file, file)) for file in inputs]
-    folders = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr) if place is not None] or [
-        Path()
-    ]
-    plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in folders)
+    named = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr) if place is not None]
+    plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in named or [Path()])
     names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
     tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
     others = [Destination(path, kind) for path, kind in tables if path is not None]
-    default = not elsewhere and not others and all(place is None for place in folders)
+    default = not elsewhere and not others and not named
     folder, overlays = _overlays(out, inputs, videos, names, default=default)
     places = Places(
         overlays,
