@@ -205,8 +205,8 @@ def test_a_file_beside_a_live_source_loses_no_frame(segmenter: Segmenter) -> Non
     clips, sinks, beside = [Clip(40, "a"), Clip(0, "b"), Clip(25, "c")], [Sink(), Sink(), Sink()], Sink()
     feed = EndlessFeed()
 
-    def stop(progress: RunProgress) -> None:
-        if progress.name == "c" and progress.done == 25:
+    def stop(progress: RunProgress) -> None:  # whichever comes last on a busy machine
+        if len(sinks[2].frames) == 25 and beside.frames:
             feed.stopped = True
 
     jobs = [Job(live(feed), [beside]), *[Job(clip, [sink]) for clip, sink in zip(clips, sinks, strict=True)]]

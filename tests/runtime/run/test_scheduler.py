@@ -340,7 +340,7 @@ def test_cameras_and_files_together_hold_no_more_than_the_bound(monkeypatch: pyt
     feeds = [BigFeed(side, of_cameras) for _ in range(4)]
 
     def hang(frame: SourceFrame) -> None:
-        assert let_go.wait(20)
+        assert let_go.wait(60)
 
     for sink in hanging:
         sink.on_write = hang
@@ -448,7 +448,7 @@ def test_a_files_hanging_sink_holds_no_camera_up(bound: int, monkeypatch: pytest
             let_go.set()
 
     def hang(frame: SourceFrame) -> None:
-        assert let_go.wait(20)
+        assert let_go.wait(60)
 
     live.on_write, slow.on_write = count, hang
     run_pipeline(segmenter(4), [Job(Frames("f", [(16, 20)] * 30), [slow]), Job(camera(feed, "c"), [live])])
@@ -466,12 +466,12 @@ def test_a_cameras_hanging_sink_holds_no_file_and_no_camera_up(bound: int, monke
         taken.extend(len(frame) for frame in frames if len(frame) == 10 and not let_go.is_set())
 
     def hang(frame: SourceFrame) -> None:
-        assert let_go.wait(20)
+        assert let_go.wait(60)
 
     double.on_batch, hanging.on_write = count, hang
 
     def stop(progress: RunProgress) -> None:
-        if all(len(sink.got) == 20 for sink in sinks) and len(live.got) > 20:
+        if all(len(sink.got) == 20 for sink in sinks) and len(live.got) > 20 and taken:
             let_go.set()
             for feed in feeds:
                 feed.stopped = True
