@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write, read_json, write_errors
+from espmedsam_edge.files import atomic_write, read_json, read_regular, write_errors
 from espmedsam_edge.imaging.crop import Crop
+from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.headers import read_header
+from espmedsam_edge.machine.cache import PRIVATE_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +64,18 @@ class Regions:
                     same = json.dumps(read_json(file.read_bytes()), sort_keys=True) == text
                 except (OSError, ValueError):
                     same = False
+                if _anothers(self._folder) or _anothers(file):
+                    raise UserError(
+                        f"{self._folder} was begun by another user.", "Choose another --out, or have it removed."
+                    )
                 if not (same and _is_ours(file)):
                     raise UserError(
                         f"{self._folder} holds a run that was begun with another slide, network or options.",
                         "Repeat it as it was begun, or begin anew (--overwrite). What others put there stays.",
                     )
                 log.info("%s: %d regions are there already.", self._folder, len(list(self._folder.glob("*-*.png"))))
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(PRIVATE_FOLDER, exist_ok=True)  # what lies there becomes part of the mask
             atomic_write(file, text)
 
     def place(self, row: int, column: int) -> Crop:
@@ -99,14 +108,25 @@ class Regions:
             return self._decoded[key]
         file, mask = self._file(row, column), None
         if file.is_file():
-            decoded = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-            if decoded is None or decoded.shape != self.place(row, column)[:1:-1]:
-                raise UserError(f"{file} is damaged.", "Delete it and repeat the command.", exit_code=1)
-            mask = np.asarray(decoded, np.uint8) if decoded.any() else None
+            mask = self._decode(file, self.place(row, column))
         self._decoded[key] = mask
         while len(self._decoded) > max(_KEPT, self.columns + 2):
             self._decoded.popitem(last=False)
         return mask
+
+    def _decode(self, file: Path, place: Crop) -> Mask | None:
+        """A region's file; its size is looked at first."""
+        fault = "is another user's" if _anothers(file) else "is damaged"
+        try:
+            data = read_regular(file, 2 * place.width * place.height + (1 << 16)) if "user" not in fault else b""
+            header = read_header(data)
+            fits = (header.format, header.width, header.height) == ("PNG", place.width, place.height)
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if fits else None
+        except (OSError, HeaderError):
+            decoded = None
+        if decoded is None or decoded.dtype != np.uint8 or decoded.shape != (place.height, place.width):
+            raise UserError(f"{file} {fault}.", "Delete it and repeat the command.", exit_code=1)
+        return np.asarray(decoded, np.uint8) if decoded.any() else None
 
     def part(self, place: Crop, step: int = 1) -> Mask:
         """The mask of any part of the level, every ``step``-th pixel of it."""
@@ -130,6 +150,14 @@ class Regions:
         (self._folder / _PLAN).unlink(missing_ok=True)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+
+def _anothers(path: Path) -> bool:
+    """Whether something is there that belongs to another user than this one and the superuser."""
+    try:
+        return path.lstat().st_uid not in (os.geteuid(), 0)
+    except OSError:
+        return False
 
 
 def _is_ours(plan: Path) -> bool:

@@ -192,3 +192,53 @@ def test_of_noise_the_smallest_outlines_are_left_out(
         for name in ("clean", "noisy")
     ]
     assert np.abs(np.array(boxes[0]) - boxes[1]).max() <= 1  # a speck may touch it
+
+
+def kept(folder: Path) -> tuple[Regions, dict[str, object]]:
+    plan: dict[str, object] = {"slide": ["a.tif", 1, 1], "graph": "0"}
+    regions = Regions(folder, (256, 256), 128)
+    regions.open(plan, anew=False)
+    regions.write(0, 0, np.full((128, 128), 255, np.uint8))
+    return Regions(folder, (256, 256), 128), plan
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the superuser, to give files away")
+@pytest.mark.parametrize("whose", ["folder", "plan", "region"])
+def test_what_another_user_kept_is_not_gone_on_with(tmp_path: Path, whose: str) -> None:
+    folder = tmp_path / "a.unfinished"
+    regions, plan = kept(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    names = {"folder": ".", "plan": "plan.json", "region": "00000-00000.png"}
+    os.chown(folder / names[whose], 12345, 12345)
+
+    def go_on() -> None:
+        regions.open(plan, anew=False)
+        regions.read(0, 0)
+
+    with pytest.raises(UserError, match="another user"):
+        go_on()
+    assert (folder / "00000-00000.png").exists()
+
+
+@pytest.mark.parametrize("change", ["size", "format", "depth", "cut", "link"])
+def test_a_kept_region_that_is_another_picture_is_one_line(tmp_path: Path, change: str) -> None:
+    regions, plan = kept(tmp_path / "a.unfinished")
+    file = tmp_path / "a.unfinished" / "00000-00000.png"
+    pixels = np.full((128, 128), 255, np.uint8)
+    data = cv2.imencode(".jpg" if change == "format" else ".png", pixels)[1].tobytes()
+    if change == "size":
+        data = cv2.imencode(".png", np.zeros((8000, 8000), np.uint8))[1].tobytes()
+    elif change == "depth":
+        data = cv2.imencode(".png", pixels.astype(np.uint16))[1].tobytes()
+    if change == "link":
+        file.unlink()
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_bytes(data[: len(data) // 2] if change == "cut" else data)
+    regions.open(plan, anew=False)
+    if change == "link":
+        assert regions.read(0, 0) is None  # no file, so not finished
+        assert not regions.is_finished(0, 0)
+        return
+    with pytest.raises(UserError, match="is damaged"):
+        regions.read(0, 0)
