@@ -1,7 +1,7 @@
 """Serve a model repository with the Triton that pytriton's wheel carries: for trying and testing, without a GPU.
 
     make test-packages                               # once: makes .venv-triton
-    python tools/triton_server.py models             # http://127.0.0.1:8000, Ctrl-C ends it
+    python tools/triton_server.py models             # http://127.0.0.1:8000, gRPC at 8001; Ctrl-C ends it
 
 It has Triton's Python backend alone, so networks must be written with ``deploy triton --engine python``.
 """
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", type=Path, help="what deploy triton wrote")
     parser.add_argument("--http-port", type=int, default=8000)
+    parser.add_argument("--grpc-port", type=int, default=8001)
     arguments, more = parser.parse_known_args()
     place = packages()
     if place is None:
@@ -42,7 +43,7 @@ def main() -> None:
     command = [str(server / "bin" / "tritonserver"), f"--model-repository={arguments.repository.resolve()}"]
     command += [f"--backend-directory={backends}", "--disable-auto-complete-config", "--exit-timeout-secs=5"]
     command += ["--http-address=127.0.0.1", f"--http-port={arguments.http_port}"]
-    command += ["--allow-grpc=false", "--allow-metrics=false", *more]
+    command += ["--grpc-address=127.0.0.1", f"--grpc-port={arguments.grpc_port}", "--allow-metrics=false", *more]
     path = f"{ENVIRONMENT / 'bin'}:{os.environ.get('PATH', '')}"
     environment = os.environ | {"LD_LIBRARY_PATH": str(place / "nvidia_pytriton.libs"), "PATH": path}
     os.execve(command[0], command, environment)

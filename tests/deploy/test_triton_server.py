@@ -24,7 +24,7 @@ pytest.importorskip("tritonclient.http", reason="needs tritonclient (extra trito
 import tritonclient.http as http_client
 from nginx import free_port
 from toy_bundles import save_toy_bundle
-from triton_server import Triton, triton_server
+from triton_server import ENVIRONMENT, Triton, triton_server
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
@@ -236,6 +236,19 @@ def test_the_images_health_check_asks_it(server: Triton) -> None:
     for port, code in ((server.port, 0), (free_port(), 1)):
         command = [word.replace(":8000", f":{port}") for word in json.loads(text)]
         assert subprocess.run(command, capture_output=True, timeout=30).returncode == code
+
+
+def test_it_answers_by_grpc_as_well(server: Triton, bundle: Bundle, tmp_path: Path) -> None:
+    """With the page's block, by the client in Triton's own environment: its protobuf is older than ours."""
+    picture, _ = phantom("fundus", 2, (96, 128))
+    (tmp_path / "retina.png").write_bytes(encode_image(picture, ".png"))
+    with Segmenter.load(bundle, threads=1) as segmenter:
+        expected = segmenter.segment(picture)
+    code = block("python").replace("tritonclient.http", "tritonclient.grpc")
+    code = code.replace("127.0.0.1:8000", f"127.0.0.1:{server.grpc_port}")
+    command = [str(ENVIRONMENT / "bin" / "python"), "-c", code]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert said.stdout == f"(96, 128) {expected.area} [{list(expected.bounding_box or ())}]\n", said.stderr
 
 
 def block(kind: str) -> str:

@@ -28,6 +28,7 @@ class Triton:
     """A server under way."""
 
     port: int
+    grpc_port: int
     process: subprocess.Popen[bytes]
 
     @property
@@ -53,12 +54,13 @@ def triton_server(repository: Path, folder: Path) -> Iterator[Triton]:
     """Serve a repository on a port of this machine; ``folder`` is for its files."""
     if not (ENVIRONMENT / ".done").exists():
         pytest.skip(f"needs Triton (make test-packages makes {ENVIRONMENT.name})")
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     command = [sys.executable, str(ROOT / "tools" / "triton_server.py"), str(repository), "--http-port", str(port)]
+    command += ["--grpc-port", str(grpc_port)]
     environment = os.environ | {"TMPDIR": str(folder)}
     log = folder / "triton.log"
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
-        started = Triton(port, process)
+        started = Triton(port, grpc_port, process)
         try:
             until = time.monotonic() + 120
             while not started.ready:
