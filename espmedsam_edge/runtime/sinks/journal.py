@@ -135,6 +135,10 @@ class Journal(Closing):
         """The last of a file."""
         return self._records.get((label, settings))
 
+    def records(self, settings: str) -> list[Record]:
+        """The last of each file, with these settings."""
+        return [record for record in self._records.values() if record.settings == settings]
+
     def lines(self, record: Record) -> Iterator[list[Any]]:
         """What ``line`` took for a file, in order."""
         place, start, end = record.lines
@@ -165,8 +169,14 @@ class Journal(Closing):
         size: Sequence[int],
         *,
         whole: bool = True,
+        sync: bool = True,
     ) -> None:
         """A file is done: its results are whole, and its lines are those since the last one.
+
+        Args:
+            label, settings, sha256, size, whole: see ``Record``.
+            outputs: its results.
+            sync: put the journal onto the disk; else the next that does puts this one there, too.
 
         Raises:
             UserError: see ``line``.
@@ -176,8 +186,9 @@ class Journal(Closing):
         entry = {"done": [label, settings, sha256, listed, list(size), whole]}
         end = self._stream.tell()
         self._append(entry)
-        with write_errors(self.folder, "what is finished stays, and the same command goes on from there"):
-            os.fsync(self._stream.fileno())
+        if sync:
+            with write_errors(self.folder, "what is finished stays, and the same command goes on from there"):
+                os.fsync(self._stream.fileno())
         self._take(json.loads(json.dumps(entry)), (self._own, self._start, end))
         self._start = self._stream.tell()
 

@@ -1,0 +1,232 @@
+"""Batches on two workers of a local Ray cluster: what infer would give, once, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from seg_sources import save_dicom
+from toy_bundles import save_toy_bundle
+from video_files import save_clip
+
+if find_spec("ray") is None:  # not imported: the batch sets its environment first
+    pytest.skip("needs Ray (extra ray)", allow_module_level=True)
+pytest.importorskip("pyarrow", reason="needs pyarrow (extra ray)")
+
+from pyarrow import parquet
+
+from espmedsam_edge.batch import cluster as clusters
+from espmedsam_edge.batch.cluster import ClusterOptions, check_worker, cluster
+from espmedsam_edge.batch.run import BatchReport, BatchRequest, _settings, run_batch
+from espmedsam_edge.batch.table import COLUMNS
+from espmedsam_edge.batch.units import Unit, plan_units
+from espmedsam_edge.batch.worker import UnitResult, UnitWorker
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.inference import infer
+from espmedsam_edge.runtime.request import ModelOptions, Outputs
+from espmedsam_edge.runtime.sinks.journal import Journal
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster with room for two workers, started once."""
+    with cluster(ClusterOptions(workers=2), 1) as (module, room):
+        assert room == 2
+        yield module
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle and a folder of inputs, where the batch runs."""
+    monkeypatch.chdir(tmp_path)
+    save_toy_bundle(tmp_path / "toy.bundle", ("histopathology",))
+    generator = np.random.default_rng(3)
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        assert cv2.imwrite(f"in/p{number}.png", generator.integers(0, 256, (48, 64, 3), np.uint8))
+    save_clip(Path("in/clip.avi"), 60)
+    save_dicom(Path("in/d.dcm"), PixelSpacing=[0.5, 0.5])
+    return tmp_path
+
+
+def batch(worker: type[UnitWorker] = UnitWorker, workers: int = 2, **named: Any) -> BatchReport:
+    model = ModelOptions("toy.bundle", backend="onnxruntime-cpu", threads=1)
+    return run_batch(BatchRequest(["in"], Path("out"), model, ClusterOptions(workers=workers), **named), worker=worker)
+
+
+def rows() -> list[dict[str, Any]]:
+    found = parquet.read_table("out/frames").to_pylist()
+    return sorted(found, key=lambda row: (row["source"], -1 if row["frame"] is None else row["frame"]))
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def changed(before: dict[Path, int]) -> set[str]:
+    return {path.name for path, time in times().items() if before.get(path) != time}
+
+
+def times() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path("out/masks").rglob("*.png")}
+
+
+@pytest.mark.usefixtures("ray", "work")
+def test_a_batch_is_what_infer_gives_and_goes_on_by_content() -> None:
+    Path("in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    report = batch(chunk=1)
+    assert (report.before, report.frames, len(report.failures)) == (0, 67, 1)
+    expected = infer(["in"], ModelOptions("toy.bundle"), Outputs(masks="whole", jsonl="whole.jsonl"))
+    assert expected.frames == 67
+    assert masks(Path("out/masks")) == masks(Path("whole"))
+    lines = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+    wanted = sorted((line["source"], line["frame"], line["time"], line["area"]) for line in lines if line["time"] != 0)
+    table = rows()
+    assert list(table[0]) == list(COLUMNS)
+    (failed,) = (row for row in table if row["error"] is not None)
+    assert failed["source"] == "in/broken.png"
+    done = [row for row in table if row["error"] is None]
+    assert sorted((r["source"], r["frame"], r["time_s"], r["area_px"]) for r in done if r["time_s"] != 0) == wanted
+    assert all(Path("out", row["mask"]).is_file() for row in done)
+    assert [row["area_mm2"] for row in done if row["source"] == "in/d.dcm"] == [
+        row["area_px"] / 4 for row in done if row["source"] == "in/d.dcm"
+    ]
+    assert len({row["unit"] for row in done if row["source"] == "in/clip.avi"}) >= 2
+
+    before = times()
+    Path("in/broken.png").unlink()
+    os.utime("in/p0.png")
+    assert cv2.imwrite("in/p1.png", np.full((48, 64, 3), 255, np.uint8))
+    Path("out/masks/p2.png").unlink()
+    again = batch(chunk=1, workers=1)
+    assert (again.frames, again.failures) == (2, [])
+    assert changed(before) == {"p1.png", "p2.png"}
+    assert Counter((row["source"], row["frame"]) for row in rows() if row["error"] is None).most_common(1)[0][1] == 1
+    assert len([row for row in rows() if row["error"] is None]) == 67
+    assert batch(chunk=1).workers == 0
+
+
+@pytest.mark.usefixtures("ray", "work")
+def test_workers_that_end_lose_nothing_and_do_nothing_twice() -> None:
+    for name in ("once", "always", "full"):
+        shutil.copy("in/p0.png", f"in/{name}.png")
+    clip = Path("in/clip.avi")
+    clip.unlink()
+
+    class Deadly(UnitWorker):
+        def do(self, unit: Unit) -> UnitResult:
+            name = Path(unit.path).stem
+            seen = self._out / "seen"
+            if name == "always" or (name == "once" and not seen.exists()):
+                seen.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if name == "full":
+                from ray.exceptions import ObjectStoreFullError
+
+                raise ObjectStoreFullError("no room")
+            return super().do(unit)
+
+    report = batch(Deadly)
+    assert report.units == 10
+    assert report.frames == 8
+    table = rows()
+    assert Counter(row["source"] for row in table).most_common(1)[0][1] == 1
+    errors = {row["source"]: row["error"] for row in table if row["error"] is not None}
+    assert set(errors) == {"in/always.png", "in/full.png"}
+    assert errors["in/always.png"] == "given up after 3 tries: it ended its worker's process"
+    assert "ObjectStoreFullError" in errors["in/full.png"]
+    assert sorted(path.stem for path in Path("out/masks").glob("*.png")) == ["d", "once", *(f"p{n}" for n in range(6))]
+    assert sorted(report.failures) == sorted(errors.values())
+
+
+@pytest.mark.usefixtures("ray", "work")
+def test_a_driver_that_ends_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a file of the table and the journal, where units would be in the table twice or never."""
+    done, calls = Journal.done, []
+
+    def ends(self: Journal, *arguments: Any, **named: Any) -> None:
+        calls.append(arguments[0])
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        done(self, *arguments, **named)
+
+    monkeypatch.setattr(Journal, "done", ends)
+    with pytest.raises(RuntimeError, match="killed"):
+        batch(workers=1)
+    assert len(list(Path("out/frames").iterdir())) == 1
+    monkeypatch.setattr(Journal, "done", done)
+    report = batch(workers=1)
+    assert report.before == 3
+    assert len(rows()) == 67
+    assert Counter((row["source"], row["frame"]) for row in rows()).most_common(1)[0][1] == 1
+
+
+def test_the_stretches_of_a_video_have_each_frame_once(work: Path) -> None:
+    model = ModelOptions(work / "toy.bundle", backend="onnxruntime-cpu", threads=1)
+    worker = UnitWorker(model, str(work), masks=False)
+    whole, _ = plan_units(["in/clip.avi"], 1000)
+    (alone,) = [worker.do(unit).rows for unit in whole]
+    for chunk in (0.31, 0.5, 1.0):
+        units, failures = plan_units(["in/clip.avi"], chunk)
+        assert (len(units) > 2, failures) == (True, [])
+        parts = [row for unit in units for row in worker.do(unit).rows]
+        assert [{**row, "unit": ""} for row in parts] == [{**row, "unit": ""} for row in alone]
+        assert len({unit.label for unit in units}) == len(units)
+    assert len(alone) == 60
+
+
+def test_what_changes_results_is_what_is_done_anew(work: Path) -> None:
+    del work
+    request = BatchRequest(["in"], Path("out"), ModelOptions("toy.bundle"))
+    settings = _settings(request)
+    assert _settings(replace(request, inputs=["other"], model=ModelOptions("toy.bundle", threads=3))) == settings
+    model = ModelOptions("toy.bundle", threshold=0.6)
+    others = [replace(request, chunk=0.5), replace(request, masks=False), replace(request, model=model)]
+    assert len({settings, *map(_settings, others)}) == 4
+
+
+def test_what_is_wrong_with_a_cluster_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = UnitWorker(ModelOptions(work / "toy.bundle"), str(work), masks=True).about()
+    check_worker(about, str(work))
+    for name, value, told in (
+        ("python", "3.9.1", r"has Python 3\.9\.1"),
+        ("package", "0.0.1", r"has espmedsam-edge 0\.0\.1"),
+        ("sees", False, "does not see"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_worker({**about, name: value}, str(work))
+    mismatch = RuntimeError(
+        "Version mismatch: The cluster was started with:\n Ray: 2.0\n Python: 3.9.1\nThis process\n"
+    )
+    for error, told in (
+        (mismatch, "of another Python or Ray"),
+        (ConnectionError("ray client\nfailed"), "no Ray cluster"),
+    ):
+        found = clusters._why(error, ClusterOptions("ray://far:10001"))
+        assert (told in found.message, "\n" in str(found), found.exit_code) == (True, False, 1)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for address in (f"127.0.0.1:{nobody.getsockname()[1]}", f"ray://127.0.0.1:{nobody.getsockname()[1]}"):
+            with pytest.raises(UserError, match=f"no Ray cluster at {address}: "):
+                clusters._check_there(address)
+    with pytest.raises(UserError, match="no room"):
+        clusters._room({"CPU": 1.0}, ClusterOptions("far:6379"), 1)
+    assert clusters._room({"CPU": 9.0, "GPU": 2.0}, ClusterOptions("far:6379", gpus=0.25), 1) == 8
+    assert clusters._room({"CPU": 33.0}, ClusterOptions("far:6379"), 4) == 8
+    for wrong in (ClusterOptions, lambda **named: ClusterOptions(**named)):
+        with pytest.raises(UserError, match="gpus"):
+            wrong(gpus=1.5)
