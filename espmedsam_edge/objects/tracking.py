@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from espmedsam_edge.objects.instance import Instance, Instances
 from espmedsam_edge.objects.separation import Labels
@@ -135,6 +132,10 @@ def _assigned(
     """
     if not len(indices):
         return
+    from scipy.optimize import linear_sum_assignment  # half a second, which most runs need not wait for
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     groups = np.zeros(objects, np.int32)
     if objects * sights > _FEW:
         total = objects + sights

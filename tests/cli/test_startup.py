@@ -17,3 +17,10 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert shown.splitlines()[-1] == "[]"
     assert ("infer" in shown) == ("--help" in code)
+
+
+def test_a_run_loads_no_more_than_it_needs() -> None:
+    code = "import sys, espmedsam_edge.runtime.inference\nprint([*sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    heavy = ("torch", "onnx", "matplotlib", "av", "tensorrt", "openvino", "scipy.optimize", "skimage", "pydicom")
+    assert [name for name in heavy if f"'{name}'" in loaded] == []
