@@ -24,6 +24,9 @@ REFERENCE = "onnxruntime"
 ON_GPU = ("tensorrt", "tensorrt-rtx", "inductor", "onnxruntime-cuda")
 """What runs on an NVIDIA GPU, the fastest first by what was measured and what their makers say."""
 
+_VARIANTS = ("onnxruntime-cuda:nhwc",)
+"""What no measurement ranks yet: last, until a trial does."""
+
 _MEASURE = "espmedsam-edge bench BUNDLE --choose"
 
 _BF16 = frozenset({"amx_bf16", "avx512_bf16"})
@@ -92,7 +95,11 @@ def _digits(ratio: float) -> str:
 
 def on_gpu() -> list[str]:
     """The backends that "auto" may take on this machine's GPU, best first; without one none."""
-    return [] if find_gpu() is None else [name for name in ON_GPU if name in BACKENDS]
+    return (
+        []
+        if find_gpu() is None
+        else [name for name in (*ON_GPU, *_VARIANTS) if BackendSpec.parse(name).name in BACKENDS]
+    )
 
 
 def _several() -> bool:

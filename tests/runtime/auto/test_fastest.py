@@ -279,7 +279,7 @@ def test_on_a_card_the_best_that_works_is_taken_and_a_trial_is_advised_where_the
     card(*usable)
     with Segmenter.load(bundle, threads=1) as segmenter:
         assert segmenter.choice.backend.name == expected
-        assert ("bench BUNDLE --choose" in segmenter.choice.why) == (len(usable) > 1)
+        assert ("bench BUNDLE --choose" in segmenter.choice.why) == bool(usable)  # of ONNX Runtime there are two
         for name in fastest.ON_GPU[: fastest.ON_GPU.index(expected) if usable else None]:
             assert any(f"{name} is not there." in line for line in segmenter.choice.passed_over)
 
@@ -314,7 +314,7 @@ def test_a_card_whose_engines_fail_to_load_leaves_the_cpu(
 
         monkeypatch.setattr(sys.modules[f"{name}_double"], "load", refuse)
     assert taken(bundle) == "fp32 on onnxruntime-cpu"
-    assert tried == ["inductor", "onnxruntime-cuda"]  # each once
+    assert tried == ["inductor", "onnxruntime-cuda", "onnxruntime-cuda:nhwc"]  # each once
 
 
 def test_the_trial_times_what_the_card_has(
@@ -325,7 +325,8 @@ def test_the_trial_times_what_the_card_has(
     monkeypatch.setattr(trial, "_SECONDS", 0.0)
     found, passed_over = try_backends(bundle, threads=1)
     results = {f"{one.precision} on {one.backend}": one for one in found.tried}
-    assert set(results) == {"fp32 on openvino", "fp32 on inductor", "fp32 on onnxruntime-cuda"}
+    cuda = "fp32 on onnxruntime-cuda"
+    assert set(results) == {"fp32 on openvino", "fp32 on inductor", cuda, f"{cuda}:nhwc"}
     assert results["fp32 on inductor"].usable
     assert results["fp32 on onnxruntime-cuda"].usable
     assert "not fp32 on tensorrt: tensorrt is not there." in passed_over
@@ -347,7 +348,7 @@ def load(bundle, graph, backend, threads):
         print("a line of a library's own", flush=True)
         print("terminate called", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
-    choice = true(bundle, graph, "onnxruntime-cpu" if backend in ("inductor", "onnxruntime-cuda") else backend, threads)
+    choice = true(bundle, graph, "onnxruntime-cpu" if "inductor" in backend or "cuda" in backend else backend, threads)
     run = choice.backend.run
     if what == "fp32 on openvino:bf16":
         choice.backend.run = lambda image: time.sleep(600)
