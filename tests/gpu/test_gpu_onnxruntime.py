@@ -20,7 +20,7 @@ from espmedsam_edge.runtime.backends import onnxruntime_cuda_backend as cuda_bac
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable, load_backend
 from espmedsam_edge.runtime.backends.device_backend import DeviceBackend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
-from espmedsam_edge.runtime.cuda.driver import cuda_driver
+from espmedsam_edge.runtime.cuda.driver import CudaUnavailable, cuda_driver
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.onnx_session import open_session
 from espmedsam_edge.runtime.run.jobs import Job, Limits
@@ -159,6 +159,56 @@ def test_a_graph_that_cannot_be_captured_runs_without(
         assert "its CUDA graph" not in segmenter.choice.taken
         check(segmenter.segment(frame_of(70, 90)), frame_of(70, 90))
     assert [session.options.get("enable_cuda_graph") for session in sessions] == [None]
+
+
+def test_a_capture_that_fails_half_way_is_ended_before_the_next_attempt(
+    sessions: list[SessionDouble], bundle: Bundle, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime does: it begins a capture on our stream, an allocation breaks it, and nobody ends it."""
+    run = SessionDouble.run_with_iobinding
+
+    def broken(self: SessionDouble, binding: Any, options: Any) -> None:
+        if "enable_cuda_graph" in self.options:
+            driver = cuda_driver()
+            stream = driver.handle("CUstream", int(self.options["user_compute_stream"]))
+            mode = driver.constant("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_GLOBAL")
+            driver.call("cuStreamBeginCapture", stream, mode)
+            raise RuntimeError("CUDA failure 2: out of memory")
+        run(self, binding, options)
+
+    monkeypatch.setattr(SessionDouble, "run_with_iobinding", broken)
+    opened = machine.open()
+    with Segmenter.load(bundle, "fundus", backend="onnxruntime-cuda") as segmenter:
+        assert "its CUDA graph" not in segmenter.choice.taken
+        check(segmenter.segment(frame_of(70, 90)), frame_of(70, 90))
+    assert machine.open() == opened
+
+
+def test_without_what_compiles_the_kernels_the_network_alone_runs_there(
+    sessions: list[SessionDouble], bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    def missing(*_: object) -> None:
+        raise CudaUnavailable("NVRTC, which compiles the kernels, is not installed.", "pip install nvidia-cuda-nvrtc")
+
+    opening = cuda_backend.open_session
+
+    def open_any(content: bytes, threads: int, **more: Any) -> Any:
+        if "user_compute_stream" in more["options"]:
+            return opening(content, threads, **more)
+        session = open_session(content, 1)
+        session.get_providers = lambda: [cuda_backend.CUDA]
+        return session
+
+    monkeypatch.setattr(FrameKernels, "load", missing)
+    monkeypatch.setattr(cuda_backend, "open_session", open_any)
+    with (
+        Segmenter.load(bundle, "fundus", backend="onnxruntime-cuda") as segmenter,
+        Segmenter.load(bundle, "fundus", backend="onnxruntime-cpu") as reference,
+    ):
+        assert segmenter.choice.taken == "onnxruntime-cuda (CUDA)"
+        frame = frame_of(70, 90)
+        np.testing.assert_array_equal(segmenter.segment(frame).mask, reference.segment(frame).mask)
+    assert any("which takes longer: NVRTC, which compiles the kernels, is not installed." in line for line in said)
 
 
 def test_all_is_freed_with_the_segmenter_and_where_loading_fails(

@@ -26,7 +26,7 @@ from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.device_backend import frame_memory, open_device_backend
 from espmedsam_edge.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from espmedsam_edge.runtime.cuda import driver as cuda_api
-from espmedsam_edge.runtime.cuda.driver import CudaError
+from espmedsam_edge.runtime.cuda.driver import CudaError, CudaUnavailable
 from espmedsam_edge.runtime.cuda.gpu import driver_installed, find_gpu
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
 from espmedsam_edge.runtime.cuda.stream import Stream
@@ -90,11 +90,16 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backen
         check_signature(opened, graph, where)
         return opened
 
-    lacking = cuda_api.unavailable()
     try:
+        lacking = cuda_api.unavailable()
         if lacking is None:
-            return open_device_backend(name, graph, lambda stream: OnnxRuntimeEngine(graph, stream, session), memory)
-        log.info("Frames go to the GPU and back for onnxruntime-cuda, which takes longer: %s", lacking)
+            try:
+                return open_device_backend(
+                    name, graph, lambda stream: OnnxRuntimeEngine(graph, stream, session), memory
+                )
+            except CudaUnavailable as error:  # NVRTC, for the kernels
+                lacking = str(error)
+        log.info("Frames go to the GPU and back for %s, which takes longer: %s", name, lacking)
         return OnnxRuntimeBackend(name, "CUDA", graph, session({}))
     except BackendUnavailable:
         raise
@@ -185,18 +190,25 @@ class OnnxRuntimeEngine:
         }
         try:
             self._thread.submit(self._warm_up, open_session, {**options, _GRAPH: "1"}).result()
-        except UserError as error:
+        except UserError as error:  # whose traceback holds what was loaded: it must be gone before the second attempt
             if isinstance(error, BackendUnavailable) or (isinstance(error, CudaError) and error.lost):
                 raise
             log.debug("ONNX Runtime's CUDA graph is left off: %s", error.message)
-            self._thread.submit(self._warm_up, open_session, options).result()
         else:
             self.title += ", its CUDA graph"
+            return
+        self._thread.submit(self._give_up).result()
+        self._thread.submit(self._warm_up, open_session, options).result()
+
+    def _give_up(self) -> None:
+        """Of an attempt that failed: end a capture that it left on the stream, then free its memory."""
+        self._stream.device.make_current()
+        self._stream.end_capture()
+        self._bound = None
 
     def _warm_up(self, open_session: OpenSession, options: Mapping[str, str]) -> None:
         device = self._stream.device
         device.make_current()
-        self._bound = None  # of a first attempt: its memory is free again before the second
         self._bound = BoundSession(
             open_session(options), self._graph, self.image, self.logits, ("cuda", device.ordinal)
         )

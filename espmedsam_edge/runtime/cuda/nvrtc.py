@@ -11,6 +11,7 @@ from typing import Any
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, read_kept
+from espmedsam_edge.runtime.cuda.driver import CudaUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise UserError(
+        raise CudaUnavailable(
             "cuda-python, which brings NVRTC's interface, is not installed.",
             "Install it: pip install 'espmedsam-edge[rtx]', or [trt] beside TensorRT.",
             exit_code=1,
@@ -186,7 +187,7 @@ def _nvrtc_call(nvrtc: Any, name: str, *arguments: Any) -> Any:
     try:
         code, *values = getattr(nvrtc, name)(*arguments)
     except RuntimeError as error:  # cuda-python found no libnvrtc
-        raise UserError(
+        raise CudaUnavailable(
             "NVRTC, which compiles the kernels, is not installed.",
             "pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 with cuda-python 12), or install the CUDA toolkit.",
             exit_code=1,

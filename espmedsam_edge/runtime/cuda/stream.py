@@ -64,6 +64,13 @@ class Stream(Resource):
             driver.call("cuEventRecord", event.handle, driver.handle("CUstream", stream))
             self.wait(event)
 
+    def end_capture(self) -> None:
+        """End a capture that somebody left under way, and drop it; without one nothing happens."""
+        driver = self.device.driver
+        _, graph = driver.attempt("cuStreamEndCapture", self.handle)
+        if graph is not None and int(graph):
+            driver.attempt("cuGraphDestroy", graph)
+
     def copy_to_device(self, target: int, source: int, size: int) -> None:
         """Copy ``size`` bytes from the host to the GPU."""
         self.device.driver.call("cuMemcpyHtoDAsync", target, source, size, self.handle)
@@ -142,9 +149,7 @@ class CudaGraph(Resource):
         try:
             enqueue()
         except BaseException:
-            _, graph = driver.attempt("cuStreamEndCapture", stream.handle)  # a stream left in capture would be lost
-            if graph is not None and int(graph):
-                driver.attempt("cuGraphDestroy", graph)
+            stream.end_capture()  # a stream left in capture would be lost
             raise
         graph = driver.call("cuStreamEndCapture", stream.handle)
         try:
