@@ -125,10 +125,11 @@ ROWS = (
         "a prompt are the paper's 39.71 within 3 %.",
     ),
     Row(
-        "RepViT-SAM", (9.57, 23.64, 1.12), "x-segment-anything", "MIT, of code under Apache-2.0",
+        "RepViT-SAM", (9.57, 23.64, 1.12), "x-segment-anything", "MIT",
         partial(_x_sam, "repvit"), "x_segment_anything", ("num_multimask_outputs", 1),
         note="The package's encoder is the RepViT-M2.3 that RepViT-SAM was published with: 27.2 M, 113 GMAC. The "
-        "paper's 9.57 M and 23.64 are about those of EdgeSAM, whose encoder is a RepViT-M1.",
+        "paper's 9.57 M and 23.64 are about those of EdgeSAM, whose encoder is a RepViT-M1. Here as the package builds "
+        "it: its parallel branches are not merged, which its authors do on a device.",
     ),
     Row(
         "EfficientViT-SAM-L0", (34.80, 89.10, 0.91), "efficientsam", APACHE, _efficientvit_sam,
@@ -148,8 +149,9 @@ ROWS = (
         note="Agrees: 20.0 GMAC of the encoder and 1.8 of a prompt.",
     ),
     Row(
-        "SAM-Lightening", (19.26, 52.46, 1.02), "", "no code found",
-        note="No package and no public code that we found: the published figures alone.",
+        "SAM-Lightening", (19.26, 52.46, 1.02), "", "none stated",
+        note="No package; its paper names an anonymised link for reviewers, and no licence: the published figures "
+        "alone.",
     ),
     Row(
         "SAM ViT-B", (90.58, None, None), "segment-anything", APACHE, _sam,
