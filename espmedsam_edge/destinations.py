@@ -26,7 +26,7 @@ from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import identity
 from espmedsam_edge.machine.cache import cache_place
-from espmedsam_edge.marks import FRAMES, Kind
+from espmedsam_edge.marks import ANNOTATIONS, FRAMES, Kind
 from espmedsam_edge.pipes import is_pipe
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def check_destinations(
         if real in taken:
             raise UserError(f"two results would be written to {path}.", "Give each kind of result a place of its own.")
         taken.add(real)
-        if kind is FRAMES:
+        if kind in (FRAMES, ANNOTATIONS):
             frames.add(real)
         if stands(path) and (overwrite is False or not _may_replace(destination, overwrite)):
             kept.append(destination)
@@ -115,9 +115,9 @@ def _may_replace(destination: Destination, overwrite: bool | None) -> bool:
     path, kind = destination
     if kind is BUNDLE:  # of a bundle only its own files are replaced, and of nothing else any: see ``write_bundle``
         return kind.wrote(path)
-    if path.is_dir() and kind is not FRAMES:
+    if path.is_dir() and kind not in (FRAMES, ANNOTATIONS):
         raise UserError(f"cannot write {path}: it is a folder.", _ELSEWHERE)
-    if kind is FRAMES and not path.is_dir():
+    if kind in (FRAMES, ANNOTATIONS) and not path.is_dir():
         return False
     if overwrite or (path.is_file() and path.stat().st_size == 0):
         return True

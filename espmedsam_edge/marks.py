@@ -233,4 +233,5 @@ BENCH = Kind("file of a benchmark", _wrote_bench)
 PAGE = Kind("page of a benchmark", _wrote_page)
 SLIDE_MASK = Kind("mask of a slide", _wrote_slide_mask)
 OBJECTS = Kind("file of outlines", _wrote_objects)
+ANNOTATIONS = Kind("folder of annotations", lambda folder: True)  # what stands there is looked at before
 CHECKPOINT = Kind("checkpoint to replace", lambda path: False)

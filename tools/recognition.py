@@ -7,6 +7,7 @@ and the temperature are chosen on validation images. Errors are counted by data 
 other scanners (DATA/video, DATA/dicom) and scikit-image's photographs, on which nothing was fitted; on each microscopy
 set by a fit without it. DATA is a folder with MODALITY/DATASET and natural/DATASET as in docs/data.md; of the
 photographs every other one is for testing. Takes some minutes.
+``confidence.py`` then calibrates anew.
 """
 
 from __future__ import annotations

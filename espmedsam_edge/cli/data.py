@@ -19,17 +19,22 @@ def _counted(bar: Callable[..., None] | None) -> Callable[[int, int], None] | No
     return None if bar is None else lambda done, total: bar(completed=done, total=total)
 
 
-_PAIRS = "Pairs"
+_OF_TOOLS = "Of coco, labelme and yolo"
+_PAIRS, _OWN = "Of pairs", "Of pairs, coco, labelme and yolo"
 
 
 @app.command("prepare")
 def prepare_command(
-    name: str = typer.Argument(..., help="pairs (your own images and masks), or a published data set: 'data layouts'."),
+    name: str = typer.Argument(
+        ...,
+        help="pairs (your own images and masks); coco, labelme or yolo (annotations); or a published data set, as "
+        "'espmedsam-edge data layouts' lists them.",
+    ),
     paths: list[Path] = typer.Argument(
         ...,
         metavar="SRC DST | IMAGES MASKS DST",
-        help="The folder of the unpacked archive (of pairs: the folders of the images and of the masks), and the "
-        "dataset folder to make, <modality>/<dataset>.",
+        help="The folder of the unpacked archive or of the annotations (of pairs: those of the images and of the "
+        "masks), and the dataset folder to make, <modality>/<dataset>.",
     ),
     long_side: int = typer.Option(0, min=0, help="Shrink images whose longer side has more pixels; 0: leave them."),
     split: Path | None = typer.Option(None, help="A split.json to use. [default: the publisher's, else 70/10/20]"),
@@ -49,10 +54,16 @@ def prepare_command(
         None,
         metavar="PATTERN",
         help="The patient in images' names: {patient}_*, so that each is in one list. [default: each image its own]",
-        rich_help_panel=_PAIRS,
+        rich_help_panel=_OWN,
     ),
-    modality: str | None = typer.Option(None, help="What the images are, for split.json.", rich_help_panel=_PAIRS),
-    seed: int = typer.Option(0, min=0, help="Deals the lists otherwise.", rich_help_panel=_PAIRS),
+    modality: str | None = typer.Option(None, help="What the images are, for split.json.", rich_help_panel=_OWN),
+    seed: int = typer.Option(0, min=0, help="Deals the lists otherwise.", rich_help_panel=_OWN),
+    labels: str | None = typer.Option(
+        None, metavar="NAME,...", help="The labels that are the target. [default: all]", rich_help_panel=_OF_TOOLS
+    ),
+    images: Path | None = typer.Option(
+        None, help="The folder of the pictures. [default: that of the annotations]", rich_help_panel=_OF_TOOLS
+    ),
 ) -> None:
     """Convert images and masks into images/, masks/ and split.json, which train and evaluate read.
 
@@ -62,29 +73,40 @@ def prepare_command(
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.imaging.dataset import read_split
     from espmedsam_edge.modalities import check_name
+    from espmedsam_edge.training.data.annotated import READERS, find_annotated
     from espmedsam_edge.training.data.layouts import layout
     from espmedsam_edge.training.data.pairs import Positive, find_pairs
-    from espmedsam_edge.training.data.prepare import of_layout, prepare
+    from espmedsam_edge.training.data.prepare import Found, of_layout, prepare
 
     *sources, target = paths
     count = 2 if name == "pairs" else 1
     if len(sources) != count:
         form = "IMAGES MASKS DST" if count == 2 else "SRC DST"
         raise UserError(f"data prepare {name} takes {form}.", f"{len(paths)} places were given.")
-    if name == "pairs":
-        found = find_pairs(
-            *sources,
-            images_named=images_named,
-            masks_named=masks_named,
-            patient=patient,
-            positive=None if positive is None else Positive.parse(positive),
-            modality=None if modality is None else check_name(modality),
-            seed=seed,
-        )
-    else:
-        found = of_layout(layout(name), sources[0])
+    kind = None if modality is None else check_name(modality)
+
+    def listed() -> Found:
+        if name == "pairs":
+            values = None if positive is None else Positive.parse(positive)
+            return find_pairs(
+                *sources,
+                images_named=images_named,
+                masks_named=masks_named,
+                patient=patient,
+                positive=values,
+                modality=kind,
+                seed=seed,
+            )
+        if name in READERS:
+            wanted = [] if labels is None else [label.strip() for label in labels.split(",")]
+            return find_annotated(
+                name, sources[0], images=images, labels=wanted, patient=patient, modality=kind, seed=seed
+            )
+        return of_layout(layout(name), sources[0])
+
     given = read_split(split) if split else None
     with claimed([target]), counting_bar("converting") as bar:
+        found = listed()
         done = prepare(found, target, long_side=long_side, split=given, keep_empty=keep_empty, progress=_counted(bar))
     made = done.split
     counts = f"train {len(made.train)}, valid {len(made.valid)}, test {len(made.test)} ({made.origin})"

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 Decoder = Literal["auto", "software", "hardware"]
 Contours = Literal["none", "polygons", "rle", "both"]
 Uids = Literal["hashed", "plain"]
+Formats = Literal["coco", "yolo", "labelme", "cvat", "geojson"]
 _ARGUMENTS = (
     "BUNDLE: the folder that export wrote; without one, the weights that came with the program. "
     "SOURCE: images, videos, DICOM files, folders, globs; - (a video or picture on standard input); "
@@ -83,6 +84,10 @@ def command(
         None,
         help="Structured reports of DICOM inputs, each object's size: a .dcm file, or a folder. Hold patient data.",
     ),
+    export: Formats | None = typer.Option(
+        None, help="Pictures and their masks in a folder that an annotation tool opens, to be corrected there."
+    ),
+    export_to: Path | None = typer.Option(None, help="That folder, which must be new or empty. [default: annotations]"),
     anonymous_names: bool = typer.Option(
         False,
         "--anonymous-names",
@@ -116,6 +121,13 @@ def command(
     ),
     track: bool = typer.Option(
         False, "--track", help="Of videos: the same object keeps its number, in --jsonl, --objects and --labels."
+    ),
+    min_confidence: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Leave the mask empty where a picture is less than so much of the kind that the network is for, and fail "
+        "it: 0.5 is where it looks like something else. [default: say so, and segment it]",
     ),
     opacity: float = typer.Option(0.35, min=0, max=1, help="Of the overlay's tint."),
     crop: str | None = typer.Option(
@@ -203,12 +215,10 @@ def command(
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
     bundle, sources = None, arguments or []
-    found = ObjectOptions(instances, min_area, largest, track)
     if sources and means_a_bundle(sources[0]):
         bundle, *sources = sources
-    model = ModelOptions(
-        bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile, found, url
-    )
+    network = (bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile)
+    model = ModelOptions(*network, ObjectOptions(instances, min_area, largest, track), url, min_confidence)
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     with terminated_like_interrupted():
         if serving is not None and not sources:
@@ -228,6 +238,8 @@ def command(
             plot=plot,
             dicom_seg=dicom_seg,
             dicom_sr=dicom_sr,
+            export=export,
+            export_to=export_to,
             stream=stream,
             publish=publish,
             opacity=opacity,
@@ -316,6 +328,8 @@ def _print(report: InferenceReport, *, to_stderr: bool) -> None:
     line(f"{frames} in {report.seconds:.1f} s, {report.frames / report.seconds:.1f} FPS (ms a frame: {stages})")
     for what, place in report.results.items():
         line(f"{what}: {place}")
+    if report.unjudged:
+        line(f"No confidence for {', '.join(report.unjudged)}: what such pictures look like is not known.")
     if not report.trained:
         line("These weights were never trained: the masks mean nothing.")
 

@@ -3,13 +3,16 @@
 A linear classifier on 300 statistics of the picture at 128 x 128 pixels, fitted by ``tools/recognition.py`` on the
 training images of public sets and many changed copies of them, with photographs, pages and drawings as a class of their
 own. Its errors by data set stand in ``benchmarks/results/recognition-*.json``.
+
+The same statistics tell how much a picture is of the kind that a network was made for: ``confidences``, calibrated by
+``tools/confidence.py`` (``benchmarks/results/confidence-*.json``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ CLIP = 4.0
 
 ARRAYS = ("mean", "scale", "weights", "bias", "own_weights", "own_bias")
 """The arrays of a ``Classifier``."""
+
+DOUBTFUL = 0.5
+"""The confidence under which a picture counts as none of the network's kind."""
 
 _WORTH_SAYING = 0.05
 _SIDE, _HALF = 128, 64
@@ -97,6 +103,8 @@ class Classifier:
     own_weights: NDArray[np.float64]  # (F, classes)
     own_bias: NDArray[np.float64]  # (classes,)
     least: float
+    kinds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By modality slope and bound: its confidence is the logistic function of slope x (log odds - bound)."""
 
     def standardised(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (..., F) as the weights take them."""
@@ -106,6 +114,14 @@ class Classifier:
         """For features (..., F) whether they are like each class's, (..., classes)."""
         return np.asarray(self.standardised(features) @ self.own_weights + self.own_bias >= self.least)
 
+    def log_odds(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """For features (..., F) the logarithm of p/(1-p) of each class's probability, (..., classes)."""
+        scores = self.standardised(features) @ self.weights + self.bias
+        others = np.repeat(scores[..., None, :], scores.shape[-1], axis=-2)
+        others[..., np.arange(scores.shape[-1]), np.arange(scores.shape[-1])] = -np.inf
+        highest = others.max(axis=-1)
+        return np.asarray(scores - highest - np.log(np.exp(others - highest[..., None]).sum(axis=-1)))
+
     def probabilities(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (..., F) to probabilities (..., classes)."""
         scores = self.standardised(features) @ self.weights + self.bias
@@ -113,7 +129,32 @@ class Classifier:
         return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
 
 
-def recognise(frame: Frame, among: Iterable[str]) -> Guess | None:
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A picture as the classifier sees it: its features, (F,). Taken once, it answers every question below."""
+
+    features: NDArray[np.float64]
+
+
+def look(frame: Frame | Look) -> Look:
+    """Look at a picture, (H, W, 3) uint8 BGR; takes 5 ms on one core, whatever its size."""
+    return frame if isinstance(frame, Look) else Look(features(frame))
+
+
+def confidences(frame: Frame | Look) -> dict[str, float]:
+    """How much a picture, (H, W, 3) uint8 BGR, is of the kind of each modality that this is known for, 0 to 1.
+
+    From ``DOUBTFUL`` on it counts as one of them: no image of that modality's validation list is below.
+    """
+    classifier = fitted()
+    odds = classifier.log_odds(look(frame).features)
+    return {
+        name: float(1 / (1 + np.exp(-slope * (odds[classifier.classes.index(name)] - bound))))
+        for name, (slope, bound) in classifier.kinds.items()
+    }
+
+
+def recognise(frame: Frame | Look, among: Iterable[str]) -> Guess | None:
     """Guess the modality of a picture.
 
     Args:
@@ -128,16 +169,16 @@ def recognise(frame: Frame, among: Iterable[str]) -> Guess | None:
     return next((guess for guess in likely(frame) if guess.modality in names), None)
 
 
-def likely(frame: Frame) -> list[Guess]:
+def likely(frame: Frame | Look) -> list[Guess]:
     """All that a picture, (H, W, 3) uint8 BGR, may be, ``OTHER`` too, the likeliest first."""
     classifier = fitted()
-    found = features(frame)
+    found = look(frame).features
     each = zip(classifier.classes, classifier.probabilities(found), classifier.familiar(found), strict=True)
     guesses = [Guess(name, float(value), bool(familiar)) for name, value, familiar in each]
     return sorted(guesses, key=lambda guess: -guess.probability)
 
 
-def likeliest(frame: Frame, among: Iterable[str]) -> str:
+def likeliest(frame: Frame | Look, among: Iterable[str]) -> str:
     """The end of a sentence that says which two of some modalities are the likeliest; "" if none is likely at all."""
     names = set(among)
     said = [guess for guess in likely(frame) if guess.modality in names and guess.probability >= _WORTH_SAYING][:2]
@@ -145,7 +186,7 @@ def likeliest(frame: Frame, among: Iterable[str]) -> str:
     return f"; the likeliest is {listed}" if listed else ""
 
 
-def looks_otherwise(frame: Frame, modality: str) -> str | None:
+def looks_otherwise(frame: Frame | Look, modality: str) -> str | None:
     """What a picture surely is that is not ``modality``: "fundus (98 %)"; None where it may well be."""
     guess = likely(frame)[0]
     if not guess.sure or guess.modality == modality:
@@ -164,13 +205,12 @@ def fitted() -> Classifier:
     """The classifier that comes with the program."""
     values = json.loads(_FITTED.read_text())
     arrays = {key: np.array(values[key], np.float64) for key in ARRAYS}
-    return Classifier(tuple(values["classes"]), least=values["least"], **arrays)
+    kinds = {name: (slope, bound) for name, (slope, bound) in values.get("kinds", {}).items()}
+    return Classifier(tuple(values["classes"]), least=values["least"], kinds=kinds, **arrays)
 
 
 def features(frame: Frame) -> NDArray[np.float64]:
     """What the classifier looks at, (F,): colours, light, texture at two scales, spectrum, edges and dark borders.
-
-    Takes 5 ms on one core, whatever the picture's size.
 
     Args:
         frame: (H, W, 3) uint8 BGR of any size.

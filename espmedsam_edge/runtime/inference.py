@@ -244,12 +244,11 @@ class Inference:
             self.report = self._without_frames(self._plan)
             return self.report
         reading = self.request.reading
-        limits = Limits(reading.frames, reading.duration, reading.max_latency)
+        limits = Limits(reading.frames, reading.duration, reading.max_latency, self._networks.min_confidence)
         controls = WithoutPause(self.controls) if self._plan.writes else self.controls
         with ExitStack() as stack:
             pool = self._networks.pool
-            counted = [] if pool is None else [self._networks.counts]
-            shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks, *counted)]
+            shared = [stack.enter_context(sink) for sink in (*self._plan.shared, *sinks, *self._networks.sinks())]
             segmenter_of = None if pool is None else pool.get
             done = run_pipeline(
                 self.segmenter, self._plan.jobs, shared, on_progress, controls, limits, stop, segmenter_of
@@ -360,7 +359,7 @@ class Inference:
         on_gpu = segmenter.frame_backend if done.frames else None
         networks = self._networks.reports()
         return InferenceReport(
-            failures=self._names.hide_all(self._failures + done.failures),
+            failures=self._names.hide_all(self._failures + done.failures + self._networks.refusals.failures()),
             bundle=segmenter.bundle.path,
             modality=", ".join(network.modality for network in networks) or segmenter.modality,
             precision=segmenter.precision,
@@ -375,6 +374,7 @@ class Inference:
             live=[self._with_written(live) for live in done.live],
             results={what: place for what, place in plan.results.items() if place.exists()},
             gpu_memory=None if on_gpu is None else on_gpu.device_use(),
+            unjudged=self._networks.unjudged(),
             interrupted=done.interrupted,
             unfinished=done.unfinished,
             done=plan.done,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from espmedsam_edge.bundle import Bundle, Graph
-from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle
 from espmedsam_edge.imaging.recognition import recognisable
@@ -15,15 +15,19 @@ from espmedsam_edge.runtime.request import ModelOptions, NetworkReport
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.segmenter_pool import SegmenterPool
+from espmedsam_edge.runtime.sinks.sink import Sink, Tally
 from espmedsam_edge.runtime.sources.recognised import (
     DoubtedSource,
     Doubts,
     RecognisedSource,
     Recogniser,
     first_modality,
+    unjudged,
 )
 from espmedsam_edge.runtime.sources.source import Failure, Source, SourceFrame
 from espmedsam_edge.runtime.tiling import AUTO, OFF
+
+log = logging.getLogger(__name__)
 
 StyleOf = Callable[[str], OverlayStyle]
 
@@ -61,6 +65,8 @@ class Networks:
             self._take(self.modality)
         self.pool: SegmenterPool | None = None
         self.counts = ModalityCounts()
+        self.refusals = Refusals()
+        self.min_confidence = None if isinstance(model, Segmenter) else model.min_confidence
 
     def _take(self, modality: str) -> None:
         model = self._model
@@ -92,10 +98,14 @@ class Networks:
             UserError: a live source, whose modality must be named.
         """
         if self.modality is not None:
-            if isinstance(self._model, Segmenter) or not recognisable([self.modality]):
-                return list(sources), []  # who loads a network knows what for
-            doubts = Doubts(self.modality)
-            return [source if source.live else DoubtedSource(source, doubts) for source in sources], []
+            quiet = isinstance(self._model, Segmenter)  # who loads a network knows what for
+            if unjudged([self.modality]) and self.min_confidence:
+                reason = "what such pictures look like is not known"
+                log.warning("--min-confidence has no effect for %s: %s.", self.modality, reason)
+            if not recognisable([self.modality]):
+                return list(sources), []
+            doubts = None if quiet else Doubts(self.modality)
+            return [DoubtedSource(source, None if source.live else doubts) for source in sources], []
         among = self._chosen.among
         for source in sources:
             if source.live:
@@ -159,18 +169,28 @@ class Networks:
             "backend": segmenter.choice.backend.name,
         }
 
+    def sinks(self) -> list[Sink]:
+        """What takes note of the run's results: how many there are of each modality, and those that are refused."""
+        return [self.counts, self.refusals]
+
+    def unjudged(self) -> list[str]:
+        """The modalities that were segmented and whose results have no confidence."""
+        return unjudged(list(self.counts.frames))
+
     def reports(self) -> list[NetworkReport]:
         """What each network did, where pictures decided; those that did nothing are left out."""
-        found = []
+        found: list[NetworkReport] = []
+        if self.pool is None:
+            return found
         for modality, frames in self.counts.frames.items():
-            segmenter = self.segmenter if self.pool is None else self.pool.loaded(modality)
+            segmenter = self.pool.loaded(modality)
             if segmenter is not None:
                 place, taken = segmenter.bundle.path, segmenter.choice.taken
                 found.append(NetworkReport(place, modality, segmenter.precision, taken, frames))
         return found
 
 
-class ModalityCounts(Closing):
+class ModalityCounts(Tally):
     """A sink that counts frames by modality."""
 
     def __init__(self) -> None:
@@ -178,3 +198,28 @@ class ModalityCounts(Closing):
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
         self.frames[result.modality] = self.frames.get(result.modality, 0) + 1
+
+
+class Refusals(Tally):
+    """A sink that takes note of results whose confidence was too low: each picture, and of a video how many."""
+
+    def __init__(self) -> None:
+        self._pictures: list[Failure] = []
+        self._videos: dict[str, list[int]] = {}
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        if frame.time is not None or frame.captured is not None:
+            counts = self._videos.setdefault(frame.source, [0, 0])
+            counts[0] += result.refused
+            counts[1] += 1
+        elif result.refused:
+            line = f"{frame.source} looks unlike {result.modality} (confidence {result.confidence:.2f})"
+            self._pictures.append(Failure(str(frame.path), f"{line}: its mask is empty."))
+
+    def failures(self) -> list[Failure]:
+        """A line for each picture and each video."""
+        return self._pictures + [
+            Failure(name, f"{refused} of {count} frames of {name} look unlike their modality: their masks are empty.")
+            for name, (refused, count) in self._videos.items()
+            if refused
+        ]

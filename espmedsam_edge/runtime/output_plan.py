@@ -23,6 +23,7 @@ from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.run.plan import Measurements, plan_jobs, publishing_sinks, shared_sinks
+from espmedsam_edge.runtime.sinks.annotations import AnnotationFolder
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
 from espmedsam_edge.runtime.sinks.places import Places, numbered, plan_places
 from espmedsam_edge.runtime.sinks.resumed import Table
@@ -34,6 +35,8 @@ from espmedsam_edge.runtime.sources.source import Source
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
+
+DEFAULT_ANNOTATIONS = Path("annotations")
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def plan_outputs(
     """
     outputs = request.outputs or Outputs()
     part = Part(request, sources, names.files, bundle)
-    places, measured = _places(request, outputs, sources, names, claims, part)
+    export = _export_folder(outputs, part)
+    places, measured = _places(request, outputs, sources, names, claims, part, export)
     if not part.whole:
         sources = narrowed(sources, part.files)
         selection.begin(part.size)
@@ -101,7 +105,7 @@ def plan_outputs(
         style, opacity = style_of(modality), controls.current().opacity
         return style if opacity is None else replace(style, opacity=opacity)
 
-    results = _results(places, measured)
+    results = _results(places, measured) | ({} if export is None else {"annotations": export})
     writes = bool(results) or _sent(outputs) or "-" in (measured.jsonl, measured.table, measured.objects)
     paced = request.serve is not None and not writes
     algorithm = Algorithm(__version__, parameters, origin != "random")
@@ -111,6 +115,10 @@ def plan_outputs(
     if outputs.resume:
         shared = [_resumed(part, jobs, shared)]  # stands behind all others
     shared = [*publishing_sinks(sources, measured, {"weights": origin}, background), *shared]
+    if export is not None and outputs.export is not None:
+        annotations = AnnotationFolder(export, outputs.export, places.names, places.videos, background.failures)
+        live = any(source.live for source in sources)
+        shared = [background.add(str(export), annotations) if live else annotations, *shared]
     drawn = places.overlays is not None or outputs.stream is not None
     return OutputPlan(jobs, shared, results, style_of if drawn else None, writes, part.done)
 
@@ -140,6 +148,7 @@ def _places(
     names: SourceNames,
     claims: Claims,
     part: Part,
+    export: Path | None,
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
     tables = (outputs.jsonl, outputs.csv, outputs.objects)
@@ -166,6 +175,7 @@ def _places(
         labels=_path(outputs.labels),
         objects=None if objects == "-" else _path(objects),
         plot=plot,
+        export=export,
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
@@ -183,6 +193,13 @@ def _places(
         jsonl, outputs.contours, outputs.uids, csv, objects, plot, outputs.publish, outputs.overwrite
     )
     return places, measured.numbered(places.number)
+
+
+def _export_folder(outputs: Outputs, part: Part) -> Path | None:
+    if outputs.export is None:
+        return None
+    folder = Path(outputs.export_to or DEFAULT_ANNOTATIONS)
+    return folder if part.shard is None else part.shard.named(folder)
 
 
 def _sent(outputs: Outputs) -> bool:

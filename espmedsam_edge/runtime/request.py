@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from espmedsam_edge.annotations.formats import check_format
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.crop import parse_crop
@@ -63,6 +64,8 @@ class ModelOptions:
         arithmetic: of backend openvino: what it computes in, fp32, bf16, fp16 or "graph"; None: fp32.
         provider: of backend onnxruntime: the name of one of its execution providers; None: CUDA or the CPU.
         tta: average the network over mirrored and turned copies of each frame, those that the modality allows.
+        min_confidence: 0 to 1: results whose ``Segmentation.confidence`` is lower have an empty mask, and count as
+            failures of files; 0.5 is where a picture looks like something else. None: none does.
         tile: how pictures larger than those of the training are segmented: "off", whole; a number, in tiles of that
             many pixels; "auto", as the bundle says of its modality.
         objects: which of a mask's objects count, and whether they are told apart.
@@ -82,9 +85,12 @@ class ModelOptions:
     tile: str | int = AUTO
     objects: ObjectOptions = field(default_factory=ObjectOptions)
     url: str | None = None
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         _check_least("threads", self.threads, 1)
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise UserError(f"min_confidence {self.min_confidence} is not from 0 to 1.", "0.5 is usual.")
         parse_tile(self.tile)
         self.backend_spec()
 
@@ -197,6 +203,8 @@ class Outputs:
         overwrite: True: replace files that exist, whatever they are; False: none; None: only results of this program
             of the same kind. Inputs, bundles and the cache are never written to. Results of cameras and streams stay,
             and new ones are numbered.
+        export: a format of ``annotations.formats.FORMATS``: pictures and masks for annotation tools.
+        export_to: their folder, which must be new or empty unless ``overwrite`` is True; None: "annotations".
         resume: note what is finished in a journal beside the results, and go on from what is noted there.
     """
 
@@ -216,11 +224,17 @@ class Outputs:
     publish: str | None = None
     opacity: float = 0.35
     overwrite: bool | None = None
+    export: str | None = None
+    export_to: str | Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise UserError(f"opacity {self.opacity} is not from 0 to 1.", "0.35 is usual.")
+        if self.export is not None:
+            check_format(self.export)
+        elif self.export_to is not None:
+            raise UserError("export_to names a folder, and no format is named.", "Such as: --export coco")
         _check_known("contours", self.contours, get_args(Contours))
         if self.uids is not None:
             _check_known("uids", self.uids, get_args(Uids))
@@ -306,6 +320,7 @@ class InferenceReport:
         live: what became of each live source.
         results: what was written: "overlays", "masks", "measurements", ... and where.
         gpu_memory: what the run held on its GPU; None without one.
+        unjudged: modalities whose results have no confidence, since what their pictures look like is not known.
         interrupted: Ctrl-C ended a run of live sources; what they gave is finished.
         unfinished: Ctrl-C ended it with files under way, whose results were removed.
         done: how many files an earlier run had finished, which were left as they are.
@@ -326,6 +341,7 @@ class InferenceReport:
     live: list[LiveReport] = field(default_factory=list)
     results: dict[str, Path] = field(default_factory=dict)
     gpu_memory: DeviceUse | None = None
+    unjudged: Sequence[str] = ()
     interrupted: bool = False
     unfinished: bool = False
     done: int = 0

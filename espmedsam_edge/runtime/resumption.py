@@ -188,6 +188,8 @@ def _check(request: InferenceRequest, outputs: Outputs) -> None:
         )
     if outputs.stream is not None:
         raise UserError("a stream cannot be resumed.", "Leave --stream or --resume out.")
+    if outputs.export is not None:
+        raise UserError("a folder of annotations cannot be gone on with.", "Leave --export or --resume out.")
     for place in _places(outputs):
         if place is not None and (str(place) == "-" or is_pipe(Path(place))):
             raise UserError(f"--resume goes on in files, and {place} is none.", "Name a file, or leave --resume out.")

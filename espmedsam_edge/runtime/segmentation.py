@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame, mask_from_logits, probability_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay, write_notice
+from espmedsam_edge.imaging.recognition import DOUBTFUL
 from espmedsam_edge.objects.instance import Instances
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
@@ -109,6 +110,9 @@ class Segmentation:
         drawn: the overlay that such a backend drew, if the segmenter was told to.
         crop: the part of the frame that was segmented, which ``logits`` are of; None: all.
         find: finds the mask's objects when they are asked for; None: they were not wanted.
+        confidence: 0 to 1, how much the frame is of the kind that the modality's network was made for; under
+            ``recognition.DOUBTFUL`` it looks like something else, and the mask means nothing. None: it is not known.
+        least: the confidence that was asked for; of a result under it the mask is empty.
     """
 
     mask: Mask
@@ -120,9 +124,39 @@ class Segmentation:
     drawn: Drawn | None = None
     crop: Crop | None = None
     find: Callable[[Segmentation], Instances] | None = None
+    confidence: float | None = None
+    least: float | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the confidence is less than was asked for."""
+        return self.confidence is not None and self.least is not None and self.confidence < self.least
+
+    def judged(self, likeness: Mapping[str, float] | None, least: float | None = None) -> Segmentation:
+        """The result with its confidence; an empty one where that is less than ``least``.
+
+        Args:
+            likeness: of the frame by modality, as ``recognition.confidences`` gives it; None: it is not known.
+            least: the confidence that is asked for, 0 to 1; None: any.
+        """
+        if likeness is None or self.modality not in likeness:
+            return self
+        known = replace(self, confidence=likeness[self.modality], least=least)
+        return replace(known, mask=np.zeros_like(self.mask), measured=None, drawn=None) if known.refused else known
+
+    @property
+    def remark(self) -> str:
+        """What has to be said beside the mask: that the frame is not of its kind, or that nothing was found; or ""."""
+        if self.confidence is None:
+            return ""
+        if self.confidence < DOUBTFUL or self.refused:
+            return f"unlike {self.modality} ({self.confidence:.2f})"
+        return "" if self.area else "nothing found"
 
     def at(self, threshold: float) -> Segmentation:
         """The result at another threshold, from the same logits."""
+        if self.refused:
+            return replace(self, threshold=threshold)
         if self.crop is None:
             mask: Mask = mask_from_logits(self.logits, self.size, threshold)
         else:
@@ -165,10 +199,11 @@ class Segmentation:
     def overlay(self, frame: Frame, style: OverlayStyle) -> Frame:
         """The mask drawn on its frame, (H, W, 3) uint8 BGR: what the backend drew in this style, else drawn now.
 
-        Where its objects are told apart, each has an outline, and their number is written above.
+        Where its objects are told apart, each has an outline, and their number is written above; so is the ``remark``.
         """
+        style = self.counted(style)
         if self.instances is not None:
-            return draw_overlay(frame, self.mask, self.counted(style), self.instances.labels)
+            return draw_overlay(frame, self.mask, style, self.instances.labels)
         if self.drawn is None or self.drawn.style != replace(style, notice=""):
             return draw_overlay(frame, self.mask, style)
         if not style.notice:
@@ -178,11 +213,11 @@ class Segmentation:
         return image
 
     def counted(self, style: OverlayStyle) -> OverlayStyle:
-        """The style with the number of objects, where they are told apart, in its notice."""
-        if self.instances is None:
-            return style
-        count = "1 object" if self.instances.count == 1 else f"{self.instances.count} objects"
-        return replace(style, notice=", ".join(filter(None, (style.notice, count))))
+        """The style with the number of objects, where they are told apart, and the remark in its notice."""
+        count = ""
+        if self.instances is not None:
+            count = "1 object" if self.instances.count == 1 else f"{self.instances.count} objects"
+        return replace(style, notice=", ".join(filter(None, (style.notice, count, self.remark))))
 
     @cached_property
     def instances(self) -> Instances | None:
@@ -232,6 +267,7 @@ class Segmentation:
             "area_fraction": round(self.area / (width * height), 6),
             "bounding_box": None if self.bounding_box is None else list(self.bounding_box),
             "centroid": None if self.centroid is None else [round(value, 2) for value in self.centroid],
+            **({} if self.confidence is None else {"confidence": round(self.confidence, 4), "refused": self.refused}),
             "milliseconds": {
                 "preprocess": round(1000 * self.timings.preprocess, 3),
                 "inference": round(1000 * self.timings.inference, 3),

@@ -86,6 +86,7 @@ def test_every_option_means_the_same_in_a_file(
     command: Any = typer.main.get_command(build_app("infer")).commands["infer"]  # type: ignore[attr-defined]
     values: dict[str, Any] = {"decoder": "software", "contours": "rle", "uids": "hashed", "rotate": 90, "serve": 8080}
     values |= {"backend": "openvino", "crop": "1,2,30,40", "opacity": 0.5, "threshold": 0.25, "tile": 256}
+    values |= {"export": "coco", "min-confidence": 0.5, "min-area": 4, "largest": 3, "spacing": "0.5mm"}
     values |= {"shard": "1/2", "publish": "mqtt://broker/topic"}
     tried = 0
     plain = requested("picture.png")
@@ -103,6 +104,7 @@ def test_every_option_means_the_same_in_a_file(
             "allow-host",
             "trust-proxy",
             "url",
+            "export-to",
         ):
             continue  # not in the request, or only beside another
         value = True if option.is_flag else values.get(name, 2 if name in NUMBERS else "text")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from espmedsam_edge.imaging import recognition
 from espmedsam_edge.imaging.dataset import DatasetFolder
-from espmedsam_edge.imaging.recognition import OTHER, features, fitted, recognise
+from espmedsam_edge.imaging.recognition import DOUBTFUL, OTHER, confidences, features, fitted, look, recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 
@@ -75,6 +75,53 @@ def test_a_larger_copy_looks_the_same() -> None:
     assert second is not None
     assert first.modality == second.modality == "xray"
     assert first.probability == pytest.approx(second.probability, abs=0.05)  # resampling smooths edges a little
+
+
+def test_confidence_is_a_logistic_function_of_the_log_odds() -> None:
+    classifier = fitted()
+    frame, _ = phantom("xray", 4, (200, 180))
+    z = np.clip((features(frame) - classifier.mean) / classifier.scale, -4, 4)
+    p = softmax(z @ classifier.weights + classifier.bias)
+    found = confidences(frame)
+    assert tuple(found) == PAPER_MODALITIES
+    for name, value in found.items():
+        place = classifier.classes.index(name)
+        slope, bound = classifier.kinds[name]
+        rest = p.sum() - p[place]
+        assert value == pytest.approx(expit(slope * (np.log(p[place]) - np.log(rest) - bound)), rel=1e-6)
+    assert confidences(look(frame)) == found
+
+
+@pytest.mark.parametrize("modality", PAPER_MODALITIES)
+def test_phantoms_are_of_their_kind_and_pages_and_noise_of_none(modality: str) -> None:
+    rng = np.random.default_rng(8)
+    assert min(confidences(phantom(modality, 300 + seed, (180, 220))[0])[modality] for seed in range(6)) >= DOUBTFUL
+    page = np.full((200, 300, 3), 255, np.uint8)
+    for row in range(20, 190, 14):
+        cv2.putText(page, "Lorem ipsum dolor sit amet", (8, row), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0))
+    for frame in (page, rng.integers(0, 256, (200, 300, 3), np.uint8)):
+        assert confidences(frame)[modality] < DOUBTFUL
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("modality", PAPER_MODALITIES)
+def test_photographs_and_other_modalities_are_refused_and_test_images_are_not(modality: str, data_root: Path) -> None:
+    """On what it was neither fitted nor calibrated on: of each set a few."""
+
+    def of(path: Path, ids: list[str]) -> list[float]:
+        folder = DatasetFolder.open(path)
+        return [confidences(folder.load_image(id_))[modality] for id_ in ids]
+
+    own, others = list[float](), list[float]()
+    for name in PAPER_MODALITIES:
+        for path in sorted((data_root / name).iterdir()):
+            ids = DatasetFolder.open(path).ids("test")
+            (own if name == modality else others).extend(of(path, ids if name == modality else ids[::4]))
+    photographs = data_root / "natural" / "bsds500"
+    outside = of(photographs, sorted(DatasetFolder.open(photographs).image_files)[1::4])
+    assert np.mean(np.array(own) < DOUBTFUL) <= 0.02
+    assert np.mean(np.array(others) < DOUBTFUL) >= 0.9
+    assert np.mean(np.array(outside) < DOUBTFUL) >= 0.9
 
 
 @pytest.mark.data

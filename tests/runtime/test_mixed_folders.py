@@ -114,7 +114,7 @@ def test_each_picture_is_segmented_as_what_it_looks_like(tmp_path: Path, batch: 
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
     for found in (lines, rows):
         assert [(Path(line["source"]).name, line["modality"]) for line in found] == list(clear.items())
-    assert list(rows[0])[-1] == "modality"
+    assert "modality" in rows[0]
     assert sorted(loads) == ["colonoscopy", "fundus"]
 
     for modality in ("fundus", "colonoscopy"):

@@ -81,11 +81,13 @@ class Limits:
         seconds: how long to read, from when the first source is open.
         max_latency: seconds; a live frame that is older before it is segmented, or whose result is before it goes to
             the sinks, is refused. Sinks in the background have such a limit of their own.
+        min_confidence: 0 to 1; results of a lower confidence are empty, see ``Segmentation.judged``.
     """
 
     frames: int | None = None
     seconds: float | None = None
     max_latency: float | None = None
+    min_confidence: float | None = None
 
 
 @dataclass(frozen=True)

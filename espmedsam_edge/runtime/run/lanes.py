@@ -272,8 +272,8 @@ def live_report(lane: LiveLane) -> LiveReport:
     )
 
 
-def of_the_whole(frame: SourceFrame, outcome: Outcome) -> Outcome:
-    """What came of a frame's crop as what came of the frame."""
-    if frame.crop is None or not isinstance(outcome, Segmentation):
+def of_the_whole(frame: SourceFrame, outcome: Outcome, least: float | None = None) -> Outcome:
+    """What came of a frame's crop as what came of the frame, with its confidence; ``least``: what is asked of that."""
+    if not isinstance(outcome, Segmentation):
         return outcome
-    return outcome.placed(frame.crop, frame.size)
+    return (outcome if frame.crop is None else outcome.placed(frame.crop, frame.size)).judged(frame.likeness, least)

@@ -15,10 +15,9 @@ from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.run.jobs import Job
 from espmedsam_edge.runtime.sinks.area_plot import AreaPlot
 from espmedsam_edge.runtime.sinks.background import BackgroundSinks
-from espmedsam_edge.runtime.sinks.contours import Form
 from espmedsam_edge.runtime.sinks.dicom_seg import DicomSegmentations
 from espmedsam_edge.runtime.sinks.dicom_sr import DicomReports
-from espmedsam_edge.runtime.sinks.measurements import AreaTable, JsonLines, LineForm, ObjectTable
+from espmedsam_edge.runtime.sinks.measurements import AreaTable, Form, JsonLines, LineForm, ObjectTable
 from espmedsam_edge.runtime.sinks.places import Places, numbered
 from espmedsam_edge.runtime.sinks.publishing import Publication, open_publisher
 from espmedsam_edge.runtime.sinks.recording import mask_video, overlay_video

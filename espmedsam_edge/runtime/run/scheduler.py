@@ -20,21 +20,12 @@ from espmedsam_edge.runtime.run import lanes
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.in_flight import InFlight, Outcome
 from espmedsam_edge.runtime.run.jobs import STAGES, Job, Limits, RunProgress, RunReport
-from espmedsam_edge.runtime.run.lanes import (
-    Allowance,
-    FileLane,
-    Item,
-    JobState,
-    Lane,
-    LiveLane,
-    live_report,
-    of_the_whole,
-)
+from espmedsam_edge.runtime.run.lanes import Allowance, FileLane, Item, JobState, Lane, LiveLane
 from espmedsam_edge.runtime.run.threads import ThreadGroup
 from espmedsam_edge.runtime.segmentation import NotFinite
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.sinks.background import BackgroundSink
-from espmedsam_edge.runtime.sinks.sink import Sink
+from espmedsam_edge.runtime.sinks.sink import Sink, Tally
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 log = logging.getLogger(__name__)
@@ -111,7 +102,7 @@ class Run:
         if self.error is not None:
             raise self.error
         frames = sum(state.written for state in self.states)
-        told = [live_report(lane) for lane in self.live]
+        told = [lanes.live_report(lane) for lane in self.live]
         cut = any(state.cut for state in self.states)
         return RunReport(frames, self.failures, time.perf_counter() - begin, self.seconds, told, interrupted, cut)
 
@@ -169,7 +160,7 @@ class Run:
 
     def _in_vain(self, state: JobState) -> bool:
         """Whether all that would take the job's results has failed."""
-        sinks = [*state.job.sinks, *self.shared]
+        sinks = [sink for sink in (*state.job.sinks, *self.shared) if not isinstance(sink, Tally)]
         return bool(sinks) and all(isinstance(sink, BackgroundSink) and sink.failed for sink in sinks)
 
     def _wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
@@ -303,7 +294,8 @@ class Run:
         return group
 
     def _segmented(self, group: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
-        outcomes = [of_the_whole(item.frame, outcome) for item, outcome in zip(group, outcomes, strict=True)]
+        least, pairs = self.limits.min_confidence, zip(group, outcomes, strict=True)
+        outcomes = [lanes.of_the_whole(item.frame, outcome, least) for item, outcome in pairs]
         with self.changed:
             for item, outcome in zip(group, outcomes, strict=True):
                 if not isinstance(outcome, UserError):

@@ -39,6 +39,7 @@ class Picture:
         modality: what was segmented.
         area: foreground pixels of the whole frame.
         fraction: of the frame's pixels, 0 to 1.
+        confidence: see ``Segmentation``.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Picture:
     modality: str
     area: int
     fraction: float
+    confidence: float | None = None
 
 
 @dataclass
@@ -230,6 +232,7 @@ class LiveView:
         if wanted is not None and wanted.modality != result.modality:
             renewed = wanted.segment_batch([frame.segmented], settings.threshold)[0]
             renewed = renewed if frame.crop is None else renewed.placed(frame.crop, frame.size)
+            renewed = renewed.judged(frame.likeness, result.least)
         elif settings.threshold is not None and settings.threshold != result.threshold:
             renewed = result.at(settings.threshold)
         else:
@@ -267,4 +270,5 @@ class LiveView:
             result.modality,
             result.area,
             result.area / size,
+            result.confidence,
         )

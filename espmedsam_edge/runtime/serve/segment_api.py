@@ -21,7 +21,16 @@ from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
-from espmedsam_edge.imaging.recognition import likeliest, looks_otherwise, recognisable, recognise
+from espmedsam_edge.imaging.recognition import (
+    DOUBTFUL,
+    Look,
+    confidences,
+    likeliest,
+    look,
+    looks_otherwise,
+    recognisable,
+    recognise,
+)
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import client_of, refusal
 from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
@@ -91,8 +100,7 @@ class SegmentService:
                 async with self._seats.seat(client) as decoder:
                     frame = await self._in_thread(_decode, data, decoder)
                     crop = None if wanted is None else await self._in_thread(_crop, wanted, frame)
-                    doubt = None if modality is None else await self._in_thread(_doubt, frame, crop, modality)
-                    result = await self._in_thread(self._segment, frame, crop, modality, threshold)
+                    result, doubt = await self._in_thread(self._segment, frame, crop, modality, threshold)
                     response = await self._in_thread(_encoded, result, kind, doubt)
         except Full:
             hint = "Try again in a second."
@@ -128,28 +136,37 @@ class SegmentService:
             raise Refused(400, "no such modality here.", f"Known: {names}.")
         return modality, _threshold(query.get("threshold"))
 
-    def _segment(self, frame: Frame, crop: Crop | None, modality: str | None, threshold: float | None) -> Segmentation:
-        """In a thread; the segmenter itself takes one at a time."""
+    def _segment(
+        self, frame: Frame, crop: Crop | None, named: str | None, threshold: float | None
+    ) -> tuple[Segmentation, str | None]:
+        """In a thread, the result and a doubt; the segmenter itself takes one at a time."""
         part = frame if crop is None else crop.of(frame)
-        modality = modality or _recognised(part, self._panel.pool.modalities)
+        seen = look(part)
+        modality = named or _recognised(seen, self._panel.pool.modalities)
         try:
             result = self._panel.pool.get(modality).segment_batch([part], threshold)[0]
             result = result if crop is None else result.placed(crop, (frame.shape[0], frame.shape[1]))
-            return self._panel.finder.found(result, name="an image sent")
+            result = self._panel.finder.found(result.judged(confidences(seen)), name="an image sent")
+            return result, None if named is None else _doubt(seen, result)
         except UserError as error:  # not the client's doing, and it may name this machine's files
             raise Refused(503, "the image could not be segmented.", "See the server's own output.") from error
 
 
-def _doubt(frame: Frame, crop: Crop | None, modality: str) -> str | None:
+def _doubt(seen: Look, result: Segmentation) -> str | None:
     """A warning where an image is plainly not of the modality that it is segmented as."""
+    modality = result.modality
     if not recognisable([modality]):
         return None
-    found = looks_otherwise(frame if crop is None else crop.of(frame), modality)
-    return None if found is None else f"the image looks like {found} and was segmented as {modality}."
+    if (found := looks_otherwise(seen, modality)) is not None:
+        return f"the image looks like {found} and was segmented as {modality}."
+    if result.confidence is None or result.confidence >= DOUBTFUL:
+        return None
+    return f"the image looks unlike {modality}, as which it was segmented (confidence {result.confidence:.2f})."
 
 
 def _encoded(result: Segmentation, kind: Kind, doubt: str | None) -> Response:
     headers = {"X-Modality": result.modality, "X-Threshold": str(result.threshold)}
+    headers |= {} if result.confidence is None else {"X-Confidence": f"{result.confidence:.4f}"}
     headers |= {} if doubt is None else {"X-Warning": doubt}
     if kind == "application/json":
         return JSONResponse(measurements(result) | ({} if doubt is None else {"warning": doubt}), headers=headers)
@@ -159,7 +176,7 @@ def _encoded(result: Segmentation, kind: Kind, doubt: str | None) -> Response:
         raise Refused(503, "the mask could not be written.", "Ask for JSON.") from error
 
 
-def _recognised(frame: Frame, among: Sequence[str]) -> str:
+def _recognised(frame: Look, among: Sequence[str]) -> str:
     guess = recognise(frame, among)
     if guess is not None and guess.sure:
         return guess.modality

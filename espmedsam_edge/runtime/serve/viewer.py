@@ -231,6 +231,7 @@ def frame_message(picture: Picture) -> bytes:
             "modality": picture.modality,
             "area": picture.area,
             "fraction": round(picture.fraction, 6),
+            "confidence": None if picture.confidence is None else round(picture.confidence, 4),
         }
     ).encode()
     return struct.pack(">I", len(header)) + header + picture.jpeg

@@ -10,21 +10,40 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
+from espmedsam_edge.annotations.outlines import three_points
+from espmedsam_edge.annotations.rle import encode_rle
 from espmedsam_edge.files import spreadsheet_safe, write_errors
 from espmedsam_edge.marks import AREA_COLUMNS, OBJECT_COLUMNS
 from espmedsam_edge.objects.instance import Unit, significant
 from espmedsam_edge.pipes import is_pipe, open_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sinks.contours import Form, contour_fields
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sources.source import SourceFrame
+
+Form = Literal["none", "polygons", "rle", "both"]
 
 _NOTHING_KEPT = "it keeps nothing"
 
 Identifiers = Callable[[Path], Mapping[str, str]]
 """What lines say besides about the file a frame was read from."""
+
+
+def contour_fields(result: Segmentation, form: Form) -> dict[str, Any]:
+    """What a line of JSON says of a mask's shape: ``polygons``, ``rle``, both or neither.
+
+    * ``polygons``: one list ``[x1, y1, x2, y2, ...]`` a part, in pixels, through the centres of its outermost pixels;
+      holes are left out. Filling them (``cv2.fillPoly``) gives the parts back. A part of one or two points
+      repeats them: COCO's readers refuse fewer than three, and take two for a box.
+    * ``rle``: ``{"size": [H, W], "counts": "..."}``, the whole mask, exactly, as pycocotools reads it.
+    """
+    fields: dict[str, Any] = {}
+    if form in ("polygons", "both"):
+        fields["polygons"] = [three_points(contour).ravel().tolist() for contour in result.contours()]
+    if form in ("rle", "both"):
+        fields["rle"] = encode_rle(result.mask)
+    return fields
 
 
 def area_in_mm2(area: int, spacing: tuple[float, float] | None) -> float | None:

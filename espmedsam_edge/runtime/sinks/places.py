@@ -10,14 +10,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from espmedsam_edge.destinations import Claims, Destination, check_destinations, stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import WRITABLE_SUFFIXES as IMAGE_OUTPUTS
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
-from espmedsam_edge.marks import AREAS, FRAMES, LINES, OBJECT_TABLE, PICTURE, REPORT, SEGMENTATION, VIDEO
+from espmedsam_edge.marks import ANNOTATIONS, AREAS, FRAMES, LINES, OBJECT_TABLE, PICTURE, REPORT, SEGMENTATION, VIDEO
 from espmedsam_edge.pipes import is_pipe
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES
 from espmedsam_edge.runtime.sources.source import Source
@@ -39,6 +39,7 @@ class Places:
         segmentations: the DICOM-SEG of each input file, or None for none.
         mask_video_folder, segmentation_folder: for the report.
         videos: which of the inputs are videos.
+        names: what results of each input file are named after.
         number: of what live sources give, see ``numbered``: the first under which an earlier run left nothing.
         kept: the first result of an earlier run that is kept for that; None where there is none.
         overwrite: what may be replaced, see ``check_destinations``.
@@ -57,6 +58,7 @@ class Places:
     mask_video_folder: Path | None = None
     segmentation_folder: Path | None = None
     videos: frozenset[Path] = frozenset()
+    names: Mapping[Path, str] = field(default_factory=dict)
     number: int = 1
     kept: Path | None = None
     overwrite: bool | None = None
@@ -115,6 +117,7 @@ def plan_places(
     labels: Path | None = None,
     objects: Path | None = None,
     plot: Path | None = None,
+    export: Path | None = None,
     elsewhere: bool = False,
     called: Mapping[Path, str] | None = None,
     also_read: Sequence[Path] = (),
@@ -137,6 +140,7 @@ def plan_places(
         mask_video: of the recordings of the masks: a file for one video, else a folder.
         dicom_seg, dicom_sr: of the DICOM-SEGs and reports: a file for one input file, else a folder.
         csv, objects, plot: the tables of areas and of objects, and the areas' picture.
+        export: the folder of what annotation tools open.
         elsewhere: whether results are wanted that are no files.
         called: what results of an input file are named after; None: its own name.
         also_read: further files that are no results' places, such as inputs that could not be opened.
@@ -149,7 +153,7 @@ def plan_places(
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
     named_after = [Path((called or {}).get(file, file)) for file in inputs]
-    named = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr) if place is not None]
+    named = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr, export) if place is not None]
     plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in named or [Path()])
     names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
     tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
@@ -168,6 +172,7 @@ def plan_places(
         mask_video,
         dicom_seg,
         frozenset(videos),
+        names,
         overwrite=overwrite,
         labels=_pictures(labels, "--labels", names, videos),
         label_folder=labels,
@@ -178,21 +183,40 @@ def plan_places(
         places = places.of(left(places))
     live = {file for source in sources if source.live for file in source.files}
     with nullcontext() if claims is None else claims.planning():
-        return _checked(places, others, live, [*inputs, *also_read], claims)
+        return _checked(places, others, live, [*inputs, *also_read], claims, export)
 
 
 def _checked(
-    places: Places, others: list[Destination], live: set[Path], read: Sequence[Path], claims: Claims | None
+    places: Places,
+    others: list[Destination],
+    live: set[Path],
+    read: Sequence[Path],
+    claims: Claims | None,
+    export: Path | None,
 ) -> Places:
     """The places, numbered where that is needed; all may be written to, and are claimed."""
     if live and places.overwrite is not False:
         places = _beside_earlier_ones(places, live, [place.path for place in others], claims or Claims())
         others = [Destination(numbered(path, places.number), kind) for path, kind in others]
     everything = [*places.destinations(), *others]
+    if export is not None:
+        _check_export(export, read, places.overwrite)
+        everything.append(Destination(export, ANNOTATIONS))
     check_destinations(everything, read, places.overwrite)
     if claims is not None:
         claims.add([place.path for place in everything])
     return places
+
+
+def _check_export(folder: Path, read: Sequence[Path], overwrite: bool | None) -> None:
+    """Corrections are made in place, so what stands there is not replaced unasked."""
+    _check_folder(folder, "--export-to")
+    real = Path(os.path.realpath(folder))
+    inside = next((file for file in read if real in Path(os.path.realpath(file)).parents), None)
+    if inside is not None:
+        raise UserError(f"{folder} holds the input {inside}.", "Name another folder: --export-to FOLDER")
+    if stands(folder) and not overwrite:
+        raise UserError(f"{folder} holds files, which may be corrections.", "Name a new folder: --export-to FOLDER")
 
 
 def numbered(path: Path, number: int) -> Path:

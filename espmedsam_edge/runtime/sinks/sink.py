@@ -49,6 +49,10 @@ class Sink(Protocol):
         """
 
 
+class Tally(Closing):
+    """A sink that only counts what passes: nothing that a run would go on for."""
+
+
 class Paced(Closing):
     """Writes nothing, and holds a video back to its own speed, for those who look on."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from espmedsam_edge.annotations.geojson import HEAD, TAIL, feature
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.crop import Crop
-from espmedsam_edge.marks import MARK
 from espmedsam_edge.runtime.slide.regions import Mask, Regions
 
 log = logging.getLogger(__name__)
@@ -65,22 +64,14 @@ def write_objects(
             *least,
         )
     with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
-        file.write(f'{{"type":"FeatureCollection","generator":"{MARK}","features":[')
+        file.write(HEAD)
         for polygon, area in _polygons(regions, least):
             rings = [(scale * (ring + 0.5)).round(2).tolist() for ring in polygon]
             size = {"Area px": area} if mpp is None else {"Area µm^2": round(area * mpp * mpp, 3)}
-            feature = {
-                "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
-                "properties": {
-                    "objectType": "detection",
-                    "classification": {"name": name, "color": list(colour)},
-                    "measurements": size,
-                },
-            }
-            file.write(("," if count else "") + "\n" + json.dumps(feature, separators=(",", ":"), ensure_ascii=False))
+            closed = [[*ring, ring[0]] for ring in rings]
+            file.write(("," if count else "") + "\n" + feature([closed], name, colour, size))
             count += 1
-        file.write("\n]}\n")
+        file.write(TAIL)
     return count
 
 

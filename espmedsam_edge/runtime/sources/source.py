@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +38,8 @@ class SourceFrame:
         aspect: width by height of a pixel as it is to be shown; videos from broadcast and DVD have others than 1.
         crop: the part of it that is segmented; None: all.
         modality: what it was recognised as (``recognised``); None: it is segmented as the run says.
+        likeness: how much it is of the kind of each modality that this is known for (``recognition.confidences``), of
+            videos and live sources once a second; None: nobody looked.
         z: micrometres along the optical axis from the first page, where a stack says so; else None.
     """
 
@@ -52,6 +54,7 @@ class SourceFrame:
     aspect: Fraction = Fraction(1)
     crop: Crop | None = None
     modality: str | None = None
+    likeness: Mapping[str, float] | None = None
     z: float | None = None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def find_pairs(
         UserError: no such folder, no such images, a pattern that is none, or two images of one id.
     """
     image_form, mask_form = (_compiled(text, "id") for text in (images_named, masks_named))
-    patient_form = None if patient is None else _compiled(patient, "patient")
+    patient_of = patients_of(patient)
     for folder in (images, masks):
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}.", "Name the folders of the images and of the masks.")
@@ -132,13 +132,13 @@ def find_pairs(
             of.setdefault(owner, []).append(path)
     taken = {path for paths in of.values() for path in paths} if masks_named != images_named else set[Path]()
     items = [
-        Item(id_.replace("/", "-"), named[name], tuple(of.get(id_, ())), _patient(patient_form, name))
+        Item(id_.replace("/", "-"), named[name], tuple(of.get(id_, ())), patient_of(name))
         for name, id_ in sorted(ids.items())
         if named[name] not in taken
     ]
     if not items:
         raise UserError(f"{images} holds no images named '{images_named}'.", "{id} is what differs; * is anything.")
-    if patient_form is not None and all(item.patient is None for item in items):
+    if patient is not None and all(item.patient is None for item in items):
         raise UserError(f"no image's name fits --patient '{patient}', such as {items[0].image.stem}.", _PATIENTS)
     check_unique(items)
     expected = f"Are the masks named '{masks_named}'? {_values_of(items)}"
@@ -184,9 +184,19 @@ def _compiled_short(pattern: str) -> re.Pattern[str]:
     return re.compile(_compiled(pattern, "id").pattern.replace("(?P<id>.+)", "(?P<id>.+?)"), re.DOTALL)
 
 
-def _patient(form: re.Pattern[str] | None, name: str) -> str | None:
-    found = None if form is None else form.fullmatch(name)
-    return None if found is None else found["patient"]
+def patients_of(pattern: str | None) -> Callable[[str], str | None]:
+    """What tells the patient of an image by its name, and None where the pattern, with ``{patient}``, does not fit.
+
+    Raises:
+        UserError: a pattern that is none.
+    """
+    form = None if pattern is None else _compiled(pattern, "patient")
+
+    def patient_of(name: str) -> str | None:
+        found = None if form is None else form.fullmatch(name)
+        return None if found is None else found["patient"]
+
+    return patient_of
 
 
 def _names(folder: Path, other: Path) -> Iterator[tuple[str, Path]]:

@@ -63,7 +63,7 @@ class Found:
         modality: what ``split.json`` will say.
         labelled: whether there are masks.
         mask_of: an image's mask, (H, W), for its item and size; raises UserError.
-        failures: what could not be taken in, a line each.
+        failures: what could not be taken in, a line each; may grow as masks are made.
         unmatched: masks that belong to no image.
         seed: of lists that are dealt.
     """
@@ -119,7 +119,7 @@ def prepare(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists.", "Choose another folder, or remove it first.")
     done: list[Item] = []
-    result = Prepared(0, Split(), failures=list(found.failures), unmatched=list(found.unmatched))
+    result = Prepared(0, Split(), unmatched=list(found.unmatched))
     with atomic_directory(target) as folder:
         (folder / IMAGES).mkdir()
         if found.labelled:
@@ -138,6 +138,7 @@ def prepare(
                 result.failures.append(str(error))
             if progress is not None:
                 progress(number, len(items))
+        result.failures = [*found.failures, *result.failures]
         if not done:
             reason = result.failures[0] if result.failures else "none has a mask."
             raise UserError(f"nothing in {found.source} could be converted: {reason}", found.expected)

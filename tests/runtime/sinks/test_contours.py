@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sink_material import blob, result_of
 
-from espmedsam_edge.runtime.sinks.contours import contour_fields, encode_rle
+from espmedsam_edge.annotations.rle import encode_rle
+from espmedsam_edge.runtime.sinks.measurements import contour_fields
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 

@@ -90,7 +90,7 @@ async function onFrame(buffer) {
     screen.getContext("2d").drawImage(picture, 0, 0);
     picture.close();
     byId("picture").classList.add("has-picture");
-    showArea(header.fraction, header.area, state.square_millimetres);
+    showArea(header.fraction, header.area, state.square_millimetres, header.confidence);
     screen.dataset.frame = header.frame;
     screen.dataset.number = header.number;
     const wide = Math.ceil(byId("picture").clientWidth * Math.min(2, window.devicePixelRatio || 1));
@@ -197,11 +197,12 @@ function showAlert(text) {
   alertUntil = text ? Date.now() + 8000 : 0;
 }
 
-function showArea(fraction, pixels, squareMillimetres) {
+function showArea(fraction, pixels, squareMillimetres, confidence) {
   byId("area").textContent = percent(fraction);
   const inMillimetres = squareMillimetres === null || squareMillimetres === undefined ? "" :
     squareMillimetres < 0.1 ? `, ${(1e6 * squareMillimetres).toFixed(0)} µm²` : `, ${squareMillimetres.toFixed(1)} mm²`;
-  byId("area-pixels").textContent = `${pixels.toLocaleString("en")} px${inMillimetres}`;
+  const sure = confidence === null || confidence === undefined ? "" : `, confidence ${confidence.toFixed(2)}`;
+  byId("area-pixels").textContent = `${pixels.toLocaleString("en")} px${inMillimetres}${sure}`;
 }
 
 function showSliders() {

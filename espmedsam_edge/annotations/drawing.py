@@ -1,0 +1,92 @@
+"""Polygons to masks, by each tool's own rules, whatever the polygons are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.installation import why_missing
+
+Mask = NDArray[np.uint8]  # (H, W), 0 or 255
+Points = NDArray[np.float64]  # (n, 2) of (x, y)
+
+
+def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
+    """Points from outside.
+
+    Args:
+        points: what should be pairs of numbers, or one list of them.
+        size: (H, W) of the picture.
+        least: how many there must be.
+
+    Raises:
+        ValueError: says in a few words what is wrong with them.
+    """
+    try:
+        found = np.asarray(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        raise ValueError("its points are not pairs of numbers") from None
+    if len(found) < least:
+        raise ValueError(f"it has {len(found)} points, fewer than {least}")
+    if not np.isfinite(found).all():
+        raise ValueError("its coordinates are not finite")
+    height, width = size
+    (left, top), (right, bottom) = found.min(axis=0), found.max(axis=0)
+    if right < 0 or bottom < 0 or left > width or top > height:
+        raise ValueError("it lies outside the picture")
+    if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
+        raise ValueError("it reaches far outside the picture")
+    return found
+
+
+def by_centres(polygons: Sequence[Points], size: tuple[int, int]) -> Mask:
+    """As COCO's and CVAT's tools fill: coordinates count from a pixel's corner; of several polygons the union.
+
+    Raises:
+        UserError: pycocotools is missing.
+    """
+    if (reason := why_missing("pycocotools", "annotations")) is not None:
+        raise UserError(f"cannot draw polygons: {reason}")
+    from pycocotools import mask as tools
+
+    packed = tools.frPyObjects([one.ravel().tolist() for one in polygons], *size)
+    drawn: Mask = np.asarray(tools.decode(tools.merge(packed)), np.uint8)
+    return np.asarray(drawn * 255, np.uint8)
+
+
+def by_pixels(polygon: Points, size: tuple[int, int]) -> Mask:
+    """As YOLO's readers fill: coordinates are cut off to pixels, and those on the line count."""
+    canvas = np.zeros(size, np.uint8)
+    cv2.fillPoly(canvas, [polygon.astype(np.int32)], 255)
+    return canvas
+
+
+def by_pillow(shape: str, points: Points, size: tuple[int, int]) -> Mask:
+    """As LabelMe fills: a polygon, a rectangle or a circle, its line included.
+
+    Raises:
+        UserError: Pillow is missing.
+        ValueError: a shape that has no area, or that is not known.
+    """
+    if (reason := why_missing("PIL", "annotations")) is not None:
+        raise UserError(f"cannot draw polygons: {reason}")
+    from PIL import Image, ImageDraw
+
+    canvas = Image.fromarray(np.zeros(size, np.uint8))
+    draw, pairs = ImageDraw.Draw(canvas), [(float(x), float(y)) for x, y in points]
+    if shape in ("polygon", "oriented_rectangle"):
+        draw.polygon(pairs, outline=255, fill=255)
+    elif shape == "rectangle" and len(pairs) == 2:
+        low, high = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        draw.rectangle((*low, *high), outline=255, fill=255)
+    elif shape == "circle" and len(pairs) == 2:
+        (x, y), radius = pairs[0], float(np.hypot(*(points[1] - points[0])))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=255, fill=255)
+    else:
+        raise ValueError(f"a {shape[:40]} has no area")
+    return np.asarray(canvas, np.uint8)

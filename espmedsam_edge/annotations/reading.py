@@ -1,0 +1,163 @@
+"""What annotation tools wrote, read back: the pictures that are there, and their objects' masks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espmedsam_edge.errors import UserError, nearest
+from espmedsam_edge.files import read_json, read_regular
+from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
+
+Mask = NDArray[np.uint8]  # (H, W), 0 or 255
+Draw = Callable[[tuple[int, int]], Mask]
+Part = Literal["train", "valid", "test"]
+
+MOST_BYTES = 512 << 20
+"""Of a file of annotations."""
+
+_MOST_LINES = 3  # of what is wrong with one picture
+_PARTS: dict[str, Part] = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
+
+
+@dataclass
+class Annotated:
+    """A picture and what is drawn in it.
+
+    Attributes:
+        image: its file.
+        objects: what names each in messages, and makes its mask for the picture's (H, W); that raises ValueError with
+            what is wrong in a few words.
+        size: (H, W) as the annotations have it; None: they do not say.
+        part: the list that its place or its file's name says.
+    """
+
+    image: Path
+    objects: list[tuple[str, Draw]] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    part: Part | None = None
+
+    def mask(self, size: tuple[int, int], problems: list[str]) -> Mask:
+        """The union of its objects; what cannot be drawn is added to ``problems``, a line each, but for many.
+
+        Raises:
+            UserError: the picture is of another size.
+        """
+        if self.size not in (None, size):
+            theirs = f"{self.size[1]}x{self.size[0]}" if self.size else ""
+            raise UserError(
+                f"{self.image} is {size[1]}x{size[0]} pixels, and its annotations are of {theirs}.",
+                "Annotate it again, or find the picture that they were made on; it was left out.",
+                exit_code=1,
+            )
+        union, wrong = np.zeros(size, np.uint8), list[str]()
+        for name, draw in self.objects:
+            try:
+                np.bitwise_or(union, draw(size), out=union)
+            except ValueError as error:
+                wrong.append(f"{self.image.name}: {name}: {error}; it is left out.")
+        shown = wrong if len(wrong) <= _MOST_LINES + 1 else wrong[:_MOST_LINES]
+        problems += shown
+        if len(wrong) > len(shown):
+            problems.append(f"{self.image.name}: {len(wrong) - len(shown)} more objects are left out.")
+        return union
+
+
+@dataclass
+class AnnotationSet:
+    """All that was read.
+
+    Attributes:
+        pictures: each file once.
+        problems: what was left out, a line each.
+    """
+
+    pictures: list[Annotated] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Pictures:
+    """The pictures below a folder, found by the names that annotations give them, never outside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in self.files:
+            self._by_name[path.name].append(path)
+
+    def find(self, name: str, near: Path) -> Path:
+        """The picture of a name, which may have folders.
+
+        Args:
+            name: as the annotations have it.
+            near: their file, for several of one name.
+
+        Raises:
+            ValueError: it is not there, or several are.
+        """
+        parts = (PureWindowsPath(name) if "\\" in name else PurePosixPath(name)).parts
+        found = self._by_name.get(parts[-1], []) if parts else []
+        for length in range(len(parts), 0, -1):
+            fitting = [path for path in found if path.parts[-length:] == parts[-length:]]
+            if fitting:
+                closest = max(_shared(path, near) for path in fitting)
+                fitting = [path for path in fitting if _shared(path, near) == closest]
+                if len(fitting) > 1:
+                    raise ValueError(f"several pictures are called {name[:200]}")
+                return fitting[0]
+        raise ValueError(f"there is no picture {name[:200]!r}")
+
+
+def _shared(path: Path, other: Path) -> int:
+    """How many folders two paths have in common."""
+    return next((n for n, (a, b) in enumerate(zip(path.parts, other.parts, strict=False)) if a != b), len(other.parts))
+
+
+def load(file: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it cannot be read, is too large, or is no JSON; says so in a few words.
+    """
+    try:
+        return read_json(read_regular(file, MOST_BYTES))
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+
+
+def part_of(file: Path, below: Path) -> Part | None:
+    """Which list a file's name or its folders below another one say it is for."""
+    names = [name for folder in file.relative_to(below).with_suffix("").parts for name in _words(folder)]
+    return next((_PARTS[name] for name in reversed(names) if name in _PARTS), None)
+
+
+def _words(name: str) -> list[str]:
+    words = "".join(sign if sign.isalpha() else " " for sign in name.lower())
+    return words.split()
+
+
+def check_wanted(wanted: Collection[str], known: Sequence[str]) -> None:
+    """Raise UserError where a label that is asked for is none."""
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"no object is labelled '{name}'.", nearest(name, known))
+
+
+def whole(value: Any) -> int | None:
+    """A whole number from outside, over 0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) and value > 0 else None

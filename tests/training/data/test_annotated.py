@@ -1,0 +1,288 @@
+"""Annotations of other tools become a dataset folder; what is damaged in them is a line each."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from espmedsam_edge.annotations.formats import Picture, writer
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.objects.separation import separated
+from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.training.data.annotated import READERS, find_annotated
+from espmedsam_edge.training.data.prepare import Prepared, prepare
+
+pytest.importorskip("pycocotools", reason="needs pycocotools (extra annotations)")
+pytest.importorskip("PIL", reason="needs Pillow (extra annotations)")
+Bits = NDArray[np.bool_]
+SIZE = (60, 80)
+
+
+def scene(seed: int) -> Bits:
+    rng = np.random.default_rng(seed)
+    blobs = cv2.GaussianBlur(rng.random(SIZE).astype(np.float32), (0, 0), 3)
+    return np.asarray(blobs > np.quantile(blobs, 0.65)) ^ (rng.random(SIZE) > 0.985)
+
+
+def save(folder: Path, form: str, masks: dict[str, Bits]) -> None:
+    """As ``infer --export`` does."""
+    made = writer(form)
+    text = made.head() if made.document else ""
+    for name, mask in masks.items():
+        labels = separated(mask.astype(np.uint8) * 255, split=False)
+        entry = made.entry(Picture(f"{name}.png", mask.shape[1], mask.shape[0], "lesion", (0, 0, 0), labels))
+        text += entry
+        (folder / made.images).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / made.images / f"{name}.png"), phantom("ultrasound", len(name), mask.shape)[0])
+        if not made.document:
+            (folder / made.place(name)).parent.mkdir(exist_ok=True)
+            (folder / made.place(name)).write_text(entry)
+    if made.document:
+        (folder / made.document).write_text(text + made.tail())
+    for name, content in made.others().items():
+        (folder / name).write_text(content)
+
+
+def converted(tmp_path: Path, form: str, **options: Any) -> tuple[Prepared, DatasetFolder]:
+    done = prepare(find_annotated(form, tmp_path / "source", **options), tmp_path / "made")
+    return done, DatasetFolder.open(tmp_path / "made")
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_what_was_written_comes_back_pixel_by_pixel_as_far_as_the_format_can(form: str, tmp_path: Path) -> None:
+    masks = {f"case.{seed} a": scene(seed) for seed in range(4)}
+    save(tmp_path / "source", form, masks)
+    done, folder = converted(tmp_path, form)
+    assert done.failures == []
+    assert folder.ids() == sorted(masks)
+    ndimage = pytest.importorskip("scipy.ndimage")
+    for name, mask in masks.items():
+        expected = ndimage.binary_fill_holes(mask) if form == "yolo" else mask
+        assert np.array_equal(folder.load(name).mask > 0, expected)
+        assert (expected != mask).any() == (form == "yolo")
+
+
+def coco(folder: Path, annotations: list[Any], images: list[Any] | None = None, **more: Any) -> None:
+    """A file and a picture ``a.png`` with the id 1."""
+    (folder / "source").mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / "source" / "a.png"), phantom("ultrasound", 1, SIZE)[0])
+    entry = {"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}
+    value = {
+        "images": [entry, *(images or [])],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "lesion"}, {"id": 2, "name": "marker"}],
+    } | more
+    (folder / "source" / "x.json").write_text(json.dumps(value))
+
+
+def thing(number: Any = 1, segmentation: Any = None, image: Any = 1, category: int = 1) -> dict[str, Any]:
+    square = [[10, 10, 10, 30, 30, 30, 30, 10]]
+    return {
+        "id": number, "image_id": image, "category_id": category, "segmentation": segmentation or square,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "said"),
+    [
+        ([thing(2, [[1, 2, 3, 4]])], [], "object 2: it has 2 points, fewer than 3"),
+        ([thing(2, [[900, 900, 910, 900, 905, 990]])], [], "object 2: it lies outside the picture"),
+        ([thing(2, [[1, 1, 5, 5, 1e300, 3]])], [], "object 2: it reaches far outside the picture"),
+        ([thing(2, [[1, 1, 5, 5, float("nan"), 3]])], [], "object 2: its coordinates are not finite"),
+        ([thing(2, [["x", 1, 5, 5, 3, 3]])], [], "object 2: its points are not pairs of numbers"),
+        ([thing(2, [[1, 1, 5, 5, 3]])], [], "object 2: its points are not pairs of numbers"),
+        ([thing(2, {"size": [60, 80], "counts": [5, 5]})], [], "object 2: its run lengths are not those of 80x60"),
+        ([thing(2, {"size": [6, 8], "counts": [48]})], [], "object 2: its run lengths are not of the picture's size"),
+        ([thing(2, {"size": [60, 80], "counts": [1e400, 2]})], [], "object 2: its run lengths are no whole numbers"),
+        ([thing(2, "outline")], [], "object 2: it has no outline"),
+        ([thing(1)], [], "two objects have the id 1"),
+        ([thing(2, image=9), thing(3, image=9)], [], "2 objects are of a picture 9 that is not listed"),
+        ([thing(2, image=5)], [{"id": 5, "file_name": "absent.png"}], "there is no picture 'absent.png'"),
+        ([], [{"id": 5, "file_name": "../../../etc/passwd"}], "there is no picture '../../../etc/passwd'"),
+        ([], [{"id": 1, "file_name": "b.png"}], "two pictures have the id 1"),
+        ([], [{"id": 2, "file_name": "a.png"}], "a.png is there twice"),
+        (["no object", 7, None], [], None),
+    ],
+)
+def test_what_is_damaged_in_coco_is_a_line_and_the_rest_is_done(
+    annotations: list[Any], images: list[Any], said: str | None, tmp_path: Path
+) -> None:
+    coco(tmp_path, [thing(), *annotations], images)
+    done, folder = converted(tmp_path, "coco")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[10:30, 10:30] = 255
+    assert np.array_equal(folder.load("a").mask, expected)
+    assert len(done.failures) == (said is not None)
+    assert said is None or said in done.failures[0]
+
+
+def test_of_many_damaged_objects_a_few_lines_are_told(tmp_path: Path) -> None:
+    coco(tmp_path, [thing(), *(thing(number, [[1, 2]]) for number in range(2, 5000))])
+    done, _ = converted(tmp_path, "coco")
+    assert len(done.failures) == 4
+    assert "4995 more objects" in done.failures[3]
+
+
+def test_only_the_labels_that_are_asked_for_count(tmp_path: Path) -> None:
+    coco(tmp_path, [thing(1, [[0, 0, 0, 5, 5, 5, 5, 0]], category=2), thing(2)])
+    _, folder = converted(tmp_path, "coco", labels=["marker"])
+    assert np.count_nonzero(folder.load("a").mask) == 25
+    with pytest.raises(UserError, match="Did you mean 'lesion'"):
+        find_annotated("coco", tmp_path / "source", labels=["lesio"])
+
+
+def test_lists_are_those_of_files_and_folders_and_patients_are_kept(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        save(tmp_path / "source" / part, "coco", {f"p{part[0]}_{seed}": scene(seed) for seed in range(2)})
+    done, folder = converted(tmp_path, "coco", patient="{patient}_*", modality="ultrasound")
+    split = done.split
+    assert (split.train, split.valid, split.test) == (["pt_0-1", "pt_1-1"], ["pv_0", "pv_1"], ["pt_0", "pt_1"]) or (
+        len(split.train) == len(split.valid) == len(split.test) == 2
+    )
+    assert (split.origin, split.modality) == ("official", "ultrasound")
+    assert len(folder.ids()) == 6
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"images": 1}', "[" * 100_000, '{"images": [], "annotations": []}', "1" * 5000]
+)
+@pytest.mark.parametrize("form", ["coco", "labelme"])
+def test_files_that_are_none_of_the_tools_are_told_and_nothing_is_made(form: str, content: str, tmp_path: Path) -> None:
+    coco(tmp_path, [])
+    (tmp_path / "source" / "x.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        converted(tmp_path, form)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_file_that_is_too_large_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coco(tmp_path, [thing()])
+    (tmp_path / "source" / "y.json").write_text(" " * 2000 + "{}")
+    monkeypatch.setattr("espmedsam_edge.annotations.reading.MOST_BYTES", 1500)
+    done, _ = converted(tmp_path, "coco")
+    assert [("y.json" in line, "over 1500 bytes" in line) for line in done.failures] == [(True, True)]
+
+
+def labelme(folder: Path, shapes: list[Any], **more: Any) -> None:
+    coco(folder, [])
+    (folder / "source" / "x.json").unlink()
+    value = {"shapes": shapes, "imagePath": "..\\pictures\\a.png", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    (folder / "source" / "a.json").write_text(json.dumps(value | more))
+
+
+def shape(kind: str, points: Any, **more: Any) -> dict[str, Any]:
+    return {"label": "lesion", "shape_type": kind, "points": points} | more
+
+
+def test_labelmes_other_shapes_are_drawn_or_told(tmp_path: Path) -> None:
+    damaged = [
+        shape("point", [[3, 3]]),
+        shape("mask", [[1, 1], [4, 4]], mask="bm8="),
+        shape("mask", [[1, 1], [4, 4]], mask=None),
+        shape("polygon", [[1, 1], [4, 4]]),
+        "none",
+    ]
+    for wrong in damaged:
+        labelme(tmp_path, [shape("rectangle", [[30, 20], [10, 10]]), shape("circle", [[60, 30], [60, 40]]), wrong])
+        done, folder = converted(tmp_path, "labelme")
+        mask = folder.load("a").mask > 0
+        rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+        assert mask[10:21, 10:31].all()
+        disc = np.hypot(rows - 30, columns - 60)
+        assert mask[disc <= 9].all()
+        mask[10:21, 10:31] = False
+        assert not mask[disc > 11].any()
+        assert len(done.failures) == 1
+        assert "shape 3" in done.failures[0]
+        for file in (tmp_path / "made").rglob("*"):
+            if file.is_file():
+                file.unlink()
+        for place in ("images", "masks", "."):
+            (tmp_path / "made" / place).rmdir()
+
+
+def test_a_picture_of_another_size_is_left_out(tmp_path: Path) -> None:
+    labelme(tmp_path, [shape("rectangle", [[1, 1], [9, 9]])], imageHeight=61)
+    with pytest.raises(UserError, match="its annotations are of 80x61"):
+        converted(tmp_path, "labelme")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 0.5 0.5 0.2 0.2", "line 2: it is a box, not an outline"),
+        ("0 0.5", "line 2: it has too few values"),
+        ("0 0.1 0.1 0.2 0.2 nan 0.3", "line 2: its coordinates are not finite"),
+        ("0 0.1 0.1 0.2 0.2 x 0.3", "line 2: its values are no numbers"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2: it has an odd number of coordinates"),
+        ("0 2.1 2.1 2.2 2.2 2.3 2.3", "line 2: it lies outside the picture"),
+    ],
+)
+def test_what_is_damaged_in_yolo_is_a_line(line: str, said: str, tmp_path: Path) -> None:
+    save(tmp_path / "source", "yolo", {"a": scene(1)})
+    label = tmp_path / "source" / "labels" / "a.txt"
+    whole = label.read_text().splitlines()[0]
+    label.write_text(f"{whole}\n{line}\n")
+    (tmp_path / "source" / "labels" / "stranger.txt").write_text(whole)
+    done, folder = converted(tmp_path, "yolo")
+    assert folder.load("a").mask.any()
+    assert len(done.failures) == 2
+    assert "there is no picture 'stranger'" in done.failures[0]
+    assert said in done.failures[1]
+
+
+@pytest.mark.parametrize(
+    "names", ["names: [other, lesion]", "names:\n  0: other\n  1: 'lesion'", "nc: 2\nnames:\n- other\n- lesion\n"]
+)
+def test_yolos_classes_go_by_name_or_number(names: str, tmp_path: Path) -> None:
+    save(tmp_path / "source", "yolo", {"a": scene(1)})
+    (tmp_path / "source" / "data.yaml").write_text(names)
+    square = "1 0.1 0.1 0.1 0.2 0.2 0.2 0.2 0.1"
+    label = tmp_path / "source" / "labels" / "a.txt"
+    label.write_text(f"0 0.5 0.5 0.6 0.6 0.5 0.7\n{square}\n")
+    masks = []
+    for number, wanted in enumerate((["lesion"], ["1"])):
+        found = find_annotated("yolo", tmp_path / "source", labels=wanted)
+        prepare(found, tmp_path / f"made{number}")
+        masks.append(DatasetFolder.open(tmp_path / f"made{number}").load("a").mask)
+    expected = np.zeros(SIZE, bool)
+    expected[6:13, 8:17] = True
+    assert np.array_equal(masks[0] > 0, expected)
+    assert np.array_equal(masks[0], masks[1])
+
+
+@given(value=st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["a.png", 1]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(
+        ["images", "annotations", "categories", "id", "file_name", "image_id", "segmentation", "counts", "size",
+         "shapes", "points", "shape_type", "mask", "label", "imagePath", "width", "height"]
+    ), inner, max_size=6),
+    max_leaves=25,
+))  # fmt: skip
+@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("form", ["coco", "labelme"])
+def test_no_json_is_more_than_a_line(form: str, value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    if form == "labelme":
+        value = {"shapes": [value, {"shape_type": "polygon"} | (value if isinstance(value, dict) else {})]} | {
+            "imagePath": "a.png"
+        }
+    else:
+        entry = value if isinstance(value, dict) else {}
+        value = {"images": [{"id": 1, "file_name": "a.png"}, value], "annotations": [{"image_id": 1} | entry, value]}
+    coco(folder, [])
+    (folder / "source" / "x.json").write_text(json.dumps(value))
+    with suppress(UserError):  # any other error fails
+        converted(folder, form)
