@@ -152,10 +152,10 @@ def plan_places(
     """
     inputs = [file for source in sources for file in source.files]
     videos = {file for source in sources if source.kind == "video" for file in source.files}
-    named_after = [Path((called or {}).get(file, file)) for file in inputs]
+    after = [Path((called or {}).get(file, file)) for file in inputs]
     named = [place for place in (out, masks, labels, mask_video, dicom_seg, dicom_sr, export) if place is not None]
-    plain = not all(_takes(folder, [file.stem for file in named_after]) for folder in named or [Path()])
-    names = dict(zip(inputs, output_names(named_after, plain=plain), strict=True))
+    plain = not all(_takes(folder, [file.stem for file in after]) for folder in named or [Path()])
+    names = dict(zip(inputs, output_names(after, plain=plain), strict=True))
     tables = ((jsonl, LINES), (csv, AREAS), (objects, OBJECT_TABLE), (plot, PICTURE))
     others = [Destination(path, kind) for path, kind in tables if path is not None]
     default = not elsewhere and not others and not named
@@ -165,9 +165,7 @@ def plan_places(
         _pictures(masks, "--masks", names, videos),
         folder,
         masks,
-        _file_or_folder(
-            mask_video, "--mask-video", VIDEO_OUTPUTS, {file: names[file] for file in inputs if file in videos}
-        ),
+        _file_or_folder(mask_video, "--mask-video", VIDEO_OUTPUTS, {one: names[one] for one in inputs if one in videos}),
         _file_or_folder(dicom_seg, "--dicom-seg", (".dcm",), {file: f"{names[file]}-seg" for file in inputs}),
         mask_video,
         dicom_seg,
