@@ -160,12 +160,13 @@ def plan_places(
     others = [Destination(path, kind) for path, kind in tables if path is not None]
     default = not elsewhere and not others and not named
     folder, overlays = _overlays(out, inputs, videos, names, default=default)
+    films = {file: names[file] for file in inputs if file in videos}
     places = Places(
         overlays,
         _pictures(masks, "--masks", names, videos),
         folder,
         masks,
-        _file_or_folder(mask_video, "--mask-video", VIDEO_OUTPUTS, {one: names[one] for one in inputs if one in videos}),
+        _file_or_folder(mask_video, "--mask-video", VIDEO_OUTPUTS, films),
         _file_or_folder(dicom_seg, "--dicom-seg", (".dcm",), {file: f"{names[file]}-seg" for file in inputs}),
         mask_video,
         dicom_seg,
