@@ -19,7 +19,9 @@ def _group() -> None:
 
 @app.command()
 def triton(
-    bundles: list[Path] = typer.Argument(..., metavar="BUNDLE...", help="Bundles that export or calibrate wrote."),
+    bundles: list[str] = typer.Argument(
+        ..., metavar="BUNDLE...", help="Bundles that export or calibrate wrote, or their addresses (hf://, https://)."
+    ),
     out: Path = typer.Option(..., "--out", help="The model repository to write: a folder that is not there yet."),
     modality: list[str] = typer.Option([], "--modality", help="Which to write; repeat for several. [default: all]"),
     precision: list[str] = typer.Option(
@@ -37,12 +39,12 @@ def triton(
     cache: Path | None = typer.Option(None, help="The folder under which build kept engines."),
 ) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server: networks, and modalities that take pictures."""
-    from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.deploy.triton import write_repository
     from espmedsam_edge.deploy.triton_config import Serving
+    from espmedsam_edge.remote_bundles import open_bundle
 
     models = write_repository(
-        [Bundle.open(bundle) for bundle in bundles],
+        [open_bundle(bundle) for bundle in bundles],
         out,
         modalities=modality,
         precisions=precision,
