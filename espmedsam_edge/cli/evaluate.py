@@ -97,16 +97,15 @@ def command(
 def _show(evaluation: Evaluation, native: bool) -> None:
 
     from espmedsam_edge.evaluation.paper import paper_tables
-    from espmedsam_edge.evaluation.report import build_published_table, build_table
+    from espmedsam_edge.evaluation.report import build_published_tables, build_table
 
     console = terminal_console(width=None if sys.stdout.isatty() else 140)
     if evaluation.results:
         console.print(build_table(evaluation))
         if native:
             console.print(build_table(evaluation, native=True))
-        published = build_published_table(evaluation)
-        if published is not None:
-            console.print(published)
+        for table in build_published_tables(evaluation, console.width):
+            console.print(table)
         console.print(f"paper: {evaluation.method}; {paper_tables().source}. Its images and splits are not these.")
     notes = sum(bool(result.note) for result in evaluation.results)
     if notes:

@@ -23,6 +23,8 @@ from espmedsam_edge.metrics import Scores
 
 METRICS = ("dice", "hd", "hd95", "iou")
 _PER_CENT = ("dice", "iou")
+_METHOD_WIDTH = 32  # characters of a table's columns "method" and "prompt", and its frame
+_PUBLISHED_WIDTH = 17  # of a column of "90.82 / 115.50"
 _TILE = 320  # pixels a side of one picture on a sheet
 
 
@@ -112,26 +114,28 @@ def _paper_cells(modality: str, dataset: str, evaluation: Evaluation) -> list[st
     return [f"{published.dice:.2f}", f"{published.hd:.2f}", f"{published.dataset} (Table {published.table})"]
 
 
-def build_published_table(evaluation: Evaluation) -> Table | None:
-    """A row a method that the paper compares, a column a dataset of ours; None where it has no figures to compare.
+def build_published_tables(evaluation: Evaluation, width: int = 140) -> list[Table]:
+    """A row a method that the paper compares, a column a dataset of ours, as many tables as ``width`` characters need.
 
-    Methods with a point by hand come after those that need nothing, as ours does.
+    Methods with a point by hand come after those that need nothing, as ours does. Without published figures: none.
     """
     ours = {
         (modality, dataset): f"{entry['dice']:.2f} / {entry['hd']:.2f}"
         for modality, datasets in summary(evaluation).items()
         for dataset, entry in datasets.items()
     }
-    published = {group: scores for group in ours if evaluation.size == 1024 and (scores := paper_scores(*group))}
-    if not published:
-        return None
+    published = [(group, scores) for group in ours if evaluation.size == 1024 and (scores := paper_scores(*group))]
+    beside = max(1, (width - _METHOD_WIDTH) // _PUBLISHED_WIDTH)
+    parts = [dict(published[start : start + beside]) for start in range(0, len(published), beside)]
+    return [_published_table(ours, part) for part in parts]
+
+
+def _published_table(ours: dict[tuple[str, str], str], published: dict[tuple[str, str], list[PaperScore]]) -> Table:
     table = Table(title="Published, Dice % / HD px", title_justify="left")
-    table.add_column("method")
-    table.add_column("prompt")
-    for (modality, dataset), scores in published.items():
-        table.add_column(
-            f"{modality} {dataset}\n{', '.join(dict.fromkeys(s.dataset for s in scores))}", justify="right"
-        )
+    table.add_column("method", no_wrap=True)
+    table.add_column("prompt", no_wrap=True)
+    for group, scores in published.items():
+        table.add_column("\n".join((*group, scores[0].dataset)), justify="right", min_width=_PUBLISHED_WIDTH - 3)
     table.add_row("this model", "none", *(ours[group] for group in published), style="bold", end_section=True)
     methods = dict.fromkeys((s.prompt, s.method) for scores in published.values() for s in scores)
     for prompt, method in sorted(methods, key=lambda pair: pair[0] == "point"):

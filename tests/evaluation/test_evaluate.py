@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle, Normalization
@@ -19,7 +20,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate, Predict, open_candidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
 from espmedsam_edge.evaluation.paper import TEACHER, paper_score, paper_tables
-from espmedsam_edge.evaluation.report import build_published_table, summary, write_csv, write_json, write_sheets
+from espmedsam_edge.evaluation.report import build_published_tables, summary, write_csv, write_json, write_sheets
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.masks import resize_mask
 from espmedsam_edge.imaging.views import VIEWS
@@ -310,16 +311,15 @@ def test_every_published_method_stands_beside_ours(tmp_path: Path) -> None:
     folders = [tmp_path / "fundus" / "drive", tmp_path / "fundus" / "stare", tmp_path / "histopathology" / "tnbc"]
     paths = [write_dataset(folder, {"quarter": 16}) for folder in folders]
     evaluation = evaluate(oracle, plan_tasks(oracle, paths))
-    table = build_published_table(evaluation)
-    assert table is not None
+    (table,) = build_published_tables(evaluation)
     columns = [list(column.cells) for column in table.columns]
     rows = {(method, prompt): tuple(cells) for method, prompt, *cells in zip(*columns, strict=True)}
     assert [column.header for column in table.columns] == [
         "method",
         "prompt",
-        "fundus drive\nDRIVE",
-        "fundus stare\nSTARE",
-        "histopathology tnbc\nTNBC",
+        "fundus\ndrive\nDRIVE",
+        "fundus\nstare\nSTARE",
+        "histopathology\ntnbc\nTNBC",
     ]
     ours = summary(evaluation)["fundus"]["drive"]
     assert set(rows["this model", "none"]) == {f"{ours['dice']:.2f} / {ours['hd']:.2f}"}  # the same image thrice
@@ -331,10 +331,21 @@ def test_every_published_method_stands_beside_ours(tmp_path: Path) -> None:
     assert rows["ESP-MedSAM-S", "none"] == ("72.55 / 71.99", "71.25 / 88.00", "83.14 / 111.83")
     asked = "SAM SAMMI MedSAM SAMUS Med-SA SAMed SAM-CL UV-SAM LeSAM H-SAM U-Net nnUNet TransUNet ACC-UNet"
     assert {method for method, _ in rows} >= set(asked.split())
+    for width in (60, 80, 100, 140):  # nothing is cut off or broken over lines
+        tables = build_published_tables(evaluation, width)
+        console = Console(width=width)
+        with console.capture() as shown:
+            for one in tables:
+                console.print(one)
+        printed = shown.get()
+        assert sum(len(one.columns) - 2 for one in tables) == 3
+        assert "EfficientViT-SAM-L0" in printed
+        assert printed.count("ESP-MedSAM-S ") == len(tables)
+        assert all(figures in printed for row in rows.values() for figures in row if figures)
     prompts = [prompt for _, prompt in rows]
     assert prompts == sorted(prompts)  # "none", then "point"
 
     smaller = evaluate(oracle, plan_tasks(oracle, paths[:1]), size=512)
-    assert build_published_table(smaller) is None, "the paper's figures are at 1024 x 1024"
+    assert build_published_tables(smaller) == [], "the paper's figures are at 1024 x 1024"
     own = evaluate(oracle, plan_tasks(oracle, [write_dataset(tmp_path / "teeth" / "mine", {"a": 0})]))
-    assert build_published_table(own) is None, "the paper has no teeth"
+    assert build_published_tables(own) == [], "the paper has no teeth"
