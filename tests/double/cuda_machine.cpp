@@ -120,9 +120,11 @@ int cuMemGetInfo_v2(std::size_t* free_size, std::size_t* total) {
 int cuMemAlloc_v2(std::uintptr_t* address, std::size_t size) {
     BEGIN("cuMemAlloc");
     NEED_CONTEXT;
-    for (void* handle : streams) {  // an allocation breaks a capture
-        if (static_cast<Stream*>(handle)->capture) {
-            static_cast<Stream*>(handle)->capture_broken = true;
+    for (void* handle : streams) {  // an allocation breaks a capture: the thread's own, or anybody's where both mind others
+        Stream* stream = static_cast<Stream*>(handle);
+        const bool own = stream->captured_by == std::this_thread::get_id();
+        if (stream->capture && (own ? stream->capture_mode != 2 : !stream->capture_mode && !capture_mode_of_thread)) {
+            stream->capture_broken = true;
             return CAPTURE_UNSUPPORTED;
         }
     }

@@ -22,6 +22,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <sys/mman.h>
@@ -70,6 +71,8 @@ struct Stream {
     std::uint64_t enqueued = 0, done = 0;
     std::vector<Action>* capture = nullptr;
     bool capture_broken = false;
+    int capture_mode = 0;  // global, thread-local, relaxed
+    std::thread::id captured_by;
 
     void add(Action action) {
         if (capture) {
@@ -105,6 +108,7 @@ inline std::set<void*> streams, events, graphs, executables, modules;
 inline std::size_t used = 0;
 inline Stream legacy_stream;
 inline thread_local void* current_context = nullptr;
+inline thread_local int capture_mode_of_thread = 0;
 
 inline long setting(const char* name, long otherwise) {
     const char* text = std::getenv(name);

@@ -179,12 +179,20 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     return SUCCESS;
 }
 
-int cuStreamBeginCapture_v2(void* handle, int) {
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+    BEGIN("cuThreadExchangeStreamCaptureMode");
+    std::swap(*mode, capture_mode_of_thread);
+    return SUCCESS;
+}
+
+int cuStreamBeginCapture_v2(void* handle, int mode) {
     BEGIN("cuStreamBeginCapture");
     Stream* stream = stream_of(handle);
     if (!stream || stream == &legacy_stream || stream->capture) return INVALID_HANDLE;
     stream->capture = new std::vector<Action>;
     stream->capture_broken = false;
+    stream->capture_mode = mode;
+    stream->captured_by = std::this_thread::get_id();
     return SUCCESS;
 }
 

@@ -255,3 +255,27 @@ def test_a_kernel_that_is_not_there(device: CudaDevice, kernels: FrameKernels, c
     with pytest.raises(CudaError, match="cuModuleGetFunction of nothing failed"):
         module.launch(stream, "nothing", (1, 1, 1), (1, 1, 1), parameters.Preprocess())
     module.close()
+
+
+def test_memory_while_another_thread_captures_as_other_libraries_do(device: CudaDevice, stream: Stream) -> None:
+    """ONNX Runtime and torch capture in the mode in which other threads are refused memory unless they opt out."""
+    mode = device.driver.constant("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_GLOBAL")
+    begun, allocated, ended = threading.Event(), threading.Event(), []
+
+    def capture() -> None:
+        device.driver.call("cuCtxSetCurrent", device._context)  # without what make_current does: as another library
+        device.driver.call("cuStreamBeginCapture", stream.handle, mode)
+        begun.set()
+        allocated.wait(20)
+        ended.append(device.driver.attempt("cuStreamEndCapture", stream.handle)[0])
+
+    other = threading.Thread(target=capture)
+    other.start()
+    assert begun.wait(20)
+    device.make_current()
+    try:
+        DeviceBuffer(device, 1024).close()
+    finally:
+        allocated.set()
+        other.join()
+    assert ended == [0]  # nor was that capture broken

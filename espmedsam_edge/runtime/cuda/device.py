@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaUnavailable, cuda_driver
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu
+
+_this_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,16 @@ class CudaDevice(Closing):
         return cls(driver, gpu, ordinal)
 
     def make_current(self) -> None:
-        """Make the GPU's context current in the calling thread."""
+        """Make the GPU's context current in the calling thread.
+
+        Captures that other libraries have under way in other threads do not concern this one from then on: else the
+        driver refuses it memory while ONNX Runtime or torch captures a graph, and breaks that capture, too.
+        """
         self.driver.call("cuCtxSetCurrent", self._context)
+        if not getattr(_this_thread, "minds_its_own", False):
+            mode = self.driver.constant("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
+            self.driver.call("cuThreadExchangeStreamCaptureMode", mode)
+            _this_thread.minds_its_own = True
 
     def memory(self) -> GpuMemory:
         """The GPU's memory at this moment."""
