@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -10,8 +11,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,9 @@ def test_a_thousand_requests_of_sixteen_clients_are_all_right(server: Triton, bu
         right = 0
         for number in range(client, REQUESTS, CLIENTS):
             which = number % len(pictures)
+            if number % 10 == 0:  # strangers among them, whose failure is theirs alone
+                with pytest.raises(http_client.InferenceServerException, match="cannot read the image"):
+                    asked(server, image=text(b"no picture"))
             answer, wanted = asked(server, image=bodies[which]), expected[which]
             right += (
                 np.array_equal(answer.as_numpy("mask")[0], wanted.mask)
@@ -94,8 +99,8 @@ def test_a_thousand_requests_of_sixteen_clients_are_all_right(server: Triton, bu
     after = server.get("models/fundus/stats")["model_stats"][0]
     done = after["inference_count"] - before["inference_count"]
     runs = after["execution_count"] - before["execution_count"]
-    assert done == REQUESTS
-    assert runs < REQUESTS / 1.2  # requests were gathered
+    assert REQUESTS <= done <= 1.1 * REQUESTS  # failed ones may count
+    assert runs < done / 1.2  # requests were gathered
 
 
 def test_frames_thresholds_and_pngs(server: Triton, bundle: Bundle) -> None:
@@ -217,18 +222,48 @@ def test_something_else_at_the_address_is_one_line(bundle: Bundle) -> None:
             Segmenter.load(bundle, backend=f"triton:http://127.0.0.1:{other.getsockname()[1]}")
 
 
-def test_a_server_that_goes_away_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
-    write_repository([bundle], tmp_path / "models", engine="python")
+def test_a_server_that_goes_away_is_one_line(server: Triton, bundle: Bundle) -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
-    with (
-        triton_server(tmp_path / "models", tmp_path) as started,
-        Segmenter.load(bundle, backend=f"triton:{started.url}") as segmenter,
-    ):
-        segmenter.segment(frame)
-        started.process.kill()
-        started.process.wait()
+    with passing_on(server.port) as (port, stop), Segmenter.load(bundle, backend=f"triton:127.0.0.1:{port}") as there:
+        there.segment(frame)
+        stop()
         with pytest.raises(UserError, match="no answer of Triton"):
-            segmenter.segment(frame)
+            there.segment(frame)
+
+
+@contextmanager
+def passing_on(port: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A port behind which another is, and what ends that with all its connections."""
+    opened: list[socket.socket] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = listening.accept()
+                there = socket.create_connection(("127.0.0.1", port))
+                opened.extend((here, there))
+                for pair in ((here, there), (there, here)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def stop() -> None:
+        for one in opened:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    opened.append(listening)
+    threading.Thread(target=accept, args=(listening,), daemon=True).start()
+    try:
+        yield listening.getsockname()[1], stop
+    finally:
+        stop()
 
 
 def test_the_images_health_check_asks_it(server: Triton) -> None:
