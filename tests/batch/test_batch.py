@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -33,6 +35,7 @@ from espmedsam_edge.batch.run import BatchReport, BatchRequest, _settings, run_b
 from espmedsam_edge.batch.table import COLUMNS
 from espmedsam_edge.batch.units import Unit, plan_units
 from espmedsam_edge.batch.worker import UnitResult, UnitWorker
+from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.inference import infer
 from espmedsam_edge.runtime.request import ModelOptions, Outputs
@@ -173,6 +176,27 @@ def test_a_driver_that_ends_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.before == 3
     assert len(rows()) == 67
     assert Counter((row["source"], row["frame"]) for row in rows()).most_common(1)[0][1] == 1
+
+
+@pytest.mark.usefixtures("ray", "work")
+def test_the_page_is_followed_word_by_word() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text().partition("## On Ray")[2]
+    (command,) = (
+        line for line in page.splitlines() if line.startswith("espmedsam-edge batch") and "--address" not in line
+    )
+    os.rename("toy.bundle", "colonoscopy.bundle")
+    os.rename("in", "studies")
+    os.mkdir("videos")
+    save_clip(Path("videos/a.avi"), 4)
+    os.rename("videos/a.avi", "videos/a.mp4")
+    words = [name for word in shlex.split(command)[1:] for name in (sorted(glob.glob(word)) or [word])]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code in (0, None)
+    python = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(python, names)
+    assert (names["table"].num_rows, names["failed"].num_rows, names["areas"].num_rows) == (71, 0, 9)
 
 
 def test_the_stretches_of_a_video_have_each_frame_once(work: Path) -> None:
