@@ -40,7 +40,10 @@ def printable_lines(text: str) -> str:
 
 
 def terminal_console(**options: Any) -> Console:
-    """A console of rich's that shows texts as ``tell`` does; its own colours and movements stay."""
+    """A console of rich's that shows texts as ``tell`` does; its own colours and movements stay.
+
+    Square brackets and colons in names are no markup of rich's: what is coloured has a style.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -52,7 +55,7 @@ def terminal_console(**options: Any) -> Console:
                 else:
                     yield Segment(printable_lines(segment.text), segment.style)
 
-    return PrintableConsole(**options)
+    return PrintableConsole(markup=False, emoji=False, **options)
 
 
 _drawing: list[Console] = []
@@ -61,7 +64,11 @@ _drawing: list[Console] = []
 
 def progress_bars(*columns: Any, **options: Any) -> Progress:
     """rich's bars on standard error, gone when they end; a line of ``tell`` there stands above them meanwhile."""
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
+
+    for column in columns:
+        if isinstance(column, TextColumn):
+            column.markup = False
 
     class Bars(Progress):
         def start(self) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.imaging.encode import write_image
-from espmedsam_edge.terminal import tell, terminal_console
+from espmedsam_edge.terminal import progress_bars, tell, terminal_console
 
 NAME = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.\u2066b\u200b\r\x7f"
 """Sets the title, clears the screen, colours (also by C1), turns the direction of reading, goes back to the start."""
@@ -53,13 +53,29 @@ def test_a_bar_and_a_table_show_names_and_keep_their_own_colours() -> None:
     with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
         bar.add_task(NAME)
     table = Table(NAME)
-    table.add_row(f"[red]x[/red]{NAME}")
+    table.add_row(f"x{NAME}", style="red")
     console.print(table)
     written = stream.getvalue()
     assert "\x1b[31mx" in written
     assert "owned" in written
     for sequence in ("\x1b]0", "\x1b[2J", "\x9b", "\u202e", "\u2066", "\u200b", "\x7f"):
         assert sequence not in written
+
+
+def test_brackets_and_colons_of_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("a[/red]b", "[bold]c[/bold]", "[link=x]d", ":smile:", "e[1]")
+    console = terminal_console(width=200)
+    table = Table(*names, title=names[0])
+    table.add_row(*names)
+    console.print(table)
+    with progress_bars(TextColumn("{task.description}"), auto_refresh=False) as bars:
+        for name in names:
+            bars.add_task(name)
+        bars.console.print(bars.get_renderable())
+    out, err = capsys.readouterr()
+    for name in names:
+        assert out.count(name) >= 2, name
+        assert name in err
 
 
 def test_errors_are_one_printable_line() -> None:
