@@ -59,8 +59,8 @@ def test_the_demo_is_light_and_tests_bring_the_rest(tmp_path: Path) -> None:
         assert tool in check
 
 
-@pytest.mark.parametrize("extra", ["trt", "rtx"])
-def test_a_way_to_tensorrt_brings_what_compiles_and_launches_the_kernels(extra: str) -> None:
+@pytest.mark.parametrize("extra", ["cuda", "trt", "rtx"])
+def test_a_way_to_a_gpu_brings_what_compiles_and_launches_the_kernels(extra: str) -> None:
     line = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith(f"{extra} = "))
     assert '"cuda-python>=' in line
     assert '"nvidia-cuda-nvrtc>=' in line

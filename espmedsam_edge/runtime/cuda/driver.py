@@ -146,7 +146,7 @@ def cuda_driver() -> CudaDriver:
     except ImportError as error:
         raise CudaUnavailable(
             f"cuda-python cannot be imported: {_line(error)}.",
-            "Install it: pip install 'espmedsam-edge[rtx]', or [trt] beside TensorRT.",
+            "Install it: pip install 'espmedsam-edge[cuda]'; the extras rtx and trt bring it, too.",
             exit_code=1,
         ) from error
     loaded = CudaDriver(driver)

@@ -177,7 +177,7 @@ def _nvrtc() -> Any:
     except ImportError as error:
         raise CudaUnavailable(
             "cuda-python, which brings NVRTC's interface, is not installed.",
-            "Install it: pip install 'espmedsam-edge[rtx]', or [trt] beside TensorRT.",
+            "Install it: pip install 'espmedsam-edge[cuda]'; the extras rtx and trt bring it, too.",
             exit_code=1,
         ) from error
     return nvrtc

@@ -107,7 +107,7 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = unavailable()
     assert reason is not None
     assert reason.startswith("cuda-python cannot be imported: ")
-    assert "pip install 'espmedsam-edge[rtx]'" in reason
+    assert "pip install 'espmedsam-edge[cuda]'" in reason
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
