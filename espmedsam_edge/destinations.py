@@ -35,7 +35,7 @@ _ELSEWHERE = "Choose another place for the results."
 _CLAIM_SUFFIX = ".places"
 _RUNS = "runs"
 # The cache's own folders.
-_CACHED = ("bundles", "engines", "fetched", "kernels", "openvino", "trials", "weights", _RUNS)
+_CACHED = ("bundles", "engines", "fetched", "inductor", "kernels", "openvino", "trials", "weights", _RUNS)
 
 
 def _is_bundle(folder: Path) -> bool:

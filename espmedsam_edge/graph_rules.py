@@ -153,7 +153,7 @@ class _Sizes:
             operands.append(self.shapes[name] if name else ())
         rule = OPERATORS[node.operator]
         try:
-            shapes = rule(_Call(node, operands, self.graph.constants))
+            shapes = rule(Call(node, operands, self.graph.constants))
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             raise GraphRefused(f"its {node.operator} of {', '.join(map(_shown, operands))} cannot be") from error
         if len(node.outputs) > len(shapes):
@@ -166,7 +166,7 @@ class _Sizes:
         return shapes
 
 
-class _Call:
+class Call:
     """A node with the shapes of what it reads."""
 
     def __init__(self, node: OnnxNode, operands: Sequence[Shape], constants: dict[str, OnnxTensor]) -> None:
@@ -216,27 +216,27 @@ def _broadcast(*shapes: Shape) -> Shape:
     return tuple(sizes)
 
 
-def _same(call: _Call) -> list[Shape]:
+def _same(call: Call) -> list[Shape]:
     return [call.shapes[0]]
 
 
-def _cast(call: _Call) -> list[Shape]:
+def _cast(call: Call) -> list[Shape]:
     if call.number("to", 0) not in TYPES:
         raise ValueError("type")
     return _same(call)
 
 
-def _elementwise(call: _Call) -> list[Shape]:
+def _elementwise(call: Call) -> list[Shape]:
     return [_broadcast(*call.shapes)]
 
 
-def _quantised(call: _Call) -> list[Shape]:
+def _quantised(call: Call) -> list[Shape]:
     if call.number("block_size", 0) or any(len(shape) > 1 for shape in call.shapes[1:]):
         raise ValueError("blocks")
     return [call.shapes[0]]
 
 
-def _matmul(call: _Call) -> list[Shape]:
+def _matmul(call: Call) -> list[Shape]:
     left, right = call.shapes
     if min(len(left), len(right)) < 2 or left[-1] != right[-2]:
         raise ValueError("inner size")
@@ -247,7 +247,7 @@ def _matmul(call: _Call) -> list[Shape]:
     )
 
 
-def _conv(call: _Call) -> list[Shape]:
+def _conv(call: Call) -> list[Shape]:
     image, weight = call.shapes[:2]
     rank, groups = len(image) - 2, call.number("group", 1)
     if call.node.attributes.get("auto_pad", "NOTSET") != "NOTSET" or rank < 1 or len(weight) != len(image):
@@ -266,7 +266,7 @@ def _conv(call: _Call) -> list[Shape]:
     return [(image[0], weight[0], *sides)]
 
 
-def _reshape(call: _Call) -> list[Shape]:
+def _reshape(call: Call) -> list[Shape]:
     source, wanted = call.shapes[0], call.sizes(1)
     if call.number("allowzero", 0) == 0:
         wanted = [source[index] if size == 0 else size for index, size in enumerate(wanted)]
@@ -279,7 +279,7 @@ def _reshape(call: _Call) -> list[Shape]:
     return [shape]
 
 
-def _transpose(call: _Call) -> list[Shape]:
+def _transpose(call: Call) -> list[Shape]:
     source = call.shapes[0]
     order = call.numbers("perm", range(len(source))[::-1])
     if sorted(order) != list(range(len(source))):
@@ -287,7 +287,7 @@ def _transpose(call: _Call) -> list[Shape]:
     return [tuple(source[axis] for axis in order)]
 
 
-def _concat(call: _Call) -> list[Shape]:
+def _concat(call: Call) -> list[Shape]:
     first = call.shapes[0]
     axis = _axis(call.number("axis", 0), len(first))
     for shape in call.shapes:
@@ -296,7 +296,7 @@ def _concat(call: _Call) -> list[Shape]:
     return [(*first[:axis], sum(shape[axis] for shape in call.shapes), *first[axis + 1 :])]
 
 
-def _split(call: _Call) -> list[Shape]:
+def _split(call: Call) -> list[Shape]:
     source = call.shapes[0]
     axis = _axis(call.number("axis", 0), len(source))
     if call.has(1):
@@ -312,7 +312,7 @@ def _split(call: _Call) -> list[Shape]:
     return [(*source[:axis], part, *source[axis + 1 :]) for part in parts]
 
 
-def _slice(call: _Call) -> list[Shape]:
+def _slice(call: Call) -> list[Shape]:
     shape = list(call.shapes[0])
     begins, ends = call.sizes(1), call.sizes(2)
     axes = call.sizes(3) if call.has(3) else list(range(len(begins)))
@@ -323,7 +323,7 @@ def _slice(call: _Call) -> list[Shape]:
     return [tuple(shape)]
 
 
-def _pad(call: _Call) -> list[Shape]:
+def _pad(call: Call) -> list[Shape]:
     shape, pads = list(call.shapes[0]), call.sizes(1)
     axes = call.sizes(3) if call.has(3) else list(range(len(shape)))
     for index, axis in enumerate(axes):
@@ -331,7 +331,7 @@ def _pad(call: _Call) -> list[Shape]:
     return [tuple(shape)]
 
 
-def _unsqueeze(call: _Call) -> list[Shape]:
+def _unsqueeze(call: Call) -> list[Shape]:
     axes = call.sizes(1)
     rank = len(call.shapes[0]) + len(axes)
     places = {_axis(axis, rank) for axis in axes}
@@ -341,11 +341,11 @@ def _unsqueeze(call: _Call) -> list[Shape]:
     return [tuple(1 if index in places else next(rest) for index in range(rank))]
 
 
-def _expand(call: _Call) -> list[Shape]:
+def _expand(call: Call) -> list[Shape]:
     return [_broadcast(call.shapes[0], tuple(call.sizes(1)))]
 
 
-OPERATORS: dict[str, Callable[[_Call], list[Shape]]] = {
+OPERATORS: dict[str, Callable[[Call], list[Shape]]] = {
     **dict.fromkeys(("Add", "Div", "GreaterOrEqual", "Mul", "Sub", "Where"), _elementwise),
     **dict.fromkeys(("Gelu", "Identity", "LayerNormalization", "Relu", "Softmax"), _same),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantised),

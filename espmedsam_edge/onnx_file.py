@@ -53,12 +53,16 @@ class OnnxHeader:
 
 @dataclass
 class OnnxTensor:
-    """A constant: ``kind`` is TensorProto's number of its type; ``values`` are kept of small ones alone."""
+    """A constant: ``kind`` is TensorProto's number of its type; ``values`` are kept of small ones alone.
+
+    ``raw`` is where its bytes lie in the file; empty for one whose values are listed.
+    """
 
     name: str
     kind: int
     shape: tuple[int, ...]
     values: tuple[float, ...] | None = None
+    raw: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -310,7 +314,7 @@ class _Walker:
         values = None
         if count <= _SMALL and not unread:
             values = tuple(given or np.frombuffer(self.content[slice(*raw)], kind_in_numpy).tolist())
-        return OnnxTensor(name, kind_of, tuple(shape), values)
+        return OnnxTensor(name, kind_of, tuple(shape), values, raw)
 
     def value_name(self, start: int, end: int) -> str:
         """The name in a ValueInfoProto."""

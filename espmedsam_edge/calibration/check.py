@@ -48,7 +48,8 @@ def check_backend(path: Path, request: CheckRequest, images: CalibrationImages, 
     finally:
         backend.close()
     title = f"{graph.modality} {graph.precision} on {request.backend}"
-    runtimes = ("onnxruntime", backend.name.partition("-")[0].partition(":")[0])
+    runtime = backend.name.partition("-")[0].partition(":")[0]
+    runtimes = ("onnxruntime", "torch" if runtime == "inductor" else runtime)
     lines = [f"## Check: {title}", "", f"Ran on {backend.device}.", "", *gate_lines(result)]
     entry = {
         "against": f"FP32 graph in ONNX Runtime, run on {backend.name}, held-out images",

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "Score a checkpoint or a bundle on labelled images, beside the paper's figures."),
     "export": ("export", "Fuse a checkpoint's modalities and write them as a bundle of ONNX graphs."),
     "calibrate": ("calibrate", "Lower a graph to FP16 or INT8 within an accuracy budget."),
-    "build": ("build", "Compile a bundle's graphs to TensorRT engines for a GPU."),
+    "build": ("build", "Compile a bundle's graphs to engines for this machine."),
     "engines": ("engines", "Show, verify and clear the cache of engines."),
     "infer": ("infer", "Segment images, folders and videos with a bundle."),
     "batch": ("scale.batch", "Segment any number of files on the workers of a Ray cluster; masks and Parquet."),

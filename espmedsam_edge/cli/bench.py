@@ -27,9 +27,12 @@ def command(
         str | None, typer.Option(help="fp32, fp16 or int8. Default: fp32, else what there is.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the graph.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Of --backend openvino: CPU, GPU, NPU or AUTO.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of --backend openvino: CPU, GPU, NPU or AUTO; of inductor: CPU or CUDA.")
+    ] = None,
     arithmetic: Annotated[
-        str | None, typer.Option(help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph.")
+        str | None,
+        typer.Option(help="Of --backend openvino or inductor, what it computes in: fp32, bf16, fp16 or graph."),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Of --backend onnxruntime: one that doctor lists.")] = None,
     compare: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,16 +20,24 @@ if TYPE_CHECKING:
     from espmedsam_edge.bundle import Bundle, Graph
     from espmedsam_edge.runtime.engines.cache import EnginePlan
     from espmedsam_edge.runtime.engines.request import EngineResult
+    from espmedsam_edge.runtime.inductor.building import Built
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle that export or calibrate wrote.")],
     modality: Annotated[list[str] | None, typer.Option(help="Which modality; may be repeated. Default: all.")] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, fp16 or int8; may be repeated. Default: every one the bundle has.")
+        list[str] | None,
+        typer.Option(
+            help="fp32, fp16 or int8; may be repeated. Default: all that the bundle has. Inductor: fp32 (its default), "
+            "fp16, or bf16, which is the fp32 graph computed so."
+        ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="tensorrt or tensorrt-rtx. Default: TensorRT where it is installed.")
+        str | None,
+        typer.Option(
+            help="tensorrt, tensorrt-rtx, or inductor (GPU or processor). Default: TensorRT where it is installed."
+        ),
     ] = None,
     target: Annotated[
         str | None,
@@ -43,7 +52,29 @@ def command(
     ] = False,
     cache: Annotated[Path | None, typer.Option(help="Keep engines under this folder.")] = None,
 ) -> None:
-    """Compile a bundle's graphs to TensorRT engines for this GPU, and keep them in the cache."""
+    """Compile a bundle's graphs for this GPU with TensorRT, or with torch's Inductor; keep the engines in the cache."""
+    if backend is None or backend.partition(":")[0] != "inductor":
+        _with_tensorrt(
+            bundle, modality, precision, backend, target or "", check=check, force=force, tf32=tf32, cache=cache
+        )
+    elif target or tf32 or check:
+        raise UserError("--target, --tf32 and --check are for TensorRT.", "Leave them out for --backend inductor.")
+    else:
+        _with_inductor(bundle, modality, precision, backend, force=force, cache=cache)
+
+
+def _with_tensorrt(
+    bundle: Path,
+    modality: list[str] | None,
+    precision: list[str] | None,
+    backend: str | None,
+    target: str,
+    *,
+    check: bool,
+    force: bool,
+    tf32: bool,
+    cache: Path | None,
+) -> None:
     from espmedsam_edge.bundle import Bundle
     from espmedsam_edge.runtime.engines import cache as engine_cache
     from espmedsam_edge.runtime.engines import child
@@ -52,7 +83,7 @@ def command(
     opened = Bundle.open(bundle)
     graphs = _choose(opened, modality, precision)
     api = load(backend)
-    targets = resolve_targets(api, [part for part in (target or "").split(",") if part.strip()])
+    targets = resolve_targets(api, [part for part in target.split(",") if part.strip()])
     tell(f"{api.title}, {len(graphs)} graph{'s' if len(graphs) > 1 else ''} of {bundle}")
     failed = 0
     plans: list[EnginePlan] = []
@@ -85,7 +116,53 @@ def command(
         raise typer.Exit(1)
 
 
+def _with_inductor(
+    path: Path,
+    modalities: list[str] | None,
+    precisions: list[str] | None,
+    backend: str,
+    *,
+    force: bool,
+    cache: Path | None,
+) -> None:
+    from espmedsam_edge.bundle import Bundle
+    from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+    from espmedsam_edge.runtime.backends.inductor_backend import arithmetic_of, device_of, unavailable
+    from espmedsam_edge.runtime.inductor.building import find_or_build
+
+    asked = BackendSpec.parse(backend)
+    reason = unavailable(backend)
+    if reason is not None:
+        raise UserError(f"backend {backend} cannot run here: {reason}", exit_code=1)
+    bundle, device = Bundle.open(path), device_of(asked)
+    failed = 0
+    with once():
+        for precision in precisions or ["fp32"]:
+            # Of the types that a network may be computed in, no graph is ever written in this one.
+            spec, of = (replace(asked, arithmetic="bf16"), "fp32") if precision == "bf16" else (asked, precision)
+            for graph in _choose(bundle, modalities, [of]):
+                arithmetic = arithmetic_of(spec, graph)
+                title = f"{graph.modality} {graph.precision}, {spec}"
+                try:
+                    with _bar(title) as on_progress:
+                        built = find_or_build(
+                            bundle, graph, device, arithmetic, cache=cache, force=force, on_progress=on_progress
+                        )
+                    _report_network(title, built)
+                except UserError as error:
+                    failed += 1
+                    tell(f"error: {title}: {error}", err=True)
+    if failed:
+        raise typer.Exit(1)
+    tell(f"--backend auto takes what it finds faster here: espmedsam-edge bench {path} --choose")
+
+
 def _choose(bundle: Bundle, modalities: list[str] | None, precisions: list[str] | None) -> list[Graph]:
+    """The graphs that are named.
+
+    Raises:
+        UserError: one that the bundle does not have.
+    """
     names = modalities or bundle.manifest.modalities
     if precisions:
         return [bundle.graph(name, precision) for name in names for precision in precisions]
@@ -124,6 +201,19 @@ def _report(graph: Graph, plan: EnginePlan) -> None:
         tell(f"  DLA: {sidecar.dla.layers} of {sidecar.dla.of} layers could run on it; none is placed there")
     speed = f"{sidecar.median_ms:.2f} ms a run on {sidecar.gpu}, " if sidecar.median_ms else ""
     tell(f"  {speed}{sidecar.plan_bytes / (1 << 20):.1f} MiB, {plan.path}")
+
+
+def _report_network(title: str, built: Built) -> None:
+    facts = built.facts
+    machine = facts.get("machine", "this machine")
+    if built.built_now:
+        memory = f", {facts['memory']} of memory" if "memory" in facts else ""
+        tell(f"{title}: compiled for {machine} in {facts['seconds']} s{memory}")
+    else:
+        tell(f"{title}: in the cache, compiled for {machine}")
+    if "agreement" in facts:
+        tell(f"  {facts['agreement']}")
+    tell(f"  {len(built.content) / (1 << 20):.1f} MiB, {built.file}")
 
 
 def _engine_words(plan: EnginePlan) -> str:

@@ -11,7 +11,7 @@ import typer
 from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
-    from espmedsam_edge.runtime.backends.openvino_cache import KeptNetwork
+    from espmedsam_edge.runtime.engines.compiled_networks import Compiler, KeptNetwork
     from espmedsam_edge.runtime.engines.inventory import Entry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -26,10 +26,10 @@ def list_engines(
 ) -> None:
     """Show the engines in the cache: of what, by what, for which GPU, and whether they are still wanted.
 
-    After them come the networks that OpenVINO compiled.
+    After them come the networks that torch's Inductor and OpenVINO compiled.
     """
-    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, network_folder
     from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.compiled_networks import kept_networks
     from espmedsam_edge.runtime.engines.inventory import entries
 
     folder = cache_folder(cache)
@@ -37,8 +37,8 @@ def list_engines(
     if as_json:
         tell(json.dumps([entry.sidecar.model_dump(mode="json") for entry in found if entry.sidecar], indent=2))
         return
-    networks = kept_networks(cache)
-    if not found and not networks:
+    networks = {compiler: kept_networks(compiler, cache) for compiler in _compilers()}
+    if not found and not any(networks.values()):
         tell(f"No engines in {folder}.")
         return
     for entry in found:
@@ -46,19 +46,20 @@ def list_engines(
     if found:
         total = sum(entry.sidecar.plan_bytes for entry in found if entry.sidecar)
         tell(f"{len(found)} engine{'s' if len(found) > 1 else ''}, {total / (1 << 20):.1f} MiB in {folder}")
-    for network in networks:
-        tell(_network_line(network))
-    if networks:
-        total, count = sum(network.size for network in networks), len(networks)
-        where = f"{total / (1 << 20):.1f} MiB in {network_folder(cache)}"
-        tell(f"{count} network{'s' if count > 1 else ''} that OpenVINO compiled, {where}")
+    for compiler, kept in networks.items():
+        for network in kept:
+            tell(_network_line(network))
+        if kept:
+            total, count = sum(network.size for network in kept), len(kept)
+            where = f"{total / (1 << 20):.1f} MiB in {compiler.place(cache)}"
+            tell(f"{count} network{'s' if count > 1 else ''} that {compiler.title} compiled, {where}")
 
 
 @app.command()
 def verify(cache: Cache = None) -> None:
     """Check every engine's bytes against its sidecar; leaves with 1 where one is damaged."""
-    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks
     from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.compiled_networks import kept_networks
     from espmedsam_edge.runtime.engines.inventory import entries
 
     folder = cache_folder(cache)
@@ -67,7 +68,7 @@ def verify(cache: Cache = None) -> None:
     for entry in found:
         tell(f"{'damaged' if entry.damaged else 'ok'}: {_line(entry)}")
     tell(f"{len(found) - len(damaged)} of {len(found)} engines in {folder} are whole.")
-    networks = kept_networks(cache, verify=True)
+    networks = [network for compiler in _compilers() for network in kept_networks(compiler, cache, verify=True)]
     spoilt = [network for network in networks if network.damaged]
     for network in networks:
         tell(f"{'damaged' if network.damaged else 'ok'}: {_network_line(network)}")
@@ -84,17 +85,18 @@ def clean(
 ) -> None:
     """Remove engines that are damaged, or whose bundle is gone or has changed; with --all every engine.
 
-    Of the networks that OpenVINO compiled, those that are damaged or of another version of it go, too.
+    Of the networks that torch's Inductor and OpenVINO compiled, those that are damaged or of another version go, too.
     """
     from espmedsam_edge.machine.cache import cache_place
-    from espmedsam_edge.runtime.backends.openvino_cache import kept_networks, remove_network
     from espmedsam_edge.runtime.engines.cache import cache_folder
+    from espmedsam_edge.runtime.engines.compiled_networks import kept_networks, remove_network
     from espmedsam_edge.runtime.engines.inventory import Removal
     from espmedsam_edge.runtime.engines.inventory import clean as remove
 
     folder = cache_folder(cache)
     removed = remove(folder, everything=everything, dry_run=dry_run)
-    for network in kept_networks(cache, verify=not everything):
+    verify = not everything
+    for network in (one for compiler in _compilers() for one in kept_networks(compiler, cache, verify=verify)):
         why = "asked for" if everything else network.unwanted
         if why is not None:
             removed.append(Removal(network.line, why, network.size))
@@ -105,6 +107,13 @@ def clean(
         tell(f"{word} {removal.name}: {removal.why}")
     freed = sum(removal.freed for removal in removed) / (1 << 20)
     tell(f"{word} {len(removed)} thing{'' if len(removed) == 1 else 's'}, {freed:.1f} MiB, from {cache_place(cache)}")
+
+
+def _compilers() -> tuple[Compiler, ...]:
+    from espmedsam_edge.runtime.backends.openvino_backend import COMPILER as OPENVINO
+    from espmedsam_edge.runtime.inductor.building import COMPILER as INDUCTOR
+
+    return INDUCTOR, OPENVINO
 
 
 def _network_line(network: KeptNetwork) -> str:

@@ -43,9 +43,11 @@ def command(
     ),
     precision: str | None = typer.Option(None, help="fp32, fp16 or int8. [default: the fastest that passed its gate]"),
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the fastest that is right here."),
-    device: str | None = typer.Option(None, help="Of --backend openvino: CPU, GPU, NPU or AUTO. [default: CPU]"),
+    device: str | None = typer.Option(
+        None, help="Of --backend openvino: CPU, GPU, NPU or AUTO; of inductor: CPU or CUDA. [default: CPU; CUDA]"
+    ),
     arithmetic: str | None = typer.Option(
-        None, help="Of --backend openvino, what it computes in: fp32, bf16, fp16 or graph. [default: fp32]"
+        None, help="Of --backend openvino or inductor, what it computes in: fp32, bf16, fp16 or graph. [default: fp32]"
     ),
     provider: str | None = typer.Option(None, help="Of --backend onnxruntime: one that doctor lists. [default: CPU]"),
     url: str | None = typer.Option(

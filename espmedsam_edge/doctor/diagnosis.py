@@ -10,37 +10,24 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from espmedsam_edge.doctor.abilities import abilities
+from espmedsam_edge.doctor.finding import Finding, Status
 from espmedsam_edge.doctor.probe import Answer, ask_all
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine import environment
 from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place, distrusted
 from espmedsam_edge.machine.environment import ROOT, run_tool
 from espmedsam_edge.machine.installation import install_command, installed
-from espmedsam_edge.runtime.backends.backend import BACKENDS
 from espmedsam_edge.runtime.engines.cache import ELSEWHERE
 from espmedsam_edge.runtime.engines.tensorrt_api import not_for
+from espmedsam_edge.runtime.inductor.building import Device, torch_version, why_no_compiler, why_no_cuda, why_no_torch
 from espmedsam_edge.version import __version__
 
-Status = Literal["ok", "absent", "problem"]
 _GIB = 1 << 30
 _NEEDED_MEMORY = 2 * _GIB  # a 1024 x 1024 graph and its activations in ONNX Runtime, with room to read a frame
 _NEEDED_CACHE = 1 * _GIB
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. ``absent`` is fine unless it is wanted; ``problem`` is there and does not work.
-
-    ``fix`` is the command (or, rarely, the sentence) that adds or mends it.
-    """
-
-    area: str
-    name: str
-    status: Status
-    detail: str
-    fix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ def diagnose(root: Path = ROOT, answers: Mapping[str, Answer] | None = None) -> 
         *_extras(),
         *_folders(),
     ]
-    return Diagnosis(environment.collect_environment(root), findings, _abilities(findings, answers))
+    return Diagnosis(environment.collect_environment(root), findings, abilities(findings, answers))
 
 
 def _gib(size: int | None) -> str:
@@ -161,6 +148,7 @@ def _backends(root: Path, answers: Mapping[str, Answer], has_gpu: bool) -> Itera
         command = f"{sys.executable} -m pip install --force-reinstall onnxruntime"
         yield Finding(area, "onnxruntime", "problem", ort.error or "not installed", command)
     yield _openvino(area, answers["openvino"])
+    yield _inductor(area)
     on_jetson = environment.jetson(root) is not None
     yield _tensorrt(area, root, answers["tensorrt"], on_jetson)
     if not on_jetson:  # TensorRT-RTX covers desktop GPUs, not Orin
@@ -175,6 +163,20 @@ def _openvino(area: str, answer: Answer) -> Finding:
         return _native(area, "openvino", answer, install_command("openvino"))
     devices = [f"{name} ({title})" for name, title in answer.values["devices"].items()]
     return Finding(area, "openvino", "ok", f"{answer.values['version']}, devices: {', '.join(devices) or 'none'}")
+
+
+def _inductor(area: str) -> Finding:
+    """torch with what it compiles networks with; torch itself is not asked, since importing it takes seconds."""
+    missing = why_no_torch()
+    if missing is not None:
+        return Finding(area, "inductor", "absent", missing.partition(". ")[0], install_command("inductor"))
+    device: Device = "cpu" if why_no_cuda() is not None else "cuda"
+    lacking, _, remedy = (why_no_compiler(device) or "").partition(". ")
+    if lacking:
+        fix = remedy.partition(": ")[2] or remedy
+        return Finding(area, "inductor", "absent", f"torch {torch_version()}; {lacking}", fix)
+    where = "the GPU and the processor" if device == "cuda" else "the processor"
+    return Finding(area, "inductor", "ok", f"torch {torch_version()} with a C++ compiler, for {where}")
 
 
 def _cuda_python(area: str, answers: Mapping[str, Answer], has_gpu: bool, on_jetson: bool) -> Iterator[Finding]:
@@ -359,42 +361,3 @@ def _folder(name: str, folder: Path, fix: str) -> Finding:
     if free < _NEEDED_CACHE:
         return Finding("Folders", name, "problem", f"{folder}: only {_gib(free)} free", fix)
     return Finding("Folders", name, "ok", f"{folder}, {_gib(free)} free")
-
-
-def _abilities(findings: list[Finding], answers: Mapping[str, Answer]) -> dict[str, tuple[bool, str]]:
-    status = {finding.name: finding.status for finding in findings}
-    gpu = status.get("NVIDIA GPU") == "ok" or "Jetson" in status
-    flavours = [name for name in ("tensorrt", "tensorrt-rtx") if status.get(name) == "ok"]
-    builders = [name for name in ("tensorrt", "tensorrt-rtx") if name in flavours or answers[name].works]
-    cuda = gpu and status.get("CUDA driver") == "ok"
-    on_cpu = status["onnxruntime"] == "ok" and status["OpenCV"] == "ok"
-    lacking = [name for name in ("cuda-python", "NVRTC") if status.get(name) != "ok"]
-    ways = [] if lacking else [name for name in flavours if name in BACKENDS]
-    if "CUDAExecutionProvider" in answers["onnxruntime"].values.get("providers", []):
-        ways.append("onnxruntime-cuda")
-    if cuda and ways:
-        on_gpu = (True, f"with {' and '.join(ways)}")
-    elif not cuda:
-        on_gpu = (False, "no GPU with a CUDA driver")
-    elif flavours:
-        on_gpu = (False, f"{' and '.join(flavours)} cannot, without {' and '.join(lacking)}")
-    else:
-        on_gpu = (False, "no backend installed that uses it")
-    openvino = status.get("openvino") == "ok"
-    on = ["onnxruntime", *(["openvino"] if openvino and "CPU" in answers["openvino"].values["devices"] else [])]
-    recording = "OpenCV" if "avc1" in answers["opencv"].values.get("encoders", []) else None
-    if status["PyAV (H.264)"] == "ok":
-        recording = "PyAV"
-    can_export, can_train, can_calibrate = (status[extra] == "ok" for extra in ("export", "train", "calibrate"))
-    return {
-        "segment on the CPU": (on_cpu, f"with {' and '.join(on)}" if on_cpu else "onnxruntime or OpenCV does not work"),
-        "segment on a GPU": on_gpu,
-        "build TensorRT engines": (
-            bool(builders),
-            f"with {' and '.join(builders)}" if builders else "no TensorRT here",
-        ),
-        "record H.264 video": (recording is not None, f"with {recording}" if recording else "MPEG-4 only; add PyAV"),
-        "import and export checkpoints": (can_export, "" if can_export else "add the extra 'export'"),
-        "train": (can_train, "" if can_train else "add the extra 'train'"),
-        "calibrate FP16 and INT8": (can_calibrate, "" if can_calibrate else "add the extra 'calibrate'"),
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from espmedsam_edge.doctor.diagnosis import Diagnosis, Finding
+from espmedsam_edge.doctor.diagnosis import Diagnosis
+from espmedsam_edge.doctor.finding import Finding
 
 _MARKS = {"ok": "ok", "absent": "-", "problem": "!"}
 

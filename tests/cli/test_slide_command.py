@@ -152,7 +152,7 @@ def test_a_dicom_slides_files_are_all_inputs(
     assert (here / "case" / "case-mask.ome.tif").read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["trials", "openvino", "bundles"])
+@pytest.mark.parametrize("folder", ["trials", "openvino", "inductor", "bundles"])
 def test_results_do_not_go_into_the_cache(
     here: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], folder: str
 ) -> None:

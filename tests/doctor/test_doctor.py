@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from espmedsam_edge.doctor import abilities, probe
 from espmedsam_edge.doctor import diagnosis as doctor
-from espmedsam_edge.doctor import probe
 from espmedsam_edge.doctor.diagnosis import Diagnosis, Finding, diagnose
 from espmedsam_edge.doctor.probe import Answer
 from espmedsam_edge.doctor.report import render
@@ -91,7 +91,7 @@ def test_a_jetson_whose_tensorrt_the_environment_hides_is_told_to_make_it_anew(b
 
 
 def test_a_jetson_with_everything_segments_on_its_gpu(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.BACKENDS, "tensorrt", "a module")
+    monkeypatch.setitem(abilities.BACKENDS, "tensorrt", "a module")
     fake_jetson(bare, tensorrt_in_system=True)
     works = {
         **BASE,
@@ -270,3 +270,30 @@ def test_this_machine_diagnoses_itself_and_the_json_is_plain() -> None:
     assert json.loads(json.dumps(data)) == data
     assert data["schema"] == 1
     assert data["abilities"]["segment on the CPU"]["able"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "compiler", "status", "words", "fix"),
+    [
+        (None, None, "ok", "torch 2.14.1 with a C++ compiler, for the processor", None),
+        ("torch is not installed. Install it: pip", None, "absent", "torch is not installed", "[inductor]'"),
+        (None, "there is no g++. Install it: apt-get g++", "absent", "torch 2.14.1; there is no g++", "apt-get g++"),
+    ],
+)
+def test_inductor_is_told_with_what_it_lacks(
+    bare: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch: str | None,
+    compiler: str | None,
+    status: str,
+    words: str,
+    fix: str | None,
+) -> None:
+    for name, value in (("why_no_torch", torch), ("why_no_cuda", "there is no GPU."), ("torch_version", "2.14.1")):
+        monkeypatch.setattr(doctor, name, lambda value=value: value)
+    monkeypatch.setattr(doctor, "why_no_compiler", lambda device: compiler)
+    diagnosis = diagnose(bare, BASE)
+    found = by_name(diagnosis)["inductor"]
+    assert (found.status, found.detail) == (status, words)
+    assert (found.fix or "").endswith(fix or "")
+    assert ("inductor" in diagnosis.abilities["segment on the CPU"][1]) == (status == "ok")

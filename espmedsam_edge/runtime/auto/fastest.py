@@ -16,6 +16,7 @@ from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.auto.kept_trials import find_trial
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Candidate, Choice, load_first, unavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
+from espmedsam_edge.runtime.backends.inductor_backend import built_here
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 
 REFERENCE = "onnxruntime"
@@ -26,6 +27,9 @@ ON_GPU = ("tensorrt", "tensorrt-rtx", "inductor", "onnxruntime-cuda")
 
 _VARIANTS = ("onnxruntime-cuda:nhwc",)
 """What no measurement ranks yet: last, until a trial does."""
+
+IF_BUILT = ("inductor", "inductor:bf16")
+"""What is taken only where ``build`` made it: "auto" never waits minutes for a compiler."""
 
 _MEASURE = "espmedsam-edge bench BUNDLE --choose"
 
@@ -78,7 +82,7 @@ def rank(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[
     """
     trial = find_trial(graph, threads) if _several() else None
     if trial is None:
-        return [*_on_gpu(graph), *_expected(bundle, graph, only), Candidate(graph, _last())]
+        return [*_on_gpu(bundle, graph), *_expected(bundle, graph, only), Candidate(graph, _last())]
     faster = [
         Candidate(other, tried.backend, f"{_digits(ratio)} of {REFERENCE}'s time, tried on {trial.date}")
         for ratio, tried in trial.faster
@@ -86,7 +90,7 @@ def rank(bundle: Bundle, graph: Graph, only: bool, threads: int | None) -> list[
         if other.sha256 == tried.graph_sha256 and why_not(bundle, other, tried.backend, only) is None
     ]
     why = "" if faster else f"nothing was faster when tried on {trial.date}"
-    return [*([] if on_gpu() else _on_gpu(graph)), *faster, Candidate(graph, _last(), why)]
+    return [*([] if on_gpu() else _on_gpu(bundle, graph)), *faster, Candidate(graph, _last(), why)]
 
 
 def _digits(ratio: float) -> str:
@@ -104,7 +108,7 @@ def on_gpu() -> list[str]:
 
 def _several() -> bool:
     """Whether there is anything to choose from, so that there may be a trial."""
-    return unavailable("openvino") is None or bool(on_gpu())
+    return unavailable("openvino") is None or unavailable(IF_BUILT[0]) is None or bool(on_gpu())
 
 
 def _last() -> str:
@@ -112,10 +116,11 @@ def _last() -> str:
     return REFERENCE if unavailable("onnxruntime-cuda") is not None else f"{REFERENCE}-cpu"
 
 
-def _on_gpu(graph: Graph) -> list[Candidate]:
+def _on_gpu(bundle: Bundle, graph: Graph) -> list[Candidate]:
     """Those of the GPU; without one the two that say why there is none."""
-    names = on_gpu() or ON_GPU[:2]
-    usable = [name for name in names if unavailable(name) is None]
+    names = on_gpu() or list(ON_GPU[:2])
+    usable = [name for name in names if unavailable(name) is None and why_not(bundle, graph, name, True) is None]
+    names = [name for name in names if name in usable or unavailable(name) is not None]
     why = f"expected to be the fastest of {', '.join(usable)}; measure it here: {_MEASURE}" if len(usable) > 1 else ""
     return [Candidate(graph, name, why if name in usable else "") for name in names]
 
@@ -143,7 +148,7 @@ def graphs_of(bundle: Bundle, graph: Graph, only: bool) -> list[Graph]:
 
 
 def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | None:
-    """Why a graph on a backend of the processor may not be taken unasked, as a sentence (empty: not worth one).
+    """Why a graph on a backend may not be taken unasked, as a sentence (empty: not worth one).
 
     Args:
         bundle: where the graph is.
@@ -153,14 +158,14 @@ def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | Non
     """
     if graph.precision != "fp32" and not only and not passed(bundle.manifest, graph):
         return f"calibrate's gate has not passed the {graph.precision} graph."
-    if BackendSpec.parse(backend).arithmetic in ("", "fp32"):
-        return None
-    if only:
+    spec = BackendSpec.parse(backend)
+    reduced = spec.arithmetic not in ("", "fp32")
+    if reduced and only:
         return ""
-    if not passed(bundle.manifest, graph, backend):
+    if reduced and not passed(bundle.manifest, graph, backend):
         option = "" if graph.precision == "fp32" else f" --precision {graph.precision}"
         return (
             f"its arithmetic has not passed the gate. Check it on images: espmedsam-edge calibrate {bundle.path} "
             f"IMAGES --check {backend}{option}"
         )
-    return None
+    return "" if spec.name in IF_BUILT and not built_here(backend, graph) else None

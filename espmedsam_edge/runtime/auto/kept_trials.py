@@ -33,8 +33,8 @@ ALIKE = 0.9
 """The least Dice between a candidate's mask of a generated picture and ONNX Runtime's of the same graph: far below lies
 a runtime that is broken here. What small differences mean on real pictures is for the gate to say."""
 
-_RUNTIMES = ("onnxruntime", "openvino")
-_ON_GPU = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "torch")
+_RUNTIMES = ("onnxruntime", "openvino", "torch")
+_ON_GPU = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
 class Tried(BaseModel, extra="forbid", frozen=True):

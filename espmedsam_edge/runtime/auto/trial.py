@@ -30,9 +30,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import logit, preprocess
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.auto.fastest import ON_GPU, REFERENCE, graphs_of, on_gpu, why_not
+from espmedsam_edge.runtime.auto.fastest import IF_BUILT, ON_GPU, REFERENCE, graphs_of, on_gpu, why_not
 from espmedsam_edge.runtime.auto.kept_trials import Trial, Tried, depends_on
 from espmedsam_edge.runtime.backends.backend import load_backend, unavailable
+from espmedsam_edge.runtime.backends.inductor_backend import built_here
 
 Mask = NDArray[np.bool_]
 
@@ -72,7 +73,7 @@ def try_backends(
     passed_over: list[str] = []
     candidates: list[tuple[Graph, str]] = []
     for other in graphs_of(bundle, graph, only):
-        for backend in (REFERENCE_CPU, *_OTHERS, *on_gpu()):
+        for backend in dict.fromkeys((REFERENCE_CPU, *_OTHERS, *on_gpu(), *_built(other))):
             if (other, backend) == (graph, REFERENCE_CPU):
                 continue
             reason = unavailable(backend) or why_not(bundle, other, backend, only)
@@ -100,6 +101,10 @@ def try_backends(
         tried=tried,
     )
     return trial, passed_over
+
+
+def _built(graph: Graph) -> list[str]:
+    return [name for name in IF_BUILT if built_here(name, graph)]
 
 
 def title_of(graph: Graph, backend: str) -> str:

@@ -228,6 +228,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime-cuda": "espmedsam_edge.runtime.backends.onnxruntime_cuda_backend",
     "onnxruntime-cpu": "espmedsam_edge.runtime.backends.onnxruntime_backend",
     "openvino": "espmedsam_edge.runtime.backends.openvino_backend",
+    "inductor": "espmedsam_edge.runtime.backends.inductor_backend",
     "triton": "espmedsam_edge.runtime.backends.triton_backend",
 }
 """Backend name -> the module that provides it, imported when it is tried."""

@@ -18,6 +18,7 @@ LAYOUTS = ("nhwc",)
 _HINTED = ("openvino",)
 _TAKES: dict[str, tuple[str, ...]] = {
     "openvino": ("device", "arithmetic"),
+    "inductor": ("device", "arithmetic"),
     "onnxruntime": ("provider",),
     "onnxruntime-cuda": ("layout",),
     "triton": ("url",),
@@ -37,8 +38,8 @@ class BackendSpec:
 
     Attributes:
         name: a key of ``BACKENDS``, or "auto".
-        device: of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO; empty: the default.
-        arithmetic: of OpenVINO: one of ``ARITHMETICS``; empty: the default.
+        device: of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO; of Inductor: CPU or CUDA; empty: the default.
+        arithmetic: of both: one of ``ARITHMETICS``; empty: the default.
         provider: of ONNX Runtime; empty: the default.
         hint: of OpenVINO: one of ``HINTS``; empty: latency.
         url: of Triton: the server's address.

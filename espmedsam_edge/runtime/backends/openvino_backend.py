@@ -19,7 +19,7 @@ from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_ba
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
-from espmedsam_edge.runtime.backends.openvino_cache import CompiledNetworks
+from espmedsam_edge.runtime.engines.compiled_networks import CompiledNetworks, Compiler
 from espmedsam_edge.runtime.onnx_session import Node, check_nodes
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,20 @@ _SET_WHEN_LOADED = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
 
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "graph": "dynamic"}
 _ARITHMETICS = {type_name: arithmetic for arithmetic, type_name in _TYPES.items()}
+
+
+def _installed() -> str:
+    """The version that is installed, as its networks name it; empty without one."""
+    if why_missing("openvino", "openvino") is not None:
+        return ""
+    try:
+        return str(load_openvino().get_version())
+    except (ImportError, OSError):
+        return ""
+
+
+COMPILER = Compiler("openvino", "openvino", "OpenVINO", ".blob", "INFERENCE_PRECISION_HINT", _installed)
+"""Whose networks are kept in the cache."""
 
 
 def unavailable(name: str) -> str | None:
@@ -116,7 +130,7 @@ def _load_on(
 def _found_or_compiled(
     core: Any, device: str, settings: dict[str, Any], content: bytes, bundle: Bundle, graph: Graph
 ) -> Any:
-    kept = CompiledNetworks(f"{graph.modality} {graph.precision}", _made_of(core, device, settings, graph))
+    kept = CompiledNetworks(COMPILER, f"{graph.modality} {graph.precision}", _made_of(core, device, settings, graph))
     found = kept.find()
     if found is not None:
         try:

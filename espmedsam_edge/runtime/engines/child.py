@@ -9,9 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
@@ -22,33 +26,69 @@ from espmedsam_edge.runtime.engines.request import EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
 
 OnProgress = Callable[[str, float], None]
-"""Called with the name of TensorRT's phase and the part of the build that is done, 0..1."""
+"""Called with the name of the builder's phase and the part of the build that is done, 0..1."""
 
 
 # The package's own folder takes the place of the working directory, where a stray tensorrt.py may lie.
 _START = (
-    "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.engines.worker import main; sys.exit(main())"
+    "import sys; from importlib import import_module; sys.path[0] = sys.argv[1]; "
+    "sys.exit(import_module(sys.argv[2]).main())"
 )
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
 
-def _no_progress(phase: str, fraction: float) -> None:
+def no_progress(phase: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
 
-def run(request: EngineRequest, on_progress: OnProgress = _no_progress) -> EngineResult:
-    """Do what the request asks in a child process and return what it found.
+@dataclass(frozen=True)
+class Work:
+    """What a child is to do.
 
-    Ctrl-C ends the child before it goes on to the caller.
+    Attributes:
+        module: its ``main`` reads the request from standard input and answers with ``child_side.answer``.
+        title: for messages: ``TensorRT's build of fp16.onnx``.
+        advice: what to do when it crashes.
+        log_path: where what it says as it dies is kept.
+        limit_s: after so many seconds it is ended; None: never.
+    """
+
+    module: str
+    title: str
+    advice: str
+    log_path: Path | None = None
+    limit_s: float | None = None
+
+
+def run(request: EngineRequest, on_progress: OnProgress = no_progress) -> EngineResult:
+    """Do what a request for TensorRT asks in a child process and return what it found; raises as ``ask`` does."""
+    work = Work(
+        "espmedsam_edge.runtime.engines.worker",
+        f"{TITLES[request.flavour]}'s {request.command} of {request.graph_path.name}",
+        "Update TensorRT or the GPU driver, or report it.",
+        request.log_path,
+    )
+    return EngineResult.model_validate(ask(work, request, on_progress))
+
+
+def check(graph: Graph, graph_path: Path, flavour: Flavour) -> EngineResult:
+    """What the installed parser makes of a graph: the nodes it refuses, else what it would compute in. Needs no GPU."""
+    return run(EngineRequest(command="check", graph=graph, graph_path=graph_path.resolve(), flavour=flavour))
+
+
+def ask(work: Work, request: BaseModel, on_progress: OnProgress = no_progress) -> dict[str, Any]:
+    """Have a child do something and return its answer.
+
+    Ctrl-C ends the child, and what it has started, before it goes on to the caller.
 
     Raises:
-        UserError: what the child refused; or that it crashed, was killed or could not be started.
+        UserError: what the child refused; or that it crashed, was killed, took too long or could not be started.
     """
     before = memory().available
     with tempfile.TemporaryFile() as stderr:
         try:
             child = subprocess.Popen(
-                [sys.executable, "-c", _START, str(_PACKAGE_ROOT)],
+                [sys.executable, "-c", _START, str(_PACKAGE_ROOT), work.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -60,21 +100,16 @@ def run(request: EngineRequest, on_progress: OnProgress = _no_progress) -> Engin
                 "Free memory and processes on this machine, then try again.",
                 exit_code=1,
             ) from error
-        with _ended_on_error(child):
+        with _ended_on_error(child), _limited(child, work.limit_s) as late:
             answer = _converse(child, request, on_progress)
             code = child.wait()
         if answer is None:
             stderr.seek(0)
-            raise _died(request, code, stderr.read().decode("utf-8", "replace"), before)
+            raise _died(work, code, stderr.read().decode("utf-8", "replace"), before, late.is_set())
     if answer.pop("event") == "error":
-        log = f" Log: {request.log_path}" if request.log_path is not None and request.log_path.is_file() else ""
+        log = f" Log: {work.log_path}" if work.log_path is not None and work.log_path.is_file() else ""
         raise UserError(answer["message"], f"{answer['hint']}{log}", exit_code=answer["exit_code"])
-    return EngineResult.model_validate(answer)
-
-
-def check(graph: Graph, graph_path: Path, flavour: Flavour) -> EngineResult:
-    """What the installed parser makes of a graph: the nodes it refuses, else what it would compute in. Needs no GPU."""
-    return run(EngineRequest(command="check", graph=graph, graph_path=graph_path.resolve(), flavour=flavour))
+    return answer
 
 
 @contextlib.contextmanager
@@ -82,7 +117,7 @@ def _ended_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        child.kill()  # TensorRT does not look at signals while it builds
+        _kill(child)  # TensorRT does not look at signals while it builds
         child.wait()
         raise
     finally:
@@ -92,7 +127,32 @@ def _ended_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
                     stream.close()
 
 
-def _converse(child: subprocess.Popen[bytes], request: EngineRequest, on_progress: OnProgress) -> dict[str, Any] | None:
+@contextlib.contextmanager
+def _limited(child: subprocess.Popen[bytes], seconds: float | None) -> Iterator[threading.Event]:
+    """End the child after so many seconds; yields what is set when that was done."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill(child)
+
+    timer = threading.Timer(seconds or 0, end)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a child that is not waited for yet, and the compilers that it started: they are all of its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _converse(child: subprocess.Popen[bytes], request: BaseModel, on_progress: OnProgress) -> dict[str, Any] | None:
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -113,27 +173,30 @@ def _converse(child: subprocess.Popen[bytes], request: EngineRequest, on_progres
     return answer
 
 
-def _died(request: EngineRequest, code: int, stderr: str, available: int | None) -> UserError:
-    what = f"{TITLES[request.flavour]}'s {request.command} of {request.graph_path.name}"
-    log = _keep_log(request, stderr)
+def _died(work: Work, code: int, stderr: str, available: int | None, late: bool) -> UserError:
+    log = _keep_log(work, stderr)
+    if late:
+        return UserError(
+            f"{work.title} was not done after {work.limit_s:.0f} s and was ended.", f"{work.advice}{log}", exit_code=1
+        )
     if code == -signal.SIGKILL:
         had = f"; {available >> 20} MiB were available when it began" if available is not None else ""
         return UserError(
-            f"{what} was killed, which systems do when memory runs out{had}.",
+            f"{work.title} was killed, which systems do when memory runs out{had}.",
             "Stop other programs (on a Jetson the desktop, too), or add swap, and try again.",
             exit_code=1,
         )
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code} and no answer"
     said = f": {lines[-1][:300].rstrip('.')}" if lines else ""
-    return UserError(f"{what} {how}{said}.", f"Update TensorRT or the GPU driver, or report it.{log}", exit_code=1)
+    return UserError(f"{work.title} {how}{said}.", f"{work.advice}{log}", exit_code=1)
 
 
-def _keep_log(request: EngineRequest, stderr: str) -> str:
-    if request.log_path is None or not stderr.strip():
+def _keep_log(work: Work, stderr: str) -> str:
+    if work.log_path is None or not stderr.strip():
         return ""
     try:
-        atomic_write(request.log_path, stderr, PRIVATE_FILE)
+        atomic_write(work.log_path, stderr, PRIVATE_FILE)
     except (OSError, UserError):
         return ""
-    return f" Log: {os.fspath(request.log_path)}"
+    return f" Log: {os.fspath(work.log_path)}"

@@ -62,16 +62,25 @@ def entries(folder: Path, *, verify: bool = False) -> list[Entry]:
     return found
 
 
-def _outdated(sidecar: Sidecar) -> str | None:
-    if not Path(sidecar.bundle).exists():
-        return f"its bundle {sidecar.bundle} is gone"
+def outdated(bundle: str, graph_sha256: str, what: str) -> str | None:
+    """Why what was built from a graph of a bundle will not be wanted again, as a clause; None where it may be.
+
+    ``what`` is what the clause calls the graph: ``fp16 graph of fundus``.
+    """
+    if not Path(bundle).exists():
+        return f"its bundle {bundle} is gone"
     try:
-        graphs = Bundle.open(sidecar.bundle).manifest.graphs
+        graphs = Bundle.open(bundle).manifest.graphs
     except UserError:
-        return f"its bundle {sidecar.bundle} cannot be read"
-    if sidecar.graph.sha256 not in {graph.sha256 for graph in graphs}:
-        return f"{sidecar.bundle} has another {sidecar.graph.precision} graph of {sidecar.graph.modality} now"
+        return f"its bundle {bundle} cannot be read"
+    if graph_sha256 not in {graph.sha256 for graph in graphs}:
+        return f"{bundle} has another {what} now"
     return None
+
+
+def _outdated(sidecar: Sidecar) -> str | None:
+    graph = sidecar.graph
+    return outdated(sidecar.bundle, graph.sha256, f"{graph.precision} graph of {graph.modality}")
 
 
 def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> list[Removal]:

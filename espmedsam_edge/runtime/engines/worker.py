@@ -1,18 +1,14 @@
 """The child process that parses and builds: TensorRT may crash or be killed in it, and only this process ends.
 
-``main`` reads one ``EngineRequest`` as JSON from standard input and writes events to standard output, one JSON object a
-line: ``progress``, and at the end ``result`` or ``error``. Whatever the native libraries print goes to standard error.
+``main`` reads one ``EngineRequest`` as JSON from standard input and answers as ``child_side`` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +20,7 @@ from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import read_header
 from espmedsam_edge.runtime.cuda.gpu import GpuDevice, find_gpu, free_bytes
 from espmedsam_edge.runtime.engines.agreement import agree
+from espmedsam_edge.runtime.engines.child_side import Report, answer
 from espmedsam_edge.runtime.engines.precision import (
     Arithmetic,
     check_arithmetic,
@@ -168,7 +165,7 @@ def check(request: EngineRequest) -> EngineResult:
     )
 
 
-def build(request: EngineRequest, report: Callable[[str, float], bool]) -> EngineResult:
+def build(request: EngineRequest, report: Report) -> EngineResult:
     """Build the plan, write it to ``request.plan_path``, and read back what it computes in.
 
     Raises:
@@ -318,40 +315,18 @@ def _reason(log: Log) -> str:
     return " ".join(errors[0].split())[:300].rstrip(".") if errors else "it gave no reason"
 
 
-@contextmanager
-def _events() -> Iterator[Callable[..., bool]]:
-    """A function that writes one event; standard output itself is turned to standard error for native code."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def emit(event: str, **values: Any) -> bool:
-        try:
-            stream.write(json.dumps({"event": event, **values}) + "\n")
-            stream.flush()
-        except (BrokenPipeError, ValueError):  # the parent is gone: nobody wants this build any more
-            return False
-        return True
-
-    yield emit
-
-
 def main() -> int:
     """Do what the request on standard input asks; 0 when an answer (a result or an error) was written."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # TensorRT's own, about itself
-    os.umask(0o077)  # all that it writes goes to the cache, which is the user's alone
-    request = EngineRequest.model_validate_json(sys.stdin.buffer.read())
-    with _events() as emit:
-        try:
-            if request.command == "check":
-                result = check(request)
-            elif request.command == "time":
-                result = time_engine(request)
-            elif request.command == "compare":
-                result = compare_engine(request)
-            else:
-                result = build(request, lambda phase, fraction: emit("progress", phase=phase, fraction=fraction))
-        except UserError as error:
-            emit("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
-            return 0
-        emit("result", **result.model_dump(mode="json"))
-    return 0
+    return answer(_work)
+
+
+def _work(content: bytes, report: Report) -> EngineResult:
+    request = EngineRequest.model_validate_json(content)
+    if request.command == "check":
+        return check(request)
+    if request.command == "time":
+        return time_engine(request)
+    if request.command == "compare":
+        return compare_engine(request)
+    return build(request, report)

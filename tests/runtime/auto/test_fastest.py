@@ -242,6 +242,7 @@ def card(gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     def put_in(*usable: str) -> list[str]:
         gpu(H200)
+        monkeypatch.setattr(fastest, "built_here", lambda name, graph: True)
         for name in fastest.ON_GPU:
             module: Any = ModuleType(f"{name}_double")
             module.unavailable = lambda name, there=name in usable: None if there else f"{name} is not there."
@@ -282,6 +283,14 @@ def test_on_a_card_the_best_that_works_is_taken_and_a_trial_is_advised_where_the
         assert ("bench BUNDLE --choose" in segmenter.choice.why) == bool(usable)  # of ONNX Runtime there are two
         for name in fastest.ON_GPU[: fastest.ON_GPU.index(expected) if usable else None]:
             assert any(f"{name} is not there." in line for line in segmenter.choice.passed_over)
+
+
+def test_on_a_card_what_would_have_to_be_compiled_first_is_left_out(
+    bundle: Bundle, card: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card("inductor", "onnxruntime-cuda")
+    monkeypatch.setattr(fastest, "built_here", lambda name, graph: False)
+    assert taken(bundle) == "fp32 on onnxruntime-cuda"
 
 
 def test_on_a_card_a_trial_decides(bundle: Bundle, card: Callable[..., list[str]]) -> None:
