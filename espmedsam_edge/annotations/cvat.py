@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from espmedsam_edge.annotations.formats import OneDocument, Picture, Shape
 from espmedsam_edge.annotations.outlines import Ring, edge_outlines
 from espmedsam_edge.annotations.rle import run_lengths
 from espmedsam_edge.errors import printable
+from espmedsam_edge.modalities import PAPER_MODALITIES, target_of
 
 
 class CvatWriter(OneDocument):
@@ -26,7 +27,8 @@ class CvatWriter(OneDocument):
         name = quoteattr(printable(picture.name))
         size = f'width="{picture.width}" height="{picture.height}"'
         label = f'label={quoteattr(picture.category)} source="auto" occluded="0"'
-        lines = [f'<image id="{self._pictures}" name={name} {size}>\n']
+        lines = ["" if self._pictures else _labels(picture.category)]
+        lines.append(f'<image id="{self._pictures}" name={name} {size}>\n')
         self._pictures += 1
         for shape in picture.shapes():
             lines += self._shape(shape, label)
@@ -50,6 +52,13 @@ class CvatWriter(OneDocument):
 
     def tail(self) -> str:
         return "</annotations>\n"
+
+
+def _labels(category: str) -> str:
+    """Which there may be: readers want them before the pictures, of which only the first is known then."""
+    names = dict.fromkeys([category, *(target_of(name) for name in PAPER_MODALITIES)])
+    listed = "".join(f"<label><name>{escape(name)}</name><attributes></attributes></label>" for name in names)
+    return f"<meta><task><labels>{listed}</labels></task></meta>\n"
 
 
 def _points(ring: Ring) -> str:
