@@ -183,6 +183,9 @@ def packages(path: Path) -> Path:
     venv = path.parent / "venv" / "bin"
     venv.mkdir(parents=True)
     program(venv / "python", "exit 0")  # sees gi already
+    triton = path.parent / "venv-triton"
+    triton.mkdir()
+    (triton / ".done").touch()
     return path
 
 
@@ -198,19 +201,20 @@ def run_packages(path: Path) -> tuple[list[str], str]:
 def test_packages_for_tests_are_installed_for_root(packages: Path) -> None:
     program(packages / "id", "echo 0")
     lines, log = run_packages(packages)
-    assert [line.split(":")[0] for line in lines] == ["Installing with apt-get, for tests"] * 3
+    assert [line.split(":")[0] for line in lines] == ["Installing with apt-get, for tests"] * 4
     assert re.search(r"install --yes --no-install-recommends python3-gi .* gstreamer1\.0-rtsp$", log, re.M)
     assert re.search(r"install --yes --no-install-recommends chromium$", log, re.M)
     assert re.search(r"install --yes --no-install-recommends dicom3tools dcmtk$", log, re.M)
+    assert re.search(r"install --yes --no-install-recommends nginx-light mosquitto$", log, re.M)
 
 
 def test_packages_that_cannot_be_had_cost_a_line(packages: Path) -> None:
     lines, log = run_packages(packages)
     assert all(" sudo apt-get install --no-install-recommends " in line for line in lines)
-    assert (len(lines), log) == (3, "")
+    assert (len(lines), log) == (4, "")
     program(packages / "id", "echo 0")
     program(packages / "apt-get", "echo offline >&2; exit 100")
-    assert sum(line.startswith("That failed") for line in run_packages(packages)[0]) == 3
+    assert sum(line.startswith("That failed") for line in run_packages(packages)[0]) == 4
     (packages / "apt-get").unlink()
     assert all(line.startswith("No apt-get here") for line in run_packages(packages)[0])
 
@@ -223,6 +227,14 @@ def test_packages_that_are_there_are_left_alone(packages: Path) -> None:
     assert run_packages(packages) == ([], "")
 
 
+def test_a_triton_that_cannot_be_had_costs_a_line(packages: Path) -> None:
+    (packages.parent / "venv-triton" / ".done").unlink()
+    lines = [line for line in run_packages(packages)[0] if "Triton" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("Installing Triton into ")
+    assert lines[1] == "That failed; the tests that need Triton are skipped."
+
+
 @pytest.mark.skipif(not any(SYSTEM_GI.glob("_gi.*.so")), reason="needs python3-gi")
 def test_the_environment_sees_pygobject_if_its_python_is_the_systems(packages: Path) -> None:
     suffix = next(SYSTEM_GI.glob("_gi.*.so")).name.removeprefix("_gi")
@@ -233,7 +245,7 @@ def test_the_environment_sees_pygobject_if_its_python_is_the_systems(packages: P
     assert not (site / "gi").exists()
     program(python, answers.format(suffix, site))
     for _ in range(2):
-        assert len(run_packages(packages)[0]) == 3
+        assert len(run_packages(packages)[0]) == 4
         assert (site / "gi").resolve() == SYSTEM_GI
 
 

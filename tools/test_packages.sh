@@ -35,19 +35,19 @@ installed $gstreamer || install $gstreamer
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     install chromium
 { command -v dciodvfy && command -v storescu; } >/dev/null || install dicom3tools dcmtk
-PATH=$PATH:/usr/sbin
-command -v nginx >/dev/null || install nginx-light
-command -v mosquitto >/dev/null || install mosquitto
+installed nginx-light mosquitto || install nginx-light mosquitto
 
 # A server with its Python backend is in pytriton's wheel, which wants an older NumPy than we do.
 triton=$venv-triton
 if [ ! -e "$triton/.done" ]; then
     echo "Installing Triton into $triton, for tests (once; 0.7 GB)"
-    "$venv/bin/python" -m venv "$triton" &&
-        "$triton/bin/python" -m pip --disable-pip-version-check --no-input install --quiet \
-            nvidia-pytriton==0.7.0 'numpy<2' opencv-python-headless onnxruntime scipy pydantic typer rich platformdirs &&
-        pwd >"$("$triton/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/espmedsam_edge.pth" &&
-        touch "$triton/.done" || echo "That failed; the tests that need Triton are skipped."
+    {
+        "$venv/bin/python" -m venv "$triton" &&
+            "$triton/bin/python" -m pip --disable-pip-version-check --no-input install --quiet nvidia-pytriton==0.7.0 \
+                'numpy<2' opencv-python-headless onnxruntime scipy pydantic typer rich platformdirs &&
+            pwd >"$("$triton/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/espmedsam_edge.pth" &&
+            touch "$triton/.done"
+    } 2>/dev/null || echo "That failed; the tests that need Triton are skipped."
 fi
 
 "$venv/bin/python" -c 'import gi' 2>/dev/null && exit

@@ -127,7 +127,9 @@ def _encrypted(options: dict[str, str], address: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=options.get("ca"))
         if "cert" in options or "key" in options:
-            context.load_cert_chain(options.get("cert", ""), options.get("key"), password="")
+            context.load_cert_chain(
+                options.get("cert", ""), options.get("key"), lambda: ""
+            )  # a password is not asked for
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "they cannot be read"
         hint = "ca, cert and key are PEM files; a key may have no password."
