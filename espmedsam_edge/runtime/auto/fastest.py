@@ -25,8 +25,8 @@ REFERENCE = "onnxruntime"
 ON_GPU = ("tensorrt", "tensorrt-rtx", "inductor", "onnxruntime-cuda")
 """What runs on an NVIDIA GPU, the fastest first by what was measured and what their makers say."""
 
-_VARIANTS = ("onnxruntime-cuda:nhwc",)
-"""What no measurement ranks yet: last, until a trial does."""
+_VARIANTS = ("inductor:fp16", "onnxruntime-cuda:nhwc")
+"""More for a trial on a GPU: the first wants its gate, and no measurement ranks the second yet, which comes last."""
 
 IF_BUILT = ("inductor", "inductor:bf16")
 """What is taken only where ``build`` made it: "auto" never waits minutes for a compiler."""
@@ -99,11 +99,8 @@ def _digits(ratio: float) -> str:
 
 def on_gpu() -> list[str]:
     """The backends that "auto" may take on this machine's GPU, best first; without one none."""
-    return (
-        []
-        if find_gpu() is None
-        else [name for name in (*ON_GPU, *_VARIANTS) if BackendSpec.parse(name).name in BACKENDS]
-    )
+    names = (*ON_GPU, *_VARIANTS) if find_gpu() is not None else ()
+    return [name for name in names if BackendSpec.parse(name).name in BACKENDS]
 
 
 def _several() -> bool:
