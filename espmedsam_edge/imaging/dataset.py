@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from espmedsam_edge.bundle import Name
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import read_json, read_regular
-from espmedsam_edge.imaging.decode import read_image, read_orientation
+from espmedsam_edge.imaging.decode import file_header, read_image
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 from espmedsam_edge.imaging.masks import Mask, read_mask
@@ -179,8 +179,8 @@ def turned_apart(image: Path, mask: Path) -> bool:
     Raises:
         UserError: a file cannot be read.
     """
-    orientation = read_orientation(image)
-    return orientation != 1 and read_orientation(mask) != orientation
+    orientation = file_header(image).orientation
+    return orientation != 1 and file_header(mask).orientation != orientation
 
 
 def read_split(file: Path) -> Split:

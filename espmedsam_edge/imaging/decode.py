@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.header_errors import HeaderError
+from espmedsam_edge.imaging.header_errors import HeaderError, NotReadError
 from espmedsam_edge.imaging.headers import ImageHeader, bare_png, image_format, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.imaging.tiff_header import compression_name, plain_tiff
+from espmedsam_edge.imaging.tiff_header import TiffPages, compression_name, plain_tiff
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> t
     try:
         header = read_header(data)
     except HeaderError as error:
-        raise UserError(f"cannot read {name}: {error}.", _REMEDY, exit_code=1) from error
+        raise UserError(f"cannot read {name}: {error}.", _remedy(error), exit_code=1) from error
     _check_size(header, name)
     if header.depth > 16 and flags == _COLOUR:
         fault = f"its samples have {header.depth} bits, not 8 or 16"
-        raise UserError(f"cannot read {name}: {fault}.", _REMEDY, exit_code=1)
+        raise UserError(f"cannot read {name}: {fault}.", "Convert it to 8 or 16 bits.", exit_code=1)
     if header.format == "HEIC":
         return _decode_heic(data, name), header
     quiet_opencv()
@@ -87,7 +87,7 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> t
     if pixels is None:
         packed = compression_name(data) if header.format == "TIFF" else None
         what = f"compression by {packed} is not read" if packed else f"its {header.format} data cannot be decoded"
-        raise UserError(f"cannot read {name}: {what}.", _REMEDY, exit_code=1)
+        raise UserError(f"cannot read {name}: {what}.", _CONVERT if packed else _REMEDY, exit_code=1)
     if header.format == "TIFF" and _stated_scale(header):
         pixels = pixels >> 16 - header.depth  # OpenCV moves packed samples up to 16 bits
     if flags == _COLOUR:
@@ -116,7 +116,11 @@ def _decode_heic(data: bytes, name: str) -> Frame:
 
 
 def read_samples(path: str | Path) -> NDArray[Any]:
-    """Read a file's samples as they are stored, for masks and labels: no scaling, no colour model, no inversion.
+    """Read a file's samples as they are stored, for masks and labels: no scaling, no colour model.
+
+    Of a TIFF of 8 bits that counts down from white (MinIsWhite) as they look, which is what Pillow and most programs
+    give; but as stored where ImageJ or tifffile wrote it, which mean the higher number by what they show in black. Of
+    several pictures the first, and a warning says so.
 
     Returns:
         (H, W) or (H, W, C), upright, as stored: uint8, uint16, of a TIFF other types, too; of a palette, its colours.
@@ -124,9 +128,13 @@ def read_samples(path: str | Path) -> NDArray[Any]:
     Raises:
         UserError: as ``read_image``.
     """
-    frame, header = _read_stored(Path(path))
-    # OpenCV shows 8 bits that count down from white as they look.
-    return 255 - frame if header.white_is_zero and frame.dtype == np.uint8 else frame
+    path = Path(path)
+    data = _read(path)
+    frame, header = _decode(data, str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if header.pictures > 1:
+        log.warning("%s holds %d pictures; the first is read.", path, header.pictures)
+    looks = header.white_is_zero and frame.dtype == np.uint8  # OpenCV shows them as they look
+    return 255 - frame if looks and TiffPages(bytearray(data)).means_numbers else frame
 
 
 def _read_stored(path: Path) -> tuple[NDArray[Any], ImageHeader]:
@@ -152,16 +160,16 @@ def largest_sample(path: str | Path) -> int | None:
     return None
 
 
-def read_orientation(path: str | Path) -> int:
-    """Exif's number, 1 to 8, by which ``read_image`` turns a file's picture; 1: it is upright as stored.
+def file_header(path: str | Path) -> ImageHeader:
+    """A picture file's header.
 
     Raises:
         UserError: as ``read_image``.
     """
     try:
-        return read_header(_read(Path(path))).orientation
+        return read_header(_read(Path(path)))
     except HeaderError as error:
-        raise UserError(f"cannot read {path}: {error}.", _REMEDY, exit_code=1) from error
+        raise UserError(f"cannot read {path}: {error}.", _remedy(error), exit_code=1) from error
 
 
 def max_pixels() -> int:
@@ -180,7 +188,12 @@ def max_pixels() -> int:
     return int(text)
 
 
+_CONVERT = "Convert it to PNG."
 _REMEDY = "Copy it again, or convert it to PNG."
+
+
+def _remedy(error: HeaderError) -> str:
+    return _CONVERT if isinstance(error, NotReadError) else _REMEDY
 
 
 def _read(path: Path) -> bytes:

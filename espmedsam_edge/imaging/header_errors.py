@@ -7,3 +7,7 @@ CUT_OFF = "it is cut off"
 
 class HeaderError(ValueError):
     """Not a whole image of a known format; the text says why, as the end of a sentence."""
+
+
+class NotReadError(HeaderError):
+    """Of a kind that is not read, however whole."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from espmedsam_edge.imaging.av1_header import check_av1_size
-from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
+from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError, NotReadError
 from espmedsam_edge.imaging.heif_header import heif_format, read_heif
 from espmedsam_edge.imaging.tiff_header import TIFF_STARTS, read_orientation, read_tiff
 
@@ -97,7 +97,7 @@ def read_header(data: bytes) -> ImageHeader:
     if name is None:
         other = next((kind for start, kind in _NOT_READ.items() if data.startswith(start)), None)
         if other is not None:
-            raise HeaderError(f"it is {other}, which is not read")
+            raise NotReadError(f"it is {other}, which is not read")
         raise HeaderError("it is not a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or HEIC image")
     try:
         return _PARSERS[name](data)

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Set
 from mmap import mmap
 from typing import NamedTuple
 
-from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError
+from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError, NotReadError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 254, 256, 257, 258, 259, 262, 270
-_STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 274, 279, 324, 325
+_STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES, _SOFTWARE = 273, 274, 279, 324, 325, 305
 _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES = 277, 284, 330, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _USED = {
     _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION,
-    _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES, _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES,
+    _STRIPS, _ORIENTATION, _STRIP_BYTES, _TILES, _TILE_BYTES, _SAMPLES, _PLANAR, _INNER, _EXTRA_SAMPLES, _SOFTWARE,
 }  # fmt: skip
 _RATIONAL = 5  # two numbers, above and below
 # Bytes, characters, unsigned integers, places.
@@ -114,11 +114,11 @@ def _check_kind(values: dict[int, tuple[int, ...]], depth: int) -> None:
     """Refuse what libtiff and OpenCV read as another picture than it is, without a word."""
     samples = values.get(_SAMPLES, (1,))[0]
     if values.get(_PHOTOMETRIC, (1,))[0] in (8, 9, 10):
-        raise HeaderError("its colours are CIELAB")
+        raise NotReadError("its colours are CIELAB")
     if depth > 8 and samples > 1 and values.get(_PLANAR, (1,))[0] == 2:
-        raise HeaderError(f"its colours of {depth} bits lie in separate planes")
+        raise NotReadError(f"its colours of {depth} bits lie in separate planes")
     if depth > 8 and samples == 2:
-        raise HeaderError(f"it is grey with transparency, or of two channels, of {depth} bits")
+        raise NotReadError(f"it is grey with transparency, or of two channels, of {depth} bits")
 
 
 def compression_name(data: bytes) -> str | None:
@@ -202,6 +202,7 @@ class TiffPages:
 
     Attributes:
         description: the first picture's, where programs say what the others are; "" without one.
+        means_numbers: written by a program that means numbers, not what they look like, where 0 is white.
     """
 
     def __init__(self, data: bytearray) -> None:
@@ -211,6 +212,8 @@ class TiffPages:
         self._tags = _directory(data, self._places[0])[0] if self._places else {}
         text = bytes(value & 255 for value in self._values(_DESCRIPTION))
         self.description = text.rstrip(b"\0").decode("utf-8", "replace")
+        software = bytes(value & 255 for value in self._values(_SOFTWARE))
+        self.means_numbers = text.startswith(b"ImageJ=") or software.startswith(b"tifffile")
         # ImageJ writes one directory alone before what is large: the others' samples follow the first one's.
         described = _IMAGEJ.search(text)
         follow = len(self._places) == 1 and described is not None and self._values(_COMPRESSION)[:1] in ((), (1,))

@@ -205,3 +205,15 @@ def test_all_kinds_in_one_folder_each_done_or_named_with_its_reason(infer: Calla
     rows = len(list(csv.reader((out / "areas.csv").open(errors="surrogateescape", newline=""))))
     masks = list((out / "masks").rglob("*.png"))
     assert rows - 1 == len(masks) == len((out / "frames.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("options", [[], ["--crop", "auto"], ["--fps", "2"]])
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_start_behind_the_end_is_no_damage(
+    infer: Callable[..., Any], tmp_path: Path, suffix: str, options: list[str]
+) -> None:
+    save_clip(tmp_path / f"c{suffix}", 10)
+    code, _, error = infer(tmp_path / f"c{suffix}", "--start", "100", "--masks", tmp_path / "masks", *options)
+    assert code == 1
+    assert f"c{suffix} ends before second 100: nothing of it is taken. Give an earlier --start." in error
+    assert "Copy it again" not in error

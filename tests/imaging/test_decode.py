@@ -530,3 +530,19 @@ def test_avifs_of_more_bits_are_scaled_by_the_bits_they_state(bits: int, part: f
     got = decode_image(data)[..., ::-1]
     expected = np.stack([samples] * 3, axis=-1) if grey else samples
     assert np.abs(got - expected * (255 / top)).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"), [(b"\xff\x4f\xff\x51", "Convert it to PNG."), (b"GIF89a", "Copy it again")]
+)
+def test_a_whole_file_of_another_kind_is_not_to_be_copied_again(start: bytes, remedy: str) -> None:
+    with pytest.raises(UserError) as raised:
+        decode_image(start + bytes(100))
+    assert raised.value.hint.startswith(remedy)
+
+
+def test_of_samples_in_several_pages_the_first_is_read_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
+    pages = [np.full((16, 16), value, np.uint8) for value in (255, 0)]
+    cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
+    assert np.array_equal(read_samples(tmp_path / "a.tif"), pages[0])
+    assert said == [f"{tmp_path / 'a.tif'} holds 2 pictures; the first is read."]

@@ -68,6 +68,12 @@ def written(path: Path, kind: str, disc: np.ndarray) -> Path:
         tifffile.imwrite(path / kind, disc)
     elif kind == "white-is-zero.tif":
         tifffile.imwrite(path / kind, white, photometric="miniswhite")
+    elif kind == "imagej.tif":  # shows 255 in black, and calls it foreground
+        says = {"software": "", "description": "ImageJ=1.54p\n", "metadata": None}
+        tifffile.imwrite(path / kind, white, photometric="miniswhite", **says)
+    elif kind == "white-on-black.tif":  # as Pillow and other programs show it
+        tifffile.imwrite(path / kind, 255 - white, photometric="miniswhite", software="another", metadata=None)
+        assert np.array_equal(np.array(Image.open(path / kind)), white)
     else:
         Image.fromarray(white).save(path / kind)
     return path / kind
@@ -76,7 +82,7 @@ def written(path: Path, kind: str, disc: np.ndarray) -> Path:
 @pytest.mark.parametrize(
     "kind",
     ["0-127.png", "0-1-16bit.png", "0-960.png", "3-200.png", "alpha.png", "black-with-alpha.png", "palette.png",
-     "bool.tif", "white-is-zero.tif", "m.gif", "m.bmp", "m.png"],
+     "bool.tif", "white-is-zero.tif", "imagej.tif", "white-on-black.tif", "m.gif", "m.bmp", "m.png"],
 )  # fmt: skip
 def test_two_values_are_a_mask_whichever_they_are(tmp_path: Path, kind: str) -> None:
     mask = _mask()

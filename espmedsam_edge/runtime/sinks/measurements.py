@@ -133,7 +133,8 @@ class LineForm:
 
     def line(self, frame: SourceFrame, result: Segmentation) -> str:
         """The line, without its end; only ASCII."""
-        line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": frame.time}
+        time = None if frame.time is None else round(frame.time, 6)  # no video's clock is finer
+        line: dict[str, Any] = {"source": frame.source, "frame": frame.index, "time": time}
         if frame.captured is not None:
             line["skipped"] = frame.skipped
         if frame.z is not None:

@@ -19,7 +19,7 @@ from espmedsam_edge.runtime.video.reading import VideoReader, open_video
 
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".f4v", ".ogv",
-    ".mxf", ".dv",
+    ".mxf", ".dv", ".nut",
     ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".tod", ".mjpeg", ".mjpg", ".y4m", ".ivf",
     ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
 })  # fmt: skip
@@ -131,11 +131,11 @@ class VideoFile(Clip):
         del self._reader  # with its decoder: a run keeps its sources to the end, and a decoder takes 0.3 MB and more
 
     def _frames(self) -> Iterator[SourceFrame]:
-        reader = self._reader
+        reader, number = self._reader, -1
         reader.start = self._start
         for number, (image, time) in enumerate(reader):
             yield SourceFrame(image, self.path, reader.skipped + number, time, aspect=reader.aspect)
-        if reader.damage is not None:
+        if reader.damage is not None and (number >= 0 or not self._start):  # else ``SelectedSource`` tells
             message = f"cannot read all of {self.name}: {reader.damage}. Copy it again, or convert it."
             self.failures.append(Failure(self.name, message))
 

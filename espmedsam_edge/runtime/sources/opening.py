@@ -153,6 +153,7 @@ def _expand(specification: str, named: bool = True) -> list[Path]:
     if path.is_dir():
         entries = list(path.iterdir())
         found = [entry for entry in entries if _is_known(entry)]
+        _tell_no_files(entries, named)
         if not found or any(_is_dicomdir(entry) for entry in entries):
             found += _dicom_below(path)
         if not found:
@@ -171,6 +172,14 @@ def _expand(specification: str, named: bool = True) -> list[Path]:
             raise UserError(f"no image or video matches {specification}.", "Check the pattern.", exit_code=1)
         return sorted(_without_masks(found, named), key=_natural)
     return [path]
+
+
+def _tell_no_files(entries: Sequence[Path], named: bool) -> None:
+    """Say what is called like a picture or video and is no file: links that lead nowhere, pipes, devices."""
+    odd = [entry for entry in entries if entry.suffix.lower() in _KNOWN and not (entry.is_file() or entry.is_dir())]
+    if odd:
+        example = f", such as {odd[0].name}" if named else ""
+        log.warning("Passed over, broken links and what else is no file: %d%s.", len(odd), example)
 
 
 def _without_masks(found: Sequence[Path], named: bool) -> list[Path]:
@@ -218,11 +227,14 @@ def _is_dicomdir(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR"
 
 
+_KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES | UNREAD_SUFFIXES
+
+
 def _is_known(path: Path) -> bool:
     if path.name.startswith(".") or _is_dicomdir(path) or not path.is_file():
         return False
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | DICOM_SUFFIXES | UNREAD_SUFFIXES:
+    if suffix in _KNOWN:
         return True
     return re.fullmatch(r"(\.\d*)?", suffix) is not None and is_dicom(path)  # scanners name files by numbers
 

@@ -169,6 +169,7 @@ class SelectedSource(PassedOn):
         frames = (self._wanted.turned(frame) for frame in self._source if self._chosen(frame))
         if self._wanted.auto:
             yield from self._auto_cropped(frames)
+            self._tell_early_end()
             return
         for frame in frames:
             try:
@@ -177,6 +178,12 @@ class SelectedSource(PassedOn):
                 if self.kind == "video":
                     raise
                 self._failures.append(Failure(str(frame.path), str(error)))
+        self._tell_early_end()
+
+    def _tell_early_end(self) -> None:
+        if self.kind == "video" and self._wanted.start and self._next_index == 0 and not self._source.failures:
+            message = f"{self.name} ends before second {self._wanted.start:g}: nothing of it is taken."
+            self._failures.append(Failure(self.name, f"{message} Give an earlier --start."))
 
     def poll(self) -> SourceFrame | None:
         """See ``LiveFrames``; None too for a frame that is not wanted."""

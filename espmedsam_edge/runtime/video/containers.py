@@ -27,6 +27,7 @@ _STARTS = (
     b"OggS",
     b"YUV4MPEG2 ",
     b"DKIF",  # IVF
+    b"nut/multimedia container\0",
 )
 # The first unit of raw H.264 (parameter set, delimiter, supplement) and H.265 (video parameter set, delimiter).
 _RAW_UNITS = frozenset((0x67, 0x27, 0x47, 0x09, 0x06, 0x40, 0x46))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import SPLITS, DatasetFolder, turned_apart
-from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.imaging.decode import file_header, read_image
 from espmedsam_edge.imaging.masks import read_mask
 
 DEFAULT_SIMILARITY = 0.95
@@ -63,6 +63,8 @@ class _Facts:
     problem: tuple[str, str] | None = None
     grey: int = 0
     turned_apart: bool = False
+    from_white: bool = False
+    pictures: int = 1
     foreground: float | None = None
     digest: str = ""
     details: NDArray[np.float32] | None = None
@@ -135,6 +137,8 @@ def _examine(folder: DatasetFolder, id_: str) -> _Facts:
     if file is None:
         return facts
     try:
+        header = file_header(file)
+        facts.pictures, facts.from_white = header.pictures, header.white_is_zero
         mask, facts.grey = read_mask(file)
         facts.turned_apart = turned_apart(folder.image_files[id_], file)
     except UserError as error:
@@ -168,6 +172,16 @@ def _check_pixels(facts: Sequence[_Facts], report: CheckReport) -> None:
         "photograph turned by its Exif tag, its mask not",
         "look at them together; if the mask was drawn on the pixels as stored, turn it, or remove the tag",
         [fact.id for fact in facts if fact.turned_apart],
+    )
+    report.add(
+        "mask of several pictures",
+        "the first is read; save one picture a mask",
+        [f"{fact.id} ({fact.pictures} pictures)" for fact in facts if fact.pictures > 1],
+    )
+    report.add(
+        "mask that counts down from white (MinIsWhite)",
+        "it is read as it looks, of ImageJ and tifffile as stored; look at it together with its image",
+        [fact.id for fact in facts if fact.from_white],
     )
     report.add("mask with grey values", "it is cut at half; save masks as PNG of 0 and 255", grey)
     report.add(

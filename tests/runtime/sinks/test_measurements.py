@@ -133,3 +133,13 @@ def test_a_table_of_areas(tmp_path: Path) -> None:
         ["b.mp4", "1", "0.3333", "0", "0.000000", "", "fundus", ""],
         ["c.png", "0", "", str(AREA), f"{AREA / 3072:.6f}", "", "fundus", ""],
     ]
+
+
+def test_times_are_without_the_noise_of_floating_point(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / "a.jsonl") as sink:
+        sink.write(frame(3, 0.1 + 0.2), result_of(blob((48, 64))))
+        sink.write(frame(4, 1001 / 30000), result_of(blob((48, 64))))
+    assert [text.split('"time":')[1].split(",")[0] for text in (tmp_path / "a.jsonl").read_text().splitlines()] == [
+        "0.3",
+        "0.033367",
+    ]

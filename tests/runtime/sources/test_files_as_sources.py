@@ -163,3 +163,32 @@ def test_masks_beside_their_pictures_are_passed_over_and_said(tmp_path: Path, ca
         assert "masks beside their pictures: 3" in caplog.text
     (source,), _ = open_sources([str(tmp_path / "y-GT.png")])  # named by itself it is what is wanted
     assert [file.name for file in source.files] == ["y-GT.png"]
+
+
+def test_what_is_called_a_picture_and_is_no_file_is_said(tmp_path: Path, said: list[str]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 16, 3), 90, np.uint8))
+    (tmp_path / "b.png").symlink_to("gone.png")
+    os.mkfifo(tmp_path / "c.mp4")
+    (tmp_path / "d.txt").symlink_to("gone.txt")
+    (tmp_path / "e.png").mkdir()
+    (source,), failures = open_sources([str(tmp_path)])
+    assert [file.name for file in source.files] == ["a.png"]
+    assert not failures
+    (line,) = said
+    assert line.startswith("Passed over, broken links and what else is no file: 2, such as ")
+
+
+def test_nut_files_are_videos(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs PyAV (extra video)")
+    save_clip(tmp_path / "a.mp4", 5)
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "a.nut"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    (tmp_path / "a.mp4").unlink()
+    (video,), failures = open_sources([str(tmp_path)])
+    assert not failures
+    with video:
+        assert [frame.index for frame in video] == list(range(5))

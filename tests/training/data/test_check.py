@@ -66,6 +66,19 @@ def _turned(path: Path) -> None:
         picture.save(path / "images" / "3.png", exif=exif)
 
 
+def _pages(path: Path) -> None:
+    mask = cv2.imread(str(path / "masks" / "3.png"), cv2.IMREAD_GRAYSCALE)
+    (path / "masks" / "3.png").unlink()
+    cv2.imwritemulti(str(path / "masks" / "3.tif"), [mask, mask])
+
+
+def _from_white(path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    mask = cv2.imread(str(path / "masks" / "3.png"), cv2.IMREAD_GRAYSCALE)
+    (path / "masks" / "3.png").unlink()
+    tifffile.imwrite(path / "masks" / "3.tif", mask, photometric="miniswhite")
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "example"),
     [
@@ -78,6 +91,8 @@ def _turned(path: Path) -> None:
         (_write("masks/3.png", np.zeros(SIZE, np.uint8)), "empty mask", "3"),
         (_write("masks/3.png", np.full(SIZE, 255, np.uint8)), "mask that covers the whole image", "3"),
         (_grey, "mask with grey values", f"3 ({SIZE[0] * SIZE[1]} pixels)"),
+        (_pages, "mask of several pictures", "3 (2 pictures)"),
+        (_from_white, "mask that counts down from white (MinIsWhite)", "3"),
         (_turned, "photograph turned by its Exif tag, its mask not", "3"),
         (_unlink("split.json"), "no split.json", "set"),
     ],
