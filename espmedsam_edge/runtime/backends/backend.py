@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -84,6 +85,24 @@ def check_batch(graph: Graph, image: Tensor) -> None:
     """
     if image.shape != graph.input_shape or image.dtype != np.float32 or not image.flags.c_contiguous:
         raise ValueError(f"run wants C-contiguous float32 {graph.input_shape}, not {image.dtype} {image.shape}")
+
+
+def check_process(loaded_by: int, runtime: str) -> None:
+    """Refuse to run a network whose threads stayed in another process: to wait for them would be for ever.
+
+    Args:
+        loaded_by: the number of the process that loaded it.
+        runtime: what runs it, for people.
+
+    Raises:
+        UserError: this process was split off from that one.
+    """
+    if os.getpid() != loaded_by:
+        raise UserError(
+            f"this process was split off (fork) after the network was loaded with {runtime}.",
+            "Load it in the process that uses it, or start processes with 'spawn'.",
+            exit_code=1,
+        )
 
 
 @runtime_checkable

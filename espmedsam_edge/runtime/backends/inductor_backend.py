@@ -6,13 +6,14 @@ torch is imported when a network is loaded, and by the room ``runtime.inductor``
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, cast
 
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable, check_batch
+from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable, check_batch, check_process
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.device_backend import frame_memory, open_device_backend
 from espmedsam_edge.runtime.cuda import driver as cuda_api
@@ -92,7 +93,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backen
         raise
     except UserError as error:
         raise BackendUnavailable(error.message, error.hint, exit_code=error.exit_code) from error
-    except ImportError as error:  # of a wheel that lacks a library, or of another system
+    except (ImportError, OSError) as error:  # of a wheel that lacks a library, or of another system
         raise BackendUnavailable(
             f"torch is installed and cannot be loaded: {str(error)[:300]}", "Install it again.", exit_code=1
         ) from error
@@ -120,12 +121,13 @@ class InductorBackend:
         self.name, self.graph = name, graph
         self.arithmetic = arithmetic
         self.device = f"CPU, {threads} thread{'s' if threads > 1 else ''}, {arithmetic} arithmetic"
-        self._threads = threads
+        self._threads, self._process = threads, os.getpid()
         self._package: Any = load_package(content, graph, "cpu")
         self._package.warm()
 
     def run(self, image: Tensor) -> Tensor:
         check_batch(self.graph, image)
+        check_process(self._process, "torch")
         return cast(Tensor, self._package.run_on_host(image, self._threads))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.installation import install_command, why_missing
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
+from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch, check_process
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
@@ -214,20 +214,12 @@ class OpenVinoBackend:
 
     def start(self, image: Tensor) -> _Run:
         check_batch(self.graph, image)
-        self._check_process()
+        check_process(self._process, "OpenVINO")
         if not self._idle:
             self._started[0].wait()
         run = _Run(self, self._idle.pop(), image)
         self._started.append(run)
         return run
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:  # OpenVINO's threads stayed there: to wait for them would be for ever
-            raise UserError(
-                "this process was split off (fork) after the network was loaded with OpenVINO.",
-                "Load it in the process that uses it, or start processes with 'spawn'.",
-                exit_code=1,
-            )
 
     def _take_back(self, run: _Run, request: Any) -> None:
         self._started.remove(run)
@@ -268,7 +260,7 @@ class _Run:
         self._backend._take_back(self, request)
 
     def logits(self) -> Tensor:
-        self._backend._check_process()
+        check_process(self._backend._process, "OpenVINO")
         self.wait()
         if self._error is not None:
             raise self._error

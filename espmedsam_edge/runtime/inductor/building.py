@@ -90,6 +90,8 @@ def why_no_torch() -> str | None:
     missing = why_missing("torch", "inductor")
     if missing is not None:
         return missing
+    if not hasattr(os, "memfd_create"):
+        return "backend inductor runs on Linux alone."
     parts = tuple(int(part) for part in torch_version().split(".")[:2] if part.isdigit())
     if parts < _OLDEST:
         return f"torch {torch_version()} is too old: backend inductor wants {'.'.join(map(str, _OLDEST))} or later."

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.onnx_file import GraphRefused
 from espmedsam_edge.runtime.engines.agreement import agree
@@ -26,19 +23,16 @@ from espmedsam_edge.runtime.inductor.building import InductorRequest, InductorRe
 def main() -> int:
     """Do what the request on standard input asks; 0 when an answer was written."""
     warnings.filterwarnings("ignore")  # torch's own, about itself
-    with temporary_folder() as folder, _private(folder):
-        return answer(lambda content, report: build(InductorRequest.model_validate_json(content), report))
+    return answer(lambda content, report: build(InductorRequest.model_validate_json(content), report))
 
 
-@contextmanager
-def _private(folder: Path) -> Iterator[None]:
-    """Have what the compilers leave behind go with the process, unless the user named a place for it.
+def _keep_private(folder: Path) -> None:
+    """Have what the compilers leave behind go with the parent's folder, unless the user named a place for it.
 
     It is native code, and torch would look for it in a folder of /tmp, which is everyone's.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    yield
 
 
 def build(request: InductorRequest, report: Report) -> InductorResult:
@@ -49,6 +43,7 @@ def build(request: InductorRequest, report: Report) -> InductorResult:
     """
     began = time.monotonic()
     report("loading torch", 0.0)
+    _keep_private(request.package.parent)
     if request.device == "cuda":
         _find_cuda(request.package.parent)
     content = read_wanted(request.graph_path, request.graph.sha256)

@@ -207,6 +207,20 @@ def test_other_threads_go_on_while_it_runs(bundle: Bundle) -> None:
     assert held == [False]
 
 
+def test_a_process_that_was_split_off_is_told(bundle: Bundle) -> None:
+    """The threads of torch stay in the process that loaded it."""
+    backend = load(bundle)
+    backend.run(tensor(0))
+    child = os.fork()
+    if child == 0:
+        try:
+            backend.run(tensor(0))
+        except UserError as error:
+            os._exit(0 if "split off (fork)" in error.message else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_frames_that_may_not_be_written_to(bundle: Bundle) -> None:
     image = tensor(1)
     expected = load(bundle).run(image)
@@ -396,6 +410,31 @@ def test_without_a_compiler_nothing_is_begun_and_what_is_built_runs(
         load(bundle)
     assert compiled == []
     assert not networks.exists()
+
+
+def test_an_interrupted_build_leaves_nothing(
+    bundle: Bundle, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the child, nor what it had written."""
+    shutil.rmtree(networks)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+    def interrupt(phase: str, fraction: float) -> None:
+        if phase == "tracing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_or_build(bundle, bundle.graph(), "cpu", "fp32", on_progress=interrupt)
+    assert [file.suffix for file in networks.iterdir()] == [".lock"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_build_that_takes_too_long_is_ended_with_one_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "_LIMIT_S", 0.2)
+    with pytest.raises(UserError, match=r"Inductor's build of fp32\.onnx was not done after 0 s and was ended"):
+        find_or_build(bundle, bundle.graph(), "cpu", "fp32", force=True)
 
 
 def test_without_torch(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
