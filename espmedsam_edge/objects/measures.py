@@ -12,9 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from espmedsam_edge.objects.instance import Instance, Instances, Size, Spacing
-from espmedsam_edge.objects.separation import Labels, Mask, separated
+from espmedsam_edge.objects.separation import BAND, Labels, Mask, separated
 
 MOST = 50_000
 """Objects of one picture that are measured; of more only the number is given."""
@@ -71,16 +72,12 @@ def measure(
     labels: Labels, probability: NDArray[np.float32] | None = None, spacing: Spacing | None = None
 ) -> list[Instance]:
     """Measure every object of a label map whose numbers go from 1 without gaps; arguments as ``find_instances``."""
-    where = np.flatnonzero(labels)
-    if not where.size:
+    slices = find_objects(labels)
+    if not slices:
         return []
-    of = labels.ravel()[where]
-    rows, columns = np.divmod(where, labels.shape[1])
-    areas = np.bincount(of)[1:]
-    down, across = (np.bincount(of, weights=place)[1:] / areas for place in (rows, columns))
-    eccentric = _eccentricities(of, rows - down[of - 1], columns - across[of - 1], areas, spacing or (1.0, 1.0))
-    means = None if probability is None else np.bincount(of, weights=probability.ravel()[where])[1:] / areas
-    boxes = _boxes(of, rows, columns, len(areas))
+    boxes = [(x.start, y.start, x.stop - x.start, y.stop - y.start) for y, x in slices]
+    areas, across, down, products, means = _sums(labels, boxes, probability)
+    eccentric = _eccentricities(products, spacing or (1.0, 1.0))
     edge, edge_of = _edge(labels)
     pixels = _sizes(labels, areas, edge, edge_of, (1.0, 1.0))
     physical = None if spacing is None else _sizes(labels, areas, edge, edge_of, spacing)
@@ -90,7 +87,7 @@ def measure(
             (float(across[index]), float(down[index])),
             boxes[index],
             float(eccentric[index]),
-            None if means is None else float(means[index]),
+            None if probability is None else float(means[index]),
             pixels[index],
             None if physical is None else physical[index],
         )
@@ -98,24 +95,36 @@ def measure(
     ]
 
 
-def _eccentricities(of: Labels, down: Floats, across: Floats, areas: NDArray[Any], spacing: Spacing) -> Floats:
+def _sums(
+    labels: Labels, boxes: list[tuple[int, int, int, int]], probability: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int64], Floats, Floats, tuple[Floats, Floats, Floats], Floats]:
+    """Of each object the area, the centroid's x and y, the second central moments (xx, yy, xy), the mean probability.
+
+    Places are counted from the object's box, so that the sums are whole numbers that a float holds.
+    """
+    height, width = labels.shape
+    left, top = np.array([(0, 0), *(box[:2] for box in boxes)], np.int64).T
+    totals = np.zeros((7, len(boxes) + 1))
+    rows = max(1, BAND // width)
+    for start in range(0, height, rows):
+        y, x = np.nonzero(labels[start : start + rows])
+        of = labels[start : start + rows][y, x]
+        weights: list[Any] = [None, x - left[of], y + start - top[of]]
+        weights += [weights[1] ** 2, weights[2] ** 2, weights[1] * weights[2]]
+        weights += [] if probability is None else [probability[start : start + rows][y, x]]
+        for total, weight in zip(totals, weights, strict=False):
+            total += np.bincount(of, weight, minlength=len(total))
+    areas = totals[0, 1:]
+    x, y, xx, yy, xy, mean = totals[1:, 1:] / areas
+    return areas.astype(np.int64), x + left[1:], y + top[1:], (xx - x * x, yy - y * y, xy - x * y), mean
+
+
+def _eccentricities(products: tuple[Floats, Floats, Floats], spacing: Spacing) -> Floats:
     """From the eigenvalues of the second central moments."""
-    down, across = down * spacing[0], across * spacing[1]
-    dd, aa, da = (np.bincount(of, weights=product)[1:] / areas for product in (down**2, across**2, down * across))
+    aa, dd, da = products[0] * spacing[1] ** 2, products[1] * spacing[0] ** 2, products[2] * spacing[0] * spacing[1]
     middle, half = (dd + aa) / 2, np.hypot((dd - aa) / 2, da)
     large, small = middle + half, np.maximum(middle - half, 0)
     return np.asarray(np.sqrt(1 - np.divide(small, large, out=np.ones_like(large), where=large > 0)), np.float64)
-
-
-def _boxes(of: Labels, rows: NDArray[Any], columns: NDArray[Any], count: int) -> list[tuple[int, int, int, int]]:
-    ends = []
-    for places in (columns, rows):
-        low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
-        np.minimum.at(low, of - 1, places)
-        np.maximum.at(high, of - 1, places)
-        ends += [low, high + 1 - low]
-    x, width, y, height = (end.tolist() for end in ends)
-    return list(zip(x, y, width, height, strict=True))
 
 
 def _edge(labels: Labels) -> tuple[NDArray[np.int64], Labels]:
@@ -125,8 +134,10 @@ def _edge(labels: Labels) -> tuple[NDArray[np.int64], Labels]:
     """
     wide = np.pad(labels, 1)
     own = wide[1:-1, 1:-1]
-    beside = (wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
-    at = np.argwhere((own > 0) & np.any([other != own for other in beside], axis=0))
+    outer = np.zeros(labels.shape, bool)
+    for other in (wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]):
+        outer |= other != own
+    at = np.argwhere(outer & (own > 0))
     of = labels[at[:, 0], at[:, 1]]
     order = np.argsort(of, kind="stable")
     return at[order], of[order]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -17,6 +18,17 @@ Labels = NDArray[np.int32]  # (H, W), 0 outside, objects from 1
 NARROWER = 0.94
 """Two objects meet where a part is narrower than this share of the smaller one's width."""
 
+AT_ONCE = 1 << 22
+"""Pixels that are taken apart at once, if the parts in them are not larger; each takes some 100 bytes."""
+
+LARGEST = 1 << 24
+"""Pixels of the box around a part that is taken apart."""
+
+_SPARSE = 1 << 18  # pixels of a group's box that parts need not fill
+
+BAND = 1 << 20
+"""Pixels that are counted at once."""
+
 _BLUNT = 1.0  # pixels; keeps the stairs along the edges of small objects from being necks
 _STEPS = 4096  # of a logarithm's unit: whole numbers, so that what is level is equal
 
@@ -25,41 +37,71 @@ def separated(mask: Mask, *, split: bool = True) -> Labels:
     """Number a mask's objects from 1, in the order of their first pixels.
 
     With ``split``, an 8-connected part with several widest places is cut at the necks between them: watershed on the
-    distance to the background, from those of its maxima that stand out by a share of their height (``NARROWER``).
+    distance to the background, from those of its maxima that stand out by a share of their height (``NARROWER``). Parts
+    of which the box has more than ``LARGEST`` pixels are not.
 
     Raises:
         UserError: scikit-image is missing, and ``split`` was asked for.
     """
-    parts = _parts(mask)
     if not split:
-        return parts
+        return np.asarray(cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)[1], np.int32)
     if (reason := why_missing("skimage", "objects")) is not None:
         raise UserError(f"objects that touch cannot be taken apart: {reason}")
-    return _cut(parts) if parts.any() else parts
+    found = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
+    parts, boxes = np.asarray(found[1], np.int32), np.asarray(found[2], np.int64)
+    labels = np.zeros_like(parts)
+    last = 0
+    for chosen, box in _groups(boxes):
+        own = chosen[parts[box]]
+        cut = _cut(own)
+        np.copyto(labels[box], cut + last, where=own)
+        last += int(cut.max())
+    for part in np.flatnonzero(boxes[:, 2] * boxes[:, 3] > LARGEST).tolist():
+        last += part > 0
+        labels[parts == part] = last if part else 0
+    return in_order(labels)
 
 
-def _parts(mask: Mask) -> Labels:
-    return np.asarray(cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)[1], np.int32)
+def _groups(boxes: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], tuple[slice, slice]]]:
+    """Parts that lie near each other: which they are, and the box around them, of at most ``AT_ONCE`` pixels.
+
+    The boxes of all groups are not many times the picture, as groups fill theirs. A part that is larger is alone, and
+    in no group if it is larger than ``LARGEST``.
+    """
+    x, y, width, height = boxes[:, :4].T
+    order = np.lexsort((x, y))
+    order = order[(order > 0) & (width * height <= LARGEST)[order]]
+    sides = np.stack([x, y, x + width, y + height], axis=1)[order].tolist()
+    start = 0
+    while start < len(order):
+        left, top, right, bottom = sides[start]
+        own, end = (right - left) * (bottom - top), start + 1
+        while end < len(sides):
+            a, b, c, d = sides[end]
+            wide = min(left, a), min(top, b), max(right, c), max(bottom, d)
+            around, more = (wide[2] - wide[0]) * (wide[3] - wide[1]), own + (c - a) * (d - b)
+            if around > AT_ONCE or around > max(_SPARSE, 8 * more):
+                break
+            (left, top, right, bottom), own, end = wide, more, end + 1
+        chosen = np.zeros(len(boxes), bool)
+        chosen[order[start:end]] = True
+        yield chosen, np.s_[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1]  # with background around it
+        start = end
 
 
-def _cut(parts: Labels) -> Labels:
-    """The parts, taken apart."""
+def _cut(mask: NDArray[np.bool_]) -> Labels:
+    """Some parts taken apart, numbered from 1."""
     from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
-    mask = (parts > 0).view(np.uint8)
-    x, y, width, height = cv2.boundingRect(mask)
-    inside = np.s_[y : y + height, x : x + width]
-    away: Any = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    away = np.pad(np.minimum(away[inside], np.float32(max(mask.shape))), 1)  # no background: no distance to it
+    away: Any = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    away = np.pad(np.minimum(away, np.float32(max(mask.shape))), 1)  # no background: no distance to it
     # Of two logarithms the difference is a ratio: a maximum counts if the way to a higher one leads through a neck.
     steps = np.rint(_STEPS * np.log1p(away / _BLUNT)).astype(np.int32)
     level = reconstruction(steps + round(_STEPS * np.log(NARROWER)), steps)
     peaks = (local_maxima(level) & (away > 0)).view(np.uint8)
     seeds = cv2.connectedComponents(peaks, connectivity=8, ltype=cv2.CV_32S)[1]
-    labels = np.zeros_like(parts)
-    labels[inside] = watershed(-away, seeds, mask=away > 0, connectivity=2)[1:-1, 1:-1]
-    return in_order(labels)
+    return np.asarray(watershed(-away, seeds, mask=away > 0, connectivity=2)[1:-1, 1:-1], np.int32)
 
 
 def kept(labels: Labels, min_area: int | None, largest: int | None) -> Labels:
@@ -76,9 +118,17 @@ def kept(labels: Labels, min_area: int | None, largest: int | None) -> Labels:
 
 
 def in_order(labels: Labels) -> Labels:
-    """The same objects, numbered from 1 without gaps in the order of their first pixels."""
-    inside = labels[labels > 0]
-    present, first = np.unique(inside, return_index=True)
-    numbers = np.zeros(int(present[-1]) + 1 if present.size else 1, np.int32)
-    numbers[present[np.argsort(first)]] = np.arange(1, present.size + 1, dtype=np.int32)
-    return np.asarray(numbers[labels], np.int32)
+    """The same objects, numbered from 1 without gaps in the order of their first pixels; in place."""
+    height, width = labels.shape
+    first = np.full(int(labels.max(initial=0)) + 1, -1, np.int64)
+    rows = max(1, BAND // max(1, width))
+    for start in range((height - 1) // rows * rows, -1, -rows):
+        band = labels[start : start + rows].ravel()
+        first[band[::-1]] = start * width + np.arange(band.size)[::-1]  # the last word, the first pixel's, counts
+    first[0] = -1
+    present = np.flatnonzero(first >= 0)
+    numbers = np.zeros(first.size, np.int32)
+    numbers[present[np.argsort(first[present])]] = np.arange(1, present.size + 1, dtype=np.int32)
+    for start in range(0, height, rows):
+        labels[start : start + rows] = numbers[labels[start : start + rows]]
+    return labels

@@ -11,8 +11,10 @@ from scipy.spatial.distance import pdist
 from skimage.draw import ellipse
 from skimage.measure import label, regionprops
 
+from espmedsam_edge.objects import measures, separation
+from espmedsam_edge.objects.instance import Instance
 from espmedsam_edge.objects.measures import find_instances, measure
-from espmedsam_edge.objects.separation import separated
+from espmedsam_edge.objects.separation import Labels, separated
 
 _TURNS = 900
 SPACINGS = [(1.0, 1.0), (0.25, 0.25), (0.4, 0.15), (0.02, 0.05)]
@@ -108,3 +110,55 @@ def test_two_that_touch_are_two_and_a_long_one_is_one() -> None:
     assert (found.labels > 0).tolist() == (mask > 0).tolist()
     assert found.measured[0].area == pytest.approx(found.measured[1].area, rel=0.05)
     assert find_instances(mask, split=False).count == 2
+
+
+@pytest.mark.parametrize("at_once", [1, 400, 5000])
+def test_a_large_picture_is_done_part_by_part_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    mask = scattered(7, 220, 60)
+    probability = np.random.default_rng(1).random(mask.shape, np.float32)
+    whole = find_instances(mask, probability, (0.3, 0.2))
+    for name, value in (("AT_ONCE", at_once), ("_SPARSE", at_once), ("BAND", at_once)):
+        monkeypatch.setattr(separation, name, value)
+    monkeypatch.setattr(measures, "BAND", at_once)
+    parts = find_instances(mask, probability, (0.3, 0.2))
+    # The seam of two that touch may differ by pixels that are as far from the one as from the other.
+    assert ((parts.labels > 0) == (whole.labels > 0)).all()
+    assert parts.count == whole.count
+    matched = [np.bincount(whole.labels[parts.labels == one.id]).max() / one.area for one in parts.measured]
+    assert min(matched) > 0.8
+    assert np.mean(matched) > 0.98
+    labels = separated(mask, split=False)
+    for one, other in zip(measure(labels, probability), _in_one(labels, probability, monkeypatch), strict=True):
+        assert (one.pixels, one.box) == (other.pixels, other.box)
+        assert one.probability == pytest.approx(other.probability)
+        assert one.eccentricity == pytest.approx(other.eccentricity)
+
+
+def _in_one(labels: Labels, probability: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
+    monkeypatch.setattr(measures, "BAND", 1 << 30)
+    return measure(labels, probability)
+
+
+def test_a_part_that_is_too_large_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.zeros((80, 220), np.uint8)
+    mask[ellipse(40, 40, 20, 20)] = mask[ellipse(40, 72, 20, 20)] = 255
+    mask[ellipse(40, 130, 10, 10)] = mask[ellipse(40, 146, 10, 10)] = 255
+    assert find_instances(mask).count == 4
+    monkeypatch.setattr(separation, "LARGEST", 1000)
+    found = find_instances(mask)
+    assert [one.box[0] > 100 for one in found.measured] == [False, True, True]
+    assert (found.labels > 0).tolist() == (mask > 0).tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_specks_without_number_do_not_hang(seed: int) -> None:
+    """A quarter of a million, of which only the number is given, in the time of a picture."""
+    random = np.random.default_rng(seed)
+    mask = np.zeros((1000, 1000), np.uint8)
+    mask[:: 2 + seed % 2, ::2] = 255
+    mask[random.random(mask.shape) < 0.01] = 0
+    found = find_instances(mask)
+    assert found.measured == ()
+    assert found.count == label(mask, connectivity=2).max() > 100_000

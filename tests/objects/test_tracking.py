@@ -86,7 +86,7 @@ def test_few_numbers_are_lost_in_a_crowd(speed: float) -> None:
         places += speed * 9 * ways / np.linalg.norm(ways, axis=1, keepdims=True)
         drawn = drawing([(x, y, radius) for (x, y), radius in zip(places.tolist(), radii.tolist(), strict=True)], size)
         present = np.unique(drawn)[1:]
-        found = tracker.followed(instances_of(in_order(drawn)))
+        found = tracker.followed(instances_of(in_order(drawn.copy())))
         for disc in present.tolist():
             number = int(found.labels[drawn == disc][0])
             if disc in last and last[disc][1] == frame - 1:
