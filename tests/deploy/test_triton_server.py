@@ -218,7 +218,7 @@ def test_something_else_at_the_address_is_one_line(bundle: Bundle) -> None:
                 connection.sendall(b"220 mail.example ESMTP\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(UserError, match="speaks another language"):
+        with pytest.raises(UserError, match="something else answers"):
             Segmenter.load(bundle, backend=f"triton:http://127.0.0.1:{other.getsockname()[1]}")
 
 

@@ -106,7 +106,7 @@ class _Server:
             said = otherwise or f" refuses: {str(error.message()).rstrip('.')}"
             raise BackendUnavailable(f"{self.address}{said}.", "See the server's own output.", exit_code=1) from error
         except (OSError, ValueError, HTTPException) as error:  # the last two: something else answers
-            reason = "it speaks another language"
+            reason = "the connection broke off, or something else answers"
             if isinstance(error, OSError):
                 reason = error.strerror or str(error) or type(error).__name__
             raise BackendUnavailable(

@@ -219,6 +219,7 @@ class MqttPublisher:
         """Send what waits, if the broker is there; then say what was not published."""
         until = time.monotonic() + (_LAST_SECONDS if kind is None else 1.0)
         while self._left() and self._within_reach() and time.monotonic() < until:
+            self._wake.set()
             time.sleep(0.01)
         self._leaving = True
         self._wake.set()
@@ -301,7 +302,8 @@ class MqttPublisher:
 
     def _on_publish(self, _client: object, _data: object, mid: int, _reason: object, _properties: object) -> None:
         self._acknowledged.append(mid)
-        self._wake.set()
+        if self._waiting:  # else the next line is soon enough to count it
+            self._wake.set()
 
     def _away(self, reason: str, *, refuses: bool) -> None:
         if refuses and not self._settled.is_set():
