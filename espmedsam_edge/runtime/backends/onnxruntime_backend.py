@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.bundle import Bundle, Graph
-from espmedsam_edge.errors import nearest
+from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable, check_batch
@@ -65,7 +65,16 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backen
                 raise
             log.log(logging.WARNING if reason is None else logging.DEBUG, "onnxruntime goes on with the CPU: %s", error)
         wanted = _CPU
-    session = open_session(bundle.read_graph(graph), threads, providers=[wanted], where=where)
+    content = bundle.read_graph(graph)
+    try:
+        session = open_session(content, threads, providers=[wanted], where=where)
+    except UserError as error:
+        if wanted == _CPU:
+            raise
+        hint = "Its libraries or its device are missing, or it does not take this graph."
+        raise BackendUnavailable(
+            f"onnxruntime's {_short(wanted)} provider: {error.message}", hint, exit_code=1
+        ) from error
     if wanted not in session.get_providers():
         raise BackendUnavailable(
             f"onnxruntime's {_short(wanted)} provider did not start.",

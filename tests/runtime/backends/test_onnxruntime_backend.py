@@ -291,3 +291,22 @@ def test_a_reduced_graph_on_a_processor_is_told(toy_bundle: Bundle, said: list[s
 def test_no_fp32_is_advised_where_there_is_none(toy_bundle: Bundle, said: list[str]) -> None:
     load(of_precision(toy_bundle, "int8"), threads=1)
     assert said == ["On a processor ONNX Runtime takes longer for int8 graphs than for fp32."]
+
+
+def test_a_provider_that_fails_as_it_starts_is_one_line(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such device\nat provider.cc:12")
+
+    there = ["DmlExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime_backend, "available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(
+        BackendUnavailable, match=r"onnxruntime's Dml provider: .*no such device.* Its libraries or its"
+    ) as told:
+        load(toy_bundle, "onnxruntime:directml")
+    assert "\n" not in str(told.value)
+    assert capfd.readouterr() == ("", "")
