@@ -296,6 +296,18 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "link")
 
 
+@pytest.mark.parametrize(
+    "entry", [{"done": 1}, {"done": ["a", "s", "h", [1], [1, 2], True]}, {"began": []}, {"done": {}}]
+)
+def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.done("a", "s", "0" * 64, [], (1, 2))
+    with (tmp_path / "j" / "all.jsonl").open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
+    with pytest.raises(UserError, match="damaged"):
+        Journal(tmp_path / "j")
+
+
 def test_names_that_are_hidden_are_not_in_the_journal(inputs: Path, infer: Infer) -> None:
     (inputs / "p0.png").rename(inputs / "DOE_JANE.png")
     for _ in range(2):

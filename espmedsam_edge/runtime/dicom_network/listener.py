@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # Statuses of C-STORE (PS3.4, B.2.3).
 SUCCESS, OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND, NOT_SUPPORTED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0122
 _MEBIBYTE = 1 << 20
+_SAY_HELLO = 5  # seconds, until a connection has asked for an association
+_SAY_ON = 60  # seconds, until what was begun goes on
+_LARGEST_PDU = 1 << 20  # bytes; an instance comes in many, of 16 KiB as it is agreed
 _BEGINNING = 64 << 10  # bytes of a dataset, in which its identifiers are
 _INSTANCE = 0x00080018  # SOPInstanceUID, the last of them
 
@@ -112,6 +115,7 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
     evt = pynetdicom.evt
     entity = pynetdicom.AE(ae_title=options.aet)
     entity.maximum_associations = options.associations
+    entity.acse_timeout, entity.network_timeout = _SAY_HELLO, _SAY_ON  # until then a silent one counts as open
     entity.require_called_aet = True
     entity.require_calling_aet = list(options.allow)
     syntaxes = _transfer_syntaxes(pynetdicom)
@@ -133,6 +137,7 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
             threading.Thread(target=event.assoc.abort, daemon=True).start()  # this one's thread is what it waits for
 
     handlers = [
+        (evt.EVT_CONN_OPEN, _bound_reads),
         (evt.EVT_C_STORE, store),
         (evt.EVT_PDU_RECV, bounded),
         (
@@ -152,6 +157,20 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
         yield server.socket.getsockname()[:2]
     finally:
         entity.shutdown()
+
+
+def _bound_reads(event: Any) -> None:
+    """See that a peer neither fills memory with one message of the protocol nor leaves it half-sent for ever."""
+    transport = event.assoc.dul.socket
+    transport.socket.settimeout(_SAY_ON)
+    read = transport.recv
+
+    def recv(count: int) -> bytearray:
+        if count > _LARGEST_PDU:
+            raise OSError("a message of the protocol is too large")
+        return bytearray(read(count))
+
+    transport.recv = recv
 
 
 def _store(event: Any, inbox: Inbox) -> int:

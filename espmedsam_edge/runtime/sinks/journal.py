@@ -119,15 +119,20 @@ class Journal(Closing):
                     raise UserError(f"{file} is no journal of this version.", "Choose another place for the results.")
                 if isinstance(entry, list):
                     continue
-                if "done" in entry:
-                    self._take(entry, (file, start, begin))
-                elif "began" in entry:
-                    self.begun.add(entry["began"])
+                try:
+                    if "done" in entry:
+                        self._take(entry, (file, start, begin))
+                    elif "began" in entry:
+                        self.begun.add(entry["began"])
+                except (TypeError, ValueError):
+                    raise UserError(f"{file} is damaged.", "Remove its folder, and all is done anew.") from None
                 start = end = offset
         return end
 
     def _take(self, entry: dict[str, Any], lines: tuple[Path, int, int]) -> None:
-        label, settings, sha256, outputs, size, whole = entry["done"]
+        label, settings, sha256, outputs, (height, width), whole = entry["done"]
+        outputs = [(str(name), as_it_was) for name, as_it_was in outputs]
+        size = int(height), int(width)
         self.begun.discard(label)
         self._records[label, settings] = Record(label, settings, sha256, outputs, size, whole, lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -36,7 +37,7 @@ from seg_sources import PATIENT, ULTRASOUND, save_dicom
 from espmedsam_edge import files
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.runtime.dicom_network import service
+from espmedsam_edge.runtime.dicom_network import listener, service
 from espmedsam_edge.runtime.dicom_network.delivery import Delivery, Folder, NotDeliveredError, parse_send
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
 from espmedsam_edge.runtime.dicom_network.listener import ListenOptions, listening
@@ -179,6 +180,22 @@ def test_more_associations_than_allowed_are_rejected(toy_bundle: Bundle, tmp_pat
         open_ones[0].release()
         assert soon(lambda: entity.associate("127.0.0.1", port, ae_title="ESPMEDSAM").is_established)
         open_ones[1].release()
+
+
+def test_connections_that_say_nothing_or_nonsense_are_given_up(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SAY_HELLO", "_SAY_ON"):
+        monkeypatch.setattr(listener, name, 1)
+    save_dicom(tmp_path / "a.dcm")
+    random = np.random.default_rng(2)
+    options = ListenOptions(port=0, associations=2)
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), options) as port, contextlib.ExitStack() as stack:
+        for number in range(12):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            if number:
+                peer.sendall(bytes([number % 9, 0]) + random.bytes(400))
+        assert soon(lambda: send(port, tmp_path / "a.dcm") == [0])
 
 
 def test_no_picture_and_a_lying_sender_are_refused(toy_bundle: Bundle, tmp_path: Path) -> None:
