@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ class InductorEngine:
         """
         external: Any = torch.cuda.ExternalStream
         with ExitStack() as opened:
+            opened.enter_context(_without_tf32())
             opened.enter_context(torch.cuda.device(self._torch_device))
             opened.enter_context(torch.cuda.use_mem_pool(self._pool, device=self._torch_device))
             opened.enter_context(torch.cuda.stream(external(int(stream), self._torch_device)))
@@ -116,6 +118,17 @@ class InductorEngine:
 
     def _new_pool(self) -> Any:
         return torch.cuda.MemPool()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """What is FP32 is computed so, where cuDNN would take ten bits of mantissa; a program's own setting comes back."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class _Memory:

@@ -46,7 +46,7 @@ def load_package(content: bytes, graph: Graph, device: Device) -> Package:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             files = {PurePosixPath(name).name: name for name in archive.namelist()}
             libraries = [archive.read(name) for file, name in files.items() if file.endswith(".so")]
-            kernels = {file: archive.read(name) for file, name in files.items() if file.endswith(".cubin")}
+            kernels = {file: archive.read(name) for file, name in files.items() if file.endswith((".cubin", ".fatbin"))}
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise _refused(graph, f"it is damaged ({error})") from error
     if len(libraries) != 1:

@@ -53,6 +53,7 @@ def build(request: InductorRequest, report: Report) -> InductorResult:
     from espmedsam_edge.runtime.inductor.package import load_package
 
     torch.set_num_threads(request.threads)
+    torch.backends.cudnn.allow_tf32 = False  # what is FP32 is computed so
     network = GraphNetwork(content, request.arithmetic, request.graph.file).eval().to(request.device)
     report("tracing", 0.05)
     try:
