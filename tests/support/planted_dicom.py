@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from pydicom import dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from seg_sources import save_dicom
 
@@ -36,7 +37,13 @@ def attributes(modules: Sequence[str]) -> list[str]:
 
 def planted(path: Path, keywords: Sequence[str], form: str) -> Path:
     """Write a whole image in which these attributes are malformed in one of ``FORMS``."""
-    data = save_dicom(path)
+    save_dicom(path)
+    return plant(path, keywords, form)
+
+
+def plant(path: Path, keywords: Sequence[str], form: str) -> Path:
+    """The same in a file that is there."""
+    data = dcmread(path)
     for keyword in keywords:
         if keyword in data:
             delattr(data, keyword)

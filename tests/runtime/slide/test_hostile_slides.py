@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import time
+import traceback
 import zlib
 from pathlib import Path
 
@@ -242,3 +243,38 @@ def test_a_kept_region_that_is_another_picture_is_one_line(tmp_path: Path, chang
         return
     with pytest.raises(UserError, match="is damaged"):
         regions.read(0, 0)
+
+
+_MODULES = ("whole-slide-microscopy-image", "whole-slide-microscopy-series", "specimen", "image-pixel", "optical-path",
+            "multi-frame-functional-groups", "multi-frame-dimension", "acquisition-context", "slide-label")  # fmt: skip
+
+
+def test_no_value_in_the_header_of_a_slide_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom", reason="has the standard's modules (extra dicom)")
+    planted = pytest.importorskip("planted_dicom")
+    caplog.set_level(0)
+    save_dicom_level(tmp_path / "whole.dcm", tissue_picture((128, 128)), jpeg=False)
+    whole, path, faults = (tmp_path / "whole.dcm").read_bytes(), tmp_path / "slide" / "a.dcm", ""
+    path.parent.mkdir()
+    keywords = {*planted.attributes((*_MODULES, *planted.COPIED, *planted.OTHERS)), "SharedFunctionalGroupsSequence"}
+    assert len(keywords) > 150
+    for number, keyword in enumerate(sorted(keywords - {"PixelData", "SOPClassUID"})):
+        path.write_bytes(whole)
+        planted.plant(path, [keyword], planted.FORMS[number % 4])
+        try:
+            opened = apart.open_slide(path)
+            opened.levels[0].part(0)
+        except Exception as error:  # noqa: BLE001 (of a tile the child tells the kind of error alone)
+            faults += "".join(traceback.format_exception(error)) if isinstance(error, UserError) else ""
+    told = faults + caplog.text + "".join(capfd.readouterr())
+    assert not any(mark in told for mark in planted.MARKS)
+    assert "malformed" in faults or "no DICOM whole-slide" in faults
+    path.write_bytes(whole)
+    planted.plant(
+        path, sorted(keywords & {"PatientName", "PatientBirthDate", "StudyDate", "SpecimenIdentifier"}), "own"
+    )
+    with Slide(path) as slide:  # nothing of them is looked at
+        slide.overview(128)
+        assert not slide.damaged
