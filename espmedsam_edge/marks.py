@@ -35,6 +35,7 @@ AREA_COLUMNS: tuple[str, ...] = (
     "area_mm2",
     "modality",
     "objects",
+    "confidence",
 )
 """The table of areas."""
 
@@ -165,7 +166,7 @@ def _wrote_lines(path: Path) -> bool:
 
 def _wrote_areas(path: Path) -> bool:
     head = _head(path).splitlines()[:1]
-    shorter = [AREA_COLUMNS[:-left_out] for left_out in (1, 2)]  # of earlier versions
+    shorter = [AREA_COLUMNS[:-left_out] for left_out in (1, 2, 3)]  # of earlier versions
     return any(head == [",".join(columns).encode()] for columns in (AREA_COLUMNS, *shorter))
 
 

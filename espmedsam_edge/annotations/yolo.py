@@ -38,7 +38,8 @@ class YoloWriter(FileEach):
     def lost(self) -> str:  # type: ignore[override]
         if not self._filled:
             return ""
-        return f"YOLO has no holes: {self._filled} pixels of holes in {self._pictures} pictures are filled."
+        where = "1 picture" if self._pictures == 1 else f"{self._pictures} pictures"
+        return f"YOLO has no holes: {self._filled} pixels of holes in {where} are filled."
 
     def others(self) -> dict[str, str]:
         names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(self._categories.names))

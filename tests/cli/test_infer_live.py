@@ -108,8 +108,7 @@ def test_what_cannot_be_opened_is_one_line(infer: Callable[..., Outcome], source
     found, _, err = infer(source)
     assert found == code
     assert words in err
-    assert err.count("\n") == 2  # before it, that a heart is no breast
-    assert "us_echo_cine_30f_jpegbaseline.dcm looks unlike ultrasound" in err
+    assert err.count("\n") == 1
     assert not [path for path in Path().iterdir() if path.stat().st_size == 0]
 
 
@@ -348,6 +347,7 @@ def test_development_dicom_files_and_clips(infer: Callable[..., Outcome], data_r
     assert code == 0
     told = "clinicdb_seq_001_025.mp4 looks like colonoscopy (100 %) and is segmented as ultrasound."
     assert told in err  # the one network is the wrong one for the clips, and that is said once
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2  # before it, that a heart is no breast
+    assert "us_echo_cine_30f_jpegbaseline.dcm looks unlike ultrasound" in err
     written = sorted(path.suffix for path in Path("o").iterdir())
     assert written == [".mp4"] * 8 + [".png"] * 4

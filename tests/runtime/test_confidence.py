@@ -48,7 +48,7 @@ def noise() -> np.ndarray:
 
 
 def test_every_result_has_a_confidence_and_what_is_of_another_kind_is_marked(toy_bundle: Bundle) -> None:
-    report = infer("in", toy_bundle, Outputs(out="overlays", jsonl="r.jsonl"))
+    report = infer("in", toy_bundle, Outputs(out="overlays", jsonl="r.jsonl", csv="r.csv"))
     assert report.failures == []
     lines = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
     for number, line in enumerate(lines):
@@ -56,6 +56,8 @@ def test_every_result_has_a_confidence_and_what_is_of_another_kind_is_marked(toy
         assert line["confidence"] == pytest.approx(confidences(picture)["fundus"], abs=1e-4)
         assert line["refused"] is False
     assert [line["confidence"] >= 0.5 for line in lines] == [True, False, True]
+    rows = [row.split(",")[-1] for row in Path("r.csv").read_text().splitlines()]
+    assert rows == ["confidence", *(f"{line['confidence']:.4f}" for line in lines)]
     with Segmenter.load(toy_bundle) as segmenter:
         for number, notice in ((0, ""), (1, f"unlike fundus ({lines[1]['confidence']:.2f})")):
             picture = cv2.imread(f"in/{number}.png")

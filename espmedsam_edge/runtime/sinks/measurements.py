@@ -240,6 +240,7 @@ class AreaTable(_Table):
             "" if area is None else f"{area:.4f}" if area >= 1 or not area else f"{area:.7g}",
             spreadsheet_safe(result.modality),
             "" if result.instances is None else result.instances.count,
+            "" if result.confidence is None else f"{result.confidence:.4f}",
         ]
         return _csv_row(row)
 

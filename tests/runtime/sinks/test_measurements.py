@@ -129,9 +129,9 @@ def test_a_table_of_areas(tmp_path: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == AREA_COLUMNS
     assert [list(row.values()) for row in rows] == [
-        ['a "b", c.mp4', "0", "0.0000", str(AREA), f"{AREA / 3072:.6f}", f"{AREA:.4f}", "fundus", ""],
-        ["b.mp4", "1", "0.3333", "0", "0.000000", "", "fundus", ""],
-        ["c.png", "0", "", str(AREA), f"{AREA / 3072:.6f}", "", "fundus", ""],
+        ['a "b", c.mp4', "0", "0.0000", str(AREA), f"{AREA / 3072:.6f}", f"{AREA:.4f}", "fundus", "", ""],
+        ["b.mp4", "1", "0.3333", "0", "0.000000", "", "fundus", "", ""],
+        ["c.png", "0", "", str(AREA), f"{AREA / 3072:.6f}", "", "fundus", "", ""],
     ]
 
 

@@ -271,7 +271,7 @@ def test_yolos_classes_go_by_name_or_number(names: str, tmp_path: Path) -> None:
     ), inner, max_size=6),
     max_leaves=25,
 ))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("form", ["coco", "labelme"])
 def test_no_json_is_more_than_a_line(form: str, value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("any")
