@@ -47,7 +47,7 @@ def read_labelme(source: Path, images: Path, labels: Collection[str]) -> Annotat
             found.problems.append(f"{file}: {annotated.image.name} has two files; the second is left out.")
             continue
         taken.add(annotated.image)
-        annotated.part = part_of(file, source)
+        annotated.part = part_of(file.parent, source)
         for number, shape in enumerate(value["shapes"], 1):
             label = str(shape.get("label", ""))[:200] if isinstance(shape, dict) else ""
             known.append(label)

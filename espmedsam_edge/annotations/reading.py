@@ -138,9 +138,9 @@ def load(file: Path) -> Any:
         raise ValueError(f"it is not JSON: {error}") from error
 
 
-def part_of(file: Path, below: Path) -> Part | None:
-    """Which list a file's name or its folders below another one say it is for."""
-    names = [name for folder in file.relative_to(below).with_suffix("").parts for name in _words(folder)]
+def part_of(place: Path, below: Path) -> Part | None:
+    """Which list the names of a file and of its folders, below another one, say it is for."""
+    names = [name for part in place.relative_to(below).parts for name in _words(part)]
     return next((_PARTS[name] for name in reversed(names) if name in _PARTS), None)
 
 

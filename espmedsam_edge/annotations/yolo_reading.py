@@ -42,7 +42,7 @@ def read_yolo(source: Path, images: Path, labels: Collection[str]) -> Annotation
         raise UserError(
             f"{source} holds no text files of labels.", "Expected: images/ and labels/, NAME.txt a picture."
         )
-    annotated = {image: Annotated(image, part=part_of(image, images)) for image in pictures.files}
+    annotated = {image: Annotated(image, part=part_of(image.parent, images)) for image in pictures.files}
     for file in files:
         place = by_place.get(_place(file, source))
         if place is None:

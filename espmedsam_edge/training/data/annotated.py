@@ -58,11 +58,14 @@ def find_annotated(
     stems = Counter(composed(one.image.stem) for one in found.pictures)
     patient_of = patients_of(patient)
     items, by_id = list[Item](), {}
+    listed = all(one.part is not None for one in found.pictures)  # some names alone say nothing
     for one in sorted(found.pictures, key=lambda one: one.image):
         name = composed(one.image.stem)
         if stems[name] > 1:  # the same name in several folders: the folders become part of the id
             name = "-".join((*one.image.relative_to(folder).parent.parts, name))
-        items.append(Item(name, one.image, (source,) if one.objects else (), patient_of(name), one.part))
+        items.append(
+            Item(name, one.image, (source,) if one.objects else (), patient_of(name), one.part if listed else None)
+        )
         by_id[name] = one
     check_unique(items)
     if not items:

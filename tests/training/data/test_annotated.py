@@ -141,16 +141,34 @@ def test_only_the_labels_that_are_asked_for_count(tmp_path: Path) -> None:
         find_annotated("coco", tmp_path / "source", labels=["lesio"])
 
 
-def test_lists_are_those_of_files_and_folders_and_patients_are_kept(tmp_path: Path) -> None:
-    for part in ("train", "valid", "test"):
-        save(tmp_path / "source" / part, "coco", {f"p{part[0]}_{seed}": scene(seed) for seed in range(2)})
-    done, folder = converted(tmp_path, "coco", patient="{patient}_*", modality="ultrasound")
+def test_lists_are_those_of_files_and_folders(tmp_path: Path) -> None:
+    """Of one name in several folders, the folders become part of the id."""
+    names = {"train": ["a", "b", "c"], "valid": ["a"], "test": ["d"]}
+    for part, members in names.items():
+        save(tmp_path / "source" / part, "coco", {name: scene(len(name)) for name in members})
+    done, folder = converted(tmp_path, "coco", modality="ultrasound")
     split = done.split
-    assert (split.train, split.valid, split.test) == (["pt_0-1", "pt_1-1"], ["pv_0", "pv_1"], ["pt_0", "pt_1"]) or (
-        len(split.train) == len(split.valid) == len(split.test) == 2
-    )
+    assert (split.train, split.valid, split.test) == (["train-images-a", "b", "c"], ["valid-images-a"], ["d"])
     assert (split.origin, split.modality) == ("official", "ultrasound")
-    assert len(folder.ids()) == 6
+    assert len(folder.ids()) == 5
+
+
+@pytest.mark.parametrize("form", ["labelme", "yolo"])
+def test_a_picture_called_test_is_in_no_list_for_that(form: str, tmp_path: Path) -> None:
+    save(tmp_path / "source", form, {f"{name}_{seed}": scene(seed) for name in ("test", "p1") for seed in range(3)})
+    done, _ = converted(tmp_path, form, patient="{patient}_*")
+    assert done.split.origin == "derived"
+    assert sorted(done.split.patient.values()) == ["p1"] * 3 + ["test"] * 3
+    assert len(done.split.train) + len(done.split.valid) + len(done.split.test) == 6
+
+
+def test_a_file_alone_with_its_pictures_elsewhere(tmp_path: Path) -> None:
+    coco(tmp_path, [thing()])
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    (tmp_path / "source" / "a.png").rename(tmp_path / "pictures" / "deep" / "a.png")
+    found = find_annotated("coco", tmp_path / "source" / "x.json", images=tmp_path / "pictures")
+    prepare(found, tmp_path / "made")
+    assert DatasetFolder.open(tmp_path / "made").load("a").mask[10:30, 10:30].all()
 
 
 @pytest.mark.parametrize(
