@@ -29,6 +29,11 @@ def command(
     pixel_size: float | None = typer.Option(
         None, min=0.01, max=100, help="Micrometres a pixel of the largest level. [default: the file's]"
     ),
+    instances: bool | None = typer.Option(
+        None,
+        "--instances/--no-instances",
+        help="Outline objects that touch each for itself. [default: where there are many, as nuclei]",
+    ),
     everything: bool = typer.Option(False, "--everything", help="Segment empty glass, too."),
     overwrite: bool | None = typer.Option(
         None,
@@ -57,7 +62,7 @@ def command(
     name = chosen.modality or ("microscopy" if "microscopy" in chosen.among else None)
     if name is None:
         raise UserError("the modality of slides cannot be told.", f"Name it: --modality {'|'.join(chosen.among)}")
-    options = SlideOptions(tile, level, pixel_size, everything, overwrite=overwrite)
+    options = SlideOptions(tile, level, pixel_size, everything, overwrite=overwrite, instances=instances)
     paths = list(dict.fromkeys(Path(slide) for slide in slides))
     places = {path: SlideResults.of(path, out) for path in paths}
     wanted = [

@@ -59,7 +59,7 @@ class ObjectFinder:
             name: what messages call the picture.
         """
         options = self._options
-        split = self._splits(result.modality)
+        split = self.splits(result.modality)
         labels = None
         if options.min_area is not None or options.largest is not None:
             labels = kept(separated(result.mask, split=split), options.min_area, options.largest)
@@ -69,7 +69,8 @@ class ObjectFinder:
             result = replace(result, find=partial(self._instances, labels, split, spacing, name))
         return result
 
-    def _splits(self, modality: str) -> bool:
+    def splits(self, modality: str) -> bool:
+        """Whether objects of a modality that touch are taken apart."""
         wanted = many_of(modality) if self._options.instances is None else self._options.instances
         if wanted and self._missing is not None:
             self._tell(logging.INFO, "Objects are not told apart nor counted: %s", self._missing)

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from espmedsam_edge.annotations.geojson import HEAD, TAIL, feature
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.crop import Crop
+from espmedsam_edge.objects.separation import separated
 from espmedsam_edge.runtime.slide.regions import Mask, Regions
 
 log = logging.getLogger(__name__)
@@ -39,9 +41,16 @@ class _Piece(NamedTuple):
 
 
 def write_objects(
-    path: Path, regions: Regions, *, name: str, colour: tuple[int, int, int], scale: float, mpp: float | None
+    path: Path,
+    regions: Regions,
+    *,
+    name: str,
+    colour: tuple[int, int, int],
+    scale: float,
+    mpp: float | None,
+    split: bool = False,
 ) -> int:
-    """Write a FeatureCollection with a polygon for each connected part of the mask; how many there are.
+    """Write a FeatureCollection with a polygon for each object of the mask; how many there are.
 
     Of noise, a mask of over a million parts or 100,000 holes, the smallest are left out, and a warning says so.
 
@@ -52,6 +61,7 @@ def write_objects(
         colour: RGB.
         scale: pixels of the slide's largest level that one of the mask spans; coordinates are that level's.
         mpp: micrometres a pixel of the mask, for areas; None: areas are in pixels of the mask.
+        split: whether objects that touch are taken apart; else each connected part is one.
 
     Raises:
         UserError: the disk is full, or the place cannot be written to.
@@ -65,7 +75,7 @@ def write_objects(
         )
     with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
         file.write(HEAD)
-        for polygon, area in _polygons(regions, least):
+        for polygon, area in _polygons(regions, least, split=split):
             rings = [(scale * (ring + 0.5)).round(2).tolist() for ring in polygon]
             size = {"Area px": area} if mpp is None else {"Area µm^2": round(area * mpp * mpp, 3)}
             closed = [[*ring, ring[0]] for ring in rings]
@@ -101,8 +111,9 @@ def _labels(mask: Mask, connectivity: int) -> NDArray[np.int32]:
     return np.asarray(cv2.connectedComponents(mask, connectivity=connectivity)[1], np.int32)
 
 
-def _polygons(regions: Regions, least: _Least) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+def _polygons(regions: Regions, least: _Least, *, split: bool) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
     """Rings of each object, the outer one first, in the level's pixels, and its area in them."""
+    outlined = _outlined_apart if split else _outlined
     pieces: dict[Node, _Piece] = {}
     edges: Edges = {}
     for row in range(regions.rows):
@@ -115,7 +126,7 @@ def _polygons(regions: Regions, least: _Least) -> Iterator[tuple[list[NDArray[np
             pieces |= across
             if across:
                 edges[row, column] = inner.pop("edges")
-            yield from _outlined(inner["mask"], place.x, place.y, 1)
+            yield from outlined(inner["mask"], place.x, place.y, 1)
     for group in _grouped(pieces, edges):
         left, top = min(p.left for p in group), min(p.top for p in group)
         width, height = max(p.right for p in group) - left, max(p.bottom for p in group) - top
@@ -125,7 +136,7 @@ def _polygons(regions: Regions, least: _Least) -> Iterator[tuple[list[NDArray[np
         wanted = {int(labels[(p.y - top) // step, (p.x - left) // step]) for p in group} - {0}
         found = np.asarray(np.isin(labels, list(wanted)), np.uint8)
         if cv2.countNonZero(found) * step * step >= least.part:
-            yield from _outlined(_filled(found, least.hole // step**2), left, top, step)
+            yield from outlined(_filled(found, least.hole // step**2), left, top, step)
 
 
 def _filled(mask: Mask, least: int) -> Mask:
@@ -196,6 +207,14 @@ def _grouped(pieces: dict[Node, _Piece], edges: Edges) -> list[list[_Piece]]:
     for node, piece in pieces.items():
         groups[root(node)].append(piece)
     return list(groups.values())
+
+
+def _outlined_apart(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+    """As ``_outlined``, of objects that touch each its own."""
+    labels = separated(mask)
+    for number, box in enumerate(find_objects(labels), 1):
+        own = (labels[box] == number).view(np.uint8)
+        yield from _outlined(own, x + box[1].start * step, y + box[0].start * step, step)
 
 
 def _outlined(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:

@@ -18,6 +18,8 @@ from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
+from espmedsam_edge.objects.options import ObjectOptions
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.slide.mask_file import write_mask
 from espmedsam_edge.runtime.slide.objects import write_objects
@@ -47,6 +49,7 @@ class SlideOptions:
         everything: segment empty glass, too.
         region: side of a region.
         overwrite: replace files that exist, and begin anew what was begun otherwise.
+        instances: whether objects that touch are outlined each for itself; None: where a modality shows many.
     """
 
     tile: int | None = None
@@ -55,6 +58,7 @@ class SlideOptions:
     everything: bool = False
     region: int = REGION
     overwrite: bool | None = None
+    instances: bool | None = None
 
 
 class SlideResults(NamedTuple):
@@ -113,6 +117,7 @@ def segment_slide(
         UserError: the slide cannot be read, an option does not fit it, or a result cannot be written.
     """
     begin = time.perf_counter()
+    finder = ObjectFinder(ObjectOptions(options.instances))
     with Slide(path) as slide:
         if not 0 <= options.level < len(slide.levels):
             raise UserError(
@@ -143,6 +148,7 @@ def segment_slide(
             colour=(colour[2], colour[1], colour[0]),
             scale=level.downsample,
             mpp=mpp,
+            split=finder.splits(segmenter.modality),
         )
         step = max(1, -(-max(regions.size) // 2048))
         shown = _overlay(overview, regions.part(Crop(0, 0, level.width, level.height), step), colour)

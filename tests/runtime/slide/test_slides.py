@@ -27,6 +27,7 @@ from espmedsam_edge.marks import OBJECTS, SLIDE_MASK
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.slide.apart import open_slide
 from espmedsam_edge.runtime.slide.mask_file import write_mask
+from espmedsam_edge.runtime.slide.objects import write_objects
 from espmedsam_edge.runtime.slide.pyramid import Slide
 from espmedsam_edge.runtime.slide.regions import Regions
 from espmedsam_edge.runtime.slide.segmenting import SlideOptions, SlideReport, SlideResults, segment_slide
@@ -398,3 +399,23 @@ def test_a_dicom_slide_of_no_size_is_one_line(tmp_path: Path, keyword: str, valu
     dataset.save_as(path)
     with pytest.raises(UserError, match="as a slide: "):
         Slide(path)
+
+
+@pytest.mark.parametrize("region", [128, 1024])
+def test_objects_that_touch_have_an_outline_each(tmp_path: Path, region: int) -> None:
+    """Also those that lie across regions."""
+    mask = np.zeros((300, 400), np.uint8)
+    for x, y in ((60, 60), (92, 60), (120, 128), (152, 128), (300, 200)):
+        cv2.circle(mask, (x, y), 20, 255, -1)  # two, two and one
+    regions = Regions(tmp_path, mask.shape, region)
+    for row in range(regions.rows):
+        for column in range(regions.columns):
+            regions.write(row, column, regions.place(row, column).of(mask))
+    place = tmp_path / "a.geojson"
+    for split, expected in ((False, 3), (True, 5)):
+        count = write_objects(place, regions, name="x", colour=(1, 2, 3), scale=1, mpp=None, split=split)
+        features = json.loads(place.read_text())["features"]
+        assert count == len(features) == expected
+        areas = [feature["properties"]["measurements"]["Area px"] for feature in features]
+        assert sum(areas) == cv2.countNonZero(mask)
+        assert (max(areas) < 1400) == split
