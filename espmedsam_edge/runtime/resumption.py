@@ -43,9 +43,11 @@ def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
     if not isinstance(model, ModelOptions):
         raise UserError("a run with a segmenter that is loaded already cannot be resumed.", "Give ModelOptions.")
     options = {name: value for name, value in vars(model).items() if name not in ("bundle", "threads")}
+    # Of the weights that came along a bundle is made for each modality that pictures are recognised as.
+    recognised = model.bundle is None and model.modality is None
     said = {
         "version": __version__,
-        "bundle": bundle.manifest.model_dump(mode="json"),
+        "bundle": bundle.manifest.weights.checkpoint_sha256 if recognised else bundle.manifest.model_dump(mode="json"),
         "model": options,
         "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps, reading.spacing],
         "outputs": [outputs.contours, outputs.uids, outputs.opacity, os.environ.get(KEY_VARIABLE, "")],
