@@ -33,6 +33,17 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}(\.[^.]*)")
 _WHOLE_STEM = 40  # characters, up to which such a name tells whose it is
 
 
+_PLACES = ("out", "masks", "mask_video", "dicom_seg", "dicom_sr", "labels", "jsonl", "csv", "objects", "plot")
+"""The outputs' places, in the order in which the journal is put beside one."""
+
+_NO_MATTER = {
+    "bundle", "threads", "url",  # what the bundle is is said by its content
+    "frames", "duration", "max_latency", "give_up", "decoder", "shard",
+    "overwrite", "resume", "stream", "publish", "export", "export_to",
+}  # fmt: skip
+"""Options on which a file's results do not depend; every other one counts, but for places."""
+
+
 def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
     """A hash of all that a file's results depend on besides its content: network, options, version of the program.
 
@@ -42,15 +53,16 @@ def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
     model, outputs, reading = request.model, request.outputs or Outputs(), request.reading
     if not isinstance(model, ModelOptions):
         raise UserError("a run with a segmenter that is loaded already cannot be resumed.", "Give ModelOptions.")
-    options = {name: value for name, value in vars(model).items() if name not in ("bundle", "threads")}
     # Of the weights that came along a bundle is made for each modality that pictures are recognised as.
     recognised = model.bundle is None and model.modality is None
     said = {
         "version": __version__,
         "bundle": bundle.manifest.weights.checkpoint_sha256 if recognised else bundle.manifest.model_dump(mode="json"),
-        "model": options,
-        "reading": [reading.rotate, str(reading.crop), reading.start, reading.every, reading.fps, reading.spacing],
-        "outputs": [outputs.contours, outputs.uids, outputs.opacity, os.environ.get(KEY_VARIABLE, "")],
+        "options": [
+            {name: str(value) for name, value in sorted(vars(part).items()) if name not in left_out}
+            for part, left_out in ((model, _NO_MATTER), (reading, _NO_MATTER), (outputs, _NO_MATTER.union(_PLACES)))
+        ],
+        "key": os.environ.get(KEY_VARIABLE, ""),
         "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)],
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
@@ -198,8 +210,7 @@ def _check(request: InferenceRequest, outputs: Outputs) -> None:
 
 
 def _places(outputs: Outputs) -> list[str | Path | None]:
-    names = ("out", "masks", "mask_video", "dicom_seg", "dicom_sr", "labels", "jsonl", "csv", "objects", "plot")
-    return [getattr(outputs, name) for name in names]
+    return [getattr(outputs, name) for name in _PLACES]
 
 
 def journal_folder(outputs: Outputs) -> Path:

@@ -20,7 +20,8 @@ from video_files import save_clip
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.inference import infer as infer_sources
-from espmedsam_edge.runtime.request import ModelOptions, Outputs, ReadingOptions
+from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs, ReadingOptions
+from espmedsam_edge.runtime.resumption import settings_of
 from espmedsam_edge.runtime.sinks.journal import Journal
 
 Outcome = tuple[int, str, str]
@@ -306,6 +307,38 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) ->
         stream.write(json.dumps(entry) + "\n")
     with pytest.raises(UserError, match="damaged"):
         Journal(tmp_path / "j")
+
+
+def test_every_option_counts_but_those_that_change_nothing(toy_bundle: Bundle) -> None:
+    """A new option counts unless it is put into the list of those that do not."""
+
+    def settings(**changed: object) -> str:
+        parts = [ModelOptions(), ReadingOptions(), Outputs()]
+        for part in parts:
+            for name in vars(part):
+                if f"{type(part).__name__}.{name}" in changed:
+                    object.__setattr__(part, name, changed[f"{type(part).__name__}.{name}"])
+        return settings_of(InferenceRequest([], parts[0], parts[2], parts[1]), toy_bundle)
+
+    before = settings()
+    counts = {
+        name: settings(**{name: "other"}) != before
+        for part in (ModelOptions(), ReadingOptions(), Outputs())
+        for name in (f"{type(part).__name__}.{field}" for field in vars(part))
+    }
+    without = {name for name, matters in counts.items() if not matters}
+    places = {"out", "masks", "mask_video", "dicom_seg", "dicom_sr", "labels"}  # which the records name themselves
+    ways = {"overwrite", "resume", "stream", "publish", "export", "export_to"}
+    limits = {"frames", "duration", "max_latency", "give_up", "decoder", "shard"}
+    assert without <= {
+        "ModelOptions.threads",
+        "ModelOptions.url",
+        *(f"ReadingOptions.{name}" for name in limits),
+        *(f"Outputs.{name}" for name in places | ways),
+    }
+    assert {"ModelOptions.threshold", "ModelOptions.tta", "ReadingOptions.crop", "Outputs.contours"} <= {
+        *counts
+    } - without
 
 
 def test_names_that_are_hidden_are_not_in_the_journal(inputs: Path, infer: Infer) -> None:
