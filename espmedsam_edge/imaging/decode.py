@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.imaging.header_errors import HeaderError, NotReadError
+from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError, NotReadError
 from espmedsam_edge.imaging.headers import ImageHeader, bare_png, image_format, read_header
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
 from espmedsam_edge.imaging.tiff_header import TiffPages, compression_name, plain_tiff
@@ -70,6 +70,12 @@ def _decode(data: bytes, name: str, flags: int = _COLOUR, largest: int = 0) -> t
     except HeaderError as error:
         raise UserError(f"cannot read {name}: {error}.", _remedy(error), exit_code=1) from error
     _check_size(header, name)
+    if not header.ended:
+        from espmedsam_edge.imaging.decoder_process import JPEG_END, lacks_only_its_end
+
+        if not lacks_only_its_end(data):
+            raise UserError(f"cannot read {name}: {CUT_OFF}.", _REMEDY, exit_code=1)
+        data += JPEG_END
     if header.depth > 16 and flags == _COLOUR:
         fault = f"its samples have {header.depth} bits, not 8 or 16"
         raise UserError(f"cannot read {name}: {fault}.", "Convert it to 8 or 16 bits.", exit_code=1)

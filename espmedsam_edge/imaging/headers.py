@@ -57,6 +57,7 @@ class ImageHeader:
         white_is_zero: grey samples count down from white (TIFF's photometric interpretation 0).
         pictures: how many the file holds: pages, or frames of an animation.
         depth: bits of a TIFF's or AVIF's samples; 8 stands for whatever others have.
+        ended: False of a JPEG without its end mark, of which only decoding tells whether anything else is missing.
     """
 
     format: str
@@ -66,6 +67,7 @@ class ImageHeader:
     white_is_zero: bool = False
     pictures: int = 1
     depth: int = 8
+    ended: bool = True
 
 
 def image_format(start: bytes) -> str | None:
@@ -107,12 +109,16 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _jpeg(data: bytes) -> ImageHeader:
     size, orientation, position, scans = None, 1, 2, 0
+    simple, samples, ended = True, 0, False  # one scan of all samples, from its start to its end
     for _ in _parts(data):
         found = _JPEG_MARKER.search(data, position)
         if found is None:
-            raise HeaderError(CUT_OFF)
+            if size is None or scans != 1 or not simple:
+                raise HeaderError(CUT_OFF)
+            break
         marker, position = data[found.start() + 1], found.end()
         if marker == 0xD9:
+            ended = True
             break
         if marker in (0x01, 0xD8):
             continue
@@ -120,16 +126,20 @@ def _jpeg(data: bytes) -> ImageHeader:
         if length < 2 or position + length > len(data):
             raise HeaderError(CUT_OFF)
         if marker in _JPEG_FRAMES and size is None:
-            size = struct.unpack_from(">HH", data, position + 3)
+            size, samples = struct.unpack_from(">HH", data, position + 3), data[position + 7]
+            simple = marker in (0xC0, 0xC1)
+        elif marker == 0xDD and any(data[position + 2 : position + 4]):  # restarts: decoders look for the next
+            simple = False
         elif marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
             orientation = _exif_orientation(data[position + 8 : position + length])
         scans += marker == 0xDA
+        simple = simple and (marker != 0xDA or data[position + 2] == samples)
         if scans > MOST_SCANS:
             raise HeaderError(f"it has more than {MOST_SCANS} scans")
         position += length
     if size is None or not scans:
         raise HeaderError("it holds no picture")
-    return ImageHeader("JPEG", size[1], size[0], orientation)
+    return ImageHeader("JPEG", size[1], size[0], orientation, ended=ended)
 
 
 def _parts(data: bytes) -> Iterator[None]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import decode_image, largest_sample, read_image, read_samples
+from espmedsam_edge.imaging.decoder_process import PictureDecoder
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import read_header
 
@@ -546,3 +547,28 @@ def test_of_samples_in_several_pages_the_first_is_read_and_that_is_said(tmp_path
     cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
     assert np.array_equal(read_samples(tmp_path / "a.tif"), pages[0])
     assert said == [f"{tmp_path / 'a.tif'} holds 2 pictures; the first is read."]
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("name", ["file", "service"])
+def test_a_jpeg_that_lacks_only_its_end_mark_is_read(name: str, grey: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    picture = smooth_picture()[..., 0] if grey else smooth_picture()
+    whole = cv2.imencode(".jpg", picture)[1].tobytes()
+    decoder = PictureDecoder()
+    read = decode_image if name == "file" else decoder.decode
+    expected = decode_image(whole)
+    assert np.array_equal(read(whole[:-2]), expected)
+    for missing in (*range(4, 12), 40, 200):
+        with pytest.raises(UserError, match="cut off"):
+            read(whole[:-missing])
+    decoder.close()
+    assert "".join(capfd.readouterr()) == ""  # nothing of libjpeg's
+
+
+@pytest.mark.parametrize("option", [cv2.IMWRITE_JPEG_PROGRESSIVE, cv2.IMWRITE_JPEG_RST_INTERVAL])
+def test_a_jpeg_of_several_parts_needs_its_end_mark(option: int) -> None:
+    """Whether a part is missing cannot be told."""
+    whole = cv2.imencode(".jpg", smooth_picture(), [option, 1])[1].tobytes()
+    decode_image(whole)
+    with pytest.raises(UserError, match="cut off"):
+        decode_image(whole[:-2])
