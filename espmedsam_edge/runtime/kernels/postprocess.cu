@@ -84,16 +84,17 @@ __device__ inline float logit_at(Column& column, const Tap& down, const float* l
     return column.upper * (1.0f - down.weight) + column.lower * down.weight;
 }
 
-// Bits of a column of 32 pixels in rows of the frame that ``down`` gives: begin to end, each handed to ``keep`` by one
-// lane. ``known``: this lane's pixel is outside the frame, and counts as inside the mask.
-template <typename Keep>
+// Bits of a column of 32 pixels in the rows begin to end, whose taps are ``down``: a word a row, STRIDE words apart from
+// ``place`` on. ``known``: this lane's pixel is outside the frame, and counts as inside the mask.
+template <i32 STRIDE>
 __device__ inline void make_bits(Column& column, bool known, const Tap* down, i32 begin, i32 end, const float* logits,
-                                 const Postprocess& parameters, const Keep& keep) {
+                                 const Postprocess& parameters, u32* place) {
+    const bool writes = threadIdx.x % 32 == 0;
     for (i32 row = begin; row < end; row++) {
-        const float logit =
-            logit_at(column, down[row], logits, parameters.logits_height, parameters.logits_width);
+        const float logit = logit_at(column, down[row], logits, parameters.logits_height, parameters.logits_width);
         const u32 bits = __ballot_sync(ANY_LANES, logit >= parameters.level || known);
-        if (threadIdx.x % 32 == 0) keep(row, bits);
+        if (writes) *place = bits;
+        place += STRIDE;
     }
 }
 
@@ -202,15 +203,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) postprocess(const __grid_c
         const i32 own_x = tile_x + 32 * word + lane;
         Column column = column_at(own_x, width, parameters.logits_width);
         const i32 begin = warp < WORDS ? first : max(first, rows / 2), end = warp < WORDS ? min(past, rows / 2) : past;
-        make_bits(column, own_x >= width, down, begin, end, canvas.logits, parameters,
-                  [&](i32 i, u32 ballot) { inside[i][word] = ballot; });
+        make_bits<WORDS>(column, own_x >= width, down, begin, end, canvas.logits, parameters, &inside[begin][word]);
     }
     if (rim) {
         const i32 own_x = lane < 16 ? tile_x - 16 + lane : tile_x + TILE_WIDTH + lane - 16;
         Column column = column_at(own_x, width, parameters.logits_width);
         const i32 begin = max(first, warp * rows / WARPS), end = min(past, (warp + 1) * rows / WARPS);
-        make_bits(column, own_x < 0 || own_x >= width, down, begin, end, canvas.logits, parameters,
-                  [&](i32 i, u32 ballot) { beside[i] = ballot; });
+        const bool outside = own_x < 0 || own_x >= width;
+        make_bits<1>(column, outside, down, begin, end, canvas.logits, parameters, &beside[begin]);
         __syncthreads();
         for (i32 i = thread; i < rows * WORDS; i += THREADS) {
             const i32 own_row = i / WORDS, word = i % WORDS;
