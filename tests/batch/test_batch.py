@@ -30,6 +30,7 @@ pytest.importorskip("pyarrow", reason="needs pyarrow (extra ray)")
 from pyarrow import parquet
 
 from espmedsam_edge.batch import cluster as clusters
+from espmedsam_edge.batch import table
 from espmedsam_edge.batch.cluster import ClusterOptions, check_worker, cluster
 from espmedsam_edge.batch.run import BatchReport, BatchRequest, _settings, run_batch
 from espmedsam_edge.batch.table import COLUMNS
@@ -98,11 +99,11 @@ def test_a_batch_is_what_infer_gives_and_goes_on_by_content() -> None:
     assert masks(Path("out/masks")) == masks(Path("whole"))
     lines = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
     wanted = sorted((line["source"], line["frame"], line["time"], line["area"]) for line in lines if line["time"] != 0)
-    table = rows()
-    assert list(table[0]) == list(COLUMNS)
-    (failed,) = (row for row in table if row["error"] is not None)
+    found = rows()
+    assert list(found[0]) == list(COLUMNS)
+    (failed,) = (row for row in found if row["error"] is not None)
     assert failed["source"] == "in/broken.png"
-    done = [row for row in table if row["error"] is None]
+    done = [row for row in found if row["error"] is None]
     assert sorted((r["source"], r["frame"], r["time_s"], r["area_px"]) for r in done if r["time_s"] != 0) == wanted
     assert all(Path("out", row["mask"]).is_file() for row in done)
     assert [row["area_mm2"] for row in done if row["source"] == "in/d.dcm"] == [
@@ -146,9 +147,9 @@ def test_workers_that_end_lose_nothing_and_do_nothing_twice() -> None:
     report = batch(Deadly)
     assert report.units == 10
     assert report.frames == 8
-    table = rows()
-    assert Counter(row["source"] for row in table).most_common(1)[0][1] == 1
-    errors = {row["source"]: row["error"] for row in table if row["error"] is not None}
+    found = rows()
+    assert Counter(row["source"] for row in found).most_common(1)[0][1] == 1
+    errors = {row["source"]: row["error"] for row in found if row["error"] is not None}
     assert set(errors) == {"in/always.png", "in/full.png"}
     assert errors["in/always.png"] == "given up after 3 tries: it ended its worker's process"
     assert "ObjectStoreFullError" in errors["in/full.png"]
@@ -167,6 +168,7 @@ def test_a_driver_that_ends_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("killed")
         done(self, *arguments, **named)
 
+    monkeypatch.setattr(table, "_SECONDS", 1e9)  # all in one file
     monkeypatch.setattr(Journal, "done", ends)
     with pytest.raises(RuntimeError, match="killed"):
         batch(workers=1)

@@ -64,12 +64,12 @@ def served(bundle: Bundle, folder: Path, delivery: Delivery, options: ListenOpti
             target=service.serve, args=(options, folder / "queue", delivery, segmenter, stop, ready), daemon=True
         )
         thread.start()
-        assert up.wait(20)
+        assert up.wait(60)
         try:
             yield ports[0]
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -93,7 +93,7 @@ def send(port: int, *paths: Path, called: str = "ESPMEDSAM", calling: str = "CAL
     return statuses
 
 
-def soon(condition: Callable[[], object], seconds: float = 20) -> bool:
+def soon(condition: Callable[[], object], seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if condition():
