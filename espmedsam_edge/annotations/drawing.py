@@ -54,9 +54,16 @@ def by_centres(polygons: Sequence[Points], size: tuple[int, int]) -> Mask:
         raise UserError(f"cannot draw polygons: {reason}")
     from pycocotools import mask as tools
 
-    packed = tools.frPyObjects([one.ravel().tolist() for one in polygons], *size)
-    drawn: Mask = np.asarray(tools.decode(tools.merge(packed)), np.uint8)
-    return np.asarray(drawn * 255, np.uint8)
+    every = np.concatenate(polygons)
+    # Only where they are: whole pixels shift nothing, and a large picture may have thousands.
+    left, top = (max(0, int(least)) for least in every.min(axis=0))
+    right, bottom = (min(end, int(most) + 2) for most, end in zip(every.max(axis=0), size[::-1], strict=True))
+    canvas = np.zeros(size, np.uint8)
+    if right > left and bottom > top:
+        moved = [(one - (left, top)).ravel().tolist() for one in polygons]
+        packed = tools.frPyObjects(moved, bottom - top, right - left)
+        canvas[top:bottom, left:right] = 255 * np.asarray(tools.decode(tools.merge(packed)), np.uint8)
+    return canvas
 
 
 def by_pixels(polygon: Points, size: tuple[int, int]) -> Mask:
