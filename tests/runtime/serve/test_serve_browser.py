@@ -37,9 +37,18 @@ STATUS = "document.getElementById('status').dataset.status"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
+def chromium() -> Iterator[Chromium]:
     with Chromium("--ignore-certificate-errors") as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(chromium: Chromium) -> Chromium:
+    """With nothing of the test before: its page would be taken for this one's, and its errors too."""
+    chromium.open("about:blank")
+    chromium.wait_for("location.href === 'about:blank'")
+    chromium.events.clear()
+    return chromium
 
 
 @pytest.fixture(params=["", "behind nginx"])

@@ -65,11 +65,12 @@ def test_a_broker_that_was_away_gets_the_newest_lines_and_the_rest_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(mqtt, "MOST_LINES", 100)
+    monkeypatch.setattr(mqtt, "_FIRST_SECONDS", 30.0)
     broker, failures = Mosquitto(tmp_path), list[Failure]()
     begin = time.monotonic()
     with ExitStack() as stack:
         with opened(f"mqtt://127.0.0.1:{broker.port}/masks", failures) as sink:
-            assert time.monotonic() - begin < 1  # a refused connection is no reason to wait
+            assert time.monotonic() - begin < 10  # a refused connection is no reason to wait
             write(sink, range(250))
             assert sink.dropped == 150
             stack.enter_context(broker)
