@@ -156,6 +156,8 @@ def _times(result: dict[str, Any]) -> Iterator[str]:
     )
     yield "|---" * 7 + "|"
     for name in (*(row.name for row in ROWS), *_ours()):
+        if name in _ours()[1:] and not any(seconds(result, figure, name) for figure in ("one box", "automatic")):
+            continue
         fps = next((row.published[2] for row in (*ROWS, PUBLISHED_OURS) if row.name == name), None)
         whole = seconds(result, "automatic", name)
         yield _line(
@@ -348,13 +350,21 @@ def draw(result: dict[str, Any]) -> bytes:
         mine = [(name, x, y) for one, name, x, y in shown if one == kind]
         size = 160 if marker == "*" else 50
         axes.scatter([x for _, x, _ in mine], [y for *_, y in mine], size, colour, marker, label=kind, zorder=3)
-        for place, (name, x, y) in enumerate(sorted(mine, key=lambda one: one[1])):
-            above = 7 if place % 2 else -13
-            axes.annotate(name, (x, y), (0, above), textcoords="offset points", ha="center", fontsize=8)
+        column, above = 1.3 * max((x for _, x, _ in mine), default=0), 0.0
+        for name, x, y in sorted(mine, key=lambda one: one[2]):  # names in a column of their own: the points are close
+            if marker == "*":
+                text = name.partition(", ")[2] or f"{name}, PyTorch"
+                axes.annotate(text, (x, y), (0, 9), textcoords="offset points", rotation=25, fontsize=8)
+                continue
+            above = max(y, above + 0.8)
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5)}
+            axes.annotate(name, (x, y), (column, above), va="center", fontsize=8, arrowprops=line)
     if shown:
         axes.set_xscale("log")
-        axes.margins(0.15, 0.12)
-        axes.legend(frameon=False, loc="best")
+        times = [time for _, _, time, _ in shown]
+        axes.set_xlim(0.7 * min(times), 5 * max(times))  # room for the names
+        axes.set_ylim(top=92)
+        axes.legend(frameon=False, loc="lower left")
     axes.set_xlabel("seconds a picture, measured here (logarithmic)")
     axes.set_ylabel("mean Dice of six modalities, per cent, published")
     axes.set_title("Published accuracy against measured time", fontsize=11)
