@@ -10,12 +10,14 @@ from pathlib import Path
 
 from espmedsam_edge.batch.cluster import ClusterOptions, check_installed, check_worker, cluster
 from espmedsam_edge.batch.driver import Driver
-from espmedsam_edge.batch.table import Table
+from espmedsam_edge.batch.table import FOLDER, Table
 from espmedsam_edge.batch.units import Unit, plan_units, source_of
 from espmedsam_edge.batch.worker import UnitResult, UnitWorker
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.destinations import Destination, check_destinations
 from espmedsam_edge.files import sha256_file, write_errors
 from espmedsam_edge.machine.cores import usable_cores
+from espmedsam_edge.marks import FRAMES, PICTURE
 from espmedsam_edge.remote_bundles import is_remote
 from espmedsam_edge.runtime.bundle_choice import choose_bundle
 from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs
@@ -82,6 +84,7 @@ def run_batch(
     report = BatchReport(failures=[failure.message for failure in unread])
     if not units:
         return report
+    _check_places(request, units)
     with write_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
     out = request.out.resolve()
@@ -131,6 +134,14 @@ def _run(
             driver.run(left, take)
         finally:
             table.flush()
+
+
+def _check_places(request: BatchRequest, units: Sequence[Unit]) -> None:
+    """Refuse places that results must not go to, as ``infer`` does."""
+    masks = {unit.mask: FRAMES if unit.clip else PICTURE for unit in units} if request.masks else {}
+    places = [Destination(request.out / name, kind) for name, kind in masks.items()]
+    table = Destination(request.out / FOLDER / JOURNAL, PICTURE)  # nothing stands there: it is about the folder
+    check_destinations([*places, table], {Path(unit.path) for unit in units})
 
 
 def _everywhere(bundle: Bundle | str | Path | None) -> str | None:

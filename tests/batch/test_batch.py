@@ -225,6 +225,22 @@ def test_what_changes_results_is_what_is_done_anew(work: Path) -> None:
     assert len({settings, *map(_settings, others)}) == 4
 
 
+def test_results_go_where_nothing_of_the_user_is(work: Path) -> None:
+    def refused(told: str, inputs: str = "in", out: str = "out") -> None:
+        with pytest.raises(UserError, match=told) as error:
+            run_batch(BatchRequest([inputs], Path(out), ModelOptions("toy.bundle")))
+        assert error.value.exit_code == 2
+
+    refused("is a bundle", out="toy.bundle")
+    refused("is a bundle", out="toy.bundle/below")
+    (work / "out" / "masks").mkdir(parents=True)
+    (work / "out" / "masks" / "p3.png").write_text("mine")
+    refused(r"p3\.png exists and is no picture of this program")
+    shutil.copy("in/p1.png", "out/masks/p3.png")
+    refused("would replace an input", inputs="out/masks/p3.png")
+    assert (work / "out" / "masks" / "p3.png").read_bytes() == Path("in/p1.png").read_bytes()
+
+
 def test_what_is_wrong_with_a_cluster_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = UnitWorker(ModelOptions(work / "toy.bundle"), str(work), masks=True).about()
     check_worker(about, str(work))

@@ -45,8 +45,9 @@ def listen(
     Ctrl-C or SIGTERM ends it; what is received and not delivered is done when it is started again.
     """
     from espmedsam_edge.cli.infer import terminated_like_interrupted
-    from espmedsam_edge.destinations import claimed
+    from espmedsam_edge.destinations import Destination, check_destinations, claimed
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.marks import SEGMENTATION
     from espmedsam_edge.runtime.bundle_choice import choose_bundle
     from espmedsam_edge.runtime.dicom_network.delivery import Delivery, Folder, parse_send
     from espmedsam_edge.runtime.dicom_network.listener import ListenOptions, load_pynetdicom
@@ -58,6 +59,8 @@ def listen(
     if send is not None and out is not None:
         raise UserError("segmentations go to one place.", "Leave --out or --send out.")
     folder = out or Path("dicom-segmentations")
+    places = [queue] if send is not None else [folder, queue]
+    check_destinations([Destination(place / "any.dcm", SEGMENTATION) for place in places])
     delivery: Delivery = Folder(folder) if send is None else parse_send(send, aet)
     chosen = choose_bundle(bundle, modality, precision)
     if chosen.modality is None:
@@ -68,7 +71,7 @@ def listen(
 
     with (
         terminated_like_interrupted(),
-        claimed([folder, queue] if send is None else [queue]),
+        claimed(places),
         Segmenter.load(
             chosen.bundle_of(chosen.modality), chosen.modality, precision, backend, threshold, threads
         ) as segmenter,
