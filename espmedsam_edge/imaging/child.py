@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
+import signal
 import struct
 import subprocess
 import sys
@@ -21,7 +23,9 @@ from espmedsam_edge.errors import UserError
 # -c puts the folder that the command is run in first on the path; this package's own goes before it.
 _START = "import sys; sys.path[0] = sys.argv[1]; from importlib import import_module; import_module(sys.argv[2]).main()"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_LENGTHS = struct.Struct("<IQ")
+_LENGTHS = struct.Struct("<IQI")  # of the message's text and bytes; and seconds after which the answer is late
+_LATE = 10  # seconds more, after which a child ends itself: whoever would have ended it is gone
+_armed = False
 
 
 class Child:
@@ -50,7 +54,7 @@ class Child:
             timer.start()
             answered = False
             try:
-                send(process.stdin, question, data)
+                send(process.stdin, question, data, math.ceil(seconds) + _LATE)
                 answer = receive(process.stdout)
                 answered = True
             finally:
@@ -97,25 +101,32 @@ class Child:
         return self._process
 
 
-def send(stream: IO[bytes] | None, message: Mapping[str, Any], data: bytes = b"") -> None:
-    """Write a message: JSON, and bytes."""
+def send(stream: IO[bytes] | None, message: Mapping[str, Any], data: bytes = b"", seconds: int = 0) -> None:
+    """Write a message: JSON, and bytes; ``seconds``: of a question, after which the child shall end over it."""
     assert stream is not None
+    if _armed:
+        signal.alarm(0)
     text = json.dumps(message).encode()
-    stream.write(_LENGTHS.pack(len(text), len(data)))
+    stream.write(_LENGTHS.pack(len(text), len(data), seconds))
     stream.write(text)
     stream.write(data)
     stream.flush()
 
 
 def receive(stream: IO[bytes] | None) -> tuple[dict[str, Any], bytes]:
-    """Read a message.
+    """Read a message; a question's time begins to run.
 
     Raises:
         EOFError: the other side has ended.
     """
+    global _armed
     assert stream is not None
-    size, length = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
-    return json.loads(_exactly(stream, size)), _exactly(stream, length)
+    size, length, seconds = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
+    message = json.loads(_exactly(stream, size)), _exactly(stream, length)
+    if seconds and hasattr(signal, "alarm"):
+        _armed = True
+        signal.alarm(seconds)  # ends the process, whatever its decoder is at
+    return message
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:
