@@ -117,16 +117,18 @@ def _key(value: Any) -> str:
     return str(value)[:80]
 
 
-def _draw(segmentation: Any, size: tuple[int, int]) -> Mask:
+def _draw(segmentation: Any, canvas: Mask) -> None:
+    size = (canvas.shape[0], canvas.shape[1])
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if segmentation.get("size") != list(size) or not isinstance(counts, (str, list)):
             raise ValueError("its run lengths are not of the picture's size")
         try:
-            return decode_rle(counts, size)
+            canvas |= decode_rle(counts, size)
         except (OverflowError, TypeError):
             raise ValueError("its run lengths are no whole numbers") from None
+        return
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("it has no outline")
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-    return by_centres([checked(polygon, size) for polygon in polygons], size)
+    by_centres([checked(polygon, size) for polygon in polygons], canvas)

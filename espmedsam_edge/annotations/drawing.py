@@ -1,4 +1,4 @@
-"""Polygons to masks, by each tool's own rules, whatever the polygons are."""
+"""Polygons into masks, by each tool's own rules, whatever the polygons are."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
     return found
 
 
-def by_centres(polygons: Sequence[Points], size: tuple[int, int]) -> Mask:
-    """As COCO's and CVAT's tools fill: coordinates count from a pixel's corner; of several polygons the union.
+def by_centres(polygons: Sequence[Points], canvas: Mask) -> None:
+    """Into a mask, as COCO's and CVAT's tools fill: coordinates count from a pixel's corner; of several the union.
 
     Raises:
         UserError: pycocotools is missing.
@@ -57,24 +57,20 @@ def by_centres(polygons: Sequence[Points], size: tuple[int, int]) -> Mask:
     every = np.concatenate(polygons)
     # Only where they are: whole pixels shift nothing, and a large picture may have thousands.
     left, top = (max(0, int(least)) for least in every.min(axis=0))
-    right, bottom = (min(end, int(most) + 2) for most, end in zip(every.max(axis=0), size[::-1], strict=True))
-    canvas = np.zeros(size, np.uint8)
+    right, bottom = (min(end, int(most) + 2) for most, end in zip(every.max(axis=0), canvas.shape[::-1], strict=True))
     if right > left and bottom > top:
         moved = [(one - (left, top)).ravel().tolist() for one in polygons]
         packed = tools.frPyObjects(moved, bottom - top, right - left)
-        canvas[top:bottom, left:right] = 255 * np.asarray(tools.decode(tools.merge(packed)), np.uint8)
-    return canvas
+        canvas[top:bottom, left:right] |= 255 * np.asarray(tools.decode(tools.merge(packed)), np.uint8)
 
 
-def by_pixels(polygon: Points, size: tuple[int, int]) -> Mask:
-    """As YOLO's readers fill: coordinates are cut off to pixels, and those on the line count."""
-    canvas = np.zeros(size, np.uint8)
+def by_pixels(polygon: Points, canvas: Mask) -> None:
+    """Into a mask, as YOLO's readers fill: coordinates are cut off to pixels, and those on the line count."""
     cv2.fillPoly(canvas, [polygon.astype(np.int32)], 255)
-    return canvas
 
 
-def by_pillow(shape: str, points: Points, size: tuple[int, int]) -> Mask:
-    """As LabelMe fills: a polygon, a rectangle or a circle, its line included.
+def by_pillow(shape: str, points: Points, canvas: Mask) -> None:
+    """Into a mask, as LabelMe fills: a polygon, a rectangle or a circle, its line included.
 
     Raises:
         UserError: Pillow is missing.
@@ -84,8 +80,8 @@ def by_pillow(shape: str, points: Points, size: tuple[int, int]) -> Mask:
         raise UserError(f"cannot draw polygons: {reason}")
     from PIL import Image, ImageDraw
 
-    canvas = Image.fromarray(np.zeros(size, np.uint8))
-    draw, pairs = ImageDraw.Draw(canvas), [(float(x), float(y)) for x, y in points]
+    picture = Image.fromarray(canvas)
+    draw, pairs = ImageDraw.Draw(picture), [(float(x), float(y)) for x, y in points]
     if shape in ("polygon", "oriented_rectangle"):
         draw.polygon(pairs, outline=255, fill=255)
     elif shape == "rectangle" and len(pairs) == 2:
@@ -96,4 +92,4 @@ def by_pillow(shape: str, points: Points, size: tuple[int, int]) -> Mask:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=255, fill=255)
     else:
         raise ValueError(f"a {shape[:40]} has no area")
-    return np.asarray(canvas, np.uint8)
+    canvas[:] = np.asarray(picture, np.uint8)

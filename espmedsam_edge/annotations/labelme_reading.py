@@ -65,26 +65,27 @@ def _picture(value: dict[str, Any], file: Path, pictures: Pictures) -> Annotated
     return Annotated(pictures.find(name, file), size=(height, width) if height and width else None)
 
 
-def _draw(shape: Any, size: tuple[int, int]) -> Mask:
+def _draw(shape: Any, canvas: Mask) -> None:
     if not isinstance(shape, dict):
         raise ValueError("it is none")
     kind = str(shape.get("shape_type") or "polygon")
+    size = (canvas.shape[0], canvas.shape[1])
     if kind == "mask":
-        return _masked(shape, size)
+        _draw_mask(shape, canvas)
+        return
     least = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4}.get(kind, 3 if kind == "polygon" else 1)
-    return by_pillow(kind, checked(shape.get("points"), size, least), size)
+    by_pillow(kind, checked(shape.get("points"), size, least), canvas)
 
 
-def _masked(shape: dict[str, Any], size: tuple[int, int]) -> Mask:
+def _draw_mask(shape: dict[str, Any], canvas: Mask) -> None:
     """A small picture between two corners, which both belong to it."""
-    corners = checked(shape.get("points"), size, 2)
+    corners = checked(shape.get("points"), (canvas.shape[0], canvas.shape[1]), 2)
     left, top, right, bottom = (int(value) for value in corners[:2].ravel())
     try:
         data = base64.b64decode(shape.get("mask") or "", validate=True)
         header = read_header(data)
     except (TypeError, ValueError, HeaderError):
         raise ValueError("its mask cannot be read") from None
-    canvas = np.zeros(size, np.uint8)
     inside = canvas[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
     if top < 0 or left < 0 or inside.shape != (header.height, header.width):
         raise ValueError("its mask is not of its corners' size")
@@ -92,4 +93,3 @@ def _masked(shape: dict[str, Any], size: tuple[int, int]) -> Mask:
     if part is None or part.shape != inside.shape:
         raise ValueError("its mask cannot be read")
     inside[part > 0] = 255
-    return canvas

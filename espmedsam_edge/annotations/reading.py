@@ -17,7 +17,7 @@ from espmedsam_edge.files import read_json, read_regular
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
-Draw = Callable[[tuple[int, int]], Mask]
+Draw = Callable[[Mask], None]
 Part = Literal["train", "valid", "test"]
 
 MOST_BYTES = 512 << 20
@@ -33,8 +33,8 @@ class Annotated:
 
     Attributes:
         image: its file.
-        objects: what names each in messages, and makes its mask for the picture's (H, W); that raises ValueError with
-            what is wrong in a few words.
+        objects: what names each in messages, and draws it into a mask of the picture's size, of 0 and 255; that raises
+            ValueError with what is wrong in a few words.
         size: (H, W) as the annotations have it; None: they do not say.
         part: the list that its place or its file's name says.
     """
@@ -60,7 +60,7 @@ class Annotated:
         union, wrong = np.zeros(size, np.uint8), list[str]()
         for name, draw in self.objects:
             try:
-                np.bitwise_or(union, draw(size), out=union)
+                draw(union)
             except ValueError as error:
                 wrong.append(f"{self.image.name}: {name}: {error}; it is left out.")
         shown = wrong if len(wrong) <= _MOST_LINES + 1 else wrong[:_MOST_LINES]

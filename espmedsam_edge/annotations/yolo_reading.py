@@ -94,7 +94,7 @@ def _bare(name: str) -> str:
     return name.strip().strip("\"'")
 
 
-def _draw(words: list[str], size: tuple[int, int]) -> Mask:
+def _draw(words: list[str], canvas: Mask) -> None:
     if len(words) <= _BOX:
         raise ValueError("it is a box, not an outline" if len(words) == _BOX else "it has too few values")
     try:
@@ -103,4 +103,5 @@ def _draw(words: list[str], size: tuple[int, int]) -> Mask:
         raise ValueError("its values are no numbers") from None
     if len(values) % 2:
         raise ValueError("it has an odd number of coordinates")
-    return by_pixels(checked(values.reshape(-1, 2) * (size[1], size[0]), size), size)
+    height, width = canvas.shape
+    by_pixels(checked(values.reshape(-1, 2) * (width, height), (height, width)), canvas)

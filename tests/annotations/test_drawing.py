@@ -22,7 +22,11 @@ def test_polygons_are_filled_as_pycocotools_fills_them_on_the_whole_picture(seed
     ]
     packed = tools.frPyObjects([one.ravel().tolist() for one in polygons], *size)
     expected = tools.decode(tools.merge(packed)) * 255
-    assert np.array_equal(by_centres(polygons, size), expected)
+    canvas = np.zeros(size, np.uint8)
+    canvas[: size[0] // 2, ::3] = 255
+    before = canvas.copy()
+    by_centres(polygons, canvas)
+    assert np.array_equal(canvas, before | expected)
 
 
 @pytest.mark.parametrize(
