@@ -92,11 +92,14 @@ def run_batch(
         settings = _settings(request)
         table = Table(out, journal, settings, _Unchanged(units, journal, settings).holds)
         left = [unit for unit in units if not table.has(unit)]
+        for failure in unread:  # rows, too
+            table.add(Unit(failure.name, failure.name, ""), UnitResult(failures=[failure.message]))
         report.before = len(units) - len(left)
         if report.before:
             log.info("%s: %d of %d units are done already.", request.out, report.before, len(units))
         if left:
             _run(request, out, left, table, report, progress, worker)
+        table.flush()
     return report
 
 

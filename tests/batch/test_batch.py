@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,9 +67,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def batch(worker: type[UnitWorker] = UnitWorker, workers: int = 2, **named: Any) -> BatchReport:
+def batch(
+    worker: type[UnitWorker] = UnitWorker, workers: int = 2, inputs: Sequence[str] = ("in",), **named: Any
+) -> BatchReport:
     model = ModelOptions("toy.bundle", backend="onnxruntime-cpu", threads=1)
-    return run_batch(BatchRequest(["in"], Path("out"), model, ClusterOptions(workers=workers), **named), worker=worker)
+    return run_batch(BatchRequest(inputs, Path("out"), model, ClusterOptions(workers=workers), **named), worker=worker)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -92,8 +94,8 @@ def times() -> dict[Path, int]:
 @pytest.mark.usefixtures("ray", "work")
 def test_a_batch_is_what_infer_gives_and_goes_on_by_content() -> None:
     Path("in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
-    report = batch(chunk=1)
-    assert (report.before, report.frames, len(report.failures)) == (0, 67, 1)
+    report = batch(chunk=1, inputs=("in", "gone.png"))
+    assert (report.before, report.frames, len(report.failures)) == (0, 67, 2)
     expected = infer(["in"], ModelOptions("toy.bundle"), Outputs(masks="whole", jsonl="whole.jsonl"))
     assert expected.frames == 67
     assert masks(Path("out/masks")) == masks(Path("whole"))
@@ -101,8 +103,8 @@ def test_a_batch_is_what_infer_gives_and_goes_on_by_content() -> None:
     wanted = sorted((line["source"], line["frame"], line["time"], line["area"]) for line in lines if line["time"] != 0)
     found = rows()
     assert list(found[0]) == list(COLUMNS)
-    (failed,) = (row for row in found if row["error"] is not None)
-    assert failed["source"] == "in/broken.png"
+    failed = [row for row in found if row["error"] is not None]
+    assert [row["source"] for row in failed] == ["gone.png", "in/broken.png"]
     done = [row for row in found if row["error"] is None]
     assert sorted((r["source"], r["frame"], r["time_s"], r["area_px"]) for r in done if r["time_s"] != 0) == wanted
     assert all(Path("out", row["mask"]).is_file() for row in done)
@@ -120,7 +122,7 @@ def test_a_batch_is_what_infer_gives_and_goes_on_by_content() -> None:
     assert (again.frames, again.failures) == (2, [])
     assert changed(before) == {"p1.png", "p2.png"}
     assert Counter((row["source"], row["frame"]) for row in rows() if row["error"] is None).most_common(1)[0][1] == 1
-    assert len([row for row in rows() if row["error"] is None]) == 67
+    assert [row["error"] for row in rows()] == [None] * 67  # what failed and is asked for no more is gone
     assert batch(chunk=1).workers == 0
 
 
