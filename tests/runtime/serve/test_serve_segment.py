@@ -21,6 +21,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.inference import open_service
 from espmedsam_edge.runtime.request import ModelOptions
@@ -287,3 +288,33 @@ def test_counts_of_a_histogram_only_grow(stage: Stage) -> None:
     ]
     assert counts == sorted(counts)
     assert counts[-1] == 3
+
+
+@pytest.mark.parametrize("wanted", [None, False])
+def test_answers_count_and_measure_where_there_are_many(tmp_path: Path, wanted: bool | None) -> None:
+    """Also under a crop, and after clean-up, which changes the mask that is sent, too."""
+    picture = np.zeros((128, 160, 3), np.uint8)
+    for x, y, radius in ((30, 40, 14), (52, 40, 14), (110, 30, 12), (100, 100, 20), (20, 110, 4)):
+        cv2.circle(picture, (x, y), radius, (0, 0, 255), -1)
+    bundle = save_toy_bundle(tmp_path / "b", ("microscopy",), image_size=512)
+    objects = ObjectOptions(wanted, min_area=100)
+    with open_service(ModelOptions(bundle, objects=objects, threads=1), ServeOptions("127.0.0.1:0")) as server:
+
+        def ask(query: str, kind: str) -> bytes:
+            headers = {"Accept": kind, "Authorization": f"Bearer {server.token}"}
+            url = f"{server.url.split('?')[0].rstrip('/')}/v1/segment?modality=microscopy{query}"
+            request = urllib.request.Request(url, encode_image(picture, ".png"), headers)
+            with urllib.request.urlopen(request) as answer:
+                return bytes(answer.read())
+
+        for query in ("", "&crop=0,0,160,70"):
+            found = json.loads(ask(query, "application/json"))
+            mask = cv2.imdecode(np.frombuffer(ask(query, "image/png"), np.uint8), cv2.IMREAD_UNCHANGED)
+            assert mask is not None
+            assert found["area"] == cv2.countNonZero(mask)
+            assert mask[110, 20] == 0  # too small
+            if wanted is False:
+                assert "objects" not in found
+                continue
+            assert found["objects"] == len(found["instances"]) == (3 if query else 4)
+            assert sum(one["area"] for one in found["instances"]) == found["area"]
