@@ -65,7 +65,8 @@ def instances_of(
 ) -> Instances:
     """The objects of a label map whose numbers go from 1 without gaps; arguments as ``find_instances``."""
     count = int(labels.max(initial=0))
-    return Instances(labels, count, () if count > MOST else tuple(measure(labels, probability, spacing)), spacing)
+    measured = tuple(measure(labels, probability, spacing)) if 0 < count <= MOST else ()
+    return Instances(labels, count, measured, spacing)
 
 
 def measure(

@@ -43,6 +43,8 @@ def separated(mask: Mask, *, split: bool = True) -> Labels:
     Raises:
         UserError: scikit-image is missing, and ``split`` was asked for.
     """
+    if not mask.any():
+        return np.zeros(mask.shape, np.int32)
     if not split:
         return np.asarray(cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)[1], np.int32)
     if (reason := why_missing("skimage", "objects")) is not None:

@@ -99,6 +99,8 @@ def test_an_empty_mask_has_no_objects_and_a_full_one_has_one() -> None:
     everything = find_instances(np.full((7, 9), 255, np.uint8))
     assert [one.area for one in everything.measured] == [63]
     assert find_instances(np.full((1, 1), 255, np.uint8)).count == 1
+    for size in ((0, 0), (0, 9), (1, 1), (1, 30), (30, 1)):
+        assert find_instances(np.zeros(size, np.uint8)).measured == ()
 
 
 def test_two_that_touch_are_two_and_a_long_one_is_one() -> None:

@@ -41,7 +41,8 @@ MAX_BODY = 32 << 20
 """Bytes of an image file."""
 
 MAX_PIXELS = 40_000_000
-"""Of an image; ``ESPMEDSAM_MAX_PIXELS`` may set less. 40 million take 280 MB while they are segmented."""
+"""Of an image; ``ESPMEDSAM_MAX_PIXELS`` may set less. 40 million take 280 MB while they are segmented, and 0.7 GB
+more while their objects are told apart."""
 
 BODY_SECONDS = 30.0
 """How long an image may take to arrive."""
