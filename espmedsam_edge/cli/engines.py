@@ -89,7 +89,7 @@ def clean(
     """
     from espmedsam_edge.machine.cache import cache_place
     from espmedsam_edge.runtime.engines.cache import cache_folder
-    from espmedsam_edge.runtime.engines.compiled_networks import kept_networks, remove_network
+    from espmedsam_edge.runtime.engines.compiled_networks import kept_networks, remove_leftovers, remove_network
     from espmedsam_edge.runtime.engines.inventory import Removal
     from espmedsam_edge.runtime.engines.inventory import clean as remove
 
@@ -102,6 +102,8 @@ def clean(
             removed.append(Removal(network.line, why, network.size))
             if not dry_run:
                 remove_network(network)
+    for compiler in () if dry_run else _compilers():
+        remove_leftovers(compiler, cache)
     word = "would remove" if dry_run else "removed"
     for removal in removed:
         tell(f"{word} {removal.name}: {removal.why}")

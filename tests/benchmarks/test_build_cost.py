@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hand_graphs import hand_bundle, hand_graph
+
+from espmedsam_edge.errors import UserError
 
 
 @pytest.mark.rtx
@@ -31,3 +34,27 @@ def test_every_graph_has_its_seconds_memory_and_size(
     assert 0.01 < built["peak_gb"] < 3
     assert built["engine_mb"] > 0.01
     assert set(built["macs"]) == {"int8", "fp16"}
+
+
+def test_inductors_builds_of_fp32_graphs_have_a_row_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]
+) -> None:
+    benchmark = load_script("benchmarks/build_cost.py")
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    built = benchmark.inductor.Built(b"0" * 2_000_000, {"seconds": "3.5", "agreement": "alike"}, tmp_path, True)
+
+    def compile_it(bundle: Any, graph: Any, device: str, arithmetic: str, **_: Any) -> Any:
+        if arithmetic == "bf16":
+            raise UserError("no such instruction.")
+        return built
+
+    monkeypatch.setattr(benchmark.inductor, "find_or_build", compile_it)
+    monkeypatch.setattr(benchmark.inductor, "why_not_here", lambda *_: None)
+    bundle = hand_bundle(tmp_path / "b", {"fp32": hand_graph("fp32"), "int8": hand_graph("int8")})
+    monkeypatch.setattr("sys.argv", ["build_cost.py", "--name", "trial", "--backend", "inductor", str(bundle.path)])
+    benchmark.main()
+    result = json.loads((tmp_path / "trial.json").read_text())
+    assert result["builder"].startswith("Inductor of torch")
+    compiled, refused = result["rows"]
+    assert (compiled["arithmetic"], compiled["seconds"], compiled["engine_mb"]) == ("fp32", 3.5, 2.0)
+    assert (refused["arithmetic"], refused["refusal"]) == ("bf16", "no such instruction.")

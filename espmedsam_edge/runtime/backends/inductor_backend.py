@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from importlib import import_module
 from typing import Any, cast
 
 from espmedsam_edge.bundle import Bundle, Graph
@@ -30,6 +32,7 @@ from espmedsam_edge.runtime.inductor.building import (
 log = logging.getLogger(__name__)
 
 _DEVICES = ("cpu", "cuda")
+_WAIT_POLICY = "OMP_WAIT_POLICY"
 
 
 def unavailable(name: str) -> str | None:
@@ -79,6 +82,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backen
     device, arithmetic = device_of(spec), arithmetic_of(spec, graph)
     try:
         built = find_or_build(bundle, graph, device, arithmetic, on_progress=_announced(graph, device))
+        _import_torch()
         if device == "cuda":
             from espmedsam_edge.runtime.inductor.device_engine import InductorEngine
 
@@ -110,6 +114,22 @@ def _announced(graph: Graph, device: Device) -> OnProgress:
             log.info("Compiling %s with torch's Inductor for this %s, once; this takes a minute or more.", what, where)
 
     return on_progress
+
+
+def _import_torch() -> None:
+    """Import torch so that its threads sleep while they wait for each other, unless $OMP_WAIT_POLICY says otherwise.
+
+    OpenMP reads that once. Threads that spin take the cores from decoding and other programs, and where those want the
+    cores a small network takes ten times as long.
+    """
+    chosen = "torch" in sys.modules or _WAIT_POLICY in os.environ
+    if not chosen:
+        os.environ[_WAIT_POLICY] = "PASSIVE"
+    try:
+        import_module("espmedsam_edge.runtime.inductor.package")
+    finally:
+        if not chosen:
+            del os.environ[_WAIT_POLICY]
 
 
 class InductorBackend:

@@ -18,7 +18,7 @@ from pathlib import Path
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, read_json, read_regular, sha256_file, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, read_kept
-from espmedsam_edge.runtime.engines.inventory import outdated
+from espmedsam_edge.runtime.engines.inventory import outdated, unlocked
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ _FORMAT = 1
 _MOST_FACTS = 1 << 16
 _FACTS = ".json"
 _DIGITS = 32  # of the hash of what a network was compiled for: no one makes two that share them
+_LEFT = re.compile(rf"[0-9a-f]{{{_DIGITS}}}\.(json|log|lock)")
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,22 @@ def remove_network(network: KeptNetwork) -> None:
         facts = _facts_file(network.file)
         for file in (facts, facts.with_suffix(".log"), facts.with_suffix(".lock")):
             file.unlink(missing_ok=True)
+
+
+def remove_leftovers(compiler: Compiler, cache: str | Path | None = None) -> None:
+    """Remove what is said of networks that are not there, and the locks of builds that broke off.
+
+    Raises:
+        UserError: they cannot be removed.
+    """
+    folder = compiler.place(cache)
+    for file in sorted(folder.glob("*")):
+        stem = file.stem
+        if not _LEFT.fullmatch(file.name) or any(folder.glob(f"{stem}-*{compiler.suffix}")):
+            continue
+        with unlocked(folder, stem) as free, write_errors(file):
+            if free:
+                file.unlink(missing_ok=True)
 
 
 def _facts_file(network: Path) -> Path:

@@ -98,7 +98,7 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
         why = "asked for" if everything else entry.damaged or entry.outdated
         if why is None:
             continue
-        with _unlocked(folder, entry.file.stem) as free:
+        with unlocked(folder, entry.file.stem) as free:
             if not free:
                 continue
             sizes = [path.stat().st_size for path in engine_files(entry.file) if path.exists()]
@@ -111,7 +111,7 @@ def clean(folder: Path, *, everything: bool = False, dry_run: bool = False) -> l
         why = _leftover(file, everything)
         if why is None or file.stem in gone or not file.exists():
             continue
-        with _unlocked(folder, file.stem) as free:
+        with unlocked(folder, file.stem) as free:
             if free:
                 if file.suffix != ".lock":  # not worth a line: they are empty
                     removed.append(Removal(file.name, why, file.stat().st_size))
@@ -134,7 +134,7 @@ def _leftover(file: Path, everything: bool) -> str | None:
 
 
 @contextlib.contextmanager
-def _unlocked(folder: Path, stem: str) -> Iterator[bool]:
+def unlocked(folder: Path, stem: str) -> Iterator[bool]:
     """Hold an engine's lock if nobody else does; yields whether it is held. Makes no lock file."""
     try:
         descriptor = os.open(folder / f"{stem}.lock", os.O_RDWR | os.O_CLOEXEC)

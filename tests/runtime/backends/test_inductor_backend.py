@@ -207,6 +207,23 @@ def test_other_threads_go_on_while_it_runs(bundle: Bundle) -> None:
     assert held == [False]
 
 
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_unless_told_otherwise(bundle: Bundle, chosen: str | None) -> None:
+    script = (
+        "import os, sys\nfrom espmedsam_edge.bundle import Bundle\n"
+        "from espmedsam_edge.runtime.backends.backend import load_backend\n"
+        "bundle = Bundle.open(sys.argv[1])\nload_backend(bundle, bundle.graph(), 'inductor', 1)\n"
+        "print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE", **({"OMP_WAIT_POLICY": chosen} if chosen else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", script, bundle.path], capture_output=True, text=True, env=environment, check=True
+    )
+    assert f"OMP_WAIT_POLICY = '{chosen or 'PASSIVE'}'" in done.stderr
+    assert done.stdout.strip() == str(chosen)
+
+
 def test_a_process_that_was_split_off_is_told(bundle: Bundle) -> None:
     """The threads of torch stay in the process that loaded it."""
     backend = load(bundle)
@@ -429,6 +446,8 @@ def test_an_interrupted_build_leaves_nothing(
         find_or_build(bundle, bundle.graph(), "cpu", "fp32", on_progress=interrupt)
     assert [file.suffix for file in networks.iterdir()] == [".lock"]
     assert list((tmp_path / "tmp").iterdir()) == []
+    main_ends(["engines", "clean"])
+    assert list(networks.iterdir()) == []
 
 
 def test_a_build_that_takes_too_long_is_ended_with_one_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
