@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape, quoteattr  # nosec B406 (they write, nothing is parsed)
 
 from espmedsam_edge.annotations.formats import OneDocument, Picture, Shape
 from espmedsam_edge.annotations.outlines import Ring, edge_outlines

@@ -15,7 +15,7 @@ from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom, read_whole
 from espmedsam_edge.runtime.dicom_network.listener import OUT_OF_RESOURCES, check_title, load_pynetdicom
 
-TOKEN_VARIABLE = "ESPMEDSAM_DICOMWEB_TOKEN"  # noqa: S105 (the name of it)
+TOKEN_VARIABLE = "ESPMEDSAM_DICOMWEB_TOKEN"  # noqa: S105  # nosec B105 (the variable's name)
 _SECONDS = 30
 
 

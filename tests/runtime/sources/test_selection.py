@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from toy_bundles import save_toy_bundle
 from video_files import save_clip
 
 from espmedsam_edge import Outputs, ReadingOptions, Segmenter, UserError, infer, infer_frames
@@ -55,6 +56,12 @@ def save(path: Path, picture: np.ndarray) -> Path:
 def frames_of(path: Path, **wanted: object) -> list[SourceFrame]:
     with SelectedSource(VideoFile(path), Selection(**wanted)) as source:  # type: ignore[arg-type]
         return list(source)
+
+
+@pytest.fixture
+def toy_bundle(tmp_path: Path) -> Bundle:
+    """Of a modality that nothing is recognised as: the overlay would say that it doubts these pictures."""
+    return save_toy_bundle(tmp_path / "toy.bundle", ("histopathology",))
 
 
 @pytest.mark.parametrize("way", ["named", "auto", "python"])
@@ -272,7 +279,7 @@ def test_options_that_mean_nothing(wrong: dict[str, object]) -> None:
 
 
 def test_a_turned_frame_has_no_dicom_seg() -> None:
-    with pytest.raises(UserError, match="DICOM-SEG"):
+    with pytest.raises(UserError, match="--dicom-seg"):
         infer("a.dcm", "b.bundle", Outputs(dicom_seg="seg"), ReadingOptions(rotate=90))
 
 
