@@ -461,7 +461,7 @@ class TestTwoProcesses:
         holder = context.Process(target=_hold_lock, args=(tmp_path, ready))
         holder.start()
         assert ready.wait(60)
-        with inventory._unlocked(tmp_path, "stem") as free:
+        with inventory.unlocked(tmp_path, "stem") as free:
             assert not free
         holder.kill()
         holder.join(30)
@@ -484,7 +484,7 @@ class TestTwoProcesses:
             time.sleep(0.3)
             (tmp_path / "stem.lock").unlink()
         assert entered.wait(30)
-        with inventory._unlocked(tmp_path, "stem") as free:
+        with inventory.unlocked(tmp_path, "stem") as free:
             assert not free, "the waiter holds the file that is there"
         leave.set()
         waiter.join(30)
