@@ -110,7 +110,14 @@ def test_they_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --verbose and --quiet exclude each other. Leave one of them out.\n"
 
 
-GROUPS = {"import": ["sam"], "train": ["segment", "all"], "data": ["check", "layouts"], "engines": ["list", "clean"]}
+GROUPS = {
+    "import": ["sam"],
+    "train": ["segment", "all"],
+    "data": ["check", "layouts"],
+    "engines": ["list", "clean"],
+    "deploy": ["triton"],
+    "dicom": ["listen"],
+}
 
 
 @pytest.mark.parametrize(
