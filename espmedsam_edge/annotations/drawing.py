@@ -29,7 +29,7 @@ def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
     """
     try:
         found = np.asarray(points, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("its points are not pairs of numbers") from None
     if len(found) < least:
         raise ValueError(f"it has {len(found)} points, fewer than {least}")

@@ -15,7 +15,7 @@ from espmedsam_edge.annotations.drawing import Mask, by_pillow, checked
 from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, load, part_of, whole
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.header_errors import HeaderError
-from espmedsam_edge.imaging.headers import read_header
+from espmedsam_edge.imaging.headers import bare_png, read_header
 
 
 def read_labelme(source: Path, images: Path, labels: Collection[str]) -> AnnotationSet:
@@ -86,10 +86,13 @@ def _draw_mask(shape: dict[str, Any], canvas: Mask) -> None:
         header = read_header(data)
     except (TypeError, ValueError, HeaderError):
         raise ValueError("its mask cannot be read") from None
+    if header.format != "PNG":
+        raise ValueError("its mask is no PNG")
     inside = canvas[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
     if top < 0 or left < 0 or inside.shape != (header.height, header.width):
         raise ValueError("its mask is not of its corners' size")
-    part: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    part: Any = cv2.imdecode(np.frombuffer(bare_png(data), np.uint8), flags)
     if part is None or part.shape != inside.shape:
         raise ValueError("its mask cannot be read")
     inside[part > 0] = 255

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -157,7 +156,7 @@ def check_wanted(wanted: Collection[str], known: Sequence[str]) -> None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number from outside, over 0; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """A side in pixels from outside; None for anything that is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1 << 31:
         return None
-    return int(value) if value == int(value) and value > 0 else None
+    return int(value) if value == int(value) else None

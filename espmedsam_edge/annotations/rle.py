@@ -32,7 +32,8 @@ def decode_rle(counts: str | Sequence[int], size: tuple[int, int]) -> Mask:
     """
     lengths = _expanded(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
     height, width = size
-    if lengths.ndim != 1 or (lengths < 0).any() or int(lengths.sum()) != height * width:
+    within = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= height * width)).all()  # else their sum may wrap round
+    if not within or int(lengths.sum()) != height * width:
         raise ValueError(f"its run lengths are not those of {width}x{height} pixels")
     values = (np.arange(len(lengths)) % 2 * 255).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)

@@ -80,12 +80,15 @@ def _names(source: Path) -> dict[int, str]:
             text = read_regular(file, 1 << 20).decode("utf-8", "replace")
         except OSError:
             continue
-        if listed := re.search(r"^names:\s*\[(.*?)\]", text, re.M | re.S):
-            return {number: _bare(name) for number, name in enumerate(listed[1].split(","))}
-        after = text.partition("names:")[2]
-        if numbered := re.findall(r"^\s+(\d+):\s*(.+?)\s*$", after, re.M):
-            return {int(number): _bare(name) for number, name in numbered}
-        if dashed := re.findall(r"^\s*-\s+(.+?)\s*$", after, re.M):
+        place = re.search("^names:", text, re.M)
+        after = "" if place is None else text[place.end() :].strip()
+        if after.startswith("["):
+            return {number: _bare(name) for number, name in enumerate(after[1:].partition("]")[0].split(","))}
+        lines = [line.strip() for line in after.splitlines()]  # each looked at once, whatever it holds
+        pairs = [(number, name) for number, colon, name in (line.partition(":") for line in lines) if colon]
+        if numbered := {int(number): _bare(name) for number, name in pairs if re.fullmatch("[0-9]{1,9}", number)}:
+            return numbered
+        if dashed := [line[2:] for line in lines if line.startswith("- ")]:
             return {number: _bare(name) for number, name in enumerate(dashed)}
     return {}
 

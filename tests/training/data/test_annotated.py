@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -278,6 +281,59 @@ def test_yolos_classes_go_by_name_or_number(names: str, tmp_path: Path) -> None:
     expected[6:13, 8:17] = True
     assert np.array_equal(masks[0] > 0, expected)
     assert np.array_equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["\n" * 1_000_000, "names: [a" * 100_000, "names:\n" + " " * 1_000_000 + "x", f"names:\n  {'9' * 5000}: a\n- a\n"],
+    ids=["line ends", "lists without end", "spaces", "digits"],
+)
+def test_yolos_classes_are_read_in_time(names: str, tmp_path: Path) -> None:
+    save(tmp_path / "source", "yolo", {"a": scene(1)})
+    (tmp_path / "source" / "data.yaml").write_text(names)
+    began = time.process_time()
+    assert find_annotated("yolo", tmp_path / "source").items
+    assert time.process_time() - began < 5  # it was hours, or a traceback
+
+
+@pytest.mark.parametrize("sizes", [{}, {"height": 10**400}])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": list(SIZE), "counts": [2**62] * 4 + [SIZE[0] * SIZE[1]]},  # whose sum is right in 64 bits
+        {"size": list(SIZE), "counts": [10**30]},
+        [[10**400, 1, 2, 3, 4, 5]],
+    ],
+    ids=["wraps", "large", "point"],
+)
+def test_numbers_of_any_size_are_a_line(segmentation: Any, sizes: dict[str, int], tmp_path: Path) -> None:
+    coco(tmp_path, [thing(1), thing(2, segmentation)])
+    file = tmp_path / "source" / "x.json"
+    value = json.loads(file.read_text())
+    value["images"][0].update(sizes)
+    file.write_text(json.dumps(value))
+    done, folder = converted(tmp_path, "coco")
+    assert folder.load("a").mask.any()
+    (line,) = done.failures
+    assert "object 2" in line
+
+
+def test_a_labelme_masks_texts_are_not_unpacked(tmp_path: Path) -> None:
+    whole = cv2.imencode(".png", np.full((3, 3), 255, np.uint8))[1].tobytes()
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(7_900_000))
+    chunk = (len(text) - 4).to_bytes(4) + text + zlib.crc32(text).to_bytes(4)
+    costly = whole[:33] + chunk * 300 + whole[33:]
+    corners = [[4, 5], [6, 7]]
+    shapes = [shape("mask", corners, mask=base64.b64encode(costly).decode())]
+    bmp = cv2.imencode(".bmp", np.full((3, 3), 255, np.uint8))[1].tobytes()
+    shapes.append(shape("mask", corners, mask=base64.b64encode(bmp).decode()))
+    labelme(tmp_path, shapes)
+    began = time.process_time()
+    done, folder = converted(tmp_path, "labelme")
+    assert time.process_time() - began < 2
+    assert np.argwhere(folder.load("a").mask).tolist() == [[y, x] for y in (5, 6, 7) for x in (4, 5, 6)]
+    (line,) = done.failures
+    assert "shape 2: its mask is no PNG" in line
 
 
 @given(value=st.recursive(
