@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -64,10 +65,13 @@ def check_installed() -> None:
             raise UserError(reason)
 
 
-def _load_ray() -> Any:
+def _load_ray(*, local: bool) -> Any:
     if "ray" not in sys.modules:  # which reads it when it is imported, and its own processes when they start
         wanted = dict(_ENVIRONMENT)
-        if (Path.home() / _TOKEN).is_file():  # else Ray 2.60 does not show it to a cluster that is named
+        if local and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+            # Its ports are open to whoever reaches this machine, and the file where Ray keeps a token to all its users.
+            wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        elif (Path.home() / _TOKEN).is_file():  # else Ray 2.60 does not show it to a cluster that is named
             wanted["RAY_AUTH_MODE"] = "token"
         for name, value in wanted.items():
             os.environ.setdefault(name, value)
@@ -87,7 +91,7 @@ def cluster(options: ClusterOptions, threads: int) -> Iterator[tuple[Any, int]]:
     Raises:
         UserError: the cluster is not there, is of other versions, or has no room.
     """
-    ray = _load_ray()
+    ray = _load_ray(local=options.address is None)
     if ray.is_initialized():
         yield ray, _room(ray.cluster_resources(), options, threads)
         return

@@ -90,7 +90,8 @@ def run_batch(
     out = request.out.resolve()
     with Journal(out / JOURNAL) as journal:
         settings = _settings(request)
-        table = Table(out, journal, settings, _Unchanged(units, journal, settings).holds)
+        unchanged = _Unchanged(units, journal, settings)
+        table = Table(out, journal, settings, unchanged.holds, unchanged.asked)
         left = [unit for unit in units if not table.has(unit)]
         for failure in unread:  # rows, too
             table.add(Unit(failure.name, failure.name, ""), UnitResult(failures=[failure.message]))
@@ -176,11 +177,15 @@ class _Unchanged:
         with ThreadPoolExecutor(max(1, usable_cores())) as threads:
             self._hashes = dict(zip(recorded, threads.map(_hash, recorded), strict=True))
 
+    def asked(self, label: str) -> bool:
+        """Whether a label is of a file that is asked for now, in whatever stretches; else it is of another call."""
+        return not self._sources.isdisjoint((label, source_of(label)))
+
     def holds(self, record: Record) -> bool:
         """Whether a record does."""
         unit = self._units.get(record.label)
-        if unit is None:  # of another call with this folder, unless its file has other stretches now
-            return source_of(record.label) not in self._sources and record.label not in self._sources
+        if unit is None:
+            return not self.asked(record.label)
         return self._hashes.get(unit.path) == record.sha256 and self._journal.stand(record)
 
 

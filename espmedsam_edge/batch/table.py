@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 from espmedsam_edge.batch.units import Unit
 from espmedsam_edge.batch.worker import Row, UnitResult
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.runtime.sinks.journal import Journal, Record
 
 log = logging.getLogger(__name__)
 
 FOLDER = "frames"
+_PART = re.compile(r"part-[0-9a-f]{16}\.parquet")
 _ROWS = 20_000  # of a file
 _SECONDS = 10.0  # after which what there is is written: what a kill takes at most
 
@@ -47,17 +50,28 @@ class Table:
         journal: open; says which units are done.
         settings: see ``Record``.
         is_done: whether a record still holds: its content and its results are as they were.
+        is_asked: whether a unit's label is of a file that is asked for now; rows of others stay as they are.
+
+    Raises:
+        UserError: a file of the table is damaged.
     """
 
-    def __init__(self, out: Path, journal: Journal, settings: str, is_done: Callable[[Record], bool]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        journal: Journal,
+        settings: str,
+        is_done: Callable[[Record], bool],
+        is_asked: Callable[[str], bool],
+    ) -> None:
         self._folder, self._out = out / FOLDER, out
-        self._journal, self._settings = journal, settings
+        self._journal, self._settings, self._is_asked = journal, settings, is_asked
         self._rows: list[Row] = []
         self._units: list[tuple[Unit, UnitResult]] = []
         self._last = time.monotonic()
         with write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            places = {path.name for path in self._folder.glob("part-*.parquet")}
+            places = {path.name for path in self._folder.iterdir() if _PART.fullmatch(path.name)}
             self._done: dict[str, str] = {}  # unit -> its file
             for record in journal.records(settings):
                 part = next((str(values[0]) for values in journal.lines(record)), "")
@@ -71,12 +85,19 @@ class Table:
         return unit.label in self._done
 
     def _keep_done(self, path: Path) -> None:
-        """Leave the rows of units that are done there, and no others."""
+        """Leave the rows of units that are done there, and what came of files that are not asked for, no others."""
         import pyarrow
         from pyarrow import parquet
 
-        table = parquet.read_table(path)
-        wanted = [self._done.get(label) == path.name for label in table["unit"].to_pylist()]
+        try:
+            table = parquet.read_table(path)
+            rows = list(zip(table["unit"].to_pylist(), table["error"].to_pylist(), strict=True))
+        except (pyarrow.ArrowException, KeyError) as damage:
+            hint = "Take it out of the folder, and what it held is done anew."
+            raise UserError(f"{path} is damaged, or none of this program's.", hint, exit_code=1) from damage
+        wanted = [
+            self._done.get(label) == path.name or (error is None and not self._is_asked(label)) for label, error in rows
+        ]
         if not any(wanted):
             path.unlink()
         elif not all(wanted):

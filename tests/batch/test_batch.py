@@ -9,6 +9,8 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -225,6 +227,70 @@ def test_what_changes_results_is_what_is_done_anew(work: Path) -> None:
     model = ModelOptions("toy.bundle", threshold=0.6)
     others = [replace(request, chunk=0.5), replace(request, masks=False), replace(request, model=model)]
     assert len({settings, *map(_settings, others)}) == 4
+
+
+def test_a_table_keeps_what_others_left_there(tmp_path: Path) -> None:
+    """Files of other batches, with other settings; files of other programs."""
+    pyarrow = pytest.importorskip("pyarrow")
+
+    def run(source: str, settings: str) -> None:
+        def asked(label: str) -> bool:
+            return label == source
+
+        with Journal(tmp_path / "journal") as journal:
+            rows = table.Table(tmp_path, journal, settings, lambda record: True, asked)
+            unit = Unit(f"/{source}", source, "")
+            if not rows.has(unit):
+                found = {"source": source, "frame": 0, "modality": settings, "mask": None, "unit": unit.label}
+                rows.add(unit, UnitResult([found], sha256="00", size=(8, 8)))
+            rows.flush()
+
+    def found() -> list[tuple[str, str]]:
+        held = [row for path in sorted(places) for row in parquet.read_table(path).to_pylist()]
+        return sorted((row["source"], row["modality"]) for row in held)
+
+    run("a", "one")
+    theirs = tmp_path / "frames" / "part-00000.parquet"
+    parquet.write_table(pyarrow.table({"unit": ["kg"], "error": [None]}), theirs)
+    places: set[Path] = set()
+    for source, settings, expected in (
+        ("b", "two", [("a", "one"), ("b", "two")]),
+        ("a", "one", [("a", "one"), ("b", "two")]),
+        ("a", "two", [("a", "two"), ("b", "two")]),
+        ("c", "one", [("a", "two"), ("b", "two"), ("c", "one")]),
+    ):
+        run(source, settings)
+        places = set((tmp_path / "frames").iterdir()) - {theirs}
+        assert found() == expected
+    assert parquet.read_table(theirs)["unit"].to_pylist() == ["kg"]
+    next(iter(places)).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"part-\w+\.parquet is damaged"):
+        run("a", "one")
+
+
+def test_a_cluster_on_this_machine_is_nobody_elses(tmp_path: Path) -> None:
+    """Who has not its token is refused, also where Ray keeps one for all in the home folder."""
+    place = tmp_path / ".ray" / "auth_token"
+    place.parent.mkdir()
+    place.write_text("ab" * 32)
+    program = """
+import os, subprocess, sys
+from espmedsam_edge.batch.cluster import ClusterOptions, cluster
+with cluster(ClusterOptions(workers=1), 1) as (ray, _):
+    address = ray.get_runtime_context().gcs_address
+    look = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+    look += ".internal_kv_keys(b'', None, timeout=5)"
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for more in ({"RAY_AUTH_MODE": "token"}, {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}):
+        command = [sys.executable, "-c", look, address]
+        asked = subprocess.run(command, env=others | more, capture_output=True)
+        print(asked.returncode, b"InvalidAuthToken" in asked.stderr)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert told.stdout.splitlines() == ["1 True", "0 False"], told.stderr
 
 
 def test_results_go_where_nothing_of_the_user_is(work: Path) -> None:
