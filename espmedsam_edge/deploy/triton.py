@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,8 +181,8 @@ def _model(place: Path, config: str) -> Path:
 def _python(version: Path, bundle: Bundle, graph: Graph, name: str) -> None:
     """A model of Triton's Python backend, with a bundle of its one graph beside it."""
     (version / "model.py").write_text(_MODEL.format(name=name))
-    bundle.read_graph(graph)  # checks it
+    content = bundle.read_graph(graph)  # checked
     with write_bundle(version / "bundle") as draft:
-        shutil.copyfile(bundle.graph_path(graph), draft.new_file(graph.file))
+        draft.new_file(graph.file).write_bytes(content)
         manifest = bundle.manifest.model_dump() | {"graphs": [graph.model_dump()]}
         draft.manifest = Manifest.model_validate(manifest)

@@ -292,13 +292,30 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j" / "notes.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(UserError, match="no journal"):
         Journal(tmp_path / "j")
+    for mine in ("my notes\n", "my notes", "7\n{}\n", '{"journal"'):
+        place = tmp_path / "mine" / "all.jsonl"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(mine)
+        if mine == '{"journal"':  # what a kill leaves of the first line
+            Journal(place.parent).close()
+            continue
+        with pytest.raises(UserError, match="no journal"):
+            Journal(place.parent)
+        assert place.read_text() == mine
     (tmp_path / "link").symlink_to(tmp_path / "j")
     with pytest.raises(UserError, match="link"):
         Journal(tmp_path / "link")
 
 
 @pytest.mark.parametrize(
-    "entry", [{"done": 1}, {"done": ["a", "s", "h", [1], [1, 2], True]}, {"began": []}, {"done": {}}]
+    "entry",
+    [
+        {"done": 1},
+        {"done": ["a", "s", "h", [1], [1, 2], True]},
+        {"done": ["a", "s", "h", [], [float("inf"), 2], True]},
+        {"began": []},
+        {"done": {}},
+    ],
 )
 def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) -> None:
     with Journal(tmp_path / "j") as journal:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
@@ -14,9 +16,11 @@ from espmedsam_edge.files import atomic_path
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom, read_whole
 from espmedsam_edge.runtime.dicom_network.listener import OUT_OF_RESOURCES, check_title, load_pynetdicom
+from espmedsam_edge.runtime.sources.uris import check_login, without_secrets
 
 TOKEN_VARIABLE = "ESPMEDSAM_DICOMWEB_TOKEN"  # noqa: S105  # nosec B105 (the variable's name)
 _SECONDS = 30
+_SEND = "HOST:PORT:AET (C-STORE) or https://HOST/PATH (STOW-RS)."
 
 
 class NotDeliveredError(Exception):
@@ -138,7 +142,8 @@ class DicomWeb(Closing):
         self._client.set_http_retry_params(retry=False)
 
     def __str__(self) -> str:
-        return re.sub(r"//[^/@]*@", "//", self._url)
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{without_secrets(parts.path)}"
 
     def deliver(self, file: Path) -> None:
         """See ``Delivery``."""
@@ -170,10 +175,15 @@ def parse_send(text: str, own: str) -> Delivery:
     Raises:
         UserError: it is neither, or a package is missing.
     """
-    if re.fullmatch(r"https?://[^/\s]+\S*", text):
-        return DicomWeb(text)
+    if re.match("https?://", text):
+        check_login(text)
+        with suppress(ValueError):
+            if urlsplit(text).hostname and not re.search(r"\s", text):
+                return DicomWeb(text)
+        raise UserError("cannot send to this address.", _SEND)
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5}):(.+)", text)
     if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise UserError(f"cannot send to {text}.", "HOST:PORT:AET (C-STORE) or https://HOST/PATH (STOW-RS).")
+        shown = "this address" if "@" in text else text
+        raise UserError(f"cannot send to {shown}.", _SEND)
     check_title(match[3])
     return Archive(match[1].strip("[]"), int(match[2]), match[3], own)

@@ -112,10 +112,11 @@ class Journal(Closing):
         with file.open("rb") as stream:
             for line in stream:
                 entry = _parsed(line)
-                if entry is None:  # cut off by a kill, or just being written
+                foreign = not offset and entry != _HEAD and not _line(_HEAD).startswith(line)
+                if entry is None and not foreign:  # cut off by a kill, or just being written
                     break
                 begin, offset = offset, offset + len(line)
-                if not begin and entry != _HEAD:
+                if foreign:
                     raise UserError(f"{file} is no journal of this version.", "Choose another place for the results.")
                 if isinstance(entry, list):
                     continue
@@ -124,7 +125,7 @@ class Journal(Closing):
                         self._take(entry, (file, start, begin))
                     elif "began" in entry:
                         self.begun.add(entry["began"])
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     raise UserError(f"{file} is damaged.", "Remove its folder, and all is done anew.") from None
                 start = end = offset
         return end
@@ -203,12 +204,16 @@ class Journal(Closing):
 
     def _append(self, entry: object) -> None:
         with write_errors(self.folder, "what is finished stays, and the same command goes on from there"):
-            self._stream.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+            self._stream.write(_line(entry))
             self._stream.flush()
 
     def close(self) -> None:
         """Let another run go on."""
         self._stream.close()
+
+
+def _line(entry: object) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> Any:

@@ -465,6 +465,29 @@ def test_where_nothing_can_be_sent(text: str) -> None:
         parse_send(text, "ESPMEDSAM")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:SECRET@host:8042/dicom-web/studies",
+        "https://me@host:SECRET@host/dicom-web",
+        "https://me:SEC/RET@host/dicom-web",
+        "https://me:a SECRET@host/dicom-web",
+        "https://me:SECRET@[host/dicom-web",
+        "https://host/token=SECRET/dicom-web",
+        "https://host/dicom-web?key=SECRET",
+        "ftp://me:SECRET@host/b",
+    ],
+)
+def test_what_an_address_hides_is_not_shown(text: str) -> None:
+    pytest.importorskip("dicomweb_client", reason="needs dicomweb-client (extra dicom-network)")
+    try:
+        shown = str(parse_send(text, "ESPMEDSAM"))
+    except UserError as error:
+        shown = str(error)
+    assert "SEC" not in shown
+    assert "RET" not in shown
+
+
 @pytest.mark.parametrize("title", ["", "  ", "SEVENTEEN LETTERS", "BACK\\SLASH", "Ä", "A\n"])
 def test_titles_that_are_none(title: str) -> None:
     with pytest.raises(UserError, match="is no AE title"):
