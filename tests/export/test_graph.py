@@ -140,5 +140,6 @@ def test_agreement_by_hand() -> None:
 
 
 def test_the_same_weights_give_the_same_bytes() -> None:
-    again = build_graph(FusedSegmenter(scrambled_model(), "fundus", 64), 64)
-    assert again.SerializeToString(deterministic=True) == exported_graph(64).SerializeToString(deterministic=True)
+    """In one state of torch: its settings, such as the number of threads, may round otherwise."""
+    one, other = (build_graph(FusedSegmenter(scrambled_model(), "fundus", 64), 64) for _ in range(2))
+    assert one.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)

@@ -55,7 +55,9 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="session")
 def real_gpu() -> None:
-    """Skips on the software driver."""
+    """Skips on the software driver, and without one."""
+    if (reason := unavailable()) is not None:
+        pytest.skip(reason)
     if _machine() is not None:
         pytest.skip("needs a real GPU: other libraries cannot use the software driver")
 
