@@ -260,7 +260,8 @@ def _unet(result: dict[str, Any]) -> Iterator[str]:
     yield f"From `benchmarks/results/{result['file']}`: MONAI's BasicUNet with an output a modality, and {own}, both"
     cpu, minutes = result["environment"]["cpu"], result["minutes"]
     yield f"from random weights, by the recipe `{result['recipe']}` on the same lists, {minutes:g} minutes of training"
-    yield f"steps each ({other['steps']} and {ours['steps']} steps), on {cpu['model']} with {cpu['usable']} cores."
+    yield f"each, of processor time with all {cpu['usable']} cores of {cpu['model']} at work ({other['steps']} and"
+    yield f"{ours['steps']} steps)."
     yield "Neither was tuned for it. The weights that ship had longer ([accuracy](accuracy.md)). Test images at"
     yield "1024 x 1024: Dice in per cent, HD95 in pixels.\n"
     yield _line("modality", "test set", "images", f"{name}: Dice", "HD95", f"{own}: Dice", "HD95")

@@ -5,9 +5,11 @@
 
 The U-Net is MONAI's BasicUNet with its own defaults, an output a modality, trained in the package's own loop: the same
 batches, augmentations, loss, optimiser, schedule and choice by validation. Both are then scored on the test lists at
-1024 x 1024 as ``evaluate`` does it, and timed in turn. ``--minutes`` are of training steps, for each of the two; with
+1024 x 1024 as ``evaluate`` does it, and timed in turn. ``--minutes`` are of training steps, for each of the two, and
+count the process's own processor time divided by the cores: neither loses by what else the machine does. With
 validation and scoring about twice ``--minutes`` and a quarter of an hour, on two cores that nobody else uses. Stopped
-(Ctrl-C, SIGTERM), the same command with ``--resume`` goes on. A rehearsal in a minute:
+(Ctrl-C, SIGTERM), the same command with ``--resume`` goes on; ``--times`` measures the times alone again, on a quiet
+machine. A rehearsal in a minute:
 
     python benchmarks/unet.py --data ../shared/data --minutes 0.05 --limit 1 --rounds 1 --out runs --name unet-tiny \\
         --set model.preset=espmedsam-tiny --set model.image_size=64 --set 'model.image_sizes={}' \\
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +49,7 @@ from espmedsam_edge.model.costs import parameters, products
 from espmedsam_edge.model.esp_medsam import EspMedSam, ModelOutput
 from espmedsam_edge.runtime.latency import Latency
 from espmedsam_edge.runtime.onnx_session import INPUT, open_session
+from espmedsam_edge.training import pace
 from espmedsam_edge.training.collection import labelled_images, modalities_of
 from espmedsam_edge.training.loop import TrainingLoop
 from espmedsam_edge.training.losses import MaskLoss
@@ -77,6 +81,12 @@ class UNet(nn.Module):
         channel = self.modalities.index(modality)
         logits = self.net(images)[:, channel : channel + 1]
         return ModelOutput(logits, logits, logits)
+
+
+def count_processor_time() -> None:
+    """Let the minutes of a recipe be those of the processor, all cores at work, instead of the clock's."""
+    cores = usable_cores()
+    pace.monotonic = lambda: time.process_time() / cores
 
 
 def train_unet(recipe: Recipe, folder: Path, *, resume: bool) -> tuple[Path, TrainingProgress]:
@@ -161,18 +171,17 @@ def time_in_turn(networks: dict[str, nn.Module], recipe: Recipe, rounds: int) ->
     return found
 
 
-def load_unet(path: Path, modalities: Sequence[str]) -> UNet:
-    """As ``train_unet`` wrote it."""
-    network = UNet(modalities)
+def load(name: str, path: Path, recipe: Recipe) -> nn.Module:
+    """One of both, as its training wrote it."""
+    if name == OURS:
+        return load_checkpoint(path)[0]
+    network = UNet(modalities_of(recipe))
     network.load_state_dict(load_file(path))
     return network.eval()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Train, score, time; the result is written as far as it is."""
-    changes = [f"data.root={json.dumps(str(options.data.resolve()))}", f"run.minutes={options.minutes}"]
-    changes += [f"schedule.warmup_minutes={options.minutes / 27:.4f}", *options.changes]  # the recipe's 1 of 27 epochs
-    recipe = load_recipe(RECIPE, changes).for_stage("segment")
+def train_and_score(options: argparse.Namespace, recipe: Recipe, changes: list[str], place: Path) -> dict[str, Any]:
+    """The result without times, as it is written to ``place``."""
     if options.minutes <= 0:
         raise UserError(f"--minutes {options.minutes:g} is no time to train.", "Give more than 0.")
     for folders in recipe.data_folders().values():  # before an hour of training: what it will be scored on is there
@@ -180,27 +189,39 @@ def run(options: argparse.Namespace) -> None:
             DatasetFolder.open(folder).ids("test")
     result: dict[str, Any] = {
         "schema": 1, "kind": "unet", "environment": collect_environment(), "recipe": RECIPE,
-        "changes": changes[1:], "minutes": options.minutes, "networks": {},
+        "changes": changes, "minutes": options.minutes, "networks": {},
     }  # fmt: skip
+    count_processor_time()
     print(f"{UNET}, {options.minutes:g} minutes", flush=True)
     unet_file, unet_progress = train_unet(recipe, options.work / "unet", resume=options.resume)
     print(f"{OURS}, {options.minutes:g} minutes", flush=True)
     our_file, our_progress = run_stage(
         "segment", recipe, options.work / "ours", resume=options.resume, overwrite=not options.resume
     )
-    networks: dict[str, nn.Module] = {
-        UNET: load_unet(unet_file, modalities_of(recipe)),
-        OURS: load_checkpoint(our_file)[0],
-    }
-    for (name, network), progress in zip(networks.items(), (unet_progress, our_progress), strict=True):
+    for name, file, progress in ((UNET, unet_file, unet_progress), (OURS, our_file, our_progress)):
+        network = load(name, file, recipe)
         result["networks"][name] = {
             "parameters": parameters(network), "steps": progress.step, "minutes": round(progress.spent / 60, 2),
             "validation_dice": progress.best, "scores": score(network, name, recipe, options.limit),
         }  # fmt: skip
-        atomic_write(options.out / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(place, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and score, unless that is there; time; the result is written as far as it is."""
+    changes = [f"data.root={json.dumps(str(options.data.resolve()))}", f"run.minutes={options.minutes}"]
+    changes += [f"schedule.warmup_minutes={options.minutes / 27:.4f}", *options.changes]  # the recipe's 1 of 27 epochs
+    recipe = load_recipe(RECIPE, changes).for_stage("segment")
+    place = options.out / f"{options.name}.json"
+    result = json.loads(place.read_text()) if options.times else train_and_score(options, recipe, changes[1:], place)
+    networks = {
+        UNET: load(UNET, options.work / "unet" / WEIGHTS, recipe),
+        OURS: load(OURS, options.work / "ours" / WEIGHTS, recipe),
+    }
     result["times"] = time_in_turn(networks, recipe, options.rounds)
-    atomic_write(options.out / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    print(options.out / f"{options.name}.json")
+    atomic_write(place, json.dumps(result, indent=1) + "\n")
+    print(place)
 
 
 def main() -> None:
@@ -216,6 +237,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images a set; 0: all")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--times", action="store_true", help="only measure the times of an earlier result again")
     try:
         run(parser.parse_args())
     except UserError as error:
