@@ -203,7 +203,7 @@ def as_markdown(result: BenchResult) -> str:
     lines += [f"- {line}" for line in _closing(result)]
     for series in result.series:
         lines += ["", f"## {series.contender.name}", "", f"{_title(series)}. {'; '.join(_summary(series))}.", ""]
-        lines += _table(
+        lines += markdown_table(
             ["milliseconds", *_COLUMNS, "CoV"],
             [[name.strip(), *_cells(latency)] for name, latency in _rows(series, result)],
         )
@@ -220,7 +220,7 @@ def as_markdown(result: BenchResult) -> str:
             [comparison.other, str(comparison.frame_to_mask), str(comparison.inference), f"{series.mask_agreement:.4%}"]
             for comparison, series in zip(result.comparisons, result.series[1:], strict=True)
         ]
-        lines += _table(["compared with", "frame to overlay", "inference", "equal mask pixels"], rows)
+        lines += markdown_table(["compared with", "frame to overlay", "inference", "equal mask pixels"], rows)
     hints = interpret(result)
     if hints:
         lines += ["", "## Hints", "", *(f"- **{hint.kind}**: {hint.text}" for hint in hints)]
@@ -229,7 +229,8 @@ def as_markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: its first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
 
     def line(cells: Sequence[str]) -> str:

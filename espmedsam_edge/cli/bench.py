@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def command(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="B.bundle", help="The bundle to measure.")],
     source: Annotated[
         str | None,
@@ -45,7 +46,9 @@ def command(
     choose: Annotated[
         bool,
         typer.Option(
-            "--choose", help="Only try what --backend auto may take on this machine, and keep the result for it."
+            "--choose",
+            help="Only try what --backend auto may take on this machine, and keep the result for it; "
+            "takes --modality, --precision, --threads, --json and --markdown.",
         ),
     ] = False,
     checkpoint: Annotated[
@@ -89,7 +92,8 @@ def command(
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if choose:
-        _choose(bundle, modality, precision, threads)
+        _refuse_beside_choose(context)
+        _choose(bundle, modality, precision, threads, json_file, markdown, overwrite)
         return
     spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
     request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline, tile)
@@ -114,31 +118,62 @@ def command(
         raise typer.Exit(1)
 
 
-def _choose(path: Path, modality: str | None, precision: str | None, threads: int | None) -> None:
+_OF_CHOOSE = ("bundle", "choose", "modality", "precision", "threads", "json_file", "markdown", "overwrite")
+
+
+def _refuse_beside_choose(context: typer.Context) -> None:
+    """Refuse what was given and would have no effect on a trial."""
+    from espmedsam_edge.errors import UserError
+
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        given = source is not None and not source.name.startswith("DEFAULT")
+        if given and name not in (*_OF_CHOOSE, "verbose", "quiet"):
+            called = parameter.opts[0] if parameter.opts[0].startswith("-") else "a SOURCE"
+            raise UserError(
+                f"{called} has no effect with --choose.", f"Leave out --choose to measure with it, or {called}."
+            )
+
+
+def _choose(
+    path: Path,
+    modality: str | None,
+    precision: str | None,
+    threads: int | None,
+    json_file: Path | None,
+    markdown: Path | None,
+    overwrite: bool | None,
+) -> None:
     """Try everything, show it, and keep it."""
+    import json
+
+    from espmedsam_edge.bench.trial_report import TrialReport
     from espmedsam_edge.bundle import Bundle
-    from espmedsam_edge.runtime.auto.kept_trials import ALIKE, keep_trial
+    from espmedsam_edge.destinations import Destination, held
+    from espmedsam_edge.files import atomic_write
+    from espmedsam_edge.marks import BENCH, PAGE
+    from espmedsam_edge.runtime.auto.kept_trials import keep_trial
     from espmedsam_edge.runtime.auto.trial import REFERENCE_CPU, title_of, try_backends
 
     bundle = Bundle.open(path)
     graph = bundle.graph(modality, precision)
-    tell(f"Trying what runs {graph.modality} of {path} here, in turn with {title_of(graph, REFERENCE_CPU)}")
-    trial, passed_over = try_backends(bundle, modality, precision, threads, lambda title: log.debug("trying %s", title))
-    rows = [(f"{one.precision} on {one.backend}", one) for one in trial.tried]
-    width = max(len(title) for title, _ in [(title_of(graph, REFERENCE_CPU), None), *rows])
-    tell(f"  {title_of(graph, REFERENCE_CPU):<{width}}  1.000  {trial.milliseconds:.1f} ms a run of the network")
-    for title, one in rows:
-        if one.ratio is None or one.dice is None:
-            tell(f"  {title:<{width}}  fails: {one.failed}")
-        else:
-            doubt = "" if one.usable else f", less than {ALIKE:.0%}: not taken"
-            tell(f"  {title:<{width}}  {one.ratio:.3f}  mask {one.dice:.2%} Dice to ONNX Runtime's{doubt}")
-    for line in passed_over:
-        tell(line)
-    best = [f"{one.precision} on {one.backend}" for _, one in trial.faster]
-    file = keep_trial(trial)
-    if file is not None:
-        tell(f"--backend auto takes {best[0] if best else title_of(graph, 'onnxruntime')} here from now on ({file})")
+    wanted = [Destination(file, kind) for file, kind in ((json_file, BENCH), (markdown, PAGE)) if file is not None]
+    with held(wanted, [], overwrite) as unchanged:
+        tell(f"Trying what runs {graph.modality} of {path} here, in turn with {title_of(graph, REFERENCE_CPU)}")
+        trial, passed_over = try_backends(
+            bundle, modality, precision, threads, lambda title: log.debug("trying %s", title)
+        )
+        report = TrialReport(bundle, graph, trial, passed_over)
+        tell(report.as_text())
+        file = keep_trial(trial)
+        if file is not None:
+            tell(f"--backend auto takes {report.taken} here from now on ({file})")
+        unchanged()
+        if json_file:
+            atomic_write(json_file, json.dumps(report.as_json(), indent=2) + "\n")
+        if markdown:
+            atomic_write(markdown, report.as_markdown())
 
 
 @contextmanager

@@ -311,10 +311,11 @@ def _print(report: InferenceReport, *, to_stderr: bool) -> None:
     if len(report.networks) > 1:
         for network in report.networks:
             count = "1 frame" if network.frames == 1 else f"{network.frames} frames"
-            line(f"{network.bundle}: {network.modality}, {network.precision}, {network.backend}: {count}")
+            what = f"{network.bundle}: {network.modality}, {network.precision}, {network.backend}, {count}"
+            line(f"{what}: {network.why}" if network.why else what)
     else:
-        why = f": {report.why}" if report.why else ""
-        line(f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}{why}")
+        what = f"{report.bundle}: {report.modality}, {report.precision}, {report.backend}"
+        line(f"{what}: {report.why}" if report.why else what)
     for reason in report.passed_over:
         line(reason)
     for live in report.live:

@@ -11,7 +11,6 @@ import math
 import signal
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,10 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.children import start_child
 
-# -c puts the folder that the command is run in first on the path; this package's own goes before it.
-_START = "import sys; sys.path[0] = sys.argv[1]; from importlib import import_module; import_module(sys.argv[2]).main()"
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _LENGTHS = struct.Struct("<IQI")  # of the message's text and bytes; and seconds after which the answer is late
 _LATE = 10  # seconds more, after which a child ends itself: whoever would have ended it is gone
 _armed = False
@@ -82,20 +79,8 @@ class Child:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(_PACKAGE_ROOT), self._module],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,  # decoders write there what they think of the data
-                    start_new_session=True,  # Ctrl-C is for this process
-                )
-            except OSError as error:
-                raise UserError(
-                    f"the decoder's process could not be started: {error.strerror}.",
-                    "Free memory and processes on this machine, then try again.",
-                    exit_code=1,
-                ) from error
+            # Decoders write to standard error what they think of the data.
+            process = start_child(self._module, "the decoder's process", subprocess.DEVNULL)
             receive(process.stdout)  # ready: starting does not count
             self._process = process
         return self._process

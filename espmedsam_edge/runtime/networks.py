@@ -185,8 +185,8 @@ class Networks:
         for modality, frames in self.counts.frames.items():
             segmenter = self.pool.loaded(modality)
             if segmenter is not None:
-                place, taken = segmenter.bundle.path, segmenter.choice.taken
-                found.append(NetworkReport(place, modality, segmenter.precision, taken, frames))
+                place, choice = segmenter.bundle.path, segmenter.choice
+                found.append(NetworkReport(place, modality, segmenter.precision, choice.taken, frames, choice.why))
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.cores import usable_cores
+from espmedsam_edge.machine.installation import installed
 
 _CPU = "CPUExecutionProvider"
 INPUT, OUTPUT = "image", "logits"
@@ -147,6 +149,13 @@ def run_error(graph: Graph, error: Exception) -> UserError:
         "If memory ran out, close other programs or export a smaller --image-size.",
         exit_code=1,
     )
+
+
+def why_not_installed(package: str = "onnxruntime") -> str | None:
+    """Why ONNX Runtime cannot be used, with the package that is wanted, or None; loads nothing."""
+    if installed("onnxruntime"):
+        return None
+    return f"the package onnxruntime is not installed. Install it: {sys.executable} -m pip install {package}"
 
 
 def available_providers() -> list[str]:

@@ -284,13 +284,17 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """One of the networks of a run whose pictures were recognised: what it was, and how many frames it segmented."""
+    """One of the networks of a run whose pictures were recognised: what it was, and how many frames it segmented.
+
+    ``why`` is as that of ``InferenceReport``.
+    """
 
     bundle: Path
     modality: str
     precision: str
     backend: str
     frames: int
+    why: str = ""
 
 
 @dataclass(frozen=True)

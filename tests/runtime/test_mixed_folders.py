@@ -21,6 +21,7 @@ from espmedsam_edge.imaging.recognition import recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime import bundle_choice
+from espmedsam_edge.runtime.auto.kept_trials import Trial, depends_on, keep_trial
 from espmedsam_edge.runtime.request import ReadingOptions
 from espmedsam_edge.shipped.bundles import Score
 
@@ -134,6 +135,24 @@ def test_each_picture_is_segmented_as_what_it_looks_like(tmp_path: Path, batch: 
     assert not Path("masks/4.png").exists()
     assert (report.frames, report.modality) == (5, "fundus, colonoscopy")
     assert [(network.modality, network.frames) for network in report.networks] == [("fundus", 2), ("colonoscopy", 3)]
+
+
+def test_each_network_says_why_it_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="a choice between backends needs another one (extra openvino)")
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    bundle = save_toy_bundle(tmp_path / "two.bundle", ("fundus", "colonoscopy"))
+    for modality, date in (("fundus", "2026-11-27"), ("colonoscopy", "2026-11-28")):
+        made_of = depends_on(bundle.graph(modality), 1)
+        keep_trial(Trial(made_of=made_of, date=date, milliseconds=400, tried=[]))
+    save_mixed(Path("in"), ("colonoscopy", "fundus", "colonoscopy"))
+    assert run("infer", str(bundle.path), "in", "--threads", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for what in ("colonoscopy", "fundus"):
+        (line,) = (line for line in lines if f": {what}, fp32, onnxruntime (CPU, 1 thread), " in line)
+        count, date = ("2 frames", "2026-11-28") if what == "colonoscopy" else ("1 frame", "2026-11-27")
+        assert line.endswith(f", {count}: nothing was faster when tried on {date}")
 
 
 def test_frames_come_in_order_with_their_modality(toy_bundle_of_two: Bundle) -> None:

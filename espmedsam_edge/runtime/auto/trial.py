@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import Signals
 from typing import Any, TextIO
 
 import numpy as np
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from espmedsam_edge.bundle import Bundle, Graph, Manifest
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import logit, preprocess
+from espmedsam_edge.machine.children import close_pipes, end_child, how_it_died, start_child
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.auto.fastest import IF_BUILT, ON_GPU, REFERENCE, graphs_of, on_gpu, why_not
@@ -44,10 +44,7 @@ _LOADING_S = 120.0  # the slowest boards compile for a minute
 _BUILDING_S = 1800.0  # an engine for a GPU, on a Jetson
 _RUN_S = 60.0
 _ROUNDS, _SECONDS = 3, 1.0  # of a candidate in turn with the reference: at least, both
-
-# The package's own folder takes the place of the working directory, where a stray onnxruntime.py may lie.
-_START = "import sys; sys.path[0] = sys.argv[1]; from espmedsam_edge.runtime.auto.trial import main; main()"
-_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_MODULE = "espmedsam_edge.runtime.auto.trial"
 
 
 def try_backends(
@@ -151,10 +148,10 @@ class _FailedError(Exception):
 class _Child:
     """A process that runs one graph on one backend, one run for each line that it is sent."""
 
-    def __init__(self, process: subprocess.Popen[str], stderr: Any, request: dict[str, Any]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stderr: Any, request: dict[str, Any]) -> None:
         self._process, self._stderr, self._request = process, stderr, request
         self._side = Graph.model_validate(request["graph"]).output_shape[-1]
-        self._lines: queue.Queue[str] = queue.Queue()
+        self._lines: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=self._read, name="espmedsam-trial", daemon=True).start()
 
     def _read(self) -> None:
@@ -162,7 +159,7 @@ class _Child:
         with contextlib.suppress(ValueError):  # closed at the end
             for line in self._process.stdout:
                 self._lines.put(line)
-        self._lines.put("")
+        self._lines.put(b"")
 
     def load(self) -> None:
         """Load the graph."""
@@ -184,7 +181,7 @@ class _Child:
     def _ask(self, what: Any, patience: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: what it left says how
-            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
         try:
             line = self._lines.get(timeout=patience)
@@ -204,9 +201,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             return "it closed its pipe."
         self._stderr.seek(0)
-        lines = [line for line in self._stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        how = f"it crashed ({Signals(-code).name})" if code < 0 else f"it ended with code {code}"
-        return f"{how}: {lines[-1].strip()[:200]}" if lines else f"{how}."
+        return f"it {how_it_died(code, self._stderr.read().decode('utf-8', 'replace'))}."
 
 
 @contextmanager
@@ -219,28 +214,13 @@ def _child(bundle: Bundle, graph: Graph, backend: str, threads: int | None) -> I
         "threads": threads,
     }
     with tempfile.TemporaryFile() as stderr:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(_PACKAGE_ROOT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
-            )
-        except OSError as error:
-            raise UserError(
-                f"a process for the trial could not be started: {error.strerror}.", "Free memory.", exit_code=1
-            ) from error
+        process = start_child(_MODULE, "a process for the trial", stderr)
         try:
             yield _Child(process, stderr, request)
         finally:
-            process.kill()
+            end_child(process)
             process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            close_pipes(process)
 
 
 def main() -> None:

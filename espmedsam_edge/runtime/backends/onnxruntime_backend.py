@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from espmedsam_edge.runtime.onnx_session import (
     open_session,
     ort_errors,
     run_error,
+    why_not_installed,
 )
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ _OTHER_NAMES = {"directml": "dml"}  # as people say
 
 def unavailable(name: str) -> str | None:
     """Why ``name`` cannot run on this machine, or None."""
-    if find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not installed. Install it: pip install onnxruntime"
-    return None
+    return why_not_installed()
 
 
 def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Backend:

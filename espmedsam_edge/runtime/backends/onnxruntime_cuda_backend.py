@@ -20,7 +20,6 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.cores import usable_cores
-from espmedsam_edge.machine.installation import installed
 from espmedsam_edge.runtime.backends.backend import Backend, BackendUnavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.device_backend import frame_memory, open_device_backend
@@ -39,6 +38,7 @@ from espmedsam_edge.runtime.onnx_session import (
     open_session,
     ort_errors,
     run_error,
+    why_not_installed,
 )
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,9 @@ OpenSession = Callable[[Mapping[str, str]], Any]
 
 def unavailable(name: str) -> str | None:
     """Why ``name`` cannot run on this machine, or None."""
-    if not installed("onnxruntime"):
-        return "the package onnxruntime is not installed. Install onnxruntime-gpu."
+    lacking = why_not_installed("onnxruntime-gpu")
+    if lacking is not None:
+        return lacking
     if CUDA not in available_providers():
         return "this onnxruntime has no CUDA provider. Install onnxruntime-gpu in place of onnxruntime."
     if not driver_installed():

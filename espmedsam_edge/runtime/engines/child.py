@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,20 +20,13 @@ from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.cache import PRIVATE_FILE
+from espmedsam_edge.machine.children import close_pipes, end_child, how_it_died, start_child
 from espmedsam_edge.machine.environment import memory
 from espmedsam_edge.runtime.engines.request import EngineRequest, EngineResult
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour
 
 OnProgress = Callable[[str, float], None]
 """Called with the name of the builder's phase and the part of the build that is done, 0..1."""
-
-
-# The package's own folder takes the place of the working directory, where a stray tensorrt.py may lie.
-_START = (
-    "import sys; from importlib import import_module; sys.path[0] = sys.argv[1]; "
-    "sys.exit(import_module(sys.argv[2]).main())"
-)
-_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
 
 def no_progress(phase: str, fraction: float) -> None:
@@ -86,20 +78,7 @@ def ask(work: Work, request: BaseModel, on_progress: OnProgress = no_progress) -
     """
     before = memory().available
     with tempfile.TemporaryFile() as stderr:
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-c", _START, str(_PACKAGE_ROOT), work.module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
-            )
-        except OSError as error:
-            raise UserError(
-                f"the build process could not be started: {error.strerror}.",
-                "Free memory and processes on this machine, then try again.",
-                exit_code=1,
-            ) from error
+        child = start_child(work.module, "the build process", stderr)
         with _ended_on_error(child), _limited(child, work.limit_s) as late:
             answer = _converse(child, request, on_progress)
             code = child.wait()
@@ -117,14 +96,11 @@ def _ended_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _kill(child)  # TensorRT does not look at signals while it builds
+        end_child(child)  # TensorRT does not look at signals while it builds
         child.wait()
         raise
     finally:
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        close_pipes(child)
 
 
 @contextlib.contextmanager
@@ -134,7 +110,7 @@ def _limited(child: subprocess.Popen[bytes], seconds: float | None) -> Iterator[
 
     def end() -> None:
         late.set()
-        _kill(child)
+        end_child(child)
 
     timer = threading.Timer(seconds or 0, end)
     timer.daemon = True
@@ -144,12 +120,6 @@ def _limited(child: subprocess.Popen[bytes], seconds: float | None) -> Iterator[
         yield late
     finally:
         timer.cancel()
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child that is not waited for yet, and the compilers that it started: they are all of its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _converse(child: subprocess.Popen[bytes], request: BaseModel, on_progress: OnProgress) -> dict[str, Any] | None:
@@ -186,10 +156,7 @@ def _died(work: Work, code: int, stderr: str, available: int | None, late: bool)
             "Stop other programs (on a Jetson the desktop, too), or add swap, and try again.",
             exit_code=1,
         )
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code} and no answer"
-    said = f": {lines[-1][:300].rstrip('.')}" if lines else ""
-    return UserError(f"{work.title} {how}{said}.", f"{work.advice}{log}", exit_code=1)
+    return UserError(f"{work.title} {how_it_died(code, stderr)}.", f"{work.advice}{log}", exit_code=1)
 
 
 def _keep_log(work: Work, stderr: str) -> str:

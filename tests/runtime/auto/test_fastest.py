@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +21,7 @@ from espmedsam_edge import Segmenter
 from espmedsam_edge.bundle import Bundle, Graph, write_bundle
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.machine import environment
+from espmedsam_edge.machine import children, environment
 from espmedsam_edge.runtime.auto import fastest, kept_trials, trial
 from espmedsam_edge.runtime.auto.kept_trials import Trial, Tried, depends_on, find_trial, keep_trial
 from espmedsam_edge.runtime.auto.trial import try_backends
@@ -330,7 +333,7 @@ def test_the_trial_times_what_the_card_has(
     bundle: Bundle, card: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card("inductor", "onnxruntime-cuda")
-    monkeypatch.setattr(trial, "_START", CHILD)
+    monkeypatch.setattr(children, "_START", CHILD)
     monkeypatch.setattr(trial, "_SECONDS", 0.0)
     found, passed_over = try_backends(bundle, threads=1)
     results = {f"{one.precision} on {one.backend}": one for one in found.tried}
@@ -370,7 +373,7 @@ trial.main()
 
 
 def test_what_crashes_hangs_or_refuses_is_a_line_of_the_trial(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_START", CHILD)
+    monkeypatch.setattr(children, "_START", CHILD)
     monkeypatch.setattr(trial, "_RUN_S", 3.0)
     monkeypatch.setattr(trial, "_SECONDS", 0.0)
     found, passed_over = try_backends(gated(bundle, *EVERYTHING), threads=1)
@@ -380,7 +383,7 @@ def test_what_crashes_hangs_or_refuses_is_a_line_of_the_trial(bundle: Bundle, mo
         "fp32 on openvino": "no such layer. Update it.",
         "fp32 on openvino:bf16": "it gave no answer within 3 s.",
         "int8 on onnxruntime-cpu": "",
-        "int8 on openvino": "it crashed (SIGSEGV): terminate called",
+        "int8 on openvino": "it crashed (SIGSEGV): terminate called.",
         "int8 on openvino:bf16": "",
     }
     assert results["int8 on onnxruntime-cpu"].usable
@@ -406,9 +409,73 @@ def test_the_command_tries_keeps_and_shows_and_auto_goes_by_it(
     assert taken(bundle) == "fp32 on openvino"
 
 
+def test_the_trial_is_written_as_json_and_as_a_page(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = kept(bundle, {"fp32 on openvino": 0.5, "fp32 on openvino:bf16": None})
+    monkeypatch.setattr(trial, "try_backends", lambda *_: (found, ["not int8 on openvino: its gate."]))
+    files = [tmp_path / "out" / name for name in ("trial.json", "trial.md")]
+    command = ["bench", str(bundle.path), "--choose", "--threads", "1", "--json", str(files[0])]
+    for _ in range(2):  # what this program wrote is replaced
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--markdown", str(files[1])])
+        assert ended.value.code in (None, 0)
+    data = json.loads(files[0].read_text())
+    assert (data["kind"], data["reference_ms"], data["taken"]) == ("trial", 400.0, "fp32 on openvino")
+    assert [(one["backend"], one["ratio"]) for one in data["tried"]] == [("openvino", 0.5), ("openvino:bf16", None)]
+    assert data["environment"]["cpu"]["model"]
+    page = files[1].read_text()
+    assert re.search(r"\| fp32 on openvino +\| +0\.500 \| mask 100\.00% Dice", page)
+    assert "fails: it crashed." in page
+    assert "- not int8 on openvino: its gate." in page
+    (tmp_path / "mine.md").write_text("my own notes")
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--markdown", str(tmp_path / "mine.md")])
+    assert ended.value.code == 2  # before anything is tried
+    assert "exists and is no page of a benchmark" in capsys.readouterr().err
+    assert (tmp_path / "mine.md").read_text() == "my own notes"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--plot", "p.png"],
+        ["clip.mp4"],
+        ["--backend", "openvino"],
+        ["--compare", "fp32"],
+        ["--duration", "1"],
+        ["--no-roofline"],
+    ],
+)
+def test_what_a_trial_has_no_use_for_is_refused_in_one_line(
+    bundle: Bundle, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(bundle.path), *options, "--choose", "--verbose"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    name = "--roofline" if options == ["--no-roofline"] else options[0] if options[0].startswith("-") else "a SOURCE"
+    assert line.startswith(f"error: {name} has no effect with --choose.")
+
+
+def test_auto_imports_no_onnx_runtime_where_openvino_is_taken(bundle: Bundle, processor: Any) -> None:
+    processor(*environment.cpu().simd)
+    code = (
+        "import sys; from espmedsam_edge import Segmenter\n"
+        f"taken = Segmenter.load({str(bundle.path)!r}, threads=1).choice.backend.name\n"
+        "print(taken, 'onnxruntime' in sys.modules, 'torch' in sys.modules)"
+    )
+    kept(bundle, {"fp32 on openvino": 0.5})
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=without_gpu, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino", "False", "False"]
+
+
 def test_onnx_runtime_that_does_not_run_ends_the_trial_with_one_line(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_START", "import sys; sys.exit('no onnxruntime here')")
-    with pytest.raises(UserError, match=r"onnxruntime does not run .*: it ended with code 1: no onnxruntime here"):
+    monkeypatch.setattr(children, "_START", "import sys; sys.exit('no onnxruntime here')")
+    with pytest.raises(
+        UserError, match=r"onnxruntime does not run .*: it ended with code 1 and no answer: no onnxruntime here"
+    ):
         try_backends(bundle, threads=1)

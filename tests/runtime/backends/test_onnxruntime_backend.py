@@ -83,7 +83,7 @@ def test_a_backend_that_cannot_run_is_passed_over_by_auto_and_fails_by_name(
 
 
 def test_no_backend_at_all_is_one_line(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_backend, "find_spec", lambda _: None)
+    monkeypatch.setattr("espmedsam_edge.runtime.onnx_session.installed", lambda _: False)
     with pytest.raises(UserError, match=r"no backend can run .*onnxruntime is not installed.*doctor"):
         load(toy_bundle)
 

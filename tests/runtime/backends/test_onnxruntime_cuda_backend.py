@@ -58,8 +58,9 @@ def test_what_is_missing_is_named(no_gpu: None, monkeypatch: pytest.MonkeyPatch)
     assert "NVIDIA driver" in str(unavailable("onnxruntime-cuda"))
     monkeypatch.setattr(cuda_backend, "driver_installed", lambda: True)
     assert "the driver finds no GPU" in str(unavailable("onnxruntime-cuda"))
-    monkeypatch.setattr(cuda_backend, "installed", lambda name: False)
-    assert "onnxruntime is not installed" in str(unavailable("onnxruntime-cuda"))
+    monkeypatch.setattr("espmedsam_edge.runtime.onnx_session.installed", lambda name: False)
+    assert "onnxruntime is not installed. Install it: " in str(unavailable("onnxruntime-cuda"))
+    assert str(unavailable("onnxruntime-cuda")).endswith("pip install onnxruntime-gpu")
 
 
 @pytest.fixture
