@@ -14,8 +14,12 @@ benchmarks/results/NAME.json; under twelve minutes on two cores that nobody else
     peers       the image encoders of MobileSAM and SAM ViT-B (random weights: time does not depend on them) beside ours
                 from end to end, all at 1024 x 1024
     many        files one after the other (read, segment, write) against ``infer``, which has OpenVINO do one frame at a
-                time (latency) or several (throughput)
-    first       the first result of ``infer``: ONNX Runtime, OpenVINO without and with its network in the cache
+                time (latency) or several (throughput), and ONNX Runtime; masks alone, and overlays, which ``infer``
+                writes unasked; with how many cores each keeps busy, which says what overlap could still gain
+    first       the first result of ``infer``: ONNX Runtime, OpenVINO without (cold) and with (warm) its network in the
+                cache, and what ``auto`` takes
+
+``--parts first many`` measures these again, six minutes, and leaves the rest of the file as it is.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import logit, preprocess
+from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.metrics import dice
@@ -66,6 +71,8 @@ NETWORKS = (
 # What oneDNN may use at most, and what is measured then: bfloat16 would be emulated.
 WITHOUT = dict.fromkeys(("AVX512_CORE_VNNI", "AVX2"), (REFERENCE, "fp32 openvino", "int8 openvino"))
 _FILES = 24
+_MANY = "openvino:bf16"  # what many files and first results are measured with
+PARTS = ("networks", "without", "peers", "many", "first")
 _SEEN = "MEASURED "  # begins a child's line of JSON
 
 Run = Callable[[], object]
@@ -206,32 +213,64 @@ def peers(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def many(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Files one after the other and by ``infer``; seconds a file."""
-    found = {}
-    masks = folder / "masks"
-    masks.mkdir()
+    """Files one after the other and by ``infer``: seconds for all, and how many cores were busy."""
+    found: dict[str, Any] = {}
     for size, (modality, _) in SIZES.items():
         pictures = []
         for number in range(_FILES):
             pictures.append(folder / f"{size}-{number}.png")
             write_image(pictures[-1], phantom(modality, number, (576, 720))[0])
-        with ExitStack() as stack:
-            loaded = {}
-            for hint in HINTS:
-                path, name = bundles / f"{size}.bundle", f"openvino:bf16:{hint}"
-                loaded[hint] = stack.enter_context(Segmenter.load(path, precision="fp32", backend=name))
-
-            def one_by_one(segmenter: Segmenter = loaded["latency"], pictures: list[Path] = pictures) -> None:
-                for picture in pictures:
-                    write_image(masks / picture.name, segmenter.segment(read_image(picture)).mask)
-
-            def by_infer(segmenter: Segmenter, pictures: list[Path] = pictures) -> Run:
-                return lambda: infer(pictures, segmenter, Outputs(masks=masks, overwrite=True))
-
-            runs = {f"infer, {hint}": by_infer(segmenter) for hint, segmenter in loaded.items()}
-            print(f"  {size}, {_FILES} files", flush=True)
-            found[size] = summary(in_turn({"one after the other": one_by_one} | runs, rounds), "one after the other")
+        found[size] = {
+            what: _many(bundles / f"{size}.bundle", pictures, folder / f"{size}-{what}", what, rounds)
+            for what in ("masks", "overlays")
+        }
     return found
+
+
+def _many(bundle: Path, pictures: list[Path], place: Path, what: str, rounds: int) -> dict[str, Any]:
+    """One size and one kind of result."""
+    place.mkdir()
+    style = OverlayStyle(color_of(Bundle.open(bundle).manifest.modalities[0]))
+    outputs = Outputs(**({"masks": place} if what == "masks" else {"out": place}), overwrite=True)
+    busy: dict[str, list[tuple[float, float]]] = {}  # seconds of the processor, and of the clock
+
+    def counted(name: str, run: Run) -> Run:
+        def once() -> None:
+            begin, clock = time.process_time(), time.perf_counter()
+            run()
+            busy.setdefault(name, []).append((time.process_time() - begin, time.perf_counter() - clock))
+
+        return once
+
+    def one_by_one(segmenter: Segmenter) -> None:
+        for picture in pictures:
+            frame = read_image(picture)
+            mask = segmenter.segment(frame).mask
+            write_image(place / picture.name, mask if what == "masks" else draw_overlay(frame, mask, style))
+
+    one, ort = "one after the other", "onnxruntime-cpu"
+    with ExitStack() as stack:
+        loaded = {
+            name: stack.enter_context(Segmenter.load(bundle, precision="fp32", backend=name))
+            for name in (ort, *(f"{_MANY}:{hint}" for hint in HINTS))
+        }
+        runs: dict[str, Run] = {
+            f"{one}, {ort}": lambda: one_by_one(loaded[ort]),
+            f"{one}, {_MANY}": lambda: one_by_one(loaded[f"{_MANY}:latency"]),
+        }
+        for name, segmenter in loaded.items():
+            runs[f"infer, {name}"] = lambda s=segmenter: infer(pictures, s, outputs)
+        print(f"  {bundle.stem}, {len(pictures)} files, {what}", flush=True)
+        series = in_turn({name: counted(name, run) for name, run in runs.items()}, rounds)
+    rows = summary(series, f"{one}, {ort}", f"{one}, {_MANY}")
+    for name, row in rows.items():
+        processor, clock = (sum(seconds) for seconds in zip(*busy[name][1:], strict=True))  # without the first
+        row["cores_busy"], row["processor_ms"] = (
+            round(processor / clock, 3),
+            round(1000 * processor / len(busy[name][1:])),
+        )
+        print(f"    {name:<44} {row['cores_busy']} cores busy, {row['processor_ms']} ms of the processor", flush=True)
+    return rows
 
 
 def first(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
@@ -241,47 +280,60 @@ def first(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
         picture, cache = folder / f"first-{size}.png", folder / "cache"
         write_image(picture, phantom(modality, 0, (576, 720))[0])
         command = [sys.executable, "-m", "espmedsam_edge", "infer", str(bundles / f"{size}.bundle"), str(picture),
-                   "--masks", str(folder / "first"), "--precision", "fp32", "--backend"]  # fmt: skip
-        environment = {**os.environ, "ESPMEDSAM_CACHE": str(cache)}
+                   "--masks", str(folder / "first")]  # fmt: skip
 
-        def run(backend: str, command: list[str] = command, environment: dict[str, str] = environment) -> None:
-            subprocess.run([*command, backend], env=environment, capture_output=True, check=True)
+        def run(case: str, command: list[str] = command, cache: Path = cache) -> None:
+            backend, _, state = case.partition(", ")
+            if state == "cold":
+                shutil.rmtree(cache, ignore_errors=True)
+            options = ["--backend", backend, *([] if backend == "auto" else ["--precision", "fp32"])]
+            environment = {**os.environ, "ESPMEDSAM_CACHE": str(cache)}
+            subprocess.run([*command, *options], env=environment, capture_output=True, check=True)
 
-        series: dict[str, list[float]] = {"onnxruntime": [], "openvino:bf16, cold": [], "openvino:bf16, warm": []}
-        run("onnxruntime")
+        cases = ["onnxruntime", *(f"{name}, {state}" for name in (_MANY, "auto") for state in ("cold", "warm"))]
+        series: dict[str, list[float]] = {case: [] for case in cases}
+        for case in cases:
+            run(case)
         for _ in range(rounds):
-            shutil.rmtree(cache, ignore_errors=True)
-            for name in series:
+            for case, seconds in series.items():
                 begin = time.perf_counter()
-                run(name.partition(",")[0])
-                series[name].append(time.perf_counter() - begin)
+                run(case)
+                seconds.append(time.perf_counter() - begin)
         print(f"  {size}", flush=True)
         found[size] = summary(series, "onnxruntime")
     return found
 
 
-def measure(bundles: Path, name: str, rounds: int) -> None:
-    """Everything, into one file."""
+def measure(bundles: Path, name: str, rounds: int, parts: Sequence[str] = PARTS) -> None:
+    """Everything, into one file; of some parts alone, in place of those in that file."""
     result: dict[str, Any] = {"schema": 1, "kind": "processors", "environment": collect_environment(), "rounds": rounds}
+    file = RESULTS / f"{name}.json"
+    if set(parts) != set(PARTS) and file.is_file():
+        kept = json.loads(file.read_text())
+        apart = dict.fromkeys(parts, result["environment"]["time"])
+        result = {**kept, "measured_apart": {**kept.get("measured_apart", {}), **apart}}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="espmedsam-") as temporary:
         folder = Path(temporary)
         os.environ["ESPMEDSAM_CACHE"] = str(folder / "kept")
-        result["networks"] = {}
-        for size in SIZES:
-            print(f"networks at {size}", flush=True)
-            result["networks"][size] = networks(bundles, size, NETWORKS, rounds)
-        print("without newer instructions", flush=True)
-        result["without"] = {isa: without(bundles, isa, rounds) for isa in WITHOUT}
-        print("peers at 1024", flush=True)
-        result["peers"] = peers(bundles, folder, max(3, rounds // 3))
-        print("many files", flush=True)
-        result["many"] = many(bundles, folder, max(3, rounds // 3))
-        print("first result", flush=True)
-        result["first"] = first(bundles, folder, max(3, rounds // 2))
-    result["seconds"] = round(time.monotonic() - begin)
-    atomic_write(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    print(f"{result['seconds']} s, {RESULTS / name}.json")
+        several = max(3, rounds // 2)
+        for part in parts:
+            print(part, flush=True)
+            if part == "networks":
+                result[part] = {size: networks(bundles, size, NETWORKS, rounds) for size in SIZES}
+            elif part == "without":
+                result[part] = {isa: without(bundles, isa, rounds) for isa in WITHOUT}
+            elif part == "peers":
+                result[part] = peers(bundles, folder, max(3, rounds // 3))
+            elif part == "many":
+                result[part] = many(bundles, folder, several)
+            else:
+                result[part] = first(bundles, folder, several)
+    seconds = round(time.monotonic() - begin)
+    if set(parts) == set(PARTS):
+        result["seconds"] = seconds
+    atomic_write(file, json.dumps(result, indent=1) + "\n")
+    print(f"{seconds} s, {file}")
 
 
 def main() -> None:
@@ -297,13 +349,16 @@ def main() -> None:
             options.add_argument("--data", type=Path, required=True)
         elif command == "measure":
             options.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
+            options.add_argument(
+                "--parts", nargs="+", choices=PARTS, default=PARTS, help="only these, in place of those in the file"
+            )
         else:
             options.add_argument("--isa", choices=WITHOUT, required=True)
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(arguments.data, arguments.bundles)
     elif arguments.command == "measure":
-        measure(arguments.bundles, arguments.name, arguments.rounds)
+        measure(arguments.bundles, arguments.name, arguments.rounds, arguments.parts)
     else:
         names = WITHOUT[arguments.isa]
         found = {size: networks(arguments.bundles, size, names, arguments.rounds) for size in SIZES}

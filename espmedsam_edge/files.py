@@ -181,11 +181,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int = 0o666, *, synced: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
 
     Its file is there, with ``mode`` as far as the process's mask lets it. On any error, Ctrl-C included, it is removed
-    and ``path`` stays as it was. What a pipe gets is written elsewhere first.
+    and ``path`` stays as it was. What a pipe gets is written elsewhere first. With ``synced`` the content is on the
+    disk by then; without, a power cut soon after may leave a damaged file.
     """
     if is_pipe(path):
         with temporary_folder() as folder, write_errors(path):
@@ -203,16 +204,17 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
         temporary.touch(mode, exist_ok=False)
         try:
             yield temporary
-            _sync(temporary)
+            if synced:
+                _sync(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
-def atomic_write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
-    """Write a whole file or nothing."""
-    with atomic_path(path, mode) as temporary:
+def atomic_write(path: Path, content: bytes | str, mode: int = 0o666, *, synced: bool = True) -> None:
+    """Write a whole file or nothing; ``synced`` as for ``atomic_path``."""
+    with atomic_path(path, mode, synced=synced) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 

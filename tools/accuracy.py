@@ -33,7 +33,7 @@ from espmedsam_edge.bundle import MANIFEST, PRECISIONS, Bundle, Precision
 from espmedsam_edge.calibration.calibrator import calibrate
 from espmedsam_edge.calibration.check import check_backend
 from espmedsam_edge.calibration.images import find_images
-from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest
+from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest, Target
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.evaluation.candidates import BundleCandidate
 from espmedsam_edge.evaluation.evaluate import Evaluation, evaluate, plan_tasks
@@ -76,7 +76,7 @@ class _Lines:
 
 
 def bundle_of(
-    modality: str, out: Path, data: Path, precisions: Sequence[Precision], images: int
+    modality: str, out: Path, data: Path, precisions: Sequence[Precision], images: int, target: Target = "gpu"
 ) -> tuple[Bundle, dict[str, Any]]:
     """The modality's bundle with the graphs there can be, and what the gate said of each lower precision."""
     path = out / f"{modality}.bundle"
@@ -93,7 +93,8 @@ def bundle_of(
             [str(data / modality / REQUIRED[modality][0])], count=images, held_out=16, masks=None
         )
         try:
-            calibrate(path, CalibrationRequest(modality, precision, pictures=False), found, _Lines())
+            request = CalibrationRequest(modality, precision, pictures=False, target=target)
+            calibrate(path, request, found, _Lines())
         except UserError as error:
             gates[precision] = str(error)
             print(f"    {error}", flush=True)

@@ -110,7 +110,8 @@ def _several() -> bool:
 
 def _last() -> str:
     """What is left where nothing else loads; where CUDA is, it has been tried by then."""
-    return REFERENCE if unavailable("onnxruntime-cuda") is not None else f"{REFERENCE}-cpu"
+    # Without a GPU that question would import ONNX Runtime, which is not needed where another runtime is taken.
+    return REFERENCE if find_gpu() is None or unavailable("onnxruntime-cuda") is not None else f"{REFERENCE}-cpu"
 
 
 def _on_gpu(bundle: Bundle, graph: Graph) -> list[Candidate]:

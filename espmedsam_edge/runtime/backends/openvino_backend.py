@@ -42,7 +42,9 @@ def _installed() -> str:
         return ""
 
 
-COMPILER = Compiler("openvino", "openvino", "OpenVINO", ".blob", "INFERENCE_PRECISION_HINT", _installed)
+COMPILER = Compiler(
+    "openvino", "openvino", "OpenVINO", ".blob", "INFERENCE_PRECISION_HINT", _installed, outlived=("openvino",)
+)
 """Whose networks are kept in the cache."""
 
 
@@ -63,7 +65,6 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OpenVi
         UserError: not the graph that the manifest describes.
     """
     spec = BackendSpec.parse(name)
-    content = bundle.read_graph(graph)
     try:
         core = openvino_core()
     except (ImportError, OSError, RuntimeError) as error:  # of a wheel that lacks a library, or of another system
@@ -76,7 +77,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> OpenVi
     refusals = []
     for device in _devices(core, asked):
         try:
-            return _load_on(core, device, spec, content, bundle, graph, threads or usable_cores())
+            return _load_on(core, device, spec, bundle, graph, threads or usable_cores())
         except BackendUnavailable as error:
             refusals.append(error)
             if asked != "AUTO":
@@ -91,6 +92,8 @@ def _devices(core: Any, asked: str) -> list[str]:
     OpenVINO's own AUTO starts on the processor and changes to the GPU while it runs: masks of one run would differ, and
     it does not tell what it computes in. So that choice is made here, once, and never for an NPU: it has no FP32.
     """
+    if asked == "CPU":  # always there; asking for all of them would load the plug-ins of the others, too
+        return [asked]
     there = list(core.available_devices)
     if asked == "AUTO":
         return [*(name for name in there if name.partition(".")[0] == "GPU"), "CPU"]
@@ -104,9 +107,7 @@ def _devices(core: Any, asked: str) -> list[str]:
     )
 
 
-def _load_on(
-    core: Any, device: str, spec: BackendSpec, content: bytes, bundle: Bundle, graph: Graph, threads: int
-) -> OpenVinoBackend:
+def _load_on(core: Any, device: str, spec: BackendSpec, bundle: Bundle, graph: Graph, threads: int) -> OpenVinoBackend:
     wanted = spec.arithmetic or "fp32"
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _TYPES[wanted], "PERFORMANCE_HINT": "LATENCY"}
     on_processor, streams = device == "CPU", 1
@@ -116,7 +117,7 @@ def _load_on(
             settings["PERFORMANCE_HINT"] = "THROUGHPUT"
         # Pinned threads of two processes would share cores while others idle.
         settings |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
-    compiled = _found_or_compiled(core, device, settings, content, bundle, graph)
+    compiled = _found_or_compiled(core, device, settings, bundle, graph)
     inputs, outputs = [_node(port) for port in compiled.inputs], [_node(port) for port in compiled.outputs]
     check_nodes(inputs, outputs, graph, bundle.graph_path(graph))
     arithmetic = _arithmetic_of(compiled, device, wanted)
@@ -127,16 +128,24 @@ def _load_on(
     return OpenVinoBackend(str(replace(spec, hint="")), ", ".join(parts), graph, compiled, arithmetic, streams)
 
 
-def _found_or_compiled(
-    core: Any, device: str, settings: dict[str, Any], content: bytes, bundle: Bundle, graph: Graph
-) -> Any:
-    kept = CompiledNetworks(COMPILER, f"{graph.modality} {graph.precision}", _made_of(core, device, settings, graph))
+def _found_or_compiled(core: Any, device: str, settings: dict[str, Any], bundle: Bundle, graph: Graph) -> Any:
+    """The graph compiled; its file is read only where the cache has no network of it, which its SHA-256 stands for."""
+    try:
+        made_of = _made_of(core, device, settings, graph)
+    except RuntimeError as error:
+        raise BackendUnavailable(
+            f"OpenVINO's {device} does not start: {_reason(error)}",
+            f"Install it again: {install_command('openvino')}",
+            exit_code=1,
+        ) from error
+    kept = CompiledNetworks(COMPILER, f"{graph.modality} {graph.precision}", made_of)
     found = kept.find()
     if found is not None:
         try:
             return core.import_model(found, device, settings)
         except RuntimeError as error:
             kept.refused(f"OpenVINO does not take it ({_reason(error)})")
+    content = bundle.read_graph(graph)
     try:
         model = core.read_model(content)
         compiled = core.compile_model(model, device, settings)

@@ -116,7 +116,8 @@ class CompiledNetworks:
             # For people: what is used hangs on the names alone.
             facts = {"title": self._title, **self._made_of, **(noted or {})}
             atomic_write(self.folder / f"{self.stem}{_FACTS}", json.dumps(facts, indent=1) + "\n", PRIVATE_FILE)
-            atomic_write(file, content, PRIVATE_FILE)
+            # What a power cut damages its name tells, and waiting for the disk would hold the first result up.
+            atomic_write(file, content, PRIVATE_FILE, synced=False)
             for other in self.folder.glob(f"{self.stem}-*{self._compiler.suffix}"):
                 if other != file:
                     other.unlink(missing_ok=True)

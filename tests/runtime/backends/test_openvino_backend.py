@@ -282,16 +282,53 @@ def test_a_second_start_compiles_nothing(
 
 
 def test_each_arithmetic_graph_and_version_has_its_own(
-    toy_bundle: Bundle, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    toy_bundle: Bundle, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     load(toy_bundle)
     load(toy_bundle, "openvino:graph")
     assert len(list(cache.glob("*.blob"))) == 2
     load(save_toy_bundle(tmp_path / "other", batch=2))
     assert len(list(cache.glob("*.blob"))) == 3
+    assert said == []
+    version = openvino.get_version()
     monkeypatch.setattr(openvino, "get_version", lambda: "2031.1")
-    load(toy_bundle)
-    assert len(list(cache.glob("*.blob"))) == 4
+    for _ in range(2):  # told once, when it is compiled anew
+        load(toy_bundle)
+        assert len(list(cache.glob("*.blob"))) == 4
+    (line,) = said
+    assert line.startswith("fundus fp32: OpenVINO's network in the cache is not used, ")
+    assert line.endswith(f"it is of openvino {version} and this is 2031.1; compiling anew.")
+
+
+def test_a_network_in_the_cache_is_enough(toy_bundle: Bundle) -> None:
+    """Its key has the graph's SHA-256, so the graph's file need not be read, and may be damaged."""
+    image = image_of(toy_bundle)
+    expected = load(toy_bundle).run(image)
+    toy_bundle.graph_path(toy_bundle.graph()).write_bytes(b"something else")
+    np.testing.assert_array_equal(load(toy_bundle).run(image), expected)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        load(toy_bundle, "openvino:graph")  # which is not in the cache
+
+
+def test_a_plug_in_that_does_not_start_is_one_line(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError('Exception from src/core.cpp:117:\nDevice with "CPU" name is not registered\n')
+
+    monkeypatch.setattr(openvino.Core, "get_property", fail)
+    with pytest.raises(BackendUnavailable, match=r"OpenVINO's CPU does not start: Device with \"CPU\" name is not"):
+        load(toy_bundle)
+
+
+def test_the_processor_alone_is_looked_at_where_it_is_meant(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """Listing the devices loads the plug-ins of GPU and NPU, too."""
+    code = (
+        "from pathlib import Path; from espmedsam_edge import Segmenter\n"
+        f"Segmenter.load({str(toy_bundle.path)!r}, backend='openvino', threads=1).close()\n"
+        "maps = Path('/proc/self/maps').read_text()\n"
+        "print('intel_cpu_plugin' in maps, 'intel_gpu_plugin' in maps, 'intel_npu_plugin' in maps)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split()[1:] == ["False", "False"]
 
 
 def flip(file: Path) -> None:
