@@ -36,6 +36,10 @@ class Modality:
     many: bool = False
 
 
+SMALLEST_SIDE, LARGEST_SIDE = 32, 65536
+"""Pixels, of what a ``Scale`` can state."""
+
+
 class Scale(BaseModel, extra="forbid", frozen=True):
     """Of one modality, in pixels; a part of a bundle's manifest.
 
@@ -44,7 +48,7 @@ class Scale(BaseModel, extra="forbid", frozen=True):
         tile: side of the tiles in which pictures larger than the network's input are segmented; None: they are whole.
     """
 
-    largest: Annotated[int, Field(ge=32, le=65536)]
+    largest: Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
     tile: Annotated[int, Field(ge=32, le=8192)] | None = None
 
 

@@ -19,6 +19,11 @@ def command(
     dtype_storage: Literal["float32", "float16"] = typer.Option(
         "float32", help="How weights are stored in the file; float16 halves it, computing stays in float32."
     ),
+    tile: int | None = typer.Option(
+        None,
+        help="Larger pictures are segmented in tiles of this side by default (infer --tile auto). "
+        "[default: as the checkpoint states]",
+    ),
 ) -> None:
     """Fuse each modality into one ONNX graph, compare it with the checkpoint, write the bundle."""
 
@@ -34,6 +39,7 @@ def command(
             image_size=image_size,
             batch=batch,
             storage=dtype_storage,
+            tile=tile,
             progress=lambda step: status.update(step),
         )
     for graph in exported:

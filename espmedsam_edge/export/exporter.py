@@ -22,8 +22,10 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.export.fusion import FusedSegmenter
 from espmedsam_edge.export.graph import Storage, build_graph, save_graph, store_weights
 from espmedsam_edge.export.verify import ExportAgreement, verify_graph
-from espmedsam_edge.model.checkpoint import load_hashed_checkpoint
+from espmedsam_edge.modalities import Scale
+from espmedsam_edge.model.checkpoint import CheckpointInfo, load_hashed_checkpoint
 from espmedsam_edge.model.config import check_image_size
+from espmedsam_edge.runtime.tiling import parse_tile
 from espmedsam_edge.version import __version__
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
@@ -48,6 +50,7 @@ def export_bundle(
     image_size: int | None = None,
     batch: int = 1,
     storage: Storage = "float32",
+    tile: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[Bundle, list[ExportedGraph]]:
     """Export a checkpoint's modalities as FP32 graphs, each verified against the checkpoint before the bundle appears.
@@ -59,6 +62,8 @@ def export_bundle(
         image_size: S in pixels, a multiple of 64 (None: what each modality was trained for).
         batch: B, fixed in the graph.
         storage: how the weights are stored in the file; computing stays in float32.
+        tile: side in pixels of the tiles in which pictures larger than the input are segmented by default (None: as
+            the checkpoint states).
         progress: told each step in a few words.
 
     Raises:
@@ -73,6 +78,8 @@ def export_bundle(
         check_image_size(image_size)
     if not 1 <= batch <= 256:
         raise UserError(f"a batch of {batch} cannot be used.", "Choose 1 to 256.")
+    if tile is not None:
+        parse_tile(tile)
     head = ManifestHead(
         preset=info.config.preset,
         input=InputSpec(normalization=info.normalization),
@@ -105,9 +112,19 @@ def export_bundle(
             graphs=graphs,
             tools={"espmedsam-edge": __version__} | {tool: importlib.metadata.version(tool) for tool in _TOOLS},
             accuracy=accuracy,
+            scales=_scales(info, names, tile),
         )
         draft.new_file(REPORT).write_text(_report(draft.manifest, exported))
     return Bundle.open(out), exported
+
+
+def _scales(info: CheckpointInfo, names: Sequence[str], tile: int | None) -> dict[str, Scale]:
+    """Of the exported modalities, those that the checkpoint states; all of them where the user names tiles."""
+    found = {name: scale for name, scale in info.scales.items() if name in names}
+    if tile is None:
+        return found
+    largest = {name: found[name].largest if name in found else info.config.size_of(name) for name in names}
+    return {name: Scale(largest=largest[name], tile=tile) for name in names}
 
 
 def _report(manifest: Manifest, exported: Sequence[ExportedGraph]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from espmedsam_edge.bundle import FormatVersion, Name, Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import read_json, read_regular
-from espmedsam_edge.modalities import register, target_of
+from espmedsam_edge.modalities import Scale, register, target_of
 from espmedsam_edge.model.config import ModelConfig
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.model.tensor_file import read_tensor_file, write_tensor_file
@@ -40,7 +40,11 @@ Targets = Annotated[dict[Name, str], Field(max_length=256)]
 
 
 class CheckpointInfo(BaseModel, extra="forbid"):
-    """The metadata of a checkpoint."""
+    """The metadata of a checkpoint.
+
+    Attributes:
+        scales: of the modalities whose training pictures are known; a bundle's come from it.
+    """
 
     format_version: FormatVersion = 1
     config: ModelConfig
@@ -49,6 +53,7 @@ class CheckpointInfo(BaseModel, extra="forbid"):
     origin: Literal["random", "imported", "trained"]
     provenance: dict[str, str] = {}
     parts: list[str] = list(PARTS)
+    scales: Annotated[dict[Name, Scale], Field(max_length=256)] = {}
 
     @property
     def modalities(self) -> list[str]:
@@ -77,7 +82,8 @@ def save_checkpoint(path: str | Path, model: EspMedSam | Mapping[str, Tensor], i
         state: Mapping[str, Tensor] = model.state_dict()
     else:
         state = model
-    write_tensor_file(path, state, {_KEY: info.model_dump_json()})
+    exclude = set() if info.scales else {"scales"}  # for programs that do not know it
+    write_tensor_file(path, state, {_KEY: info.model_dump_json(exclude=exclude)})
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo]:
@@ -120,6 +126,8 @@ def read_hashed_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Checkpo
             f"{path} is not a checkpoint of this project.", "Convert it first: espmedsam-edge import --help"
         )
     info = parse_metadata(CheckpointInfo, metadata[_KEY], path)
+    if path.name.endswith(packed.SUFFIX) and not info.scales:
+        info = info.model_copy(update={"scales": packed.read_scales(path.parent)})
     for name, target in info.targets.items():
         register(name, target)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, info, sha256

@@ -40,10 +40,10 @@ from espmedsam_edge.bundle import (
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import ChangedError, atomic_write, read_checked, temporary_folder, write_errors
 from espmedsam_edge.machine.cache import PRIVATE_FILE, PRIVATE_FOLDER, cache_place, make_private
-from espmedsam_edge.modalities import Scale, choose, register
+from espmedsam_edge.modalities import choose, register
 from espmedsam_edge.onnx_header import with_header
 from espmedsam_edge.shipped.assembly import assemble
-from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, unpack, write_plain
+from espmedsam_edge.shipped.packed import SUFFIX, Arrays, parse, plain_sha256, read_scales, unpack, write_plain
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,6 @@ CHECKPOINT = f"espmedsam-s{SUFFIX}"
 UNPACKED = CHECKPOINT.removesuffix(".xz")
 """In ``SUMS`` alone: what the checkpoint is once it is unpacked."""
 
-SCALES = "scales.json"
 METADATA_KEY = "espmedsam"
 _WHERE = "the weights that came with the program"
 
@@ -132,16 +131,6 @@ def shipped_scores(folder: Path = WEIGHTS) -> dict[str, Score]:
             f"Name a bundle, or install them, for research only: {sys.executable} -m pip install {DISTRIBUTION}",
             exit_code=1,
         ) from error
-
-
-def _scales(folder: Path) -> dict[str, Scale]:
-    """The pictures that each modality was trained on; a folder of weights need not say."""
-    try:
-        return {name: Scale.model_validate(value) for name, value in json.loads((folder / SCALES).read_text()).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / SCALES} is damaged.", "Install the package again.", exit_code=1) from error
 
 
 def shipped_bundle(
@@ -249,7 +238,7 @@ def _assembled(names: Sequence[str], folder: Path, note: str, cache: Path | None
         **dict(head),
         graphs=graphs,
         accuracy=accuracy,
-        scales={name: scale for name, scale in _scales(folder).items() if name in names},
+        scales={name: scale for name, scale in read_scales(folder).items() if name in names},
         tools={tool: importlib.metadata.version(tool) for tool in ("onnxruntime",)} | {"espmedsam-edge": __version__},
     )
     return manifest, contents
@@ -350,7 +339,15 @@ def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
     shipped_scores(folder)
-    write_plain(out, *_weights(folder, _sums(folder), None))
+    write_plain(out, *_with_scales(folder, *_weights(folder, _sums(folder), None)))
+
+
+def _with_scales(folder: Path, arrays: Arrays, metadata: dict[str, str]) -> tuple[Arrays, dict[str, str]]:
+    """Tensors and metadata with what lies beside the packed checkpoint."""
+    scales = {name: scale.model_dump(exclude_none=True) for name, scale in read_scales(folder).items()}
+    if not scales:
+        return arrays, metadata
+    return arrays, metadata | {METADATA_KEY: json.dumps(json.loads(metadata[METADATA_KEY]) | {"scales": scales})}
 
 
 def is_checkpoint(sha256: str, named: str, folder: Path = WEIGHTS) -> bool:
@@ -365,7 +362,9 @@ def is_checkpoint(sha256: str, named: str, folder: Path = WEIGHTS) -> bool:
         return True
     try:
         sums = _sums(folder)
-        return sums[CHECKPOINT] == named and plain_sha256(*_weights(folder, sums, None)) == sha256
+        return (
+            sums[CHECKPOINT] == named and plain_sha256(*_with_scales(folder, *_weights(folder, sums, None))) == sha256
+        )
     except UserError:
         return False
 

@@ -20,8 +20,12 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, read_json, read_regular
+from espmedsam_edge.modalities import Scale
 
 SUFFIX = ".safetensors.xz"
+SCALES = "scales.json"
+"""Beside a packed checkpoint: the scales of its modalities, which may be measured after it was packed."""
+
 _SCALE = "@scale"
 _SMALLEST = 2048  # elements; smaller tensors are kept as they are
 LEVELS = 127
@@ -141,6 +145,21 @@ def parse(content: bytes) -> tuple[Arrays, dict[str, str]]:
             raise ValueError(f"{name} belongs to nothing")
         arrays[whole] = _restore(arrays[whole], stored[name])
     return arrays, metadata
+
+
+def read_scales(folder: Path) -> dict[str, Scale]:
+    """The scales that lie in the folder of a packed checkpoint, by modality; none need to.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = json.loads((folder / SCALES).read_text())
+        return {name: Scale.model_validate(value) for name, value in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / SCALES} is damaged.", "Install the package again.", exit_code=1) from error
 
 
 def plain_sha256(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> str:

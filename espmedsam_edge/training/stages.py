@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from espmedsam_edge.destinations import claimed
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
-from espmedsam_edge.modalities import register, target_of
+from espmedsam_edge.modalities import LARGEST_SIDE, SMALLEST_SIDE, Scale, register, target_of
 from espmedsam_edge.model.checkpoint import PARTS, TEMPLATE, CheckpointInfo, save_checkpoint
 from espmedsam_edge.model.teacher import EspMedSamTeacher
 from espmedsam_edge.model.teacher_checkpoint import save_teacher, teacher_heads
@@ -211,7 +211,7 @@ def _distill_encoder(recipe: Recipe) -> Prepared:
     select(start.network, trainable_names(start.network, parts, ()))
     images = natural_images(recipe, start.network.config, start.normalization)
     objective = EncoderDistillation(start.network, teacher.encoder)
-    return Prepared(objective, images, _writer(start, parts), {**start.provenance, **hashes})
+    return Prepared(objective, images, _writer(start, parts, images), {**start.provenance, **hashes})
 
 
 def _distill_controllers(recipe: Recipe) -> Prepared:
@@ -230,7 +230,7 @@ def _distill_controllers(recipe: Recipe) -> Prepared:
         made += _take_heads(start, teacher)
     objective = ControllerDistillation(start.network, teacher)
     images = labelled_images(recipe, start.network.config, start.normalization, masks=False)
-    return Prepared(objective, images, _writer(start, made), {**start.provenance, **hashes})
+    return Prepared(objective, images, _writer(start, made, images), {**start.provenance, **hashes})
 
 
 def _segment(recipe: Recipe) -> Prepared:
@@ -239,7 +239,7 @@ def _segment(recipe: Recipe) -> Prepared:
     objective = _segmentation(recipe, start.network)
     _select(start.network, parts, recipe)
     images = labelled_images(recipe, start.network.config, start.normalization)
-    return Prepared(objective, images, _writer(start, PARTS), start.provenance)
+    return Prepared(objective, images, _writer(start, PARTS, images), start.provenance)
 
 
 def _add_modality(recipe: Recipe) -> Prepared:
@@ -253,7 +253,7 @@ def _add_modality(recipe: Recipe) -> Prepared:
     select(start.network, modality_names(start.network, name))
     objective = _segmentation(recipe, start.network)
     images = labelled_images(recipe, start.network.config, start.normalization)
-    return Prepared(objective, images, _writer(start, PARTS), {**start.provenance, "new_modality": name})
+    return Prepared(objective, images, _writer(start, PARTS, images), {**start.provenance, "new_modality": name})
 
 
 _PREPARE: dict[Stage, Callable[[Recipe], Prepared]] = {
@@ -301,11 +301,16 @@ def _take_heads(start: StudentStart, teacher: EspMedSamTeacher) -> list[Part]:
     return ["prompt", "decoder"]
 
 
-def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[str, Tensor], dict[str, str]], None]:
+def _writer(
+    start: StudentStart, made: Sequence[str], images: Collection
+) -> Callable[[Path, dict[str, Tensor], dict[str, str]], None]:
     """Writes the student's parts that were loaded or made; the others are random and stay out of the file."""
+    scales: dict[str, Scale] = {}  # looked for when they are first written: every picture was read by then
     parts = [part for part in PARTS if part not in start.fresh or part in made]
 
     def write(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        if not scales:
+            scales.update(_scales(start, images))
         prefixes = tuple(prefix for part, prefix in STUDENT_PREFIXES.items() if part in parts)
         kept = {key: value for key, value in state.items() if key.startswith(prefixes)} | start.template
         info = CheckpointInfo(
@@ -315,10 +320,21 @@ def _writer(start: StudentStart, made: Sequence[str]) -> Callable[[Path, dict[st
             origin="trained",
             provenance=facts,
             parts=[*parts, TEMPLATE] if start.template else parts,
+            scales=scales,
         )
         save_checkpoint(path, kept, info)
 
     return write
+
+
+def _scales(start: StudentStart, images: Collection) -> dict[str, Scale]:
+    """Those of the start, and of what was trained since; the tiles that were measured before stay."""
+    found = dict(start.scales)
+    for name in start.network.modalities:
+        if longest := images.train.longest(name):
+            before = found.get(name, Scale(largest=SMALLEST_SIDE))
+            found[name] = before.model_copy(update={"largest": max(before.largest, min(longest, LARGEST_SIDE))})
+    return found
 
 
 def make_fabric(run: RunSection) -> Fabric:

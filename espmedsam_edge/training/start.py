@@ -11,6 +11,7 @@ from torch import Tensor
 
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.modalities import Scale
 from espmedsam_edge.model.checkpoint import (
     TEMPLATE,
     CheckpointInfo,
@@ -42,6 +43,7 @@ class StudentStart:
         normalization: of the images it expects.
         template: SAM's mask token and MLP, to be handed on in the checkpoint, if the start has them.
         provenance: where the weights came from.
+        scales: as far as the start states them.
     """
 
     network: EspMedSam
@@ -49,6 +51,7 @@ class StudentStart:
     normalization: Normalization = field(default_factory=Normalization)
     template: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, Scale] = field(default_factory=dict)
 
 
 def student_config(recipe: Recipe) -> ModelConfig:
@@ -95,7 +98,8 @@ def start_student(recipe: Recipe, modalities: Iterable[str]) -> StudentStart:
         if name not in info.targets:
             _start_modality(network.decoder, name, template)
     fresh = {part for part, prefix in STUDENT_PREFIXES.items() if not any(key.startswith(prefix) for key in state)}
-    return StudentStart(network, fresh, info.normalization, template, {"init": path.name, "init_sha256": sha256})
+    origin = {"init": path.name, "init_sha256": sha256}
+    return StudentStart(network, fresh, info.normalization, template, origin, info.scales)
 
 
 def start_new_modality(recipe: Recipe) -> StudentStart:
@@ -127,7 +131,8 @@ def start_new_modality(recipe: Recipe) -> StudentStart:
     network.add_modality(name, like=like)
     if like is None:
         _start_modality(network.decoder, name, template)
-    return StudentStart(network, set(), info.normalization, template, {"init": path.name, "init_sha256": sha256})
+    origin = {"init": path.name, "init_sha256": sha256}
+    return StudentStart(network, set(), info.normalization, template, origin, info.scales)
 
 
 def start_teacher(recipe: Recipe, modalities: Iterable[str]) -> tuple[EspMedSamTeacher, set[Part], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from networks import scrambled_model
 from once import exported_graph
 from onnx import ModelProto, numpy_helper
+from safetensors import safe_open
 from written_headers import check_bundle
 
 from espmedsam_edge.bundle import Bundle
@@ -17,6 +19,7 @@ from espmedsam_edge.cli import main
 from espmedsam_edge.export import exporter
 from espmedsam_edge.export.graph import GraphError
 from espmedsam_edge.imaging.geometry import mask_from_logits, preprocess
+from espmedsam_edge.modalities import Scale
 from espmedsam_edge.model.checkpoint import CheckpointInfo, save_checkpoint
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -88,6 +91,34 @@ def test_each_modality_is_exported_at_the_size_it_was_trained_for(tmp_path: Path
     assert {graph.modality: graph.image_size for graph in bundle.manifest.graphs} == {"fundus": 64, "xray": 128}
 
 
+@pytest.mark.usefixtures("shared_graphs")
+def test_an_exported_bundle_tiles_as_its_checkpoint_says(tmp_path: Path) -> None:
+    model = scrambled_model()
+    scales = {"fundus": Scale(largest=96, tile=48), "xray": Scale(largest=200)}
+    info = CheckpointInfo(config=model.config, origin="trained", scales=scales)
+    save_checkpoint(tmp_path / "w.safetensors", model, info)
+    bundle, _ = exporter.export_bundle(tmp_path / "w.safetensors", tmp_path / "b", modalities=["fundus"], image_size=64)
+    assert bundle.manifest.scales == {"fundus": scales["fundus"]}
+    frame, _ = phantom("fundus", 3, (70, 120))
+    with Segmenter.load(bundle) as auto, Segmenter.load(bundle, tile=48) as tiled, Segmenter.load(bundle) as other:
+        assert np.array_equal(auto.segment(frame).logits, tiled.segment(frame).logits)
+        assert other.segment(frame[:64, :64]).logits.shape == (16, 16)
+
+
+@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.parametrize("scales", [{}, {"fundus": Scale(largest=96, tile=48)}])
+def test_tiles_that_the_user_names(tmp_path: Path, scales: dict[str, Scale]) -> None:
+    model = scrambled_model()
+    info = CheckpointInfo(config=model.config, origin="trained", scales=scales)
+    save_checkpoint(tmp_path / "w.safetensors", model, info)
+    options = ["--modality", "fundus", "--image-size", "64", "--tile", "40"]
+    leave_with(0, ["export", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "b"), *options])
+    with Segmenter.load(tmp_path / "b") as segmenter:
+        assert segmenter.segment(phantom("fundus", 3, (70, 120))[0]).logits.shape == (28, 48)
+    with safe_open(tmp_path / "w.safetensors", "np") as file:  # programs before scales refuse the key
+        assert ("scales" in json.loads(file.metadata()["espmedsam"])) == bool(scales)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -95,6 +126,7 @@ def test_each_modality_is_exported_at_the_size_it_was_trained_for(tmp_path: Path
         (["--image-size", "100"], "multiple of 64"),
         (["--image-size", "0"], "multiple of 64"),
         (["--batch", "0"], "batch of 0"),
+        (["--tile", "16"], "no size"),
     ],
 )
 def test_wrong_use_writes_nothing(

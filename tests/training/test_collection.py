@@ -51,7 +51,9 @@ def test_only_some_of_a_recipes_modalities(tmp_path: Path) -> None:
     folders = {name: [_folder(tmp_path / name, name)] for name in ("fundus", "xray")}
     recipe = Recipe(data=DataSection(folders=folders, only=["xray"]))
     assert modalities_of(recipe) == ["xray"]
-    assert labelled_images(recipe, model_config("espmedsam-tiny")).train.sizes == {"xray": 2}
+    train = labelled_images(recipe, model_config("espmedsam-tiny")).train
+    assert train.sizes == {"xray": 2}
+    assert (train.longest("xray"), train.longest("fundus")) == (50, 0)
     with pytest.raises(UserError, match="no images of 'xrays'") as wrong:
         modalities_of(Recipe(data=DataSection(folders=folders, only=["xrays"])))
     assert "xray" in wrong.value.hint

@@ -13,6 +13,7 @@ from swapping import swap_when_opened
 
 from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.modalities import Scale
 from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, save_checkpoint
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
@@ -195,19 +196,23 @@ def test_add_modality_as_a_user(trained_student: Path, tmp_path: Path, small_rec
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.phantoms import phantom
 
-    data = tmp_path / "tissue"
+    data, init = tmp_path / "tissue", tmp_path / "init.safetensors"
+    state, before = read_checkpoint(trained_student)
+    known = {"fundus": Scale(largest=300, tile=150)}
+    save_checkpoint(init, state, before.model_copy(update={"scales": known}))
     for seed in range(3):
-        image, mask = phantom("histopathology", seed, (64, 64))
+        image, mask = phantom("histopathology", seed, (64, 64 + 8 * seed))
         write_image(data / "images" / f"{seed}.png", image)
         write_image(data / "masks" / f"{seed}.png", mask)
     (data / "split.json").write_text('{"train": ["0", "1"], "valid": [], "test": ["2"]}')
     run_command(
-        "train", "add-modality", "tissue", str(data), "--init", str(trained_student), "--target", "cell nuclei",
+        "train", "add-modality", "tissue", str(data), "--init", str(init), "--target", "cell nuclei",
         "--set", "run.epochs=1", "--set", "run.accelerator=cpu", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     _, info = load_checkpoint(tmp_path / "run" / "weights.safetensors")
     assert info.targets == {"fundus": "retinal vessels", "dermoscopy": "skin lesion", "tissue": "cell nuclei"}
     assert "best_score" not in info.provenance  # no validation images: the last weights
+    assert info.scales == {**known, "tissue": Scale(largest=72)}  # of those trained on
 
 
 def test_bf16_runs_on_a_cpu(tmp_path: Path, small_recipe: MakeRecipe) -> None:

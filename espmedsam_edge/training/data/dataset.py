@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.imaging.decode import file_header
 from espmedsam_edge.imaging.geometry import Frame, stretch
 from espmedsam_edge.imaging.masks import Mask, resize_mask
 from espmedsam_edge.phantoms import phantom
@@ -87,6 +89,15 @@ class FolderSource:
             return Pair(self.folder.load_image(self.ids[index]), None)
         sample = self.folder.load(self.ids[index])
         return Pair(sample.image, sample.mask, sample.note)
+
+    def longest(self) -> int:
+        """The long side of its largest picture in pixels, by the files' headers; 0: none could be read."""
+        sides = [0]
+        for index in range(len(self)):
+            with suppress(UserError):
+                header = file_header(self.name(index))
+                sides.append(max(header.width, header.height))
+        return max(sides)
 
 
 class NegativeSource(FolderSource):
@@ -200,6 +211,11 @@ class TrainingSet:
     def sizes(self) -> dict[str, int]:
         """Images a modality."""
         return {name: sum(len(source) for source in group) for name, group in self._sources.items()}
+
+    def longest(self, modality: str) -> int:
+        """The long side of a modality's largest picture, in pixels; 0: not known, as of phantoms."""
+        sources = self._sources.get(modality, ())
+        return max((source.longest() for source in sources if isinstance(source, FolderSource)), default=0)
 
     def name(self, modality: str, index: int) -> str:
         """What to call an image in messages."""
