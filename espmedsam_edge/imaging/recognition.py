@@ -191,7 +191,8 @@ def looks_otherwise(frame: Frame | Look, modality: str) -> str | None:
     guess = likely(frame)[0]
     if not guess.sure or guess.modality == modality:
         return None
-    return f"{'none of the modalities' if guess.modality == OTHER else guess.modality} ({guess.per_cent})"
+    kind = "a kind of picture that no network here is for" if guess.modality == OTHER else guess.modality
+    return f"{kind} ({guess.per_cent})"
 
 
 def recognisable(names: Iterable[str]) -> list[str]:
