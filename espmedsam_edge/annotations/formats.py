@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,63 +87,45 @@ class Categories:
         return self.first + self.names.index(name)
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Turns pictures, one after the other, into the text of files."""
 
-    images: str
+    images = "images"
     """The folder of the pictures, below that of all files; "" for that itself."""
 
-    document: str | None
-    """The one file that holds everything; None: each picture has its own."""
-
-    lost: str
+    lost = ""
     """What the format could not hold of the pictures so far, as a sentence; "" for nothing."""
 
-    def head(self) -> str:
-        """How the document begins."""
-
+    @abstractmethod
     def entry(self, picture: Picture) -> str:
         """A picture's part of the document, or its own file."""
 
+    def others(self) -> dict[str, str]:
+        """Further files, once all pictures are in."""
+        return {}
+
+
+class OneDocument(Writer):
+    """All pictures in one file."""
+
+    document: str
+    """Its name."""
+
+    @abstractmethod
+    def head(self) -> str:
+        """How the document begins."""
+
+    @abstractmethod
     def tail(self) -> str:
         """How the document ends."""
 
+
+class FileEach(Writer):
+    """A file a picture."""
+
+    @abstractmethod
     def place(self, stem: str) -> str:
         """The path of a picture's own file, by the picture's name without its ending."""
-
-    def others(self) -> dict[str, str]:
-        """Further files, once all pictures are in."""
-
-
-class OneDocument:
-    """What writers of one document share."""
-
-    images = "images"
-    document: str | None
-    lost = ""
-
-    def place(self, stem: str) -> str:
-        raise NotImplementedError
-
-    def others(self) -> dict[str, str]:
-        return {}
-
-
-class FileEach:
-    """What writers of a file a picture share."""
-
-    images = "images"
-    document: str | None = None
-    lost = ""
-
-    def head(self) -> str:
-        raise NotImplementedError
-
-    def tail(self) -> str:
-        raise NotImplementedError
-
-    def others(self) -> dict[str, str]:
-        return {}
 
 
 FORMATS: dict[str, tuple[str, str]] = {

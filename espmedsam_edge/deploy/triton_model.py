@@ -7,6 +7,7 @@ that it has gathered, and ``finalize`` at the end; ``triton_python_backend_utils
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,7 @@ MAX_BYTES, MAX_PIXELS = 32 << 20, 40_000_000
 """Of a picture."""
 
 
-class _Model:
+class _Model(ABC):
     """What both have: Triton's module, and the bundle beside ``model.py``."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -43,9 +44,9 @@ class _Model:
         place = Path(args["model_repository"]) / args["model_version"] / "bundle"
         self.load(Bundle.open(place), None if threads is None else int(threads))
 
+    @abstractmethod
     def load(self, bundle: Bundle, threads: int | None) -> None:
         """Load the bundle's one graph."""
-        raise NotImplementedError
 
     def refused(self, error: UserError) -> Any:
         """The answer to a request that cannot be done."""

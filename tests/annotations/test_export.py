@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from espmedsam_edge import Outputs, ReadingOptions, UserError, infer
-from espmedsam_edge.annotations.formats import FORMATS, Picture, writer
+from espmedsam_edge.annotations.formats import FORMATS, OneDocument, Picture, writer
 from espmedsam_edge.annotations.outlines import centre_outlines, edge_outlines, hole_pixels
 from espmedsam_edge.annotations.rle import decode_rle, encode_rle
 from espmedsam_edge.bundle import Bundle
@@ -48,6 +48,20 @@ def picture(mask: Bits, name: str = "a.b c.png") -> Picture:
 def document(form: str, pictures: list[Picture]) -> str:
     made = writer(form)
     return made.head() + "".join(made.entry(one) for one in pictures) + made.tail()
+
+
+def test_a_format_that_lacks_a_part_cannot_be_made() -> None:
+    class Half(OneDocument):
+        document = "half.txt"
+
+        def head(self) -> str:
+            return ""
+
+        def entry(self, picture: Picture) -> str:
+            return picture.name
+
+    with pytest.raises(TypeError, match="tail"):
+        Half()
 
 
 @pytest.mark.parametrize("seed", range(8))

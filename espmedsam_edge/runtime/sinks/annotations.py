@@ -10,7 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
-from espmedsam_edge.annotations.formats import Picture, writer
+from espmedsam_edge.annotations.formats import FileEach, OneDocument, Picture, writer
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
@@ -50,7 +50,7 @@ class AnnotationFolder:
         self._stream: TextIO | None = None
 
     def __enter__(self) -> AnnotationFolder:
-        if self._writer.document is not None:
+        if isinstance(self._writer, OneDocument):
             self._document = GrowingFile(self._folder / self._writer.document, keep_interrupted=True)
             self._stream = self._document.begin().open("w", encoding="utf-8", newline="")
             self._grow(self._writer.head())
@@ -73,7 +73,7 @@ class AnnotationFolder:
         )
         write_image(self._folder / self._writer.images / name, frame.image)
         entry = self._writer.entry(picture)
-        if self._document is None:
+        if isinstance(self._writer, FileEach):
             atomic_write(self._folder / self._writer.place(picture.stem), entry)
         else:
             self._grow(entry)
@@ -93,7 +93,7 @@ class AnnotationFolder:
         if self._document is not None and self._stream is not None:
             whole = not failed
             try:
-                if whole:
+                if whole and isinstance(self._writer, OneDocument):
                     self._stream.write(self._writer.tail())
                 self._stream.close()
             except OSError:

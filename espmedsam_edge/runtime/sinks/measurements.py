@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -56,7 +57,7 @@ def _told(area: float) -> float:
     return round(area, 4) if area >= 1 else significant(area)
 
 
-class _GrowingText:
+class _GrowingText(ABC):
     """A sink of lines: each is in the file, under its partial name, as soon as it is written; or in the pipe."""
 
     def __init__(self, path: Path | None, *, keep_interrupted: bool) -> None:
@@ -80,9 +81,9 @@ class _GrowingText:
         """See ``Sink.write``."""
         self.take(self.entry(frame, result))
 
+    @abstractmethod
     def entry(self, frame: SourceFrame, result: Segmentation) -> str:
         """A frame's part of the text, without its end."""
-        raise NotImplementedError
 
     def take(self, entry: str) -> None:
         """See ``resumed.Table``."""

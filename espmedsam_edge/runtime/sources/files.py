@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -63,7 +64,7 @@ def _read_picture(path: Path, scales: SharedScales) -> SourceFrame:
     return SourceFrame(next(read_dicom_frames(path, scale)), path, spacing=header.spacing)
 
 
-class Clip:
+class Clip(ABC):
     """The frames of one file, which follow each other in time; subclasses open and read it."""
 
     kind: Literal["images", "video"] = "video"
@@ -95,15 +96,16 @@ class Clip:
             raise RuntimeError("enter the source before iterating")
         return self._frames()
 
+    @abstractmethod
     def _open(self) -> tuple[Fraction | None, int | None]:
         """Frames a second and how many to expect, for ``fps`` and ``length``."""
-        raise NotImplementedError
 
-    def _close(self) -> None:
+    def _close(self) -> None:  # noqa: B027 (not all have to)
         """Let go of what ``_open`` took."""
 
+    @abstractmethod
     def _frames(self) -> Iterator[SourceFrame]:
-        raise NotImplementedError
+        """Each frame, of what ``_open`` opened."""
 
 
 _AnyClip = TypeVar("_AnyClip", bound=Clip)
