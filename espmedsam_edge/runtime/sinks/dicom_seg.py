@@ -1,19 +1,21 @@
-"""The sink that writes masks of DICOM files as DICOM segmentations, one for each file."""
+"""What writes one result a DICOM file; the sink of those that are DICOM segmentations."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from espmedsam_edge.closing import Closing
 from espmedsam_edge.destinations import Destination, check_again
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.machine.installation import install_command
-from espmedsam_edge.marks import SEGMENTATION
+from espmedsam_edge.marks import SEGMENTATION, Kind
 from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.packed_masks import PackedMasks
 from espmedsam_edge.runtime.dicom.reading import is_dicom
@@ -21,53 +23,136 @@ from espmedsam_edge.runtime.dicom.segmentation import Algorithm, frames_of, size
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _MOST_FRAMES = 20_000  # pydicom's objects for what is said of each take 30 kB of memory
 
 
-class DicomSegmentations:
-    """Writes one DICOM-SEG a DICOM file, when its last frame has come; each is complete or absent.
+@dataclass
+class Begun(Closing, ABC):
+    """A file's part of a result until its last frame has come."""
 
-    Pixels are binary and equal the masks; every frame is there, those without foreground, too. The patient, study and
-    frame of reference are those of the source, to which it belongs: it holds the same patient data.
+    path: Path
+    name: str
+    header: Any
+    modality: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many frames are in it."""
+
+
+_Begun = TypeVar("_Begun", bound=Begun)
+
+
+class DicomResults(ABC, Generic[_Begun]):
+    """Writes one result a DICOM file, when its last frame has come; each is complete or absent.
+
+    It belongs to the source's patient and study, and holds the same patient data.
 
     Args:
         paths: the file to write for each DICOM input.
-        algorithm: what made the masks.
         overwrite: what of that which came there meanwhile is replaced, see ``check_destinations``.
+    """
+
+    kind: str
+    """What lines call it."""
+
+    mark: Kind
+    """By which a file of this kind is known again."""
+
+    def __init__(self, paths: Mapping[Path, Path], overwrite: bool | None) -> None:
+        self._paths, self._overwrite = paths, overwrite
+        self._current: _Begun | None = None
+        self._incomplete: list[str] = []
+
+    @abstractmethod
+    def _begin(self, frame: SourceFrame, header: Any, modality: str) -> _Begun:
+        """For a file's first frame."""
+
+    @abstractmethod
+    def _add(self, begun: _Begun, frame: SourceFrame, result: Segmentation) -> None:
+        """The next frame."""
+
+    @abstractmethod
+    def _finish(self, place: Path, begun: _Begun) -> None:
+        """Write a whole file's result."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        """See ``Sink.write``; frames of a file come together and in order."""
+        begun = self._current
+        if begun is None or begun.path != frame.path:
+            self._give_up_current()
+            begun = self._current = self._begin(frame, read_header(frame, self.kind), result.modality)
+        if frame.index != len(begun) or result.modality != begun.modality or result.size != size_of(begun.header):
+            return
+        place = self._paths[frame.path]
+        with write_errors(place):
+            self._add(begun, frame, result)
+            if len(begun) == frames_of(begun.header):
+                self._current = None
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with begun, atomic_path(place) as temporary:
+                    self._finish(temporary, begun)
+                    check_again(Destination(place, self.mark), self._overwrite)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._give_up_current()
+        if kind is None and self._incomplete:
+            more = f" and {len(self._incomplete) - 1} more" if len(self._incomplete) > 1 else ""
+            raise UserError(
+                f"no {self.kind} of {self._incomplete[0]}{more}: not all of it was segmented, at its own size and with "
+                "one modality.",
+                "Segment the whole file without changing the modality.",
+                exit_code=1,
+            )
+
+    def _give_up_current(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._incomplete.append(self._current.name)
+            self._current = None
+
+
+@dataclass
+class _Masks(Begun):
+    masks: PackedMasks
+
+    def __len__(self) -> int:
+        return self.masks.count
+
+    def close(self) -> None:
+        self.masks.close()
+
+
+class DicomSegmentations(DicomResults[_Masks]):
+    """Writes one DICOM-SEG a DICOM file.
+
+    Pixels are binary and equal the masks; every frame is there, those without foreground, too. The frame of reference
+    is the source's.
+
+    Args:
+        paths, overwrite: see ``DicomResults``.
+        algorithm: what made the masks.
 
     Raises:
         UserError: highdicom is missing, or an input is not DICOM.
     """
 
+    kind, mark = "DICOM-SEG", SEGMENTATION
+
     def __init__(self, paths: Mapping[Path, Path], algorithm: Algorithm, overwrite: bool | None = None) -> None:
+        super().__init__(paths, overwrite)
         check_inputs(paths, "--dicom-seg", "--masks")
-        self._paths, self._algorithm, self._overwrite = paths, algorithm, overwrite
-        self._current: _Unfinished | None = None
-        self._incomplete: list[str] = []
+        self._algorithm = algorithm
 
-    def __enter__(self) -> DicomSegmentations:
-        return self
-
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``; frames of a file come together and in order."""
-        current = self._current
-        if current is None or current.path != frame.path:
-            self._give_up_current()
-            current = self._current = self._begun(frame, result)
-        masks, place = current.masks, self._paths[frame.path]
-        with write_errors(place):
-            if frame.index == masks.count and result.size == masks.size and result.modality == current.modality:
-                masks.append(result.mask)
-            if masks.count == frames_of(current.header) and masks.size == size_of(current.header):
-                self._current = None
-                with masks, atomic_path(place) as temporary:
-                    write_segmentation(
-                        temporary, current.header, masks, current.modality, self._algorithm, current.name
-                    )
-                    check_again(Destination(place, SEGMENTATION), self._overwrite)
-
-    def _begun(self, frame: SourceFrame, result: Segmentation) -> _Unfinished:
-        header = read_header(frame, "DICOM-SEG")
+    def _begin(self, frame: SourceFrame, header: Any, modality: str) -> _Masks:
         count = frames_of(header)
         if count > _MOST_FRAMES:
             raise UserError(
@@ -78,35 +163,13 @@ class DicomSegmentations:
         folder = self._paths[frame.path].parent
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            return _Unfinished(frame.path, frame.source, header, result.modality, PackedMasks(result.size, folder))
+            return _Masks(frame.path, frame.source, header, modality, PackedMasks(size_of(header), folder))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._give_up_current()
-        if kind is None and self._incomplete:
-            more = f" and {len(self._incomplete) - 1} more" if len(self._incomplete) > 1 else ""
-            raise UserError(
-                f"no DICOM-SEG of {self._incomplete[0]}{more}: not all of it was segmented, at its own size and with "
-                "one modality.",
-                "Segment the whole file without changing the modality.",
-                exit_code=1,
-            )
+    def _add(self, begun: _Masks, frame: SourceFrame, result: Segmentation) -> None:
+        begun.masks.append(result.mask)
 
-    def _give_up_current(self) -> None:
-        if self._current is not None:
-            self._current.masks.close()
-            self._incomplete.append(self._current.name)
-            self._current = None
-
-
-@dataclass
-class _Unfinished:
-    path: Path
-    name: str
-    header: Any
-    modality: str
-    masks: PackedMasks
+    def _finish(self, place: Path, begun: _Masks) -> None:
+        write_segmentation(place, begun.header, begun.masks, begun.modality, self._algorithm, begun.name)
 
 
 def check_inputs(paths: Iterable[Path], option: str, instead: str) -> None:

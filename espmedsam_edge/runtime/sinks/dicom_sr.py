@@ -5,36 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from espmedsam_edge.destinations import Destination, check_again
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.marks import REPORT
 from espmedsam_edge.runtime.dicom.discretion import read_dataset
 from espmedsam_edge.runtime.dicom.report import MOST_OBJECTS, MeasuredFrame, outlines_of, write_report
-from espmedsam_edge.runtime.dicom.segmentation import Algorithm, frames_of, size_of
+from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.segmentation import Segmentation
-from espmedsam_edge.runtime.sinks.dicom_seg import check_inputs, read_header
+from espmedsam_edge.runtime.sinks.dicom_seg import Begun, DicomResults, check_inputs
 from espmedsam_edge.runtime.sources.source import SourceFrame
 
 
-class DicomReports:
-    """Writes one DICOM-SR a DICOM file, when its last frame has come; each is complete or absent.
+@dataclass
+class _Frames(Begun):
+    frames: list[MeasuredFrame] = field(default_factory=list)
 
-    It belongs to the source's study, and holds the same patient data. Stands behind ``DicomSegmentations``, whose
-    files it refers to.
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+class DicomReports(DicomResults[_Frames]):
+    """Writes one DICOM-SR a DICOM file. Stands behind ``DicomSegmentations``, whose files it refers to.
 
     Args:
-        paths: the file to write for each DICOM input.
+        paths, overwrite: see ``DicomResults``.
         algorithm: what made the masks.
         segmentations: the DICOM-SEG of each; None: there are none.
-        overwrite: what of that which came there meanwhile is replaced, see ``check_destinations``.
 
     Raises:
         UserError: highdicom is missing, or an input is not DICOM.
     """
+
+    kind, mark = "structured report", REPORT
 
     def __init__(
         self,
@@ -43,71 +46,20 @@ class DicomReports:
         segmentations: Mapping[Path, Path] | None = None,
         overwrite: bool | None = None,
     ) -> None:
+        super().__init__(paths, overwrite)
         check_inputs(paths, "--dicom-sr", "--objects")
-        self._paths, self._algorithm, self._segmentations = paths, algorithm, segmentations
-        self._overwrite = overwrite
-        self._current: _Unfinished | None = None
-        self._incomplete: list[str] = []
+        self._algorithm, self._segmentations = algorithm, segmentations
 
-    def __enter__(self) -> DicomReports:
-        return self
+    def _begin(self, frame: SourceFrame, header: Any, modality: str) -> _Frames:
+        return _Frames(frame.path, frame.source, header, modality)
 
-    def write(self, frame: SourceFrame, result: Segmentation) -> None:
-        """See ``Sink.write``; frames of a file come together and in order."""
-        current = self._current
-        if current is None or current.path != frame.path:
-            self._give_up_current()
-            current = self._current = _Unfinished(
-                frame.path, frame.source, read_header(frame, "structured report"), result.modality
-            )
-        if frame.index != len(current.frames) or result.modality != current.modality:
-            return
-        if result.size != size_of(current.header):
-            return
-        current.frames.append(_measured(frame, result, current.objects))
-        if len(current.frames) == frames_of(current.header):
-            self._current = None
-            place = self._paths[frame.path]
-            with write_errors(place):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_path(place) as temporary:
-                    self._report(temporary, current)
-                    check_again(Destination(place, REPORT), self._overwrite)
+    def _add(self, begun: _Frames, frame: SourceFrame, result: Segmentation) -> None:
+        before = sum(len(earlier.objects) for earlier in begun.frames)
+        begun.frames.append(_measured(frame, result, before))
 
-    def _report(self, path: Path, done: _Unfinished) -> None:
-        masks = None if self._segmentations is None else read_dataset(self._segmentations[done.path])
-        write_report(path, done.header, done.frames, done.modality, self._algorithm, masks, done.name)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._give_up_current()
-        if kind is None and self._incomplete:
-            more = f" and {len(self._incomplete) - 1} more" if len(self._incomplete) > 1 else ""
-            raise UserError(
-                f"no structured report of {self._incomplete[0]}{more}: not all of it was segmented, at its own size "
-                "and with one modality.",
-                "Segment the whole file without changing the modality.",
-                exit_code=1,
-            )
-
-    def _give_up_current(self) -> None:
-        if self._current is not None:
-            self._incomplete.append(self._current.name)
-            self._current = None
-
-
-@dataclass
-class _Unfinished:
-    path: Path
-    name: str
-    header: Any
-    modality: str
-    frames: list[MeasuredFrame] = field(default_factory=list)
-
-    @property
-    def objects(self) -> int:
-        return sum(len(frame.objects) for frame in self.frames)
+    def _finish(self, place: Path, begun: _Frames) -> None:
+        masks = None if self._segmentations is None else read_dataset(self._segmentations[begun.path])
+        write_report(place, begun.header, begun.frames, begun.modality, self._algorithm, masks, begun.name)
 
 
 def _measured(frame: SourceFrame, result: Segmentation, before: int) -> MeasuredFrame:
