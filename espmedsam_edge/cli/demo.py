@@ -35,7 +35,7 @@ def command(
     start = time.perf_counter()
     bundles = demo_bundles(bundle)
     tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
-    tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'ms a frame':>10}")
+    tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'objects':>7}  {'ms a frame':>10}")
     sheet = out / "contact-sheet.png"
     with once(), held([*demo_destinations(bundles, out), Destination(sheet, PICTURE)], (), overwrite) as unchanged:
         demo = run_demo(bundles, out, _say_row, shipped=bundle is None, overwrite=overwrite)
@@ -46,7 +46,8 @@ def command(
 
 def _say_row(row: Row) -> None:
     dice = "-" if row.dice is None else f"{row.dice:.3f}"
-    tell(f"  {row.name:<22}  {row.target:<16}  {row.frames:>6}  {dice:>6}  {1000 * row.seconds:>10.1f}")
+    objects = "-" if row.objects is None else row.objects
+    tell(f"  {row.name:<22}  {row.target:<16}  {row.frames:>6}  {dice:>6}  {objects:>7}  {1000 * row.seconds:>10.1f}")
 
 
 def _say_end(demo: Demo, sheet: Path, seconds: float) -> None:

@@ -22,6 +22,7 @@ from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.decode import read_image
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.geometry import Frame
+from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.marks import LINES, PICTURE, VIDEO
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.modalities import target_of
@@ -53,13 +54,20 @@ _PAN_FRAMES = 24
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of the demo: its file, its pixels, the mask found and, where it is known, the true one."""
+    """One picture of the demo: its file, its pixels, the mask found and, where it is known, the true one.
+
+    ``drawn`` has the mask in it, with an outline for each object where they are told apart; ``objects`` is their number
+    then. ``tiles`` is how many it was segmented in.
+    """
 
     path: Path
     modality: str
     image: Frame
     mask: NDArray[np.uint8]
+    drawn: Frame
     truth: NDArray[np.uint8] | None
+    objects: int | None
+    tiles: int
 
     @property
     def dice(self) -> float | None:
@@ -69,12 +77,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the demo's table: ``dice`` 0..1, None without true masks; ``seconds`` frame to mask, a frame."""
+    """A line of the demo's table: ``dice`` 0..1, None without true masks; ``seconds`` frame to mask, a frame.
+
+    ``objects`` are counted in all frames together; None where they are not told apart.
+    """
 
     name: str
     target: str
     frames: int
     dice: float | None
+    objects: int | None
     seconds: float
 
 
@@ -183,7 +195,7 @@ def _pictures(demo: Demo, segmenter: Segmenter, lines: Sink, on_row: Callable[[R
         write_image(demo.out / "truth" / path.name, truth)
         truths[path] = truth
     seen = _segment(segmenter, list(truths), _folders(demo), lines)
-    demo.pictures += [_shown(frame, result, truths[frame.path]) for frame, result in seen]
+    demo.pictures += [_shown(segmenter, frame, result, truths[frame.path]) for frame, result in seen]
     _tell(demo, segmenter.modality, seen, [truths[frame.path] for frame, _ in seen], on_row)
 
 
@@ -212,7 +224,7 @@ def _photographs(
         picture = read_image(file)
         write_image(paths[-1], nuclear_stain(picture) if file.name in _STAINED else picture)
     seen = _segment(segmenter, paths, _folders(demo), lines)
-    demo.photographs += [_shown(frame, result, None) for frame, result in seen]
+    demo.photographs += [_shown(segmenter, frame, result, None) for frame, result in seen]
     _tell(demo, paths[0].stem, seen, None, on_row)
 
 
@@ -248,8 +260,17 @@ def _folders(demo: Demo) -> Outputs:
     return Outputs(out=demo.out / "overlays", masks=demo.out / "masks", overwrite=demo.overwrite)
 
 
-def _shown(frame: SourceFrame, result: Segmentation, truth: NDArray[np.uint8] | None) -> Shown:
-    return Shown(frame.path, result.modality, frame.image, result.mask, truth)
+def _shown(segmenter: Segmenter, frame: SourceFrame, result: Segmentation, truth: NDArray[np.uint8] | None) -> Shown:
+    image = frame.image
+    drawn = result.overlay(image, OverlayStyle(color_of(result.modality)))
+    tiles = len(segmenter.tiler.tiles(image, segmenter.graph) or (1,))
+    return Shown(frame.path, result.modality, image, result.mask, drawn, truth, _count([result]), tiles)
+
+
+def _count(results: Iterable[Segmentation]) -> int | None:
+    """Objects in all; None where they are not told apart."""
+    counts = [None if result.instances is None else result.instances.count for result in results]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _clip(
@@ -265,7 +286,7 @@ def _clip(
     truths = list(_write_clip(path, frames))
     seen = _segment(segmenter, [path], Outputs(out=demo.out / "clip-overlay.mp4", overwrite=demo.overwrite), lines)
     step = max(1, len(seen) // (3 * PICTURES))
-    demo.clip = [_shown(frame, result, truths[frame.index]) for frame, result in seen[::step]]
+    demo.clip = [_shown(segmenter, frame, result, truths[frame.index]) for frame, result in seen[::step]]
     known = [truth for frame, _ in seen if (truth := truths[frame.index]) is not None]
     _tell(demo, f"{segmenter.modality} clip", seen, known or None, on_row)
 
@@ -308,6 +329,7 @@ def _tell(
         target=target_of(seen[0][1].modality),
         frames=len(seen),
         dice=float(np.mean(scores)) if scores and demo.trained else None,
+        objects=_count(result for _, result in seen),
         seconds=float(np.median([result.timings.total for _, result in seen])),
     )
     demo.rows.append(row)

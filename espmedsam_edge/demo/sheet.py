@@ -64,29 +64,29 @@ def _photographs(demo: Demo) -> Frame:
     rows = []
     for shown in demo.photographs[:PICTURES]:
         mask = np.repeat(shown.mask[..., None], 3, axis=2)
-        drawn = draw_overlay(shown.image, shown.mask, OverlayStyle(color_of(shown.modality)))
         name = shown.path.stem.replace("scikit-image-", "")
         caption = f"{shown.modality}: {target_of(shown.modality)} ({name}, from scikit-image; true mask not known)"
-        if name in _PREPARED:
-            caption += f" - {_PREPARED[name]}"
-        rows.append(_row(caption, [_fit(image, 2) for image in (shown.image, mask, drawn)], 2))
+        caption += "".join(f", {words}" for words in (_PREPARED.get(name), *_how(shown)) if words)
+        rows.append(_row(caption, [_fit(image, 2) for image in (shown.image, mask, shown.drawn)], 2))
     stacked: Any = np.vstack(rows)
     return np.asarray(stacked, np.uint8)
 
 
+def _how(shown: Shown) -> list[str]:
+    """In how many tiles it was segmented, and what was counted."""
+    words = [f"in {shown.tiles} tiles"] if shown.tiles > 1 else []
+    return words if shown.objects is None else [*words, f"{shown.objects} objects told apart"]
+
+
 def _clip(demo: Demo) -> Frame:
-    tiles = [_segmented(shown) for shown in demo.clip[:_COLUMNS]]
+    tiles = [_fit(shown.drawn) for shown in demo.clip[:_COLUMNS]]
     return _row(f"{demo.clip[0].modality} clip, frames as segmented", tiles)
 
 
 def _three(shown: Shown) -> list[Frame]:
     style = OverlayStyle(color_of(shown.modality))
     truth = _paper(*TILE) if shown.truth is None else _fit(draw_overlay(shown.image, shown.truth, style))
-    return [_fit(shown.image), truth, _segmented(shown)]
-
-
-def _segmented(shown: Shown) -> Frame:
-    return _fit(draw_overlay(shown.image, shown.mask, OverlayStyle(color_of(shown.modality))))
+    return [_fit(shown.image), truth, _fit(shown.drawn)]
 
 
 def _row(caption: str, tiles: Sequence[Frame], scale: int = 1) -> Frame:

@@ -12,6 +12,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.demo import demo as demo_module
+from espmedsam_edge.demo import sheet as sheet_module
 from espmedsam_edge.demo.demo import Demo, Row, demo_bundles
 from espmedsam_edge.demo.sheet import TILE, contact_sheet
 from espmedsam_edge.errors import UserError
@@ -141,6 +142,28 @@ def test_shipped_weights_are_shown_on_photographs_and_a_clip_over_one(
     first = photograph[:side, round(0.5 * (photograph.shape[1] - side)) :][:, :side]
     assert np.abs(frames[0][0].astype(int) - first.astype(int)).mean() < 8
     assert contact_sheet(demo).shape[1] > 6 * TILE[1]
+
+
+def test_tiles_and_counted_objects_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage", reason="counts objects, and has the picture")
+    monkeypatch.undo()
+    monkeypatch.setattr(demo_module, "_PAN_FRAMES", 2)
+    bundle = save_toy_bundle(tmp_path / "cells.bundle", ("microscopy",))
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["scales"] = {"microscopy": {"largest": 300, "tile": 256}}
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    written: list[str] = []
+    monkeypatch.setattr(sheet_module, "_write", lambda paper, text, *rest: written.append(text))
+    demo = show(bundle, tmp_path / "out", shipped=True)
+    (shown,) = demo.photographs
+    line = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])
+    assert shown.objects == line["objects"] == len(line["instances"]) > 1
+    assert {row.name: row.objects for row in demo.rows}["scikit-image-ihc"] == shown.objects
+    assert np.array_equal(shown.drawn, read_image(tmp_path / "out" / "overlays" / "scikit-image-ihc.png"))
+    contact_sheet(demo)
+    (caption,) = [text for text in written if "ihc" in text]
+    assert f"in {shown.tiles} tiles, {shown.objects} objects told apart" in caption
+    assert shown.tiles > 1
 
 
 def test_the_stain_of_the_nuclei_is_bright_where_the_tissue_is_blue() -> None:
