@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,21 +22,44 @@ pytest.importorskip("setuptools", minversion="77", reason="needs setuptools 77 t
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both, by the name of their distribution, of a copy: building leaves files beside the sources."""
-    folder = tmp_path_factory.mktemp("wheels")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout: building leaves files beside the sources."""
+    folder = tmp_path_factory.mktemp("source")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode != 0:
         pytest.skip("needs a git checkout")
     for name in filter(None, listed.stdout.decode().split("\0")):
-        source, copy = ROOT / name, folder / "source" / name
-        if not name.startswith(("tests/", "benchmarks/")) and (source.is_file() or source.is_symlink()):
+        original, copy = ROOT / name, folder / name
+        if original.is_file() or original.is_symlink():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.symlink_to(os.readlink(source)) if source.is_symlink() else copy.write_bytes(source.read_bytes())
+            shutil.copy(original, copy, follow_symlinks=False)
+    return folder
+
+
+def build(folder: Path, *parts: str | Path, cwd: Path | None = None) -> dict[str, Path]:
+    """Wheels by the name of their distribution."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    for part in (".", "./packages/weights"):
-        subprocess.run([*pip, "--wheel-dir", folder, part], cwd=folder / "source", check=True)
+    for part in parts:
+        subprocess.run([*pip, "--wheel-dir", folder, part], cwd=cwd, check=True)
     return {path.name.partition("-")[0]: path for path in folder.glob("*.whl")}
+
+
+def hook(folder: Path, name: str, place: Path) -> Path:
+    """What setuptools makes of a source folder by one of the hooks that build front ends call."""
+    script = f"from setuptools import build_meta; print(build_meta.{name}({str(place)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True, text=True)
+    return place / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheels(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return build(tmp_path_factory.mktemp("wheels"), ".", "./packages/weights", cwd=source)
+
+
+@pytest.fixture(scope="module")
+def archive(source: Path, wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program's source distribution; after the wheels, which are built in the same folder."""
+    return hook(source, "build_sdist", tmp_path_factory.mktemp("archive"))
 
 
 def files(wheel: Path) -> set[str]:
@@ -58,6 +85,80 @@ def test_wheels_pass_their_checker(wheels: dict[str, Path]) -> None:
     subprocess.run([*check, wheels["espmedsam_edge"]], check=True)
     # Its terms lie beside the weights, too, where the program names them, and there is no Python in it.
     subprocess.run([*check, "--ignore", "W002,W010", wheels["espmedsam_edge_weights"]], check=True)
+
+
+def description(metadata: str) -> str:
+    """What an index shows."""
+    message = email.message_from_string(metadata)
+    assert message["Description-Content-Type"].startswith("text/markdown")
+    return str(message.get_payload())
+
+
+def targets(markdown: str) -> set[str]:
+    """Of links and pictures; places on the page itself are none."""
+    return {target for target in re.findall(r"\]\(([^)\s]+)\)", markdown) if not target.startswith("#")}
+
+
+def test_an_index_shows_no_link_that_leads_nowhere(wheels: dict[str, Path]) -> None:
+    for wheel in wheels.values():
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+            shown = description(archive.read(name).decode())
+        assert "Research software" in shown
+        assert [target for target in targets(shown) if not target.startswith("https://")] == []
+
+
+def test_links_lead_into_the_repository_once_it_has_an_address(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("tests", "benchmarks", "build"))
+    project = (copy / "pyproject.toml").read_text()
+    address = "https://code.example/edge"
+    (copy / "pyproject.toml").write_text(project.replace("[project.urls]\n", f'[project.urls]\nSource = "{address}"\n'))
+    shown = description((hook(copy, "prepare_metadata_for_build_wheel", tmp_path) / "METADATA").read_text())
+    readme = (ROOT / "README.md").read_text()
+    relative = {target for target in targets(readme) if not target.startswith("https://")}
+    pictures = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme))
+    assert len(relative) > 30
+    assert len(pictures) > 1
+    made = {f"{address}/{'raw' if target in pictures else 'blob'}/v0.2.0/{target}" for target in relative}
+    assert targets(shown) == made | (targets(readme) - relative)
+    assert re.sub(r"\]\([^)\s]+\)", "", shown).strip() == re.sub(r"\]\([^)\s]+\)", "", readme).strip()
+
+
+def test_the_source_distribution_is_whole(archive: Path, wheels: dict[str, Path], tmp_path: Path) -> None:
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    for part in ("docs", "tests", "benchmarks", "tools", "notebooks", "docker"):
+        listed = subprocess.run(["git", "ls-files", "-z", part], cwd=ROOT, capture_output=True, check=True)
+        assert set(filter(None, listed.stdout.decode().split("\0"))) <= names
+    assert {"LICENSE", "NOTICE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "CONTRIBUTING.md", "setup.py"} <= names
+    assert not [name for name in names if name.startswith("espmedsam_edge/weights")]  # their terms are their own
+    assert files(build(tmp_path, archive)["espmedsam_edge"]) == files(wheels["espmedsam_edge"])
+
+
+def test_an_index_takes_them(archive: Path, wheels: dict[str, Path]) -> None:
+    pytest.importorskip("twine", reason="needs twine (extra dev)")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *wheels.values(), archive], check=True)
+
+
+@pytest.mark.skipif("ESPMEDSAM_FRESH" not in os.environ, reason="fills an environment from an index: ESPMEDSAM_FRESH=1")
+def test_the_wheels_are_all_that_a_fresh_environment_takes(wheels: dict[str, Path], tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["ESPMEDSAM_CACHE"] = str(tmp_path / "cache")
+    cv2.imwrite(str(tmp_path / "cells.png"), phantom("microscopy", seed=3, size=(120, 160))[0])
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "fresh")
+    python = tmp_path / "fresh" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", *wheels.values())
+    assert run(tmp_path / "fresh" / "bin" / "espmedsam-edge", "--version").strip() == "espmedsam-edge 0.2.0"
+    run(python, "-m", "espmedsam_edge", "infer", "cells.png", "--masks", "masks")
+    assert cv2.imread(str(tmp_path / "masks" / "cells.png"), cv2.IMREAD_UNCHANGED).shape == (120, 160)
+    run(python, "-m", "pip", "install", "--quiet", "espmedsam-edge[video]")  # of the one that is installed
+    run(python, "-c", "import av")
 
 
 def test_the_installed_program_runs_with_weights_and_says_what_is_missing_without(
