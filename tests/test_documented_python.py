@@ -55,6 +55,18 @@ def wrong(source: str) -> list[str]:
     return found
 
 
+def test_pages_name_extras_that_there_are() -> None:
+    extras = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.M))
+    named = {
+        (page.name, extra)
+        for page in PAGES
+        for words in re.findall(r"(?:espmedsam-edge|\.)\[([a-z,-]+)\]'", page.read_text())
+        for extra in words.split(",")
+    }
+    assert len({extra for _, extra in named}) > 10
+    assert {(page, extra) for page, extra in named if extra not in extras} == set()
+
+
 def test_what_is_not_there_is_found() -> None:
     page = """
 ```python
