@@ -34,6 +34,7 @@ from espmedsam_edge.deploy.triton import write_repository
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.segmenter import Segmenter
 
 pytestmark = pytest.mark.xdist_group("triton")
@@ -231,8 +232,20 @@ def test_a_server_that_goes_away_is_one_line(server: Triton, bundle: Bundle) -> 
             there.segment(frame)
 
 
+def test_a_server_that_is_back_is_asked_again(server: Triton, bundle: Bundle) -> None:
+    frame, _ = phantom("fundus", 4, (96, 128))
+    with passing_on(server.port) as (port, stop), Segmenter.load(bundle, backend=f"triton:127.0.0.1:{port}") as there:
+        mask = there.segment(frame).mask
+        stop()
+        for _ in range(2):
+            with pytest.raises(BackendAway):
+                there.segment(frame)
+        with passing_on(server.port, port):
+            assert np.array_equal(there.segment(frame).mask, mask)
+
+
 @contextmanager
-def passing_on(port: int) -> Iterator[tuple[int, Callable[[], None]]]:
+def passing_on(port: int, here: int = 0) -> Iterator[tuple[int, Callable[[], None]]]:
     """A port behind which another is, and what ends that with all its connections."""
     opened: list[socket.socket] = []
 
@@ -257,7 +270,7 @@ def passing_on(port: int) -> Iterator[tuple[int, Callable[[], None]]]:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", here))
     opened.append(listening)
     threading.Thread(target=accept, args=(listening,), daemon=True).start()
     try:

@@ -240,6 +240,10 @@ class BackendUnavailable(UserError):
     """This backend cannot run here: the choice "auto" goes on to the next one, a backend asked for by name fails."""
 
 
+class BackendAway(BackendUnavailable):
+    """What runs the network elsewhere is out of reach; it may come back, and the backend can be asked again."""
+
+
 BACKENDS: dict[str, str] = {
     "tensorrt": "espmedsam_edge.runtime.backends.tensorrt_backend",
     "tensorrt-rtx": "espmedsam_edge.runtime.backends.tensorrt_backend",

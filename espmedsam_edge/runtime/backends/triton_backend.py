@@ -19,7 +19,7 @@ from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
 from espmedsam_edge.machine.installation import why_missing
-from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_batch
+from espmedsam_edge.runtime.backends.backend import BackendAway, BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
 _USAGE = "Give its address: --backend triton --url http://HOST:8000"
@@ -42,7 +42,17 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Triton
     """
     url = BackendSpec.parse(name).url
     server = _Server(url, _ABOUT_SECONDS)
-    model = f"{graph.modality}_{graph.precision}"
+    version = _check_served(server, bundle, graph)
+    return TritonBackend(_Server(url, _RUN_SECONDS), graph, version, lambda: _check_served(server, bundle, graph))
+
+
+def _model(graph: Graph) -> str:
+    return f"{graph.modality}_{graph.precision}"
+
+
+def _check_served(server: _Server, bundle: Bundle, graph: Graph) -> str:
+    """See that a server serves a bundle's graph; its version."""
+    model = _model(graph)
     about: dict[str, Any] = server.ask(" is no Triton server", lambda client: client.get_server_metadata())
     server.ask(f" has no model {model}", lambda client: client.get_model_metadata(model))
     config: dict[str, Any] = server.ask(f" has no model {model}", lambda client: client.get_model_config(model))
@@ -54,7 +64,7 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Triton
             f"Write its repository from {bundle.path} again (espmedsam-edge deploy triton), or name its own bundle.",
             exit_code=1,
         )
-    return TritonBackend(_Server(url, _RUN_SECONDS), model, graph, str(about.get("version", "of an unknown version")))
+    return str(about.get("version", "of an unknown version"))
 
 
 class _Server:
@@ -82,7 +92,8 @@ class _Server:
             question: asked of a client.
 
         Raises:
-            BackendUnavailable: there is none.
+            BackendAway: there is none.
+            BackendUnavailable: it refuses.
         """
         with self._errors(otherwise):
             return question(self._client())
@@ -109,23 +120,51 @@ class _Server:
             reason = "the connection broke off, or something else answers"
             if isinstance(error, OSError):
                 reason = error.strerror or str(error) or type(error).__name__
-            raise BackendUnavailable(
+            raise BackendAway(
                 f"no answer of Triton at {self.address}: {reason.rstrip('.')}.", "Is it running there?", exit_code=1
             ) from error
 
 
 class TritonBackend:
-    """The network on a server."""
+    """The network on a server.
 
-    def __init__(self, server: _Server, model: str, graph: Graph, version: str) -> None:
+    Args:
+        server: where.
+        graph: what it serves.
+        version: of the server.
+        check: sees again that it serves the graph, once it was away: another may be served since.
+    """
+
+    def __init__(self, server: _Server, graph: Graph, version: str, check: Callable[[], object]) -> None:
         self.name, self.graph = "triton", graph
         self.device = f"{server.address}, Triton {version}"
-        self._server, self._model = server, model
+        self._server, self._model, self._check = server, _model(graph), check
+        self._away = False
 
     def run(self, image: Tensor) -> Tensor:
+        """See ``Backend.run``.
+
+        Raises:
+            BackendAway: no server answers, or it has not loaded the model yet.
+        """
+        check_batch(self.graph, image)
+        try:
+            if self._away:
+                self._check()
+            logits = self._run(image)
+        except BackendUnavailable as error:
+            self._away = True
+            if isinstance(error, BackendAway) or self._server.ask(
+                "", lambda client: client.is_model_ready(self._model)
+            ):
+                raise
+            raise BackendAway(error.message, error.hint, exit_code=1) from error
+        self._away = False
+        return logits
+
+    def _run(self, image: Tensor) -> Tensor:
         from tritonclient.http import InferInput, InferRequestedOutput
 
-        check_batch(self.graph, image)
         given = InferInput("image", list(image.shape), "FP32")
         given.set_data_from_numpy(image)
         wanted = [InferRequestedOutput("logits")]

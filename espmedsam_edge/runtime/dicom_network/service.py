@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.dicom_network.delivery import Delivery, NotDeliveredError
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
@@ -115,7 +116,7 @@ class Work:
         except DeviceLost:
             raise
         except UserError as error:
-            if isinstance(error.__cause__, OSError):  # the disk's fault, not the picture's
+            if isinstance(error.__cause__, OSError) or isinstance(error, BackendAway):  # not the picture's fault
                 log.error("%s Tried again in %.0f s.", error, self._disk.begin())
                 return
             why = str(error)

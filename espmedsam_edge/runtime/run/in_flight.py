@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,10 +11,12 @@ from typing import Generic, TypeVar
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame
-from espmedsam_edge.runtime.backends.backend import Started
+from espmedsam_edge.runtime.backends.backend import BackendAway, Started
 from espmedsam_edge.runtime.run.controls import RunSettings
 from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, NotFinite, Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Outcome = Segmentation | UserError
@@ -32,6 +36,7 @@ class InFlight(Generic[Item]):
         segmenter: the run's own; the controls may name another one.
         hand_on: gets a group, and what came of each of its frames.
         segmenter_of: what segments frames that were recognised; None: ``segmenter`` does.
+        patient: whether a network elsewhere that is out of reach is waited for, since newer frames come.
     """
 
     def __init__(
@@ -39,14 +44,21 @@ class InFlight(Generic[Item]):
         segmenter: Segmenter,
         hand_on: Callable[[Sequence[Item], Sequence[Outcome]], None],
         segmenter_of: Callable[[str], Segmenter] | None = None,
+        patient: Callable[[], bool] = lambda: False,
     ) -> None:
         self._segmenter, self._hand_on, self._segmenter_of = segmenter, hand_on, segmenter_of
+        self._patient, self._lost = patient, 0.0
         self._started: deque[tuple[Sequence[Item], Started]] = deque()
         self._failures = 0  # in a row
 
     def __bool__(self) -> bool:
         """Whether any group is under way."""
         return bool(self._started)
+
+    @property
+    def away(self) -> bool:
+        """Whether the network was out of reach for the last group, and is waited for."""
+        return self._lost > 0 and self._patient()
 
     def segment(
         self, group: Sequence[Item], frames: Sequence[Frame], settings: RunSettings, modality: str | None = None
@@ -119,10 +131,18 @@ class InFlight(Generic[Item]):
             self._note(error)
             return [error] * len(group)
         self._failures = 0
+        if self._lost:
+            log.info("The network is back after %.1f s.", time.monotonic() - self._lost)
+            self._lost = 0.0
         return outcomes
 
     def _note(self, error: UserError) -> None:
         """Count a group that the engine failed on; raise the error of a backend that is no use any more."""
+        if isinstance(error, BackendAway) and self._patient():
+            if not self._lost:
+                log.warning("%s Frames are left out until it is back.", error)
+                self._lost = time.monotonic()
+            return
         self._failures += 0 if isinstance(error, DoesNotFit) else 1
         if isinstance(error, DeviceLost) or self._failures >= _FAILURES_IN_A_ROW:
             raise error

@@ -139,6 +139,12 @@ class Lane(ABC):
         else:
             self.results.append(item)
 
+    def take_back(self, item: Item) -> None:
+        """A frame could not be segmented now; there will be a newer one."""
+        self.segmenting -= 1
+        item.state.taken -= 1
+        self.let_go(item)
+
     def result_of(self, state: JobState) -> bool:
         """Whether the next result is one of that job's."""
         return bool(self.results) and self.results[0].state is state
@@ -153,11 +159,23 @@ class FileLane(Lane):
 
     Frames are read ahead up to a batch, and wait until they fill one, their file ends, or no more may be read. A batch
     holds frames of one source and one modality; live frames fill it up, and it goes early with them.
+
+    Args:
+        states: their jobs.
+        allowance: what it shares with no other.
+        batch: of the graph.
+        on_hold: whether no frame of it is to be segmented now.
     """
 
-    def __init__(self, states: Sequence[JobState], allowance: Allowance, batch: int) -> None:
+    def __init__(
+        self,
+        states: Sequence[JobState],
+        allowance: Allowance,
+        batch: int,
+        on_hold: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(states, allowance)
-        self._batch = batch
+        self._batch, self._on_hold = batch, on_hold
         self.pending: deque[Item] = deque()
 
     def may_read(self) -> bool:
@@ -174,7 +192,7 @@ class FileLane(Lane):
         return not self.states or self.states[-1].read_out
 
     def ready(self) -> bool:
-        if not self.pending or len(self.results) >= _RESULTS:
+        if not self.pending or len(self.results) >= _RESULTS or self._on_hold():
             return False
         return len(self.pending) >= self._batch or self.pending[0].state.read_out or not self.may_read()
 
@@ -182,7 +200,7 @@ class FileLane(Lane):
         return not self.pending and self._read_out
 
     def take(self, group: Sequence[Item]) -> Item | None:
-        if not (self.pending if group else self.ready()):
+        if not (self.pending if group else self.ready()) or self._on_hold():
             return None
         first = self.pending[0]
         if len(self.results) >= _RESULTS or any(
@@ -191,6 +209,14 @@ class FileLane(Lane):
             return None
         self.segmenting += 1
         return self.pending.popleft()
+
+    def take_back(self, item: Item) -> None:
+        """See ``Lane.take_back``; it waits again, before all others."""
+        if item.state.dropped:
+            super().take_back(item)
+        else:
+            self.segmenting -= 1
+            self.pending.appendleft(item)
 
     def drop(self, state: JobState) -> None:
         super().drop(state)
@@ -241,6 +267,12 @@ class LiveLane(Lane):
         self.state.taken += 1
         self.segmenting += 1
         return self.hold(self.state, frame, self._size_of(frame))
+
+
+def take_back(group: Sequence[Item]) -> None:
+    """Frames could not be segmented now."""
+    for item in reversed(group):
+        item.lane.take_back(item)
 
 
 def too_old(frame: SourceFrame, max_latency: float | None) -> bool:

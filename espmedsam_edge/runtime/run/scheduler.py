@@ -59,7 +59,7 @@ class Run:
         files = [state for state in self.states if not state.job.source.live]
         live = [state for state in self.states if state.job.source.live]
         share = lanes.READ_AHEAD_BYTES // (2 if files and live else 1)
-        self.files = FileLane(files, Allowance(share), segmenter.batch)
+        self.files = FileLane(files, Allowance(share), segmenter.batch, lambda: self.in_flight.away)
         self.size_of = partial(lanes.size_of, segmenter=segmenter)
         of_all = Allowance(share)
         self.live = [LiveLane(state, of_all, self._enough, self.size_of, limits.max_latency) for state in live]
@@ -71,7 +71,7 @@ class Run:
         self.sharing = threading.Lock()  # shared sinks are called by one lane at a time
         self.stopping = self.aborted = False  # read no more, finish what there is; drop everything
         self.deadline: float | None = None
-        self.in_flight: InFlight[Item] = InFlight(segmenter, self._segmented, segmenter_of)
+        self.in_flight: InFlight[Item] = InFlight(segmenter, self._segmented, segmenter_of, self._comes_anew)
 
     def run(self, stop: threading.Event | None = None) -> RunReport:
         """Run until every source has ended, a limit is reached, or Ctrl-C or ``stop``."""
@@ -279,6 +279,10 @@ class Run:
     def _over(self) -> bool:
         return all(lane.over() for lane in self.in_turn)
 
+    def _comes_anew(self) -> bool:
+        """Whether there will be newer frames than those that cannot be segmented now."""
+        return not self._ending() and any(not lane.over() for lane in self.live)
+
     def _next_group(self) -> list[Item]:
         """Frames of the lanes in turn, at most a batch."""
         group: list[Item] = []
@@ -294,6 +298,11 @@ class Run:
         return group
 
     def _segmented(self, group: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+        if self.in_flight.away:
+            with self.changed:
+                lanes.take_back(group)
+                self._wait(self._ending, _PAUSE_SECONDS)
+            return
         least, pairs = self.limits.min_confidence, zip(group, outcomes, strict=True)
         outcomes = [lanes.of_the_whole(item.frame, outcome, least) for item, outcome in pairs]
         with self.changed:

@@ -19,6 +19,7 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.run.controls import Adjustable
 from espmedsam_edge.runtime.run.jobs import Job, Limits, RunProgress
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
@@ -444,3 +445,60 @@ def test_a_paused_run_can_be_ended(segmenter: Segmenter) -> None:
     run_pipeline(segmenter, [Job(live(EndlessFeed()), [sink])], controls=controls, limits=Limits(seconds=0.1))
     assert sink.frames == []
     assert sink.ended is None
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_network_elsewhere_that_is_away_costs_live_frames_and_no_file(
+    tmp_path: Path, batch: int, said: list[str]
+) -> None:
+    feed, sink, written = EndlessFeed(), Sink(), Sink()
+    away = threading.Event()
+    with Segmenter.load(save_toy_bundle(tmp_path / "toy.bundle", batch=batch), threads=1) as segmenter:
+        original, stop = segmenter.segment_batch, threading.Event()
+        asked = 0
+
+        def elsewhere(frames: Any, *rest: Any) -> list[Segmentation]:
+            nonlocal asked
+            if away.is_set():
+                asked += 1
+                if asked == 5:  # more than what ends a run that fails
+                    away.clear()
+                raise BackendAway("no answer of the server.", "Is it running?")
+            return original(frames, *rest)
+
+        segmenter.segment_batch = elsewhere  # type: ignore[method-assign]
+
+        def seen(frame: SourceFrame) -> None:
+            if len(sink.frames) == 3:
+                away.set()
+            if len(sink.frames) > 10 and asked == 5:
+                stop.set()
+
+        sink.on_write = seen
+        report = run_pipeline(segmenter, [Job(live(feed), [sink]), Job(Clip(400), [written])], stop=stop)
+    assert (report.failures, asked) == ([], 5)
+    assert written.numbers == list(range(len(written.numbers)))  # none of the file is missing
+    told = [line for line in said if "left out until" in line or "is back after" in line]
+    assert len(told) == 2
+    assert told[0].startswith("no answer of the server.")
+
+
+def test_files_alone_do_not_wait_for_a_network_elsewhere(segmenter: Segmenter) -> None:
+    def elsewhere(frames: Any, *rest: Any) -> list[Segmentation]:
+        raise BackendAway("no answer of the server.")
+
+    segmenter.segment_batch = elsewhere  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no answer"):
+        run_pipeline(segmenter, [Job(Clip(9), [Sink()])])
+
+
+def test_a_run_whose_network_stays_away_can_be_ended(segmenter: Segmenter) -> None:
+    stop = threading.Event()
+
+    def elsewhere(frames: Any, *rest: Any) -> list[Segmentation]:
+        stop.set()
+        raise BackendAway("no answer of the server.")
+
+    segmenter.segment_batch = elsewhere  # type: ignore[method-assign]
+    report = run_pipeline(segmenter, [Job(live(EndlessFeed()), [Sink()])], stop=stop)
+    assert (report.frames, report.interrupted) == (0, True)
