@@ -3,8 +3,9 @@
     python tools/gpu_check.py [--bundle B.bundle] [--checkpoint W.safetensors] [--out DIR] [--only STEP] [--dry-run]
 
 Measured are the precisions of B.bundle, and of the weights that came with the program those that it lacks, by the
-fastest engine that works here, and by the others once. The summary says of each target whether it was met; it is
-written anew after each step, so that what was found stays found.
+best engine that works here, and by the others once. What nobody times runs at once: the engines on a small network and
+what Inductor compiles, then the tests. The summary says of each target whether it was met; it is written anew after
+each step, so that what was found stays found.
 
 A step that needs what is not there is left out with the reason, and the rest is done. Ends with 0 if every step passed
 (an engine may be missing as long as another works), else with 1.
@@ -15,47 +16,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from gpu_check_plan import ENGINES, ROOT, SANITIZERS, Step, compilations, engines, plan
 from gpu_check_targets import Sanitized, Target, markdown, table, targets
 
-from espmedsam_edge.files import sha256_file
-
-ROOT = Path(__file__).resolve().parents[1]
 MEASURED = "fundus"
 """What is measured of the weights that came with the program, 1024 x 1024."""
 
 BUDGET = 250.0
 """Seconds for all steps together and what was before them."""
-ENGINES = {"tensorrt": 15.0, "tensorrt-rtx": 8.0, "inductor": 30.0, "onnxruntime-cuda": 8.0}
-"""What runs a network on a GPU, best first, and the seconds kept to try it; one that is missing takes none."""
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
 GROUPS = ("engines", "builds", "tests", "sanitizer", "bench", "compare", "kernels", "video", "streams", "peers")
 MEASUREMENTS = ("bench-*", "compare-*", "kernels", "video", "streams", "peers")
 """Files of results, without their ending."""
 
 MISSING = 3  # how a child says that what it needs is not installed
 Verdict = Literal["passed", "FAILED", "LEFT OUT"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command, the seconds that are kept for it, and why it cannot be run here, if it cannot."""
-
-    group: str
-    name: str
-    command: list[str]
-    limit: float
-    reason: str | None = None
-    variables: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,136 +51,6 @@ class Outcome:
     verdict: Verdict
     seconds: float
     note: str = ""
-
-
-def engines(out: Path) -> list[Step]:
-    """Whether each engine can be built and run here at all, on a small network."""
-    own = [sys.executable, str(Path(__file__).with_name("gpu_check_engine.py"))]
-    return [
-        Step("engines", f"{name} builds and runs", [*own, name, "--out", str(out)], limit)
-        for name, limit in ENGINES.items()
-    ]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A graph to measure: a bundle's, of its first modality, and the SHA-256 of the checkpoint it was made from."""
-
-    bundle: Path
-    modality: str
-    precision: str
-    checkpoint_sha256: str
-
-
-def networks(bundles: Sequence[Path]) -> dict[str, Network]:
-    """The graph of each precision, of the first bundle that has it; the best precision to run comes first."""
-    found: dict[str, Network] = {}
-    for precision in ("fp16", "fp32", "int8"):
-        for bundle in bundles:
-            manifest = json.loads((bundle / "manifest.json").read_text())
-            modality = manifest["graphs"][0]["modality"]
-            if any((graph["modality"], graph["precision"]) == (modality, precision) for graph in manifest["graphs"]):
-                found[precision] = Network(bundle, modality, precision, manifest["weights"]["checkpoint_sha256"])
-                break
-    return found
-
-
-def plan(bundles: Sequence[Path], checkpoint: Path, out: Path, working: Sequence[str]) -> list[Step]:
-    """All steps but those on small engines, in the order in which they run.
-
-    Args:
-        bundles: whose graphs are measured; of the first one engines are compared with ONNX Runtime.
-        checkpoint: the weights they were exported from, for PyTorch.
-        out: where results go.
-        working: the engines that run here, the fastest first; without any what needs one is left out.
-    """
-    found = networks(bundles)
-    best = next(iter(found.values()))
-    none = None if working else "no engine ran here"
-    first, *others = working or list(ENGINES)[:1]
-    if "fp16" not in found and "inductor" in (first, *others):  # which computes the FP32 graph in FP16 by itself
-        others = [*others, "inductor" if first == "inductor" else "inductor:fp16"]
-        first = "inductor:fp16" if first == "inductor" else first
-    others += ["onnxruntime-cuda:nhwc"] if "onnxruntime-cuda" in working else []
-
-    def missing(precision: str) -> str | None:
-        return none or (None if precision in found else f"no bundle here has a {precision} graph: name one, --bundle")
-
-    def graph(precision: str, backend: str = first) -> list[str]:
-        network = found.get(precision, best)
-        chosen = ["--modality", network.modality, "--precision", network.precision, "--backend", backend]
-        return [str(network.bundle), *chosen]
-
-    def call(command: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "espmedsam_edge", command, *arguments]
-
-    def bench(precision: str, limit: float, backend: str = first, *options: str) -> Step:
-        name = precision if backend == first else f"{precision} {backend}"
-        file = f"bench-{name.replace(' ', '-').replace(':', '-')}"
-        written = ["--json", str(out / f"{file}.json"), "--markdown", str(out / f"{file}.md")]
-        command = call("bench", *graph(precision, backend), *written, *options)
-        return Step("bench", f"bench {name}", command, limit, missing(precision))
-
-    def script(name: str, file: str, limit: float, *options: str, reason: str | None = None, title: str = "") -> Step:
-        command = [sys.executable, f"benchmarks/{file}.py", *options]
-        return Step(name, title or name, command, limit, reason)
-
-    # Engines first: those that the tests and the benches load are then in the cache, and cost none of their time.
-    builds = first.partition(":")[0] != "onnxruntime-cuda"  # which builds nothing
-    steps = [
-        Step("builds", f"build {precision}", call("build", *graph(precision)), limit, missing(precision))
-        for precision, limit in (("fp16", 26.0), ("fp32", 8.0))
-        if builds
-    ]
-    steps += checks(bundles[0])
-    reason = none
-    if reason is None and sha256_file(checkpoint) != best.checkpoint_sha256:
-        reason = f"{best.bundle.name} was not exported from {checkpoint.name}: name its weights, --checkpoint"
-
-    def against(rival: str, limit: float) -> Step:
-        written = ["--json", str(out / f"compare-{rival}.json"), "--markdown", str(out / f"compare-{rival}.md")]
-        rivals = ["--no-roofline", "--compare", rival, "--checkpoint", str(checkpoint)]
-        command = call("bench", *graph(best.precision), *rivals, *written)
-        return Step("compare", f"{best.precision} against {rival}", command, limit, reason)
-
-    lacking = "benchmarks/peers.py needs the extra peers: pip install -e '.[peers]'"
-    peers = ["measure", "--name", "peers", "--device", "cuda", "--rounds", "5", "--out", str(out), "--docs", str(out)]
-    of_video = [*graph(best.precision), "--tile", "off"]
-    return [
-        *steps,
-        bench("fp16", 12),
-        *(bench(best.precision, 6, other, "--no-roofline") for other in others),
-        script("kernels", "kernels", 7, "--json", str(out / "kernels.json"), title="kernels against the copy rate"),
-        script("video", "video_overlap", 9, *of_video, "--rounds", "1", "--json", str(out / "video.json"), reason=none,
-               title="video to video"),
-        script("streams", "streams", 8, *graph(best.precision), "--seconds", "3", "--json", str(out / "streams.json"),
-               reason=none, title="several streams"),
-        against("torch-eager", 8),
-        bench("fp32", 6, first, "--no-roofline"),
-        bench("int8", 6, first, "--no-roofline"),
-        script("peers", "peers", 10, *peers, "--figures", "encoder", "encoder float16",
-               reason=None if find_spec("mobile_sam") else lacking, title="peers' encoders"),
-        against("torch-compile", 8),  # which compiles for as long as it is let
-    ]  # fmt: skip
-
-
-def checks(bundle: Path) -> list[Step]:
-    """The tests marked gpu, and compute-sanitizer on those of the kernels."""
-    missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
-    reason = f"not installed: {', '.join(missing)}" if missing else None
-    # The caches of pytest and hypothesis belong to whoever develops, not to this check.
-    tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs"]
-    own = {"ESPMEDSAM_BUNDLE": str(bundle)}
-    steps = [Step("tests", "tests on the GPU", [*tests, "tests/gpu"], 30, reason, own)]
-    if shutil.which("compute-sanitizer") is None:
-        reason = "compute-sanitizer is not on the PATH; the CUDA toolkit has it"
-    # Each tool slows kernels down by up to a hundred times: fewer random cases, and no camera-sized ones.
-    few = {"ESPMEDSAM_KERNEL_EXAMPLES": os.environ.get("ESPMEDSAM_KERNEL_EXAMPLES", "6")}
-    for tool in SANITIZERS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *tests]
-        command += ["-x", "-k", "not camera", "tests/gpu/test_gpu_kernels.py"]
-        steps.append(Step("sanitizer", f"compute-sanitizer {tool}", command, 9, reason, few))
-    return steps
 
 
 def run(step: Step, limit: float, out: Path) -> Outcome:
@@ -247,40 +102,60 @@ def run_all(
     clock: Callable[[], float] = time.monotonic,
     keep: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
 ) -> list[Outcome]:
-    """Run the steps on small engines, then those for the engines that work; ``keep`` gets what came of all, each time.
+    """Run the first steps, then those for the engines that work; ``keep`` gets what came of all, each time.
 
     A step may take its own limit, and what is left over of those before it once the limits of those after it are kept.
     Where there is less time than that, the last ones go without.
     """
-    begin, outcomes = clock(), []
+    begin = clock()
+    outcomes: dict[int, Outcome] = {}  # by the place in the order of all steps
+    lock = threading.Lock()
 
-    def each(steps: Sequence[Step], later: Sequence[Step]) -> None:
-        for number, step in enumerate(steps, 1):
-            kept = sum(other.limit for other in (*steps[number:], *later) if other.reason is None)
-            left = budget - (clock() - begin)
-            outcome = run(step, min(left, max(step.limit, left - kept)), out)
-            outcomes.append(compared(step, outcome) if step.group == "compare" else outcome)
-            keep(outcomes)
+    def do(place: int, step: Step, limit: float) -> None:
+        outcome = run(step, limit, out)
+        with lock:
+            outcomes[place] = compared(step, outcome) if step.group == "compare" else outcome
+            keep([outcomes[number] for number in sorted(outcomes)])
 
-    each(first, then(list(ENGINES)[:1]))
-    each(then(working_engines(out)), ())
-    return outcomes
+    def each(all_turns: Sequence[Sequence[Step]], later: Sequence[Sequence[Step]]) -> None:
+        for number, turn in enumerate(all_turns, 1):
+            kept = sum(seconds_of(other) for other in (*all_turns[number:], *later))
+            left, place = budget - (clock() - begin), len(outcomes)
+            with ThreadPoolExecutor(len(turn)) as pool:
+                limits = [min(left, max(step.limit, left - kept)) for step in turn]
+                list(pool.map(do, range(place, place + len(turn)), turn, limits))  # a bug comes out
+
+    each(turns(first), turns(then(list(ENGINES[:1]))))
+    each(turns(then(working_engines(out))), ())
+    return [outcomes[number] for number in sorted(outcomes)]
+
+
+def turns(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps that run at once, in order of what runs after each other."""
+    ranked = groupby(enumerate(steps), key=lambda item: -1 if item[1].together else item[0])
+    return [[step for _, step in group] for _, group in ranked]
+
+
+def seconds_of(turn: Sequence[Step]) -> float:
+    """What is kept for a turn."""
+    return max((step.limit for step in turn if step.reason is None), default=0.0)
 
 
 def working_engines(out: Path) -> list[str]:
-    """The engines that ran and agreed with ONNX Runtime on the CPU, by the time of their network on the GPU."""
-    found: dict[str, float] = {}
-    for name in ENGINES:
+    """The engines that ran and agreed with ONNX Runtime on the CPU, the best first."""
+
+    def works(name: str) -> bool:
         path = out / f"engine-{name}.json"
-        result = json.loads(path.read_text()) if path.is_file() else {"works": False}
-        if result["works"]:
-            found[name] = result.get("stages_ms", {}).get("engine", float("inf"))
-    return sorted(found, key=lambda name: found[name])
+        return path.is_file() and bool(json.loads(path.read_text())["works"])
+
+    return [name for name in ENGINES if works(name)]
 
 
 def spare(outcome: Outcome, out: Path) -> bool:
     """Whether a step was left out, or failed, for lack of one engine where another works."""
-    return outcome.verdict != "passed" and outcome.name.endswith("builds and runs") and bool(working_engines(out))
+    tried = outcome.name.endswith("builds and runs")
+    missing = outcome.verdict == "LEFT OUT" and "inductor" in outcome.name.lower()
+    return outcome.verdict != "passed" and (tried or missing) and bool(working_engines(out))
 
 
 def clear(out: Path, groups: Sequence[str]) -> None:
@@ -320,14 +195,18 @@ def main() -> int:
     bundles = [*carried, shipped_bundle(MEASURED).path]
     checkpoint: Path = (arguments.checkpoint or WEIGHTS / CHECKPOINT).resolve()
     groups = arguments.only or GROUPS
-    first = engines(out) if "engines" in groups else []
+    from espmedsam_edge.runtime.backends.backend import unavailable
+
+    lacking = None if arguments.dry_run else unavailable("inductor:cuda")
+    first = [step for step in [*engines(out), *compilations(bundles, lacking)] if step.group in groups]
 
     def then(working: Sequence[str]) -> list[Step]:
         return [step for step in plan(bundles, checkpoint, out, working) if step.group in groups]
 
     if arguments.dry_run:
-        for step in [*first, *then(working_engines(out) or list(ENGINES)[:1])]:
-            print(f"{step.name} (at least {step.limit:.0f} s): {step.reason or ' '.join(step.command)}")
+        for step in [*first, *then(working_engines(out) or list(ENGINES[:1]))]:
+            beside = ", beside others" if step.together else ""
+            print(f"{step.name} (at least {step.limit:.0f} s{beside}): {step.reason or ' '.join(step.command)}")
         return 0
 
     from espmedsam_edge.machine.environment import collect_environment

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -70,14 +71,15 @@ def test_a_dry_run_names_every_step_in_the_order_of_their_weight(dry_run: list[s
     names = [line.split(" (at least")[0] for line in dry_run]
     assert names == [
         "tensorrt builds and runs", "tensorrt-rtx builds and runs", "inductor builds and runs",
-        "onnxruntime-cuda builds and runs", "build fp16", "build fp32",
+        "onnxruntime-cuda builds and runs", "build inductor:fp16 fp32", "build inductor fp32",
+        "tests of Inductor on the GPU", "build fp16", "build fp32",
         "tests on the GPU", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer initcheck",
         "bench fp16", "kernels against the copy rate", "video to video", "several streams", "fp32 against torch-eager",
         "bench fp32", "bench int8", "peers' encoders", "fp32 against torch-compile",
     ]  # fmt: skip
     assert not Path("nowhere").exists()
     only = _check("--dry-run", "--only", "bench", "--only", "tests").stdout.splitlines()
-    assert len(only) == 4
+    assert len(only) == 5
 
 
 def test_by_itself_it_measures_the_shipped_weights_at_full_size(dry_run: list[str]) -> None:
@@ -126,15 +128,43 @@ def test_all_steps_together_fit_in_the_time(check: ModuleType, tmp_path: Path) -
     bundle = in_precisions(tmp_path / "own.bundle", "fp32", "fp16", "int8")
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"")
-    steps = [*check.engines(tmp_path), *check.plan([bundle], weights, tmp_path, list(check.ENGINES))]
-    assert sum(each.limit for each in steps) <= check.BUDGET <= 250
-    assert {each.group for each in steps} == set(check.GROUPS)
+    first = [*check.engines(tmp_path), *check.compilations([bundle], None)]
+    for working in (list(check.ENGINES), ["inductor", "onnxruntime-cuda"]):
+        then = check.plan([bundle], weights, tmp_path, working)
+        seconds = [check.seconds_of(turn) for steps in (first, then) for turn in check.turns(steps)]
+        assert sum(seconds) <= check.BUDGET <= 250
+        assert {each.group for each in (*first, *then)} == set(check.GROUPS)
+
+
+def test_what_nobody_times_runs_at_once_and_the_rest_alone(check: ModuleType, tmp_path: Path) -> None:
+    bundle = in_precisions(tmp_path / "own.bundle", "fp32", "fp16")
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    first = [*check.engines(tmp_path), *check.compilations([bundle], None)]
+    assert len(check.turns(first)) == 1
+    builds = [each.command[each.command.index("--precision") + 1 :] for each in first if each.group == "builds"]
+    assert builds == [["fp16", "--backend", "inductor"], ["fp32", "--backend", "inductor"]]
+    turns = check.turns(check.plan([bundle], weights, tmp_path, ["inductor"]))
+    (beside,) = [turn for turn in turns if len(turn) > 1]
+    assert [each.group for each in beside] == ["tests", *["sanitizer"] * 3]
+    assert [each.group for turn in turns for each in turn if each.group == "builds"] == []  # they are made
+
+    meet = "import os, time; open({!r}, 'w').close()\nwhile not os.path.exists({!r}): time.sleep(0.01)"
+    both = [step(check, one, meet.format(one, other), together=True) for one, other in (("a", "b"), ("b", "a"))]
+    each_other = [replace(one, command=["env", "-C", str(tmp_path), *one.command]) for one in both]
+    outcomes = check.run_all(each_other, lambda working: [], tmp_path)
+    assert [(each.name, each.verdict) for each in outcomes] == [("a", "passed"), ("b", "passed")]
 
 
 @pytest.mark.parametrize(
-    "working", [["inductor", "onnxruntime-cuda"], ["onnxruntime-cuda", "tensorrt-rtx", "inductor"]]
+    "working",
+    [
+        ["inductor", "onnxruntime-cuda"],
+        ["onnxruntime-cuda", "inductor"],
+        ["tensorrt-rtx", "inductor", "onnxruntime-cuda"],
+    ],
 )
-def test_the_fastest_engine_is_measured_in_full_and_the_others_once(
+def test_the_best_engine_is_measured_in_full_and_the_others_once(
     check: ModuleType, tmp_path: Path, working: list[str]
 ) -> None:
     bundle = in_precisions(tmp_path / "own.bundle", "fp32")
@@ -153,7 +183,7 @@ def test_the_fastest_engine_is_measured_in_full_and_the_others_once(
     more = [whole, "onnxruntime-cuda:nhwc"]
     assert benches == {"bench fp32", *(f"bench fp32 {other}" for other in (*others, *more))}
     assert [name for name in backends if name.startswith("build")] == (
-        [] if first == "onnxruntime-cuda" else ["build fp16", "build fp32"]
+        ["build fp16", "build fp32"] if first.startswith("tensorrt") else []
     )
     files = [each.command[each.command.index("--json") + 1] for each in steps if "--json" in each.command]
     assert len(set(files)) == len(files)
