@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,18 @@ def _prepare(onnxruntime: Any, providers: Sequence[str]) -> None:
     if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
         onnxruntime.print = lambda *_: None  # it prints what it misses, which may be elsewhere
         try:
-            onnxruntime.preload_dlls()
+            onnxruntime.preload_dlls()  # those beside onnxruntime itself
+            for libraries in _libraries_elsewhere(Path(onnxruntime.__file__).parents[1] / "nvidia"):
+                onnxruntime.preload_dlls(directory=str(libraries))
         finally:
             del onnxruntime.print
+
+
+def _libraries_elsewhere(beside: Path) -> list[Path]:
+    """The folders of NVIDIA's packages in other places that Python looks in, such as the system's of an environment."""
+    found = find_spec("nvidia")
+    places = [] if found is None else [Path(place) for place in found.submodule_search_locations or []]
+    return [folder for place in places if place != beside for folder in sorted(place.glob("*/lib"))]
 
 
 Node = tuple[str, str, tuple[Any, ...]]

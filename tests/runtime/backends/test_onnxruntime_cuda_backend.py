@@ -111,3 +111,20 @@ def test_a_provider_that_the_driver_lacks_functions_for_wants_a_newer_driver(
     monkeypatch.setattr(cuda_backend, "_why_not_started", lambda: "x.so: undefined symbol: cuTensorMapEncodeTiled")
     with pytest.raises(BackendUnavailable, match=r"undefined symbol.* driver is too old for this ONNX Runtime"):
         load_backend(toy_bundle, toy_bundle.graph(), "onnxruntime-cuda", threads=1)
+
+
+def test_cuda_libraries_of_another_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that sees the system's packages has ONNX Runtime in one folder, and NVIDIA's in another."""
+    import onnxruntime
+
+    folders = [tmp_path / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    asked: list[Any] = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda directory=None: asked.append(directory), raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    bundle = save_toy_bundle(tmp_path / "b")
+    open_session(bundle.read_graph(bundle.graph()), 1, providers=[CUDA])
+    assert asked[0] is None
+    assert set(map(str, folders)) <= set(asked[1:])
+    assert not any(str(Path(onnxruntime.__file__).parents[1]) in str(folder) for folder in asked)  # known to it
