@@ -1,5 +1,5 @@
 # Triton with the models of the weights that ship: docs/triton.md. With bundles of yours: put them into bundles/ and
-# name them in BUNDLES.
+# name them in BUNDLES: --build-arg BUNDLES="bundles/fundus.bundle bundles/ultrasound.bundle"
 #   docker build -f docker/triton.Dockerfile -t espmedsam-triton .
 ARG BASE=nvcr.io/nvidia/tritonserver:25.08-py3
 
@@ -9,8 +9,9 @@ WORKDIR /src
 COPY . .
 # Into the system's Python, which is Triton's; its stub is made for NumPy 1.
 RUN python3 -m pip install --no-cache-dir --break-system-packages 'numpy<2' . ./packages/weights
+# hadolint ignore=SC2086
 RUN espmedsam-edge weights --out all.bundle \
-    && espmedsam-edge deploy triton "${BUNDLES}" --engine onnxruntime --out /models
+    && espmedsam-edge deploy triton ${BUNDLES} --engine onnxruntime --out /models
 ENV XDG_CACHE_HOME=/cache \
     PYTHONDONTWRITEBYTECODE=1
 RUN install --directory --owner=10001 --group=10001 --mode=700 /cache

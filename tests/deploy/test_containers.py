@@ -137,6 +137,15 @@ def test_the_dashboard_asks_for_metrics_that_there_are(toy_bundle: Bundle) -> No
     assert re.findall(r"name: \{ as: (\w+) \}", cluster) == re.findall(r"metric: \{ name: (\w+) \}", cluster)
 
 
+def test_the_triton_image_takes_several_bundles_of_ones_own(tmp_path: Path) -> None:
+    assert "!bundles" in (ROOT / ".dockerignore").read_text().split()
+    (line,) = re.findall(r"espmedsam-edge (deploy triton .*)", (DOCKER / "triton.Dockerfile").read_text())
+    said = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {line}"], env={"BUNDLES": "bundles/a bundles/b"}, capture_output=True, text=True
+    )
+    assert said.stdout.split("\n")[2:4] == ["bundles/a", "bundles/b"]
+
+
 # ------------------------------------------------------------------------------------ run, in the long version
 
 
