@@ -14,7 +14,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 RUN /usr/bin/python3 -m venv --system-site-packages --upgrade-deps /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir '.[video,serve,mqtt]' ./packages/weights "${CUDA_PYTHON}"
+    && /opt/venv/bin/pip install --no-cache-dir '.[video,serve,mqtt,objects]' ./packages/weights "${CUDA_PYTHON}"
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

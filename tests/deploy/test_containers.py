@@ -77,6 +77,19 @@ def test_images_pass_hadolint_and_run_as_nobody_special(file: Path) -> None:
         assert image.command(name)
 
 
+def test_services_have_what_their_answers_need() -> None:
+    """Also where an image is built for a GPU, as the pages say it."""
+    needed = {"serve", "video", "mqtt", "objects"}  # microscopy is counted unless told otherwise
+    said = [text for name in ("Dockerfile", "jetpack.Dockerfile") for text in Dockerfile.read(DOCKER / name).all("RUN")]
+    lists = [match[1] for text in said for match in re.finditer(r"\.\[([\w,-]+)\]", text)]
+    pages = [DOCKER / "Dockerfile", DOCKER / "compose.yaml", ROOT / "docs" / "containers.md"]
+    named = [match[1] for page in pages for match in re.finditer(r"EXTRAS=([\w,-]+)", page.read_text())]
+    assert len(lists) == 2
+    assert len(named) >= 5
+    for extras in [*lists, *named]:
+        assert needed <= set(extras.split(",")), extras
+
+
 def test_the_cluster_takes_the_example() -> None:
     example = DOCKER / "kubernetes" / "espmedsam.yaml"
     command = [tool("kubernetes-validate"), "--strict", str(example)]
@@ -214,7 +227,9 @@ def test_the_service_is_installed_starts_and_is_healthy(name: str, place: Path) 
     build(image, place)
     if name == "Dockerfile":
         bill = json.loads((place / "opt" / "venv" / "sbom.cdx.json").read_text())
-        assert {"espmedsam-edge", "numpy", "onnxruntime", "uvicorn"} <= {one["name"] for one in bill["components"]}
+        assert {"espmedsam-edge", "numpy", "onnxruntime", "uvicorn", "scikit-image"} <= {
+            one["name"] for one in bill["components"]
+        }
     port, told = free_port(), environment(image, place)
     user = 10001 if for_everyone(PYTHON) else None
     command = [word.replace("8080", str(port)) for word in image.command("ENTRYPOINT") + image.command("CMD")]
