@@ -110,6 +110,7 @@ class Segmentation:
         drawn: the overlay that such a backend drew, if the segmenter was told to.
         crop: the part of the frame that was segmented, which ``logits`` are of; None: all.
         find: finds the mask's objects when they are asked for; None: they were not wanted.
+        finish: cleans the mask up and has its objects found, as was asked for; done again where the mask changes.
         confidence: 0 to 1, how much the frame is of the kind that the modality's network was made for; under
             ``recognition.DOUBTFUL`` it looks like something else, and the mask means nothing. None: it is not known.
         least: the confidence that was asked for; of a result under it the mask is empty.
@@ -124,6 +125,7 @@ class Segmentation:
     drawn: Drawn | None = None
     crop: Crop | None = None
     find: Callable[[Segmentation], Instances] | None = None
+    finish: Callable[[Segmentation], Segmentation] | None = None
     confidence: float | None = None
     least: float | None = None
 
@@ -162,7 +164,8 @@ class Segmentation:
         else:
             mask = np.zeros(self.size, np.uint8)
             self.crop.of(mask)[:] = mask_from_logits(self.logits, (self.crop.height, self.crop.width), threshold)
-        return replace(self, mask=mask, threshold=threshold, measured=None, drawn=None)
+        changed = replace(self, mask=mask, threshold=threshold, measured=None, drawn=None)
+        return changed if self.finish is None else self.finish(changed)
 
     def placed(self, crop: Crop, size: tuple[int, int]) -> Segmentation:
         """The result of a part as that of its whole frame: nothing outside, all places in the frame's pixels.

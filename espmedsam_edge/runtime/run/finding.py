@@ -60,6 +60,7 @@ class ObjectFinder:
         """
         options = self._options
         split = self.splits(result.modality)
+        result = replace(result, find=None, finish=partial(self.found, spacing=spacing, name=name))
         labels = None
         if options.min_area is not None or options.largest is not None:
             labels = kept(separated(result.mask, split=split), options.min_area, options.largest)
@@ -80,8 +81,7 @@ class ObjectFinder:
     def _instances(
         self, labels: Labels | None, split: bool, spacing: Spacing | None, name: str, result: Segmentation
     ) -> Instances:
-        if labels is None or bool(((labels > 0) != (result.mask > 0)).any()):  # its threshold has been changed since
-            labels = separated(result.mask, split=split)
+        labels = separated(result.mask, split=split) if labels is None else labels
         found = instances_of(labels, result.probability(), spacing)
         if found.count > MOST:
             text = "%s: of %d objects only the number is given, over %d none is measured. --min-area leaves specks out."

@@ -233,6 +233,7 @@ class LiveView:
             renewed = wanted.segment_batch([frame.segmented], settings.threshold)[0]
             renewed = renewed if frame.crop is None else renewed.placed(frame.crop, frame.size)
             renewed = renewed.judged(frame.likeness, result.least)
+            renewed = renewed if result.finish is None else result.finish(renewed)
         elif settings.threshold is not None and settings.threshold != result.threshold:
             renewed = result.at(settings.threshold)
         else:

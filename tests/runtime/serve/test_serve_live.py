@@ -17,6 +17,8 @@ from starlette.websockets import WebSocketDisconnect
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
+from espmedsam_edge.objects.options import ObjectOptions
+from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
 from espmedsam_edge.runtime.serve import live_view, viewer
 from espmedsam_edge.runtime.serve.adaptation import LEVELS, Adaptation
@@ -113,6 +115,24 @@ def test_controls_show_their_effect_on_a_held_frame(stage: Stage) -> None:
         assert picture is not None
         assert (picture.modality, picture.area) == (modality, expected.area)
     assert stage.view.statistics.summary().frames == 1
+
+
+def test_a_held_frame_is_cleaned_up_at_every_setting(stage: Stage) -> None:
+    """As the run's own results are: by ``--largest`` and ``--min-area``, whichever modality is looked at."""
+    finder = ObjectFinder(ObjectOptions(min_area=12, largest=2))
+    frame = SourceFrame(np.random.default_rng(4).integers(0, 256, (96, 128, 3), np.uint8), Path("a.png"))
+    stage.view.write(frame, finder.of_frame(frame, stage.pool.get("fundus").segment(frame.image)))
+    stage.panel.apply(Change(paused=True))
+    cleaned = 0
+    for modality, threshold in (("fundus", 0.4), ("fundus", 0.6), ("colonoscopy", 0.6), ("colonoscopy", 0.4)):
+        stage.panel.apply(Change(modality=modality, threshold=threshold))
+        plain = stage.pool.get(modality).segment_batch([frame.image], threshold)[0]
+        areas = np.sort(np.bincount(cv2.connectedComponents(plain.mask, connectivity=8)[1].ravel())[1:])[::-1]
+        picture = stage.view.picture(640, 90)
+        assert picture is not None
+        assert (picture.modality, picture.area) == (modality, areas[:2][areas[:2] >= 12].sum())
+        cleaned += picture.area < plain.area
+    assert cleaned > 1
 
 
 def test_a_pause_holds_the_picture_of_a_run_that_writes(toy_bundle: Bundle) -> None:
