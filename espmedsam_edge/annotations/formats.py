@@ -100,6 +100,10 @@ class Writer(ABC):
     def entry(self, picture: Picture) -> str:
         """A picture's part of the document, or its own file."""
 
+    @abstractmethod
+    def place(self, stem: str) -> str:
+        """The path of the file with a picture's objects, by the picture's name without its ending."""
+
     def others(self) -> dict[str, str]:
         """Further files, once all pictures are in."""
         return {}
@@ -119,13 +123,12 @@ class OneDocument(Writer):
     def tail(self) -> str:
         """How the document ends."""
 
+    def place(self, stem: str) -> str:
+        return self.document
+
 
 class FileEach(Writer):
     """A file a picture."""
-
-    @abstractmethod
-    def place(self, stem: str) -> str:
-        """The path of a picture's own file, by the picture's name without its ending."""
 
 
 FORMATS: dict[str, tuple[str, str]] = {

@@ -18,7 +18,7 @@ from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_standard_output
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs
-from espmedsam_edge.runtime.resumption import Part
+from espmedsam_edge.runtime.resumption import Part, check_new
 from espmedsam_edge.runtime.run.controls import Controls
 from espmedsam_edge.runtime.run.finding import ObjectFinder
 from espmedsam_edge.runtime.run.jobs import Job
@@ -35,8 +35,6 @@ from espmedsam_edge.runtime.sources.source import Source
 from espmedsam_edge.version import __version__
 
 log = logging.getLogger(__name__)
-
-DEFAULT_ANNOTATIONS = Path("annotations")
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,10 @@ def plan_outputs(
     """
     outputs = request.outputs or Outputs()
     part = Part(request, sources, names.files, bundle)
-    export = _export_folder(outputs, part)
-    places, measured = _places(request, outputs, sources, names, claims, part, export)
+    export = part.export
+    places, measured = _places(request, outputs, sources, names, claims, part)
+    if export is not None and not outputs.resume:
+        check_new(export, outputs.overwrite)
     if not part.whole:
         sources = narrowed(sources, part.files)
         selection.begin(part.size)
@@ -111,14 +111,22 @@ def plan_outputs(
     algorithm = Algorithm(__version__, parameters, origin != "random")
     find = _finder(request, outputs, sources)
     jobs = plan_jobs(sources, places, current_style, algorithm, outputs.stream, background, find=find, paced=paced)
-    shared: Sequence[Sink] = shared_sinks(sources, measured, {"weights": origin}, background)
+    shared: list[Sink] = shared_sinks(sources, measured, {"weights": origin}, background)
+    if export is not None and outputs.export is not None:
+        annotations = AnnotationFolder(
+            export,
+            outputs.export,
+            places.names,
+            places.videos,
+            background.failures,
+            resumed=outputs.resume,
+            keep=outputs.resume and not outputs.overwrite,
+        )
+        live = any(source.live for source in sources)
+        shared = [background.add(str(export), annotations) if live else annotations, *shared]
     if outputs.resume:
         shared = [_resumed(part, jobs, shared)]  # stands behind all others
     shared = [*publishing_sinks(sources, measured, {"weights": origin}, background), *shared]
-    if export is not None and outputs.export is not None:
-        annotations = AnnotationFolder(export, outputs.export, places.names, places.videos, background.failures)
-        live = any(source.live for source in sources)
-        shared = [background.add(str(export), annotations) if live else annotations, *shared]
     drawn = places.overlays is not None or outputs.stream is not None
     return OutputPlan(jobs, shared, results, style_of if drawn else None, writes, part.done)
 
@@ -148,7 +156,6 @@ def _places(
     names: SourceNames,
     claims: Claims,
     part: Part,
-    export: Path | None,
 ) -> tuple[Places, Measurements]:
     """Where files go, numbered where those of an earlier run stay."""
     tables = (outputs.jsonl, outputs.csv, outputs.objects)
@@ -175,7 +182,7 @@ def _places(
         labels=_path(outputs.labels),
         objects=None if objects == "-" else _path(objects),
         plot=plot,
-        export=export,
+        export=part.export,
         overwrite=outputs.overwrite,
         mask_video=_path(outputs.mask_video),
         dicom_seg=_path(outputs.dicom_seg),
@@ -193,13 +200,6 @@ def _places(
         jsonl, outputs.contours, outputs.uids, csv, objects, plot, outputs.publish, outputs.overwrite
     )
     return places, measured.numbered(places.number)
-
-
-def _export_folder(outputs: Outputs, part: Part) -> Path | None:
-    if outputs.export is None:
-        return None
-    folder = Path(outputs.export_to or DEFAULT_ANNOTATIONS)
-    return folder if part.shard is None else part.shard.named(folder)
 
 
 def _sent(outputs: Outputs) -> bool:

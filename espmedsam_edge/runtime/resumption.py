@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from espmedsam_edge.annotations.formats import OneDocument, writer
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.destinations import stands
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import sha256_file
 from espmedsam_edge.pipes import is_pipe
@@ -32,6 +34,8 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}(\.[^.]*)")
 
 _WHOLE_STEM = 40  # characters, up to which such a name tells whose it is
 
+
+DEFAULT_ANNOTATIONS = Path("annotations")
 
 _PLACES = ("out", "masks", "mask_video", "dicom_seg", "dicom_sr", "labels", "jsonl", "csv", "objects", "plot")
 """The outputs' places, in the order in which the journal is put beside one."""
@@ -63,7 +67,9 @@ def settings_of(request: InferenceRequest, bundle: Bundle) -> str:
             for part, left_out in ((model, _NO_MATTER), (reading, _NO_MATTER), (outputs, _NO_MATTER.union(_PLACES)))
         ],
         "key": os.environ.get(KEY_VARIABLE, ""),
-        "tables": [place is not None for place in (outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)],
+        "tables": [
+            place is not None for place in (outputs.export, outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)
+        ],
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -82,6 +88,7 @@ class Part:
         files: those that are to be done, once ``left`` was asked.
         done: how many of its files an earlier run has finished.
         size: (H, W) of one of them.
+        export: the folder of annotations; None where none are asked for.
 
     Raises:
         UserError: a request that cannot be gone on with.
@@ -105,6 +112,9 @@ class Part:
         self._settings = ""
         self.done = 0
         self.size: tuple[int, int] | None = None
+        self.export = _export_folder(outputs, self.shard)
+        self._writer = None if outputs.export is None else writer(outputs.export)
+        self._overwrite = outputs.overwrite
         if outputs.resume:
             _check(request, outputs)
             self._settings = settings_of(request, bundle)
@@ -120,13 +130,14 @@ class Part:
         """The files that are to be done, once all places are known; opens the journal.
 
         Raises:
-            UserError: see ``Journal``.
+            UserError: see ``Journal``; or annotations stand that may be corrections.
         """
         self._places = places
         if not self._resume:
             return self._files
         name = "all" if self.shard is None else f"{self.shard.number}-of-{self.shard.of}"
         self._journal = journal = Journal(self._folder, name)
+        self._begin_export(journal)
         left: list[Path] = []
         for file in self._files:
             record = journal.record(self._labels[file], self._settings)
@@ -136,11 +147,37 @@ class Part:
                 left.append(file)
                 self._states[file] = state_of(file)
         self.done = len(self._files) - len(left)
+        if left and self._document is not None and self._document.exists() and not self._overwrite:
+            text = f"{self._document} is whole, may hold corrections, and is without {len(left)} of the files."
+            raise UserError(text, "Name a new folder: --export-to FOLDER")
         if journal.found:
             self._sweep(left)
             log.info("%s: %d of %d files are done already.", self._folder, self.done, len(self._files))
         self.files = left
         return left
+
+    def _begin_export(self, journal: Journal) -> None:
+        """Note whose folder the annotations are in: what stands there is either this run's own, or refused."""
+        if self.export is None:
+            return
+        ours = os.path.relpath(self.export, self._folder.parent)
+        if ours not in journal.begun:
+            check_new(self.export, self._overwrite)
+            journal.began(ours)
+
+    @property
+    def _document(self) -> Path | None:
+        if self.export is None or not isinstance(self._writer, OneDocument):
+            return None
+        return self.export / self._writer.document
+
+    def _exported(self, record: Record) -> bool:
+        """Whether the pictures of a file's annotations are there."""
+        if self.export is None or self._writer is None or self._journal is None:
+            return True
+        folder = self.export / self._writer.images
+        names = [first.get("name") for first, *_ in self._journal.lines(record)]
+        return all(name is None or (folder / name).exists() for name in names)
 
     def _is_done(self, file: Path, record: Record) -> bool:
         assert self._journal is not None
@@ -148,7 +185,7 @@ class Part:
         if not record.whole or [name for name, _ in record.outputs] != names or not self._journal.stand(record):
             return False
         try:
-            return sha256_file(file) == record.sha256
+            return self._exported(record) and sha256_file(file) == record.sha256
         except OSError:
             return False
 
@@ -159,21 +196,28 @@ class Part:
     def _sweep(self, left: Iterable[Path]) -> None:
         """Remove what a kill left beside the places of files that are done again: nothing else has such names."""
         assert self._journal is not None
-        unfinished: dict[Path, set[tuple[str, str]]] = {}
-        growing = [Path(place) for place in self._growing if place is not None]
+        unfinished: dict[Path, set[tuple[str, str]] | None] = {}
+        growing = [Path(place) for place in (*self._growing, self._document) if place is not None]
+        if self.export is not None and self._writer is not None:  # all that is in there is of this run
+            unfinished = dict.fromkeys(
+                [self.export / self._writer.images, (self.export / self._writer.place("any")).parent]
+            )
         for file in left:
             for path in self._outputs(file):
-                unfinished.setdefault(path.parent, set()).add((path.stem, path.suffix))
+                names = unfinished.setdefault(path.parent, set())
+                if names is not None:
+                    names.add((path.stem, path.suffix))
                 if path.is_dir():
                     unfinished[path] = {(f"{number:06d}", ".png") for number in range(len(os.listdir(path)) + 1)}
                 if self._labels[file] in self._journal.begun:
                     growing.append(path)
-        for folder, names in unfinished.items():
+        for folder, wanted in unfinished.items():
             with suppress(OSError):
                 for entry in list(os.scandir(folder)):
                     match = _TEMPORARY.fullmatch(entry.name)
-                    whose = match is not None and (match[1], match[2]) in names and len(match[1]) < _WHOLE_STEM
-                    if whose and entry.is_file(follow_symlinks=False):
+                    if match is None or len(match[1]) >= _WHOLE_STEM or not entry.is_file(follow_symlinks=False):
+                        continue
+                    if wanted is None or (match[1], match[2]) in wanted:
                         os.unlink(entry.path)
         for path in growing:
             partial = re.compile(rf"{re.escape(path.stem)}\.partial(-\d+)?{re.escape(path.suffix)}")
@@ -202,15 +246,30 @@ def _check(request: InferenceRequest, outputs: Outputs) -> None:
         )
     if outputs.stream is not None:
         raise UserError("a stream cannot be resumed.", "Leave --stream or --resume out.")
-    if outputs.export is not None:
-        raise UserError("a folder of annotations cannot be gone on with.", "Leave --export or --resume out.")
     for place in _places(outputs):
         if place is not None and (str(place) == "-" or is_pipe(Path(place))):
             raise UserError(f"--resume goes on in files, and {place} is none.", "Name a file, or leave --resume out.")
 
 
 def _places(outputs: Outputs) -> list[str | Path | None]:
-    return [getattr(outputs, name) for name in _PLACES]
+    return [*(getattr(outputs, name) for name in _PLACES), _export_folder(outputs)]
+
+
+def _export_folder(outputs: Outputs, shard: Shard | None = None) -> Path | None:
+    if outputs.export is None:
+        return None
+    folder = Path(outputs.export_to or DEFAULT_ANNOTATIONS)
+    return folder if shard is None else shard.named(folder)
+
+
+def check_new(folder: Path, overwrite: bool | None) -> None:
+    """Corrections are made in place, so what stands in a folder of annotations is not replaced unasked.
+
+    Raises:
+        UserError: something does.
+    """
+    if stands(folder) and not overwrite:
+        raise UserError(f"{folder} holds files, which may be corrections.", "Name a new folder: --export-to FOLDER")
 
 
 def journal_folder(outputs: Outputs) -> Path:

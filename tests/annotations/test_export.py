@@ -7,6 +7,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from espmedsam_edge.annotations.outlines import centre_outlines, edge_outlines, 
 from espmedsam_edge.annotations.rle import decode_rle, encode_rle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.objects.separation import separated
+from espmedsam_edge.runtime.sinks.annotations import AnnotationFolder
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (extra dev)")
 Bits = NDArray[np.bool_]
@@ -256,6 +258,72 @@ def test_corrections_are_never_replaced_unasked_nor_inputs(toy_bundle: Bundle) -
     assert Path("made/0.json").read_text() == "corrected"
     infer("in", toy_bundle, Outputs(export="labelme", export_to="made", overwrite=True))
     assert json.loads(Path("made/0.json").read_text())["imagePath"] == "0.png"
+
+
+def files_of(folder: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("_pictures")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_that_was_cut_off_is_gone_on_with(form: str, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as one left alone, done pictures are not done again, and what was corrected since stays."""
+    clip = cv2.VideoWriter("in/clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    for number in (0, 1, 2):
+        clip.write(cv2.imread(f"in/{number}.jpg"))
+    clip.release()
+    infer("in", toy_bundle, Outputs(export=form, export_to="alone"))
+    outputs = Outputs(export=form, export_to="made", resume=True)
+    for broken in (AnnotationFolder.entry, AnnotationFolder.take):
+        count = [0]
+
+        def fails(self: Any, *taken: Any, own: Any = broken, count: list[int] = count) -> Any:
+            count[0] += 1
+            if count[0] == 2:
+                raise KeyboardInterrupt
+            return own(self, *taken)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AnnotationFolder, broken.__name__, fails)
+            with pytest.raises(KeyboardInterrupt):
+                infer("in", toy_bundle, outputs)
+    report = infer("in", toy_bundle, outputs)
+    assert (report.frames, report.done, report.failures) == (0, 4, [])
+    assert files_of("made") == files_of("alone")
+
+    corrected = next(path for path in Path("made").rglob("*") if path.suffix in (".json", ".xml", ".txt", ".geojson"))
+    corrected.write_text("corrected")
+    assert infer("in", toy_bundle, outputs).frames == 0
+    assert corrected.read_text() == "corrected"
+    before = files_of("made")
+    cv2.imwrite("in/new.jpg", cv2.imread("in/0.jpg"))
+    if not isinstance(writer(form), OneDocument):
+        assert infer("in", toy_bundle, outputs).frames == 1
+        assert {name: data for name, data in files_of("made").items() if "new" not in name} == before
+        assert len(files_of("made")) == len(before) + 2
+    else:
+        with pytest.raises(UserError, match="may hold corrections, and is without 1 of the files"):
+            infer("in", toy_bundle, outputs)
+        assert files_of("made") == before
+
+
+@pytest.mark.usefixtures("_pictures")
+def test_going_on_replaces_nothing_that_was_there_before_or_was_corrected(toy_bundle: Bundle, said: list[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/0.json").write_text("mine")
+    with pytest.raises(UserError, match="may be corrections"):
+        infer("in", toy_bundle, Outputs(export="labelme", export_to="mine", masks="masks", resume=True))
+    outputs = Outputs(export="labelme", export_to="made", masks="masks", resume=True)
+    infer("in", toy_bundle, outputs)
+    Path("made/0.json").write_text("corrected")
+    picture = Path("made/0.png").read_bytes()
+    cv2.imwrite("in/0.jpg", np.zeros((120, 160, 3), np.uint8))
+    Path("made/1.png").unlink()
+    assert infer("in", toy_bundle, outputs).frames == 2
+    assert (Path("made/0.json").read_text(), Path("made/0.png").read_bytes()) == ("corrected", picture)
+    assert any("made/0.json stays as it is" in line for line in said)
+    infer("in", toy_bundle, Outputs(export="labelme", export_to="made", masks="masks", resume=True, overwrite=True))
+    assert json.loads(Path("made/0.json").read_text())["shapes"] == []
 
 
 @pytest.mark.usefixtures("_pictures")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+import cv2
 import numpy as np
 
 from espmedsam_edge.annotations.formats import FileEach, OneDocument, Picture, writer
@@ -31,7 +33,8 @@ class AnnotationFolder:
 
     Objects are those that the run tells apart, else the mask's connected parts.
 
-    Of an interrupted run what is written is whole. What the format could not hold is said at the end.
+    Of an interrupted run what is written is whole. What the format could not hold is said at the end. In a run that can
+    be gone on with it is a ``resumed.Table``: pictures are written as they come, their objects when all is done.
 
     Args:
         folder: new or empty, or to be replaced file by file.
@@ -39,30 +42,63 @@ class AnnotationFolder:
         names: of each input file, without an ending.
         videos: those whose frames are numbered.
         failures: takes pictures with too many objects.
+        resumed: the run can be gone on with, so that a document that is not whole is no result.
+        keep: leave annotations that stand as they are, with their pictures: they may be corrections.
     """
 
     def __init__(
-        self, folder: Path, form: str, names: Mapping[Path, str], videos: Collection[Path], failures: list[Failure]
+        self,
+        folder: Path,
+        form: str,
+        names: Mapping[Path, str],
+        videos: Collection[Path],
+        failures: list[Failure],
+        *,
+        resumed: bool = False,
+        keep: bool = False,
     ) -> None:
         self._folder, self._names, self._videos, self._failures = folder, names, videos, failures
-        self._writer = writer(form)
+        self._writer, self._resumed, self._keep = writer(form), resumed, keep
         self._document: GrowingFile | None = None
         self._stream: TextIO | None = None
+        self._added = not keep
 
     def __enter__(self) -> AnnotationFolder:
-        if isinstance(self._writer, OneDocument):
-            self._document = GrowingFile(self._folder / self._writer.document, keep_interrupted=True)
+        if isinstance(self._writer, OneDocument) and not (
+            self._keep and (self._folder / self._writer.document).exists()
+        ):
+            self._document = GrowingFile(self._folder / self._writer.document, keep_interrupted=not self._resumed)
             self._stream = self._document.begin().open("w", encoding="utf-8", newline="")
             self._grow(self._writer.head())
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
+        self._add(self._drawn(frame, result))
+
+    def entry(self, frame: SourceFrame, result: Segmentation) -> dict[str, Any]:
+        """See ``resumed.Table``; the picture is written."""
+        drawn = self._drawn(frame, result)
+        if isinstance(drawn, Failure):
+            return {"failed": vars(drawn)}
+        packed = cv2.imencode(".png", drawn.labels.astype(np.uint16))[1]
+        return {**vars(drawn), "labels": base64.b64encode(packed.tobytes()).decode()}
+
+    def take(self, entry: dict[str, Any]) -> None:
+        """See ``resumed.Table``."""
+        if "failed" in entry:
+            self._add(Failure(**entry["failed"]))
+            return
+        packed = np.frombuffer(base64.b64decode(entry["labels"]), np.uint8)
+        labels: Any = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+        self._add(Picture(**{**entry, "labels": labels.astype(np.int32)}))
+
+    def _drawn(self, frame: SourceFrame, result: Segmentation) -> Picture | Failure:
+        """A frame with its objects, once its picture is written; or why it is left out."""
         labels = separated(result.mask, split=False) if result.instances is None else result.instances.labels
         count = int(labels.max(initial=0))
         if count > MOST:
             line = f"{frame.source} has {count} objects, more than {MOST}: it is left out of {self._folder}."
-            self._failures.append(Failure(str(frame.path), line))
-            return
+            return Failure(frame.source, line)
         sums = np.bincount(labels.ravel(), result.probability().ravel(), count + 1)[1:]
         means = sums / np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1)
         number = f"-{frame.index:06d}" if frame.path in self._videos else ""
@@ -71,12 +107,29 @@ class AnnotationFolder:
         picture = Picture(
             name, width, height, target_of(result.modality), color_of(result.modality), labels, tuple(means.tolist())
         )
-        write_image(self._folder / self._writer.images / name, frame.image)
-        entry = self._writer.entry(picture)
-        if isinstance(self._writer, FileEach):
-            atomic_write(self._folder / self._writer.place(picture.stem), entry)
+        image = self._folder / self._writer.images / name
+        if self._stands(picture) and image.exists():
+            log.warning("%s stays as it is, with its picture: it may be a correction.", self._place(picture))
         else:
+            write_image(image, frame.image)
+        return picture
+
+    def _place(self, picture: Picture) -> Path:
+        return self._folder / self._writer.place(picture.stem)
+
+    def _stands(self, picture: Picture) -> bool:
+        return self._keep and self._place(picture).exists()
+
+    def _add(self, drawn: Picture | Failure) -> None:
+        if isinstance(drawn, Failure):
+            self._failures.append(drawn)
+            return
+        entry = self._writer.entry(drawn)
+        if self._document is not None:
             self._grow(entry)
+        elif isinstance(self._writer, FileEach) and not self._stands(drawn):
+            atomic_write(self._place(drawn), entry)
+            self._added = True
 
     def _grow(self, text: str) -> None:
         assert self._document is not None
@@ -100,7 +153,8 @@ class AnnotationFolder:
                 whole = False
             self._document.end(kind, whole=whole)
         if not failed:
-            for place, text in self._writer.others().items():
-                atomic_write(self._folder / place, text)
+            for name, text in self._writer.others().items():
+                if self._added or not (self._folder / name).exists():
+                    atomic_write(self._folder / name, text)
         if self._writer.lost:
             log.info("%s", self._writer.lost)

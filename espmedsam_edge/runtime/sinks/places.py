@@ -199,7 +199,7 @@ def _checked(
         others = [Destination(numbered(path, places.number), kind) for path, kind in others]
     everything = [*places.destinations(), *others]
     if export is not None:
-        _check_export(export, read, places.overwrite)
+        _check_export(export, read)
         everything.append(Destination(export, ANNOTATIONS))
     check_destinations(everything, read, places.overwrite)
     if claims is not None:
@@ -207,15 +207,12 @@ def _checked(
     return places
 
 
-def _check_export(folder: Path, read: Sequence[Path], overwrite: bool | None) -> None:
-    """Corrections are made in place, so what stands there is not replaced unasked."""
+def _check_export(folder: Path, read: Sequence[Path]) -> None:
     _check_folder(folder, "--export-to")
     real = Path(os.path.realpath(folder))
     inside = next((file for file in read if real in Path(os.path.realpath(file)).parents), None)
     if inside is not None:
         raise UserError(f"{folder} holds the input {inside}.", "Name another folder: --export-to FOLDER")
-    if stands(folder) and not overwrite:
-        raise UserError(f"{folder} holds files, which may be corrections.", "Name a new folder: --export-to FOLDER")
 
 
 def numbered(path: Path, number: int) -> Path:
