@@ -1,6 +1,6 @@
-"""Damaged images, videos and DICOM files: reading them must neither crash, hang nor fill the memory.
+"""Damaged images, stacks, videos and DICOM files: reading them must neither crash, hang nor fill the memory.
 
-    python benchmarks/fuzz.py --name fuzz-MACHINE [--mutations 5000] [--seed 0]
+    python benchmarks/fuzz.py --name fuzz-MACHINE [--inputs 5000] [--seed 0]
 
 Small files of every kind are generated, mutated by a seeded generator (flipped bits, extreme numbers, cut, repeated,
 removed and foreign pieces) and read by a process of its own as `infer` reads them. A finding is: the process dies; it
@@ -11,198 +11,43 @@ listed by kind and seed, so that each can be made again.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import random
-import subprocess
 import sys
 import tempfile
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cv2
+import fuzzing
 import numpy as np
+from fuzzing import PATIENT, Reader, Tally, mutated
 
-from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.environment import collect_environment
-
-RESULTS = Path(__file__).parent / "results"
-SECONDS = 10.0
-MEMORY = 2 << 30
-_PIXELS = b"\xe0\x7f\x10\x00"  # the tag of pixels in DICOM; with it 32 bytes at most stand before the first frame
-
-_READER = """
-import resource, sys, traceback
-from pathlib import Path
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.machine.environment import process_memory
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
 
-def read(name):
+
+def read(name: str) -> str:
+    """Read a file as `infer` does."""
     sources, failures = open_sources([name], LiveOptions())
     frames = 0
     for source in sources:
         with source:
-            for frame in source:
+            for _ in source:
                 frames += 1
                 if frames == 200:
                     return "read"
         failures += source.failures
-    return "read" if frames and not failures else "partly" if frames else "refused"
-
-print("ready", flush=True)
-for line in sys.stdin:
-    try:
-        outcome = read(line.rstrip("\\n"))
-    except UserError as error:
-        outcome = "quotes the header" if "JANE" in str(error) else "refused"
-    except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())[:150]
-        outcome = f"{type(error).__name__}: {text} ({Path(place.filename).name}, {place.name})"
-    own = process_memory()[1] or 0  # not getrusage's, which begins with what the parent held when it forked
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(max(own, children), outcome, flush=True)
-"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What went wrong, and how to make the file again: ``mutated(seeds()[kind], seed)``."""
-
-    kind: str
-    seed: int
-    what: str
-
-
-class Reader:
-    """A process that reads files, started again after each that kills it.
-
-    Args:
-        script: says "ready", then for each line with a path the most memory needed so far, a space and the outcome.
-    """
-
-    def __init__(self, script: str = _READER) -> None:
-        self._script = script
-        self._process: subprocess.Popen[str] | None = None
-
-    def read(self, path: Path) -> tuple[str, int]:
-        """Read a file: the outcome, and the most bytes that the process has needed so far."""
-        process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        hung = threading.Event()
-
-        def stop() -> None:
-            hung.set()
-            process.kill()
-
-        timer = threading.Timer(SECONDS, stop)
-        timer.start()
-        try:
-            process.stdin.write(f"{path}\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line:
-            memory, _, outcome = line.rstrip("\n").partition(" ")
-            return outcome, int(memory)
-        self.close()
-        return (f"hangs over {SECONDS:g} s" if hung.is_set() else f"dies with code {process.returncode}"), 0
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", self._script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            assert self._process.stdout is not None
-            self._process.stdout.readline()  # ready: starting does not count
-        return self._process
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-def mutated(content: bytes, seed: int) -> bytes:
-    """One to four random changes; the same for the same seed.
-
-    Of a DICOM file every second time in its pixels only: decoders do not see much of a file with a damaged header.
-    """
-    chance = random.Random(seed)
-    start = content.find(_PIXELS) + 32 if _PIXELS in content and chance.random() < 0.5 else 0
-    data = bytearray(content[start:])
-    changes: list[Callable[[bytearray, random.Random], None]] = [_flip, _extreme, _cut, _repeat, _remove, _foreign]
-    if chance.random() < 0.1:
-        changes.append(_very_many)
-    for _ in range(chance.randint(1, 4)):
-        if data:
-            chance.choice(changes)(data, chance)
-    return content[:start] + bytes(data)
-
-
-def _place(data: bytearray, chance: random.Random) -> int:
-    """Half of the time in the first 512 bytes, where headers are."""
-    return chance.randrange(min(len(data), 512) if chance.random() < 0.5 else len(data))
-
-
-def _flip(data: bytearray, chance: random.Random) -> None:
-    for _ in range(chance.randint(1, 16)):
-        data[_place(data, chance)] ^= 1 << chance.randrange(8)
-
-
-def _extreme(data: bytearray, chance: random.Random) -> None:
-    place, size = _place(data, chance), chance.choice((1, 2, 4, 8))
-    value = chance.choice((0, 1, (1 << (8 * size - 1)) - 1, 1 << (8 * size - 1), (1 << (8 * size)) - 1))
-    data[place : place + size] = value.to_bytes(size, chance.choice(("big", "little")))
-
-
-def _cut(data: bytearray, chance: random.Random) -> None:
-    del data[_place(data, chance) :]
-
-
-def _repeat(data: bytearray, chance: random.Random) -> None:
-    place = _place(data, chance)
-    piece = data[place : place + chance.randint(1, 256)]
-    data[place:place] = piece * chance.randint(1, 20)
-
-
-def _very_many(data: bytearray, chance: random.Random) -> None:
-    """A small piece, a hundred thousand times: an element, an item, a chunk, a segment."""
-    place = _place(data, chance)
-    data[place:place] = bytes(data[place : place + chance.randint(2, 24)]) * 100_000
-
-
-def _remove(data: bytearray, chance: random.Random) -> None:
-    place = _place(data, chance)
-    del data[place : place + chance.randint(1, 64)]
-
-
-def _foreign(data: bytearray, chance: random.Random) -> None:
-    place = _place(data, chance)
-    piece = chance.randbytes(chance.randint(1, 64))
-    data[place : place + len(piece)] = piece
+    outcome = fuzzing.told([failure.message for failure in failures])
+    return "refused" if not frames and outcome == "partly" else outcome
 
 
 def seeds() -> dict[str, bytes]:
     """Whole files by kind: the key's part behind the last point is their suffix."""
-    made = {**dict(_images()), **dict(_videos())}
+    made = {**dict(_images()), **dict(_stacks()), **dict(_videos())}
     try:
         made |= dict(_dicoms())
     except ImportError:
@@ -233,6 +78,34 @@ def _images() -> Iterator[tuple[str, bytes]]:
         done, data = cv2.imencode(Path(name).suffix, image, parameters)
         assert done, name
         yield name, data.tobytes()
+
+
+def _stacks() -> Iterator[tuple[str, bytes]]:
+    pages = [_picture(number) for number in range(4)]
+    deep = [page[..., 0].astype(np.uint16) * 257 for page in pages]
+    for name, stack in (("stack.tiff", pages), ("deep-stack.tiff", deep)):
+        done, data = cv2.imencodemulti(".tiff", stack)
+        assert done, name
+        yield name, data.tobytes()
+    if hasattr(cv2, "imencodeanimation"):
+        animation = cv2.Animation()
+        animation.frames, animation.durations = pages, np.array([40] * len(pages))
+        for name in ("animated.png", "animated.webp"):
+            done, data = cv2.imencodeanimation(Path(name).suffix, animation)
+            assert done, name
+            yield name, data.tobytes()
+    if find_spec("tifffile") is not None:
+        import tifffile
+
+        described: dict[str, dict[str, Any]] = {
+            "imagej.tif": {"imagej": True, "metadata": {"axes": "TYX", "finterval": 0.1}},
+            "stack.ome.tif": {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeZ": 2.0}},
+            "big-stack.tif": {"bigtiff": True, "photometric": "minisblack", "compression": "zlib"},
+        }
+        for name, options in described.items():
+            stream = io.BytesIO()
+            tifffile.imwrite(stream, np.stack(deep), **options)
+            yield name, stream.getvalue()
 
 
 def _videos() -> Iterator[tuple[str, bytes]]:
@@ -335,8 +208,8 @@ def _dicom(
         data.PlanarConfiguration = 0
     if pixels.ndim == 4:
         data.NumberOfFrames, data.FrameTime = len(pixels), 40
-    data.PatientName, data.PatientID, data.PatientBirthDate = "DOE^JANE", "JANE-1", "19700101"
-    data.StudyDescription = data.SeriesDescription = data.InstitutionName = "JANE"
+    data.PatientName, data.PatientID, data.PatientBirthDate = f"DOE^{PATIENT}", f"{PATIENT}-1", "19700101"
+    data.StudyDescription = data.SeriesDescription = data.InstitutionName = PATIENT
     data.PixelSpacing, data.WindowCenter, data.WindowWidth = [0.5, 0.5], 128, 200
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     for name, value in elements.items():
@@ -355,61 +228,19 @@ def _dicom(
     return stream.getvalue()
 
 
-def fuzz(mutations: int, seed: int, tell: Callable[[str], None] = print) -> tuple[Counter[str], list[Finding], int]:
-    """Read that many mutated files: how often which outcome, the findings, and the most memory needed.
-
-    Outcomes are "read" (all of it), "partly" (some of it, with a line about the rest) and "refused" (one line).
-    """
+def fuzz(inputs: int, seed: int, tell: Callable[[str], None] = print) -> Tally:
+    """Read that many mutated files."""
     whole = seeds()
-    kinds = sorted(whole)
-    outcomes: Counter[str] = Counter()
-    findings: list[Finding] = []
-    most = 0
-    reader = Reader()
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(mutations):
-            kind = kinds[number % len(kinds)]
+
+        def made(kind: str, chance: random.Random) -> str:
             path = Path(folder) / f"mutated{Path(kind).suffix}"
-            path.write_bytes(mutated(whole[kind], seed + number))
-            outcome, memory = reader.read(path)
-            if outcome not in ("read", "partly", "refused"):
-                findings.append(Finding(kind, seed + number, outcome))
-                outcome = "finding"
-            elif memory > MEMORY:
-                findings.append(Finding(kind, seed + number, f"needs {memory / 1e9:.1f} GB"))
-                outcome = "finding"
-                reader.close()  # the most is remembered: a fresh process for what follows
-            if outcome == "finding":
-                tell(str(findings[-1]))
-            outcomes[outcome] += 1
-            most = max(most, memory)
-    reader.close()
-    return outcomes, findings, most
+            path.write_bytes(mutated(whole[kind], chance.randrange(1 << 30)))
+            return str(path)
 
-
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
-    parser.add_argument("--mutations", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    environment = collect_environment()
-    outcomes, findings, most = fuzz(arguments.mutations, arguments.seed)
-    result = {
-        "schema": 1,
-        "kind": "fuzz",
-        "environment": environment,
-        "mutations": arguments.mutations,
-        "seed": arguments.seed,
-        "kinds": sorted(seeds()),
-        "outcomes": dict(outcomes),
-        "most_memory_bytes": most,
-        "findings": [vars(finding) for finding in findings],
-    }
-    atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=1))
+        kinds = {kind: partial(made, kind) for kind in sorted(whole)}
+        return fuzzing.count(Reader("fuzz"), kinds, inputs, seed, tell)
 
 
 if __name__ == "__main__":
-    main()
+    fuzzing.main(__doc__, "fuzz", lambda inputs, seed: fuzz(inputs, seed).to_dict())

@@ -1,8 +1,8 @@
 """Damaged bundles, graphs, checkpoints, recipes and dataset folders: a line each, no crash, no hang, bounded memory.
 
-    python benchmarks/fuzz_models.py --name fuzz-models-MACHINE [--mutations 5000] [--seed 0]
+    python benchmarks/fuzz_models.py --name fuzz-models-MACHINE [--inputs 5000] [--seed 0]
 
-Whole ones are generated and changed by a seeded generator: their bytes as ``fuzz.py`` does, their values (extreme
+Whole ones are generated and changed by a seeded generator: their bytes as ``fuzzing.py`` does, their values (extreme
 numbers, other types, nesting, escapes, long names) and, of graphs, their parts (operators, attributes, sizes, edges,
 branches, data elsewhere). A graph's hash in its manifest is made right again, so that what is left to refuse it are the
 rules; what they accept runs in ONNX Runtime. A finding is what it is in ``fuzz.py``, or a message of several lines or
@@ -11,7 +11,6 @@ of over 5,000 characters.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -19,147 +18,66 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import fuzzing
+import numpy as np
 import onnx
 import torch
-from fuzz import MEMORY, Finding, Reader, mutated
+from fuzzing import Reader, Tally, changed, mutated, written
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from toy_bundles import save_toy_bundle
 
+from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.export.exporter import export_bundle
-from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.environment import collect_environment
-from espmedsam_edge.model.checkpoint import CheckpointInfo, save_checkpoint
+from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.model.checkpoint import CheckpointInfo, load_checkpoint, read_foreign, save_checkpoint
 from espmedsam_edge.model.config import model_config
 from espmedsam_edge.model.esp_medsam import EspMedSam
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.shipped.bundles import METADATA_KEY
 from espmedsam_edge.shipped.packed import SUFFIX, write_packed
-
-RESULTS = Path(__file__).parent / "results"
-RECIPES = Path(__file__).parents[1] / "espmedsam_edge" / "training" / "recipes"
-
-_READER = """
-import resource, sys, traceback
-from pathlib import Path
-import numpy as np
-from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.dataset import DatasetFolder
-from espmedsam_edge.machine.environment import process_memory
-from espmedsam_edge.model.checkpoint import load_checkpoint, read_foreign
-from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.training.data.check import check
 from espmedsam_edge.training.recipe import load_recipe
 from espmedsam_edge.training.start import student_config
 
-FRAME = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+RECIPES = Path(__file__).parents[1] / "espmedsam_edge" / "training" / "recipes"
 
-def bundle(path):
+_FRAME = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+def _bundle(path: Path) -> None:
     for graph in Bundle.open(path).manifest.graphs:
         with Segmenter.load(path, graph.modality, graph.precision, "onnxruntime-cpu", threads=1) as segmenter:
-            segmenter.segment(FRAME).to_dict()
+            segmenter.segment(_FRAME).to_dict()
 
-def dataset(path):
+
+def _dataset(path: Path) -> None:
     folder = DatasetFolder.open(path)
     check(folder, threads=1)
     for name in ("train", "valid", "test", "all"):
         folder.ids(name)
 
-READ = {
-    "bundle": bundle,
+
+_READ: dict[str, Callable[[Path], object]] = {
+    "bundle": _bundle,
     "checkpoint": load_checkpoint,
     "foreign": read_foreign,
     "recipe": lambda path: student_config(load_recipe(path)),
-    "dataset": dataset,
+    "dataset": _dataset,
 }
 
-def read(line):
+
+def read(line: str) -> str:
+    """Read what a line names, a kind and a path."""
     kind, _, path = line.partition(" ")
-    READ[kind](Path(path))
+    _READ[kind](Path(path))
     return "read"
-
-print("ready", flush=True)
-for line in sys.stdin:
-    try:
-        outcome = read(line.rstrip("\\n"))
-    except UserError as error:
-        outcome = "several lines" if "\\n" in str(error) else "a long line" if len(str(error)) > 5000 else "refused"
-    except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())[:150]
-        outcome = f"{type(error).__name__}: {text} ({Path(place.filename).name}, {place.name})"
-    print(process_memory()[1] or 0, outcome, flush=True)
-"""
-
-_VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 1, 2**31, 2**63, 2**70, 10**400, 1e308, float("nan"), float("inf"), "", "\x1b]0;a\x07", "=1+1",
-    "../../a", "/dev/zero", "a" * 100_000, "\u202e", "\0", "\ud800", [], {}, [[]] * 1000, {"a": {"b": [1]}},
-)  # fmt: skip
-
-
-def changed(value: Any, chance: random.Random) -> Any:
-    """JSON with one of its values, at any depth, another one, gone or doubled."""
-    places = list(_places(value))
-    if not places or chance.random() < 0.05:
-        return chance.choice(_VALUES)
-    holder, key = chance.choice(places)
-    what = chance.random()
-    if what < 0.15:
-        del holder[key]
-    elif what < 0.25 and isinstance(holder, list):
-        holder.append(holder[key])
-    elif what < 0.35 and isinstance(holder, dict):
-        holder[str(chance.choice(_VALUES))[:200]] = holder.pop(key)
-    elif what < 0.4:
-        holder[key] = _nested(chance.choice((10, 1000, 100_000)))
-    else:
-        holder[key] = chance.choice(_VALUES)
-    return value
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        yield value, key
-        yield from _places(value[key])
-
-
-class _Raw(str):
-    """A text that stands in JSON as it is."""
-
-
-def _nested(depth: int) -> Any:
-    return _Raw("[" * depth + "]" * depth)
-
-
-def written(value: Any) -> bytes:
-    """JSON, with what Python's own writer refuses."""
-    raw: list[str] = []
-
-    def marked(value: Any) -> Any:
-        if isinstance(value, _Raw):
-            raw.append(str(value))
-            return f"@raw{len(raw) - 1}@"
-        if isinstance(value, dict):
-            return {key: marked(one) for key, one in value.items()}
-        return [marked(one) for one in value] if isinstance(value, list) else value
-
-    most = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        text = json.dumps(marked(value), indent=1)
-    finally:
-        sys.set_int_max_str_digits(most)
-    for number, piece in enumerate(raw):
-        text = text.replace(f'"@raw{number}@"', piece)
-    return text.encode("utf-8", "surrogatepass")
 
 
 _OPERATORS = (
@@ -425,72 +343,24 @@ class Things:
                 written(value) if chance.random() < 0.8 else mutated(written(value), chance.randrange(1 << 30))
             )
             return f"dataset {folder}"
-        file = chance.choice(sorted((folder / chance.choice(("images", "masks"))).iterdir()))
-        what = chance.randrange(5)
-        if what == 0:
-            file.rename(
-                file.with_name(chance.choice(("a\x1b[2J.png", "=1.png", "a\u202eb.png", "b" * 240 + ".png", ".png")))
-            )
-        elif what == 1:
-            file.unlink()
-            file.symlink_to(chance.choice(("/dev/zero", "nowhere", ".")))
-        elif what == 2:
-            file.unlink()
-            file.mkdir()
-        else:
-            file.write_bytes(mutated(file.read_bytes(), chance.randrange(1 << 30)))
+        files = sorted((folder / chance.choice(("images", "masks"))).iterdir())
+        fuzzing.file_changed(chance.choice(files), chance)
         return f"dataset {folder}"
 
 
-def fuzz(mutations: int, seed: int, tell: Callable[[str], None] = print) -> tuple[Counter[str], list[Finding], int]:
-    """As ``fuzz.fuzz``; outcomes are "read" and "refused", by kind."""
-    outcomes: Counter[str] = Counter()
-    findings: list[Finding] = []
-    most = 0
-    reader = Reader(_READER)
+def fuzz(inputs: int, seed: int, tell: Callable[[str], None] = print) -> Tally:
+    """Read that many changed things, and all whole ones before.
+
+    Raises:
+        AssertionError: a whole one is not read.
+    """
+    reader = Reader("fuzz_models")
     with tempfile.TemporaryDirectory() as name:
         things = Things(Path(name))
         for line in things.whole():
             assert reader.read(line)[0] == "read", line
-        kinds = things.kinds()
-        for number in range(mutations):
-            kind = list(kinds)[number % len(kinds)]
-            outcome, memory = reader.read(kinds[kind](random.Random(seed + number)))
-            if outcome in ("read", "refused") and memory > MEMORY:
-                outcome = f"needs {memory / 1e9:.1f} GB"
-                reader.close()
-            if outcome not in ("read", "refused"):
-                findings.append(Finding(kind, seed + number, outcome))
-                tell(str(findings[-1]))
-                outcome = "finding"
-            outcomes[f"{kind}: {outcome}"] += 1
-            most = max(most, memory)
-    reader.close()
-    return outcomes, findings, most
-
-
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
-    parser.add_argument("--mutations", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    environment = collect_environment()
-    outcomes, findings, most = fuzz(arguments.mutations, arguments.seed)
-    result = {
-        "schema": 1,
-        "kind": "fuzz-models",
-        "environment": environment,
-        "mutations": arguments.mutations,
-        "seed": arguments.seed,
-        "outcomes": dict(sorted(outcomes.items())),
-        "most_memory_bytes": most,
-        "findings": [vars(finding) for finding in findings],
-    }
-    atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=1))
+        return fuzzing.count(reader, things.kinds(), inputs, seed, tell)
 
 
 if __name__ == "__main__":
-    main()
+    fuzzing.main(__doc__, "fuzz-models", lambda inputs, seed: fuzz(inputs, seed).to_dict())

@@ -1,6 +1,6 @@
 """Whether the server stands 5,000 damaged requests, images and WebSocket messages: no crash, no hang, bounded memory.
 
-    python benchmarks/fuzz_serve.py --name fuzz-serve-MACHINE [--messages 5000] [--seed 0]
+    python benchmarks/fuzz_serve.py --name fuzz-serve-MACHINE [--inputs 5000] [--seed 0]
 
 A run on a live phantom with a sleeping backend and its server on a socket. A fifth each: requests as raw bytes with
 bytes changed, cut or put in; well-formed requests with strange paths, parameters and headers; damaged image files to
@@ -10,8 +10,6 @@ connection closed, within 10 seconds; an answer 500, a traceback in the server's
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import random
 import resource
@@ -21,17 +19,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import cv2
+import fuzzing
 import numpy as np
 from soak import Ordered, sleeping_segmenter
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from espmedsam_edge.files import atomic_write
-from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.inference import Inference
 from espmedsam_edge.runtime.request import InferenceRequest
@@ -39,7 +35,6 @@ from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.serve.server import Server
 
-RESULTS = Path(__file__).parent / "results"
 HANG_SECONDS = 10.0
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -284,19 +279,5 @@ def fuzz(messages: int, seed: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Fuzz and write the result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--name", required=True, help="of the file in benchmarks/results/, without its ending")
-    parser.add_argument("--messages", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    environment = collect_environment()
-    result = fuzz(arguments.messages, arguments.seed)
-    document = {"schema": 1, "kind": "fuzz-serve", "environment": environment, "seed": arguments.seed, **result}
-    atomic_write(RESULTS / f"{arguments.name}.json", json.dumps(document, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    fuzzing.main(__doc__, "fuzz-serve", fuzz)

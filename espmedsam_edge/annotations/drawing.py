@@ -15,6 +15,9 @@ from espmedsam_edge.machine.installation import why_missing
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
 Points = NDArray[np.float64]  # (n, 2) of (x, y)
 
+_LONGEST = 1 << 20
+"""Pixels of an outline's way from point to point, each counted as one at least; tools take time and memory by them."""
+
 
 def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
     """Points from outside.
@@ -41,6 +44,9 @@ def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
         raise ValueError("it lies outside the picture")
     if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
         raise ValueError("it reaches far outside the picture")
+    ways = np.abs(np.diff(found, axis=0, append=found[:1])).max(axis=1)
+    if np.maximum(ways, 1).sum() > _LONGEST:
+        raise ValueError("its outline is far longer than any object's")
     return found
 
 
@@ -80,16 +86,23 @@ def by_pillow(shape: str, points: Points, canvas: Mask) -> None:
         raise UserError(f"cannot draw polygons: {reason}")
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(canvas)
-    draw, pairs = ImageDraw.Draw(picture), [(float(x), float(y)) for x, y in points]
-    if shape in ("polygon", "oriented_rectangle"):
-        draw.polygon(pairs, outline=255, fill=255)
-    elif shape == "rectangle" and len(pairs) == 2:
-        low, high = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-        draw.rectangle((*low, *high), outline=255, fill=255)
-    elif shape == "circle" and len(pairs) == 2:
-        (x, y), radius = pairs[0], float(np.hypot(*(points[1] - points[0])))
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=255, fill=255)
-    else:
+    filled = shape in ("polygon", "oriented_rectangle")
+    if not filled and (shape not in ("rectangle", "circle") or len(points) != 2):
         raise ValueError(f"a {shape[:40]} has no area")
-    canvas[:] = np.asarray(picture, np.uint8)
+    low, high = points.min(axis=0), points.max(axis=0)
+    if shape == "circle":
+        radius = float(np.hypot(*(points[1] - points[0])))
+        low, high = points[0] - radius, points[0] + radius
+    # Only where it is: whole pixels shift nothing, and a large picture may have thousands.
+    left, top = (max(0, int(least)) for least in low)
+    inside = canvas[top : max(0, int(high[1]) + 2), left : max(0, int(high[0]) + 2)]
+    if not inside.size:
+        return
+    picture = Image.fromarray(inside)
+    draw = ImageDraw.Draw(picture)
+    if filled:
+        draw.polygon([(float(x), float(y)) for x, y in points - (left, top)], outline=255, fill=255)
+    else:
+        box = (*(low - (left, top)).tolist(), *(high - (left, top)).tolist())
+        (draw.rectangle if shape == "rectangle" else draw.ellipse)(box, outline=255, fill=255)
+    inside[:] = np.asarray(picture, np.uint8)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _installed() -> list[Messages]:
 def tell_failures(lines: Sequence[str]) -> None:
     """Print what failed, a line each; of very many the first thousand."""
     for line in lines[:_LISTED_FAILURES]:
-        tell(f"failed: {line}", err=True)
+        tell(f"failed: {printable(line)}", err=True)  # names may hold line ends
     if len(lines) > _LISTED_FAILURES:
         tell(f"failed: {len(lines) - _LISTED_FAILURES} more.", err=True)
 

@@ -1,4 +1,4 @@
-"""Mutated images, videos and DICOM files end in frames or one line; the long version is benchmarks/fuzz.py."""
+"""Mutated files, slides and folders end in results or one line; the long versions are benchmarks/fuzz*.py."""
 
 from __future__ import annotations
 
@@ -15,36 +15,106 @@ from espmedsam_edge.runtime.video.reading import open_video
 
 
 @pytest.fixture
-def fuzz(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
-    module = load_script("benchmarks/fuzz.py")
+def fuzzing(monkeypatch: pytest.MonkeyPatch, load_script: Callable[[str], ModuleType]) -> ModuleType:
+    module = load_script("benchmarks/fuzzing.py")
     monkeypatch.setattr(module, "SECONDS", 60.0)  # a machine under tests is slow; what hangs, hangs longer
     return module
 
 
-def test_a_mutation_is_made_again_by_its_seed(fuzz: ModuleType) -> None:
+@pytest.fixture
+def fuzz(fuzzing: ModuleType, load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("benchmarks/fuzz.py")
+
+
+def test_a_mutation_is_made_again_by_its_seed(fuzzing: ModuleType) -> None:
     content = bytes(range(256)) * 10
-    made = [fuzz.mutated(content, seed) for seed in range(100)]
-    assert made == [fuzz.mutated(content, seed) for seed in range(100)]
+    made = [fuzzing.mutated(content, seed) for seed in range(100)]
+    assert made == [fuzzing.mutated(content, seed) for seed in range(100)]
     assert sum(one != content for one in made) >= 95
 
 
+@pytest.mark.parametrize(
+    ("what", "outcome"),
+    [
+        ("fine", "read"),
+        ("refuse", "refused"),
+        ("quote", "quotes the header"),
+        ("lines", "several lines"),
+        ("long", "a long line"),
+        ("fail", "KeyError: 'a b' (odd.py, read)"),
+        ("die", "dies with code -11"),
+        ("hang", "hangs over 2 s"),
+    ],
+)
+def test_what_goes_wrong_is_a_finding(
+    fuzzing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, outcome: str
+) -> None:
+    (tmp_path / "odd.py").write_text(_ODD)
+    (tmp_path / "fuzzing.py").symlink_to(Path(fuzzing.__file__).resolve())
+    monkeypatch.setattr(fuzzing, "__file__", str(tmp_path / "fuzzing.py"))
+    monkeypatch.setattr(fuzzing, "SECONDS", 2.0 if what == "hang" else 60.0)
+    tally = fuzzing.count(fuzzing.Reader("odd"), {"odd": lambda chance: what}, 1, 0, lambda line: None)
+    assert [finding.what for finding in tally.findings] == [outcome] * (outcome not in fuzzing.FINE)
+    assert tally.of(outcome if outcome in fuzzing.FINE else "finding") == 1
+
+
+_ODD = """
+import os, signal, time
+import fuzzing
+from espmedsam_edge.errors import UserError
+def read(what):
+    print("not an answer")
+    if what == "fail":
+        raise KeyError("a b")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "hang":
+        time.sleep(60)
+    if what in ("lines", "long"):
+        return fuzzing.told(["fine.", {"lines": "a\\nb", "long": "a" * 6000}[what]])
+    if what != "fine":
+        raise UserError({"refuse": "no.", "quote": "of JANE."}[what])
+    return fuzzing.told([])
+"""
+
+
 def test_whole_files_of_every_kind_are_read(fuzz: ModuleType, tmp_path: Path) -> None:
-    reader = fuzz.Reader()
+    reader = fuzz.Reader("fuzz")
     outcomes = {}
     for kind, content in fuzz.seeds().items():
         path = tmp_path / kind
         path.write_bytes(content)
-        outcomes[kind] = reader.read(path)[0]
+        outcomes[kind] = reader.read(str(path))[0]
     reader.close()
     assert outcomes == dict.fromkeys(outcomes, "read")
 
 
-def test_mutated_files_are_read_or_refused(fuzz: ModuleType) -> None:
-    outcomes, findings, most = fuzz.fuzz(300, 7_000_000)
-    assert findings == []
-    assert outcomes["refused"] >= 100
-    assert outcomes["read"] + outcomes["partly"] >= 30
-    assert most < fuzz.MEMORY
+def test_mutated_files_are_read_or_refused(fuzz: ModuleType, fuzzing: ModuleType) -> None:
+    tally = fuzz.fuzz(300, 7_000_000)
+    assert tally.findings == []
+    assert tally.of("refused") >= 100
+    assert tally.of("read") + tally.of("partly") >= 30
+    assert tally.most_memory < fuzzing.MEMORY
+
+
+def test_mutated_slides_are_read_or_refused(
+    fuzzing: ModuleType, load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tifffile", "imagecodecs", "pydicom", "onnx"):
+        pytest.importorskip(name, reason=f"needs {name} (extras slide, dicom and export)")
+    tally = load_script("benchmarks/fuzz_slides.py").fuzz(52, 7_000_000)
+    assert tally.findings == []
+    assert min(tally.of("refused"), tally.of("read") + tally.of("partly")) >= 10
+
+
+def test_changed_annotations_journals_and_results_are_read_or_refused(
+    fuzzing: ModuleType, load_script: Callable[[str], ModuleType]
+) -> None:
+    for name in ("pycocotools", "PIL", "onnx", "matplotlib"):
+        pytest.importorskip(name, reason=f"needs {name} (extras annotations, plot and export)")
+    tally = load_script("benchmarks/fuzz_folders.py").fuzz(48, 7_000_000)
+    assert tally.findings == []
+    assert min(tally.of("refused"), tally.of("read") + tally.of("partly")) >= 10
 
 
 # What fuzzing found, once and for all.

@@ -15,10 +15,11 @@ def test_changed_ones_are_used_or_refused(
     monkeypatch: pytest.MonkeyPatch, load_script: Callable[..., ModuleType]
 ) -> None:
     """The short version of benchmarks/fuzz_models.py, which also reads whole ones of each kind."""
-    monkeypatch.setattr(load_script("benchmarks/fuzz.py"), "SECONDS", 60.0)  # a machine under tests is slow
+    fuzzing = load_script("benchmarks/fuzzing.py")
+    monkeypatch.setattr(fuzzing, "SECONDS", 60.0)  # a machine under tests is slow
     module = load_script("benchmarks/fuzz_models.py")
-    outcomes, findings, most = module.fuzz(36, 7_000_000)
-    assert findings == []
-    assert sum(count for kind, count in outcomes.items() if kind.endswith("refused")) >= 18
-    assert sum(outcomes.values()) == 36
-    assert most < module.MEMORY
+    tally = module.fuzz(36, 7_000_000)
+    assert tally.findings == []
+    assert tally.of("refused") >= 18
+    assert tally.of("refused") + tally.of("read") == 36
+    assert tally.most_memory < fuzzing.MEMORY

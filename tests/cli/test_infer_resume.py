@@ -302,6 +302,13 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no journal"):
             Journal(place.parent)
         assert place.read_text() == mine
+    for name in ("pipe", "folder"):
+        (tmp_path / name).mkdir()
+        place = tmp_path / name / "all.jsonl"
+        os.mkfifo(place) if name == "pipe" else place.mkdir()
+        for run in ("all", "1-of-2"):
+            with pytest.raises(UserError, match="no ordinary file"):
+                Journal(tmp_path / name, run)
     (tmp_path / "link").symlink_to(tmp_path / "j")
     with pytest.raises(UserError, match="link"):
         Journal(tmp_path / "link")
@@ -324,6 +331,21 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) ->
         stream.write(json.dumps(entry) + "\n")
     with pytest.raises(UserError, match="damaged"):
         Journal(tmp_path / "j")
+
+
+@pytest.mark.parametrize("entries", [[], ["a"], [1, 2], [None, {}], "ab", [{"a": 1}, "b"], ["x", ["p", 1, {}, 0]]])
+def test_damaged_lines_of_a_journal_are_one_line(inputs: Path, infer: Infer, entries: object) -> None:
+    arguments = (inputs, "--jsonl", "a.jsonl", "--plot", "p.png", "--resume")
+    assert infer(*arguments)[0] == 0
+    (journal,) = Path().glob("*.journal/all.jsonl")
+    lines = journal.read_text().splitlines()
+    (place, *_) = (number for number, line in enumerate(lines) if line.startswith("["))
+    lines[place] = json.dumps(list(entries) if isinstance(entries, str) else entries)
+    journal.write_text("\n".join(lines) + "\n")
+    code, _, err = infer(*arguments)
+    assert code == 1
+    assert "a.jsonl.journal is damaged" in err
+    assert "Traceback" not in err
 
 
 def test_every_option_counts_but_those_that_change_nothing(toy_bundle: Bundle) -> None:

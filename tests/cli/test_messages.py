@@ -19,6 +19,7 @@ from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import COMMANDS, main
 from espmedsam_edge.cli.messages import Messages, once, tell_failures
 from espmedsam_edge.runtime.backends import backend
+from espmedsam_edge.runtime.sources.source import Failure
 
 PACKAGE = logging.getLogger("espmedsam_edge")
 
@@ -272,3 +273,12 @@ def test_a_duration_without_end_is_none(
     with pytest.raises(SystemExit) as left:
         main(["infer", str(toy_bundle.path), "picture.png", "--masks", "masks", "--duration", duration])
     assert not left.value.code
+
+
+def test_a_line_end_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    named = Failure("a", "cannot read a\nfailed: all of it.png: it is damaged.").message
+    tell_failures([named, "b\r\nfailed: c"])
+    assert capsys.readouterr().err.splitlines() == [
+        "failed: cannot read a\\nfailed: all of it.png: it is damaged.",
+        "failed: b\\r\\nfailed: c",
+    ]

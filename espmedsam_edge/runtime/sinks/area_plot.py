@@ -87,16 +87,17 @@ class AreaPlot:
 
     def take(self, entry: Point) -> None:
         """See ``resumed.Table``."""
-        name, at, pixels, area = entry
+        name, at = entry[:2]
+        pixels, area = float(entry[2]), None if entry[3] is None else float(entry[3])  # a journal may be damaged
         if at is None:
             name, at = "images", float(self._images)
             self._images += 1
         if name not in self._pixels and len(self._pixels) == _MOST_SOURCES:
             self._left_out.add(name)
             return
-        self._pixels.setdefault(name, Curve()).add(at, pixels)
+        self._pixels.setdefault(name, Curve()).add(float(at), pixels)
         self._spaced = self._spaced and area is not None
-        self._square.setdefault(name, Curve()).add(at, area or 0)
+        self._square.setdefault(name, Curve()).add(float(at), area or 0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -79,6 +79,8 @@ class Journal(Closing):
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(folder.glob(f"*{_SUFFIX}")):
+                if not file.is_file():  # a pipe has no end, and opening it may not return
+                    raise UserError(f"{file} is no ordinary file.", "Choose another place for the results.")
                 if file != self._own:
                     self._load(file)
             self._stream: BinaryIO = self._own.open("ab+")

@@ -139,8 +139,15 @@ class ResumedTables:
             for label in self._labels.values():
                 record = self._records.get(label)
                 for entries in () if record is None else self._journal.lines(record):
-                    for table, entry in zip(self._tables, entries, strict=True):
-                        table.take(entry)
+                    self._take(entries)
+
+    def _take(self, entries: Sequence[Any]) -> None:
+        try:
+            for table, entry in zip(self._tables, entries, strict=True):
+                table.take(entry)
+        except (AttributeError, TypeError, ValueError, OverflowError):  # who else wrote there?
+            place = self._journal.folder
+            raise UserError(f"{place} is damaged.", "Remove that folder, and all is done anew.", exit_code=1) from None
 
 
 class _Clip(Closing):

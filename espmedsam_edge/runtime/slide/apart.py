@@ -48,9 +48,10 @@ class SlideProcess:
                 "Copy it again.",
                 exit_code=1,
             ) from None
-        if "error" in opened:
+        if "levels" not in opened:
             self.close()
-            raise UserError(opened["error"], opened["hint"], exit_code=1)
+            message = opened.get("error", f"cannot read {path} as a slide: its folder or its tags cannot be read.")
+            raise UserError(message, opened.get("hint", "Check its permissions, or copy it again."), exit_code=1)
         for line in opened["warnings"]:
             log.warning("%s", line)
         self.levels: list[_Level] = []
@@ -103,13 +104,11 @@ class _Level:
     def __init__(
         self, process: SlideProcess, number: int, size: tuple[int, int], tile: tuple[int, int], there: NDArray[np.uint8]
     ) -> None:
-        self._process, self._number, self._there = process, number, there
+        self._process, self._number, self.there = process, number, there
         self.size, self.tile = size, tile
 
-    def part(self, index: int) -> Frame | None:
+    def part(self, index: int) -> Frame:
         """See ``StoredLevel.part``."""
-        if not self._there[index]:
-            return None
         return self._process.part(self._number, index, self.tile[0] * self.tile[1])
 
 

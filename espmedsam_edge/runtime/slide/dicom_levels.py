@@ -15,7 +15,7 @@ from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.dicom.decoding import FrameDecoder
 from espmedsam_edge.runtime.dicom.discretion import discreet, read_dataset
 from espmedsam_edge.runtime.dicom.reading import is_dicom
-from espmedsam_edge.runtime.dicom.stored import frame_table
+from espmedsam_edge.runtime.dicom.stored import frame_table, frames_there
 from espmedsam_edge.runtime.slide.limits import check_level, most_stored
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,15 @@ class _DicomLevel:
                 "Copy it again.",
                 exit_code=1,
             )
+        plain = not header.file_meta.TransferSyntaxUID.is_compressed
+        if plain and 2 * frames_there(file, header) < frames:
+            raise UserError(
+                f"cannot read {path} as a slide: {file.name} is cut off, or NumberOfFrames is wrong.",
+                "Copy it again.",
+                exit_code=1,
+            )
         self._decoder: FrameDecoder | None = None
-        if header.file_meta.TransferSyntaxUID.is_compressed:
+        if not plain:
             self._decoder = FrameDecoder(file, header, self.tile, apart=False)
             self._table = frame_table(file, header, frames)
 

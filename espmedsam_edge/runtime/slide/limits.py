@@ -14,6 +14,7 @@ LARGEST_TILE = 1 << 28
 CONVERT = "Convert it to a tiled TIFF: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --bigtiff"
 
 _LONGEST_SIDE = 1 << 21  # pixels; the largest slides have some 300,000
+_MOST_TILES = 1 << 24  # of a level, whether they are stored or not; the largest slides have a million
 _PIXELS_A_BYTE = 4096  # of a level; blank tiles of 256x256 pixels take 30 bytes where they are packed best
 _ROOM = 1 << 16  # bytes of a tile's tables and profiles
 _BY_HEADER = (b"\x89PNG", b"RIFF")
@@ -29,7 +30,7 @@ def check_level(path: Path, size: tuple[int, int], tile: tuple[int, int], stored
         stored: bytes of the file.
 
     Raises:
-        UserError: sides that cannot be, tiles that are too large, far more pixels than bytes.
+        UserError: sides that cannot be, tiles that are too large or too many, far more pixels than bytes.
     """
     sides = (*size, *tile)
     if not all(isinstance(side, int) and 1 <= side <= _LONGEST_SIDE for side in sides):
@@ -38,6 +39,8 @@ def check_level(path: Path, size: tuple[int, int], tile: tuple[int, int], stored
         raise UserError(
             f"cannot read {path} as a slide: so few bytes hold no slide of its size.", "Copy it again.", exit_code=1
         )
+    if -(-size[0] // tile[0]) * -(-size[1] // tile[1]) > _MOST_TILES:
+        raise UserError(f"cannot read {path}: its tiles are too small, and too many.", CONVERT, exit_code=1)
     if 3 * tile[0] * tile[1] > LARGEST_TILE:
         raise UserError(f"cannot read {path}: it can only be read whole, or in tiles that large.", CONVERT, exit_code=1)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
@@ -38,8 +39,12 @@ class StoredLevel(Protocol):
     def tile(self) -> tuple[int, int]:
         """(H, W) of a tile."""
 
-    def part(self, index: int) -> Frame | None:
-        """A tile, counted row by row, (h, w, 3) uint8 BGR; None: it is left out.
+    @property
+    def there(self) -> NDArray[np.uint8]:
+        """For each tile, counted row by row, 0 where it is left out."""
+
+    def part(self, index: int) -> Frame:
+        """A tile, (h, w, 3) uint8 BGR.
 
         Raises:
             UserError: the slide is given up.
@@ -106,17 +111,21 @@ class Slide(Closing):
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Frame:
         """A part of a level, (height, width, 3) uint8 BGR; what lies outside is glass."""
         found = np.full((height, width, 3), GLASS, np.uint8)
-        down, across = self._storage.levels[level].tile
+        stored = self._storage.levels[level]
+        down, across = stored.tile
         right, bottom = min(x + width, self.levels[level].width), min(y + height, self.levels[level].height)
-        for row in range(max(0, y) // down, -(-bottom // down)):
-            for column in range(max(0, x) // across, -(-right // across)):
-                part = self._part(level, row, column)
-                if part is None:
-                    continue
-                top, left = max(y, row * down), max(x, column * across)
-                low, end = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
-                inside = part[top - row * down : low - row * down, left - column * across : end - column * across]
-                found[top - y : top - y + len(inside), left - x : left - x + inside.shape[1]] = inside
+        columns = -(-stored.size[1] // across)
+        first = max(0, y) // down, max(0, x) // across
+        grid = stored.there[: -(-stored.size[0] // down) * columns].reshape(-1, columns)
+        wanted = grid[first[0] : max(0, -(-bottom // down)), first[1] : max(0, -(-right // across))]
+        for row, column in (np.argwhere(wanted) + first).tolist():
+            part = self._part(level, row * columns + column)
+            if part is None:
+                continue
+            top, left = max(y, row * down), max(x, column * across)
+            low, end = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
+            inside = part[top - row * down : low - row * down, left - column * across : end - column * across]
+            found[top - y : top - y + len(inside), left - x : left - x + inside.shape[1]] = inside
         return found
 
     def overview(self, longest: int = 2048) -> Frame:
@@ -134,16 +143,15 @@ class Slide(Closing):
                 found[y // factor : y // factor + size[1], x // factor : x // factor + size[0]] = small
         return found
 
-    def _part(self, level: int, row: int, column: int) -> Frame | None:
-        """One stored tile; None: it is left out, or damaged."""
-        stored = self._storage.levels[level]
-        index = row * -(-stored.size[1] // stored.tile[1]) + column
+    def _part(self, level: int, index: int) -> Frame | None:
+        """One stored tile; None: it is damaged."""
         key = (level, index)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
+        part: Frame | None
         try:
-            part = stored.part(index)
+            part = self._storage.levels[level].part(index)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 (each codec has errors of its own)

@@ -9,16 +9,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, runtime_checkable
 
+from espmedsam_edge.errors import printable
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that could not be (wholly) done: which, and the line that says why and what next."""
+    """An input that could not be (wholly) done: which, and the line that says why and what next, made ``printable``."""
 
     name: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports a script of the folder benchmarks."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("soak", "fuzz_serve"):
+    for name in ("soak", "fuzz_serve", "fuzzing"):
         sys.modules.pop(name, None)
 
 

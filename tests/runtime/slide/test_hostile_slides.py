@@ -245,6 +245,30 @@ def test_a_kept_region_that_is_another_picture_is_one_line(tmp_path: Path, chang
         regions.read(0, 0)
 
 
+@pytest.mark.parametrize("change", ["sparse", "many", "full"])
+def test_tiles_that_take_no_bytes_take_no_time(tmp_path: Path, change: str) -> None:
+    """A few kilobytes of DICOM, with tiles of one pixel, kept the reader busy for minutes."""
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
+    path = tmp_path / "a.dcm"
+    save_dicom_level(path, tissue_picture((256, 256)), sparse=change != "full", jpeg=False)
+    dataset = pydicom.dcmread(path)
+    dataset.Rows = dataset.Columns = 1
+    side = {"sparse": 3000, "many": 16_000, "full": 3000}[change]
+    dataset.TotalPixelMatrixRows = dataset.TotalPixelMatrixColumns = side
+    if change == "full":
+        dataset.NumberOfFrames = side * side
+    dataset.save_as(path)
+    begin = time.process_time()
+    if change == "sparse":
+        with Slide(path) as slide:
+            assert slide.overview(512).shape[1] >= 500
+            assert (slide.read(0, 1000, 1000, 512, 512) == 255).all()
+    else:
+        with pytest.raises(UserError, match={"many": "too small, and too many", "full": "is cut off"}[change]):
+            Slide(path)
+    assert time.process_time() - begin < 5
+
+
 _MODULES = ("whole-slide-microscopy-image", "whole-slide-microscopy-series", "specimen", "image-pixel", "optical-path",
             "multi-frame-functional-groups", "multi-frame-dimension", "acquisition-context", "slide-label")  # fmt: skip
 
