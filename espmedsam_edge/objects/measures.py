@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from espmedsam_edge.objects.instance import Instance, Instances, Size, Spacing
 from espmedsam_edge.objects.separation import BAND, Labels, Mask, separated
@@ -73,6 +72,8 @@ def measure(
     labels: Labels, probability: NDArray[np.float32] | None = None, spacing: Spacing | None = None
 ) -> list[Instance]:
     """Measure every object of a label map whose numbers go from 1 without gaps; arguments as ``find_instances``."""
+    from scipy.ndimage import find_objects  # half a second, which runs without objects need not wait for
+
     slices = find_objects(labels)
     if not slices:
         return []

@@ -22,5 +22,6 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 def test_a_run_loads_no_more_than_it_needs() -> None:
     code = "import sys, espmedsam_edge.runtime.inference\nprint([*sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    heavy = ("torch", "onnx", "matplotlib", "av", "tensorrt", "openvino", "scipy.optimize", "skimage", "pydicom")
+    heavy = ("torch", "onnx", "onnxruntime", "matplotlib", "av", "tensorrt", "openvino", "scipy", "skimage", "pydicom")
+    heavy += ("espmedsam_edge.runtime.inductor", "espmedsam_edge.runtime.backends.device_backend")
     assert [name for name in heavy if f"'{name}'" in loaded] == []

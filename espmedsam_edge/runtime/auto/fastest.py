@@ -16,7 +16,6 @@ from espmedsam_edge.runtime.auto.gates import passed
 from espmedsam_edge.runtime.auto.kept_trials import find_trial
 from espmedsam_edge.runtime.backends.backend import BACKENDS, Candidate, Choice, load_first, unavailable
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
-from espmedsam_edge.runtime.backends.inductor_backend import built_here
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 
 REFERENCE = "onnxruntime"
@@ -143,6 +142,13 @@ def graphs_of(bundle: Bundle, graph: Graph, only: bool) -> list[Graph]:
     """The graphs that may be taken in place of one: itself first, then, unless it is the only one, its modality's."""
     same = [other for other in bundle.manifest.graphs if other.modality == graph.modality and other != graph]
     return [graph, *([] if only else same)]
+
+
+def built_here(backend: str, graph: Graph) -> bool:
+    """Whether a backend of ``IF_BUILT`` has the graph compiled for this machine."""
+    from espmedsam_edge.runtime.backends import inductor_backend  # with the whole way to a GPU, which few need
+
+    return inductor_backend.built_here(backend, graph)
 
 
 def why_not(bundle: Bundle, graph: Graph, backend: str, only: bool) -> str | None:

@@ -30,10 +30,9 @@ from espmedsam_edge.imaging.geometry import logit, preprocess
 from espmedsam_edge.machine.children import close_pipes, end_child, how_it_died, start_child
 from espmedsam_edge.metrics import dice
 from espmedsam_edge.phantoms import phantom
-from espmedsam_edge.runtime.auto.fastest import IF_BUILT, ON_GPU, REFERENCE, graphs_of, on_gpu, why_not
+from espmedsam_edge.runtime.auto.fastest import IF_BUILT, ON_GPU, REFERENCE, built_here, graphs_of, on_gpu, why_not
 from espmedsam_edge.runtime.auto.kept_trials import Trial, Tried, depends_on
 from espmedsam_edge.runtime.backends.backend import load_backend, unavailable
-from espmedsam_edge.runtime.backends.inductor_backend import built_here
 
 Mask = NDArray[np.bool_]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from importlib import import_module
 from typing import Any, cast
 
-_TELEMETRY = "openvino_telemetry"
+_TOOLS = "openvino.tools"
 
 _cores: dict[int, Any] = {}
 """The core of each process, by its number: of a process that was split off, its parent's, too."""
@@ -17,19 +18,28 @@ _lock = threading.Lock()
 def load_openvino() -> Any:
     """The package ``openvino``.
 
-    With the package ``openvino_telemetry``, which it installs beside itself, its import looks up a host of its maker's
-    analytics and keeps an identifier in the user's home. Without that package it does neither; so for the import
-    that package is not there, unless the program that calls this one has imported it.
+    Its import also brings tools that convert models of others, which takes half of its time. With the package
+    ``openvino_telemetry``, installed beside it, they look up a host of its maker's analytics and keep an identifier in
+    the user's home. Nothing here converts models; so for the import the tools are not there, unless the program that
+    calls this one has imported them. ``openvino.convert_model`` brings them when it is asked for.
     """
-    hidden = _TELEMETRY not in sys.modules
-    if hidden:
-        cast(dict[str, Any], sys.modules)[_TELEMETRY] = None  # an import of it fails
+    if "openvino" in sys.modules:
+        import openvino
+
+        return openvino
+    cast(dict[str, Any], sys.modules)[_TOOLS] = None  # an import of it fails
     try:
         import openvino
     finally:
-        if hidden:
-            del sys.modules[_TELEMETRY]
+        del sys.modules[_TOOLS]
+    vars(openvino)["__getattr__"] = _bring_tools
     return openvino
+
+
+def _bring_tools(name: str) -> Any:
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute '{name}'")
+    return import_module("openvino.tools.ovc").convert_model
 
 
 def core() -> Any:
