@@ -28,7 +28,7 @@ def edge_outlines(mask: Mask) -> list[Outline]:
     """
     # With every pixel as four, the line through the outermost of them turns at the pixels' own corners.
     large = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1)
-    return [Outline(*rings) for rings in _parts(large, lambda ring: _corners((ring + 1) // 2))]
+    return [Outline(*rings) for rings in _parts(large, lambda ring: corners((ring + 1) // 2))]
 
 
 def centre_outlines(mask: Mask) -> list[Outline]:
@@ -38,6 +38,19 @@ def centre_outlines(mask: Mask) -> list[Outline]:
     A hole's ring goes through the pixels around it.
     """
     return [Outline(*rings) for rings in _parts(mask, lambda ring: ring)]
+
+
+def without_diagonals(mask: Mask) -> Mask:
+    """A copy in which pixels that meet at a corner alone are joined by one more, so that no outline meets itself."""
+    joined = np.array(mask != 0)
+    while True:
+        above, below = joined[:-1], joined[1:]
+        falling = above[:, :-1] & below[:, 1:] & ~above[:, 1:] & ~below[:, :-1]
+        rising = above[:, 1:] & below[:, :-1] & ~above[:, :-1] & ~below[:, 1:]
+        if not (falling.any() or rising.any()):
+            return joined.view(np.uint8)
+        above[:, 1:] |= falling
+        above[:, :-1] |= rising
 
 
 def hole_pixels(mask: Mask) -> int:
@@ -68,7 +81,7 @@ def _parts(mask: Mask, placed: Any) -> Iterator[tuple[Ring, list[Ring]]]:
         yield rings[index], holes
 
 
-def _corners(ring: Ring) -> Ring:
+def corners(ring: Ring) -> Ring:
     """A ring without repeated points and points on straight lines."""
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring

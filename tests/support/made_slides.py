@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import cv2
@@ -79,3 +81,47 @@ def save_dicom_level(
         dataset.PixelData = np.stack(frames).tobytes()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
+
+
+def save_ndpi(path: Path, picture: np.ndarray, levels: int = 3) -> list[np.ndarray]:
+    """A slide as Hamamatsu's scanners write it, and what JPEG makes of its levels, RGB.
+
+    Each level is one JPEG whose restart intervals, of 128x8 pixels, are listed; offsets have 64 bits, in two halves.
+    The last picture is the macro, which is no level.
+    """
+    data, link, made = bytearray(b"II*\0" + bytes(8)), 4, []
+    pages = [(np.ascontiguousarray(picture[:: 2**level, :: 2**level]), 20 / 2**level) for level in range(levels)]
+    for pixels, magnification in [*pages, (np.full((64, 192, 3), 200, np.uint8), -1.0)]:
+        options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_RST_INTERVAL, 16]
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        jpeg = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), options)[1].tobytes()
+        made.append(np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], np.uint8))
+        scan = jpeg.index(b"\xff\xda") + 2
+        scan += int.from_bytes(jpeg[scan : scan + 2], "big")
+        starts = [scan, *(scan + mark.end() for mark in re.finditer(rb"\xff[\xd0-\xd7]", jpeg[scan:]))]
+        height, width = pixels.shape[:2]
+        tags: list[tuple[int, int, int, bytes]] = [
+            (256, 4, 1, struct.pack("<I", width)), (257, 4, 1, struct.pack("<I", height)),
+            (258, 3, 3, struct.pack("<3H", 8, 8, 8)), (259, 3, 1, struct.pack("<H", 7)),
+            (262, 3, 1, struct.pack("<H", 6)), (271, 2, 10, b"Hamamatsu\0"),
+            (273, 4, 1, struct.pack("<I", len(data))), (277, 3, 1, struct.pack("<H", 3)),
+            (278, 4, 1, struct.pack("<I", height)), (279, 4, 1, struct.pack("<I", len(jpeg))),
+            (282, 5, 1, struct.pack("<2I", 20_000, 1)), (283, 5, 1, struct.pack("<2I", 20_000, 1)),
+            (296, 3, 1, struct.pack("<H", 3)), (65420, 4, 1, struct.pack("<I", 1)),
+            (65421, 11, 1, struct.pack("<f", magnification)),
+        ]  # fmt: skip
+        if magnification > 0:
+            tags.append((65426, 4, len(starts), struct.pack(f"<{len(starts)}I", *starts)))
+        data += jpeg + bytes(len(jpeg) % 2)
+        table = b""
+        for tag, kind, count, value in tags:
+            if len(value) > 4:
+                data, value = data + value, struct.pack("<I", len(data))
+            table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+        data += bytes(len(data) % 2)
+        data[link : link + 8] = struct.pack("<Q", len(data))
+        data += struct.pack("<H", len(tags)) + table
+        link = len(data)
+        data += bytes(8 + 4 * len(tags))  # the next directory's offset, and the upper halves of the values
+    path.write_bytes(data)
+    return made[:-1]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from espmedsam_edge.annotations.geojson import HEAD, TAIL, feature
+from espmedsam_edge.annotations.outlines import Ring, corners, edge_outlines, without_diagonals
 from espmedsam_edge.files import atomic_path, write_errors
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.objects.separation import separated
@@ -76,7 +77,7 @@ def write_objects(
     with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
         file.write(HEAD)
         for polygon, area in _polygons(regions, least, split=split):
-            rings = [(scale * (ring + 0.5)).round(2).tolist() for ring in polygon]
+            rings = [(scale * ring).round(2).tolist() for ring in polygon]
             size = {"Area px": area} if mpp is None else {"Area µm^2": round(area * mpp * mpp, 3)}
             closed = [[*ring, ring[0]] for ring in rings]
             file.write(("," if count else "") + "\n" + feature([closed], name, colour, size))
@@ -218,7 +219,7 @@ def _outlined_apart(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[lis
 
 
 def _outlined(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
-    found, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    found, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if hierarchy is None:
         return
     for index, outline in enumerate(found):
@@ -230,16 +231,28 @@ def _outlined(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDAr
             rings.append(_ring(found[inner]))
             area -= _pixels(found[inner], hole=True)
             inner = hierarchy[0][inner][0]
-        yield [ring * step + (x, y) for ring in rings], float(area * step * step)
+        yield [ring * step + (x, y) for ring in _simple(rings)], float(area * step * step)
 
 
-def _ring(outline: Any) -> NDArray[np.float64]:
-    """At least three corners; what is thinner than that is given the width of a pixel."""
-    points = np.asarray(outline, np.float64).reshape(-1, 2)
-    if len(points) < 3:
-        (left, top), (right, bottom) = points.min(axis=0) - 0.5, points.max(axis=0) + 0.5
-        points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    return points
+def _ring(outline: Any) -> Ring:
+    return np.asarray(outline, np.int64).reshape(-1, 2)
+
+
+def _simple(rings: list[Ring]) -> list[NDArray[np.float64]]:
+    """Outlines through the centres of pixels; along their edges where a part is so thin that those would meet."""
+    points = np.concatenate(rings)
+    if min(map(len, rings)) >= 3 and len(np.unique(points @ (1, 1 << 24))) == len(points):
+        return [corners(ring) + 0.5 for ring in rings]
+    corner = points.min(axis=0)
+    part = np.zeros((points.max(axis=0) - corner + 1)[::-1], np.uint8)
+    for number, ring in enumerate(np.asarray(one - corner, np.int32) for one in rings):
+        inside = np.zeros_like(part)
+        cv2.fillPoly(inside, [ring], 1)
+        if number:  # a hole, whose outline goes through the pixels around it
+            cv2.polylines(inside, [ring], True, 0)
+        part[inside > 0] = not number
+    (edges,) = edge_outlines(without_diagonals(part))
+    return [np.asarray(ring + corner, np.float64) for ring in (edges.outer, *edges.holes)]
 
 
 def _pixels(outline: Any, *, hole: bool) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from made_slides import SIZE, save_dicom_level, save_slide, tissue_picture
+from made_slides import SIZE, save_dicom_level, save_ndpi, save_slide, tissue_picture
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
@@ -72,6 +72,16 @@ def test_the_mask_is_the_networks_however_the_slide_is_cut(toy_bundle: Bundle, t
     assert not results.unfinished.exists()
 
 
+def filled(ring: np.ndarray, *, outline: bool = True) -> np.ndarray:
+    """The pixels whose centres are inside a ring, or on it."""
+    large = np.zeros((2 * SIZE[0] + 1, 2 * SIZE[1] + 1), np.uint8)
+    corners = [np.round(2 * ring[:-1]).astype(np.int32)]
+    cv2.fillPoly(large, corners, 255)
+    if not outline:
+        cv2.polylines(large, corners, True, 0)
+    return large[1::2, 1::2].copy()
+
+
 def test_outlines_are_the_masks_objects_each_whole(toy_bundle: Bundle, tmp_path: Path) -> None:
     slide = save_slide(tmp_path / "a.tif", tissue_picture(seed=1), resolution=(20_000, 20_000), resolutionunit=3)
     results, report, mask = run(toy_bundle, slide, tmp_path)
@@ -82,22 +92,9 @@ def test_outlines_are_the_masks_objects_each_whole(toy_bundle: Bundle, tmp_path:
     for feature in features:
         rings = [np.array(ring) for ring in feature["geometry"]["coordinates"]]
         assert all(np.array_equal(ring[0], ring[-1]) for ring in rings)
-        one = np.zeros(SIZE, np.uint8)
-        outer = rings[0][:-1] - 0.5
-        if (outer % 1).any():  # a box around pixels in one line
-            (left, top), (right, bottom) = (
-                np.ceil(outer.min(axis=0)).astype(int),
-                np.ceil(outer.max(axis=0)).astype(int),
-            )
-            one[top:bottom, left:right] = 255
-        else:
-            cv2.fillPoly(one, [outer.astype(np.int32)], 255)
+        one = filled(rings[0])
         for ring in rings[1:]:
-            hole = np.zeros(SIZE, np.uint8)
-            corners = [np.round(ring[:-1] - 0.5).astype(np.int32)]
-            cv2.fillPoly(hole, corners, 255)
-            cv2.polylines(hole, corners, True, 0)  # a hole's outline goes through pixels of the object
-            one[hole > 0] = 0
+            one[filled(ring, outline=False) > 0] = 0
         area = feature["properties"]["measurements"]["Area µm^2"]
         assert area == pytest.approx(cv2.countNonZero(one) * 0.25, abs=0.3)
         drawn |= one
@@ -263,6 +260,21 @@ def test_an_aperio_slide_says_its_resolution_and_its_levels_are_pages(tmp_path: 
     with Slide(tmp_path / "a.svs") as slide:
         assert slide.mpp == pytest.approx(0.499)
         assert [(level.width, level.downsample) for level in slide.levels] == [(904, 1), (226, 4)]
+
+
+def test_an_ndpi_slides_restart_intervals_are_its_tiles(toy_bundle: Bundle, tmp_path: Path) -> None:
+    levels = save_ndpi(tmp_path / "a.ndpi", tissue_picture((768, 1024)))
+    with Slide(tmp_path / "a.ndpi") as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(1024, 768), (512, 384), (256, 192)]
+        assert slide.mpp == pytest.approx(0.5)
+        for number, expected in enumerate(levels):
+            height, width = expected.shape[:2]
+            assert np.array_equal(slide.read(number, 0, 0, width, height)[..., ::-1], expected)
+            assert np.array_equal(slide.read(number, 33, 17, 90, 70)[..., ::-1], expected[17:87, 33:123])
+        assert not slide.damaged
+    _, report, mask = run(toy_bundle, tmp_path / "a.ndpi", tmp_path / "out")
+    assert report.failure is None
+    assert (mask == expected_mask(toy_bundle, levels[0])).mean() > 0.9995
 
 
 @pytest.mark.parametrize("stated", ["0", "nan", "inf", "-1", "many", "100000"])
