@@ -29,7 +29,7 @@ class _Axis:
         length: of the picture's side, in pixels.
         tile: of a tile, in pixels; not more than ``length``.
         cells: of a tile's logits.
-        overlap: part of a tile, over 0 and under 1.
+        overlap: part of a tile, from 0 and under 1.
     """
 
     length: int
@@ -81,13 +81,19 @@ class Tiles:
 
     Args:
         size: (H, W) of the picture.
-        tile: side of a tile in the picture's pixels; a side of the picture that is no longer is taken as it is.
+        tile: side of a tile in the picture's pixels, or its (H, W); a side of the picture that is no longer is taken
+            as it is.
         cells: side of a tile's logits.
-        overlap: part of a tile's side that the next one shares, at least.
+        overlap: part of a tile's side that the next one shares, at least; 0: tiles lie side by side.
     """
 
-    def __init__(self, size: tuple[int, int], tile: int, cells: int, overlap: float = OVERLAP) -> None:
-        self._down, self._across = (_Axis(side, min(side, tile), cells, overlap) for side in size)
+    def __init__(
+        self, size: tuple[int, int], tile: int | tuple[int, int], cells: int, overlap: float = OVERLAP
+    ) -> None:
+        sides = (tile, tile) if isinstance(tile, int) else tile
+        self._down, self._across = (
+            _Axis(whole, min(whole, side), cells, overlap) for whole, side in zip(size, sides, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._down.starts) * len(self._across.starts)

@@ -15,9 +15,11 @@ import numpy as np
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Frame, Tensor, mask_from_logits
+from espmedsam_edge.imaging.recognition import DOUBTFUL, confidences
 from espmedsam_edge.modalities import Scale
 from espmedsam_edge.runtime.backends.backend import AnyFrame, FrameOptions, Started
 from espmedsam_edge.runtime.segmentation import Segmentation, Timings
+from espmedsam_edge.runtime.sheets import grid_of
 from espmedsam_edge.runtime.tiles import Tiles
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 AUTO, OFF = "auto", "off"
 _SMALLEST, _LARGEST = 32, 8192  # pixels
 _MOST_CELLS = 1 << 28  # logits of a picture: 1 GB
+_LOOKS = 16  # at the parts of a sheet
 _MUCH = 2  # times the largest picture of the training, from which shrinking is said
 
 Start = Callable[[Sequence[Frame], FrameOptions], Started]
@@ -61,10 +64,13 @@ class Tiler:
     def __init__(self, tile: str | int, scale: Scale | None, modality: str) -> None:
         self.asked = parse_tile(tile)
         self._scale, self._modality = scale, modality
-        self._said = self._enlarged = False
+        self._said = self._enlarged = self._sheets = False
 
     def tiles(self, frame: AnyFrame, graph: Graph) -> Tiles | None:
-        """The tiles of a frame; None: it is taken whole, as one on a GPU and one that needs no shrinking are."""
+        """The tiles of a frame, or the pictures of a sheet; None: it is taken whole.
+
+        So is one on a GPU, and one that needs no shrinking.
+        """
         if not isinstance(frame, np.ndarray):
             return None
         size, cells = (frame.shape[0], frame.shape[1]), graph.output_shape[2]
@@ -73,6 +79,10 @@ class Tiler:
             return Tiles(size, self._bearable(asked, size, cells), cells) if longest > asked else None
         if asked == AUTO and scale is not None and scale.tile is not None and longest > graph.image_size:
             return Tiles(size, self._bearable(scale.tile, size, cells), cells)
+        if asked == AUTO and scale is not None and longest > max(scale.largest, graph.image_size):
+            sheet = self._sheet(frame, cells)
+            if sheet is not None:
+                return sheet
         if scale is not None and longest > _MUCH * scale.largest and not self._said:
             self._said = True
             log.info(
@@ -84,6 +94,30 @@ class Tiler:
                 scale.largest,
             )
         return None
+
+    def _sheet(self, frame: Frame, cells: int) -> Tiles | None:
+        """The pictures of a sheet; None: the frame is none, or its parts are not of the modality's kind."""
+        height, width = frame.shape[:2]
+        rows, columns = grid_of(frame)
+        if rows * columns == 1:
+            return None
+        part = height // rows, width // columns
+        places = list(Tiles((height, width), part, cells, overlap=0))
+        looked_at = places[:: -(-len(places) // _LOOKS)]
+        kinds = [confidences(place.of(frame)).get(self._modality, 0.0) for place in looked_at]
+        if np.median(kinds) < DOUBTFUL:
+            return None
+        if not self._sheets:
+            self._sheets = True
+            log.info(
+                "A picture of %dx%d pixels looks like %d pictures side by side, of %dx%d each: each is segmented for "
+                "itself. As one: --tile off",
+                width,
+                height,
+                len(places),
+                *part[::-1],
+            )
+        return Tiles((height, width), part, cells, overlap=0)
 
     def _bearable(self, asked: int, size: tuple[int, int], cells: int) -> int:
         tile = max(asked, least_tile(size, cells))
