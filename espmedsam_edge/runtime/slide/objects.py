@@ -242,7 +242,7 @@ def _simple(rings: list[Ring]) -> list[NDArray[np.float64]]:
     """Outlines through the centres of pixels; along their edges where a part is so thin that those would meet."""
     points = np.concatenate(rings)
     if min(map(len, rings)) >= 3 and len(np.unique(points @ (1, 1 << 24))) == len(points):
-        return [corners(ring) + 0.5 for ring in rings]
+        return [np.asarray(corners(ring) + 0.5, np.float64) for ring in rings]
     corner = points.min(axis=0)
     part = np.zeros((points.max(axis=0) - corner + 1)[::-1], np.uint8)
     for number, ring in enumerate(np.asarray(one - corner, np.int32) for one in rings):
