@@ -6,10 +6,11 @@ import logging
 import os
 import platform
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def cluster(options: ClusterOptions, threads: int) -> Iterator[tuple[Any, int]]:
     if ray.is_initialized():
         yield ray, _room(ray.cluster_resources(), options, threads)
         return
+    by_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if options.address is None:
             workers = options.workers or max(1, usable_cores())
@@ -115,6 +117,10 @@ def cluster(options: ClusterOptions, threads: int) -> Iterator[tuple[Any, int]]:
         raise
     except Exception as error:  # noqa: BLE001 (Ray raises RuntimeError, ConnectionError, ValueError and others)
         raise _why(error, options) from None
+    finally:  # Ray puts its own there, which ends the program at once, with the addresses of C++ functions
+        if callable(by_sigterm):
+            with suppress(ValueError):  # not the main thread, which alone has it
+                signal.signal(signal.SIGTERM, by_sigterm)
     try:
         yield ray, _room(ray.cluster_resources(), options, threads)
     finally:

@@ -184,6 +184,28 @@ def test_a_driver_that_ends_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Counter((row["source"], row["frame"]) for row in rows()).most_common(1)[0][1] == 1
 
 
+def test_sigterm_ends_it_as_ctrl_c_does(work: Path) -> None:
+    """As a scheduler or a service manager sends it, while workers are at work."""
+    program = """
+import os, signal, sys
+from espmedsam_edge.batch import table
+from espmedsam_edge.cli import main
+add = table.Table.add
+def ended(self, unit, result):
+    add(self, unit, result)
+    os.kill(os.getpid(), signal.SIGTERM)
+table.Table.add = ended
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", program, "batch", "toy.bundle", "in", "--out", "out", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    told = subprocess.run([*command, "--threads", "1"], env=environment, capture_output=True, text=True)
+    assert told.returncode == 130
+    assert told.stderr.splitlines()[-1].startswith("interrupted: what is done is noted")
+    assert "***" not in told.stderr
+    assert len(rows()) >= 1
+
+
 @pytest.mark.usefixtures("ray", "work")
 def test_the_page_is_followed_word_by_word() -> None:
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text().partition("## On Ray")[2]
