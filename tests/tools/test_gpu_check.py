@@ -311,7 +311,12 @@ def engine(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("tensorrt-rtx", "there is no NVIDIA driver here"), ("no-such", "this version does not have it")]
+    ("name", "why"),
+    [
+        ("tensorrt-rtx", "there is no NVIDIA driver here"),
+        ("inductor", "there is no NVIDIA GPU with a driver here"),  # and not taken on the processor
+        ("no-such", "this version does not have it"),
+    ],
 )
 def test_an_engine_that_cannot_be_tried_says_why(
     engine: ModuleType, no_gpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
