@@ -18,7 +18,7 @@ _COLUMNS = 3 * PICTURES
 _MARGIN, _GAP, _CAPTION, _HEAD = 16, 6, 26, 64
 _PAPER, _INK, _PALE = (250, 250, 250), (40, 40, 40), (120, 120, 120)
 # What was done to a picture before it was segmented: as it comes, hardly a nucleus of it would be found.
-_PREPARED = {"ihc": "immunostained tissue, of which the stain of the nuclei alone is segmented, in tiles"}
+_PREPARED = {"ihc": "immunostained tissue, of which the stain of the nuclei alone is segmented"}
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 

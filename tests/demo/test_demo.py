@@ -17,6 +17,7 @@ from espmedsam_edge.demo.demo import Demo, Row, demo_bundles
 from espmedsam_edge.demo.sheet import TILE, contact_sheet
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import read_image
+from espmedsam_edge.imaging.recognition import confidences
 from espmedsam_edge.runtime.video.reading import open_video
 from espmedsam_edge.shipped.bundles import shipped_bundle
 
@@ -150,7 +151,7 @@ def test_tiles_and_counted_objects_are_shown(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(demo_module, "_PAN_FRAMES", 2)
     bundle = save_toy_bundle(tmp_path / "cells.bundle", ("microscopy",))
     manifest = json.loads((bundle.path / "manifest.json").read_text())
-    manifest["scales"] = {"microscopy": {"largest": 300, "tile": 256}}
+    manifest |= {"scales": {"microscopy": {"largest": 300, "tile": 256}}, "threshold": 0.25}  # of dark pictures
     (bundle.path / "manifest.json").write_text(json.dumps(manifest))
     written: list[str] = []
     monkeypatch.setattr(sheet_module, "_write", lambda paper, text, *rest: written.append(text))
@@ -175,6 +176,13 @@ def test_the_stain_of_the_nuclei_is_bright_where_the_tissue_is_blue() -> None:
     assert stain.shape == picture.shape
     assert stain[:, 30:60].min() > stain[:, 60:].max() + 50
     assert stain[:, 30:60].min() > stain[:, :30].max() + 50
+
+
+def test_tissue_is_shown_as_the_network_knows_it(tmp_path: Path) -> None:
+    skimage = pytest.importorskip("skimage", reason="has the picture")
+    tissue = read_image(Path(skimage.__file__).parent / "data" / "ihc.png")
+    assert confidences(tissue)["microscopy"] < 0.1
+    assert confidences(demo_module.nuclear_stain(tissue))["microscopy"] > 0.8  # under 0.5 it is marked in the overlay
 
 
 def test_an_installation_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
