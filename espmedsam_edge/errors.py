@@ -26,6 +26,8 @@ _LONGEST = (
     2000  # characters of a message: a line with a few names of files, not the megabytes that others put into names
 )
 
+_LOOKED_AT = 1000  # names that a misspelt one is compared with: files may have a million
+
 
 def _one_line(text: str) -> str:
     line = printable(" ".join(text.split()))
@@ -60,7 +62,7 @@ class UserError(Exception):
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """The hint for a misspelt name: the nearest known one first, then all of them."""
-    names = list(known)
-    close = get_close_matches(value.lower(), names, n=1, cutoff=0.5)
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(value.lower(), names[:_LOOKED_AT], n=1, cutoff=0.5)
     listing = f"Known: {', '.join(names)}." if names else "None is known."
     return f"Did you mean '{close[0]}'? {listing}" if close else listing

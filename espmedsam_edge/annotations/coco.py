@@ -49,9 +49,7 @@ class CocoWriter(OneDocument):
             "bbox": [shape.x, shape.y, width, height],
         }
         if any(part.holes for part in outlines):
-            whole = np.zeros((picture.height, picture.width), np.uint8)
-            whole[shape.y : shape.y + height, shape.x : shape.x + width] = shape.mask
-            fields["segmentation"] = encode_rle(whole)
+            fields["segmentation"] = encode_rle(shape.mask, shape.offset, (picture.height, picture.width))
         else:
             fields["segmentation"] = [(part.outer + shape.offset).ravel().tolist() for part in outlines]
         return fields if shape.probability is None else fields | {"score": round(shape.probability, 4)}

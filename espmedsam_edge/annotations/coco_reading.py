@@ -9,7 +9,7 @@ from typing import Any
 
 from espmedsam_edge.annotations.drawing import Mask, by_centres, checked
 from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, load, part_of, whole
-from espmedsam_edge.annotations.rle import decode_rle
+from espmedsam_edge.annotations.rle import draw_rle
 from espmedsam_edge.errors import UserError
 
 Lists = dict[str, list[dict[str, Any]]]
@@ -36,15 +36,15 @@ def read_coco(source: Path, images: Path, labels: Collection[str]) -> Annotation
         try:
             value = _document(load(file))
         except ValueError as error:
-            found.problems.append(f"cannot read {file}: {error}.")
+            found.tell(f"cannot read {file}: {error}.")
             continue
         below = file.parent if file == source else source
-        one = _File(file, value, set(labels), found.problems)
+        one = _File(file, value, set(labels), found)
         known += one.categories.values()
         for annotated in one.pictures(pictures):
             annotated.part = part_of(file, below)
             if annotated.image in taken:
-                found.problems.append(f"{file}: {annotated.image.name} is there twice; the second is left out.")
+                found.tell(f"{file}: {annotated.image.name} is there twice; the second is left out.")
             else:
                 taken[annotated.image] = annotated
     check_wanted(labels, known)
@@ -66,8 +66,8 @@ def _document(value: Any) -> Lists:
 class _File:
     """One document."""
 
-    def __init__(self, file: Path, value: Lists, labels: set[str], problems: list[str]) -> None:
-        self._file, self._value, self._labels, self._problems = file, value, labels, problems
+    def __init__(self, file: Path, value: Lists, labels: set[str], found: AnnotationSet) -> None:
+        self._file, self._value, self._labels, self._found = file, value, labels, found
         self.categories = {_key(entry.get("id")): str(entry.get("name", ""))[:200] for entry in value["categories"]}
 
     def pictures(self, pictures: Pictures) -> list[Annotated]:
@@ -110,25 +110,24 @@ class _File:
             self._tell(f"{count} objects are of a picture {picture} that is not listed; they are left out.")
 
     def _tell(self, line: str) -> None:
-        self._problems.append(f"{self._file}: {line}")
+        self._found.tell(f"{self._file}: {line}")
 
 
 def _key(value: Any) -> str:
     return str(value)[:80]
 
 
-def _draw(segmentation: Any, canvas: Mask) -> None:
+def _draw(segmentation: Any, canvas: Mask) -> int:
     size = (canvas.shape[0], canvas.shape[1])
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if segmentation.get("size") != list(size) or not isinstance(counts, (str, list)):
             raise ValueError("its run lengths are not of the picture's size")
         try:
-            canvas |= decode_rle(counts, size)
+            return draw_rle(counts, canvas)
         except (OverflowError, TypeError):
             raise ValueError("its run lengths are no whole numbers") from None
-        return
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("it has no outline")
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-    by_centres([checked(polygon, size) for polygon in polygons], canvas)
+    return by_centres([checked(polygon, size) for polygon in polygons], canvas)

@@ -17,6 +17,8 @@ Points = NDArray[np.float64]  # (n, 2) of (x, y)
 
 _LONGEST = 1 << 20
 """Pixels of an outline's way from point to point, each counted as one at least; tools take time and memory by them."""
+_A_STEP = 64
+"""Pixels of a mask that one along an outline counts as, by the time that it takes."""
 
 
 def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
@@ -44,14 +46,29 @@ def checked(points: Any, size: tuple[int, int], least: int = 3) -> Points:
         raise ValueError("it lies outside the picture")
     if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
         raise ValueError("it reaches far outside the picture")
-    ways = np.abs(np.diff(found, axis=0, append=found[:1])).max(axis=1)
-    if np.maximum(ways, 1).sum() > _LONGEST:
+    if _way(found) > _LONGEST:
         raise ValueError("its outline is far longer than any object's")
     return found
 
 
-def by_centres(polygons: Sequence[Points], canvas: Mask) -> None:
+def _way(points: Points) -> int:
+    """Pixels from point to point and back to the first, each counted as one at least."""
+    ways = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1)
+    return int(np.maximum(ways, 1).sum())
+
+
+def box_around(points: Points, canvas: Mask) -> tuple[slice, slice]:
+    """The rows and columns of a mask that points reach into. Moving them by whole pixels to there shifts nothing."""
+    left, top = (max(0, int(least)) for least in points.min(axis=0))
+    right, bottom = (min(end, int(most) + 2) for most, end in zip(points.max(axis=0), canvas.shape[::-1], strict=True))
+    return slice(top, max(top, bottom)), slice(left, max(left, right))
+
+
+def by_centres(polygons: Sequence[Points], canvas: Mask) -> int:
     """Into a mask, as COCO's and CVAT's tools fill: coordinates count from a pixel's corner; of several the union.
+
+    Returns:
+        How many pixels it took, see ``reading.Draw``.
 
     Raises:
         UserError: pycocotools is missing.
@@ -60,23 +77,30 @@ def by_centres(polygons: Sequence[Points], canvas: Mask) -> None:
         raise UserError(f"cannot draw polygons: {reason}")
     from pycocotools import mask as tools
 
-    every = np.concatenate(polygons)
-    # Only where they are: whole pixels shift nothing, and a large picture may have thousands.
-    left, top = (max(0, int(least)) for least in every.min(axis=0))
-    right, bottom = (min(end, int(most) + 2) for most, end in zip(every.max(axis=0), canvas.shape[::-1], strict=True))
-    if right > left and bottom > top:
-        moved = [(one - (left, top)).ravel().tolist() for one in polygons]
-        packed = tools.frPyObjects(moved, bottom - top, right - left)
-        canvas[top:bottom, left:right] |= 255 * np.asarray(tools.decode(tools.merge(packed)), np.uint8)
+    rows, columns = box_around(np.concatenate(polygons), canvas)
+    inside = canvas[rows, columns]  # a large picture may have thousands
+    if inside.size:
+        moved = [(one - (columns.start, rows.start)).ravel().tolist() for one in polygons]
+        packed = tools.frPyObjects(moved, *inside.shape)
+        inside |= 255 * np.asarray(tools.decode(tools.merge(packed)), np.uint8)
+    return inside.size + _A_STEP * sum(map(_way, polygons))
 
 
-def by_pixels(polygon: Points, canvas: Mask) -> None:
-    """Into a mask, as YOLO's readers fill: coordinates are cut off to pixels, and those on the line count."""
+def by_pixels(polygon: Points, canvas: Mask) -> int:
+    """Into a mask, as YOLO's readers fill: coordinates are cut off to pixels, and those on the line count.
+
+    Returns:
+        As ``by_centres``.
+    """
     cv2.fillPoly(canvas, [polygon.astype(np.int32)], 255)
+    return canvas[box_around(polygon, canvas)].size + _A_STEP * _way(polygon)
 
 
-def by_pillow(shape: str, points: Points, canvas: Mask) -> None:
+def by_pillow(shape: str, points: Points, canvas: Mask) -> int:
     """Into a mask, as LabelMe fills: a polygon, a rectangle or a circle, its line included.
+
+    Returns:
+        As ``by_centres``.
 
     Raises:
         UserError: Pillow is missing.
@@ -93,16 +117,16 @@ def by_pillow(shape: str, points: Points, canvas: Mask) -> None:
     if shape == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
         low, high = points[0] - radius, points[0] + radius
-    # Only where it is: whole pixels shift nothing, and a large picture may have thousands.
-    left, top = (max(0, int(least)) for least in low)
-    inside = canvas[top : max(0, int(high[1]) + 2), left : max(0, int(high[0]) + 2)]
+    rows, columns = box_around(np.stack([low, high]), canvas)
+    inside = canvas[rows, columns]  # a large picture may have thousands
     if not inside.size:
-        return
+        return 0
     picture = Image.fromarray(inside)
-    draw = ImageDraw.Draw(picture)
+    draw, corner = ImageDraw.Draw(picture), (columns.start, rows.start)
     if filled:
-        draw.polygon([(float(x), float(y)) for x, y in points - (left, top)], outline=255, fill=255)
+        draw.polygon([(float(x), float(y)) for x, y in points - corner], outline=255, fill=255)
     else:
-        box = (*(low - (left, top)).tolist(), *(high - (left, top)).tolist())
+        box = (*(low - corner).tolist(), *(high - corner).tolist())
         (draw.rectangle if shape == "rectangle" else draw.ellipse)(box, outline=255, fill=255)
     inside[:] = np.asarray(picture, np.uint8)
+    return inside.size + len(points) * len(inside)  # Pillow looks at every point for each row

@@ -41,10 +41,10 @@ def read_labelme(source: Path, images: Path, labels: Collection[str]) -> Annotat
                 raise ValueError("it has no list 'shapes', as LabelMe's have")
             annotated = _picture(value, file, pictures)
         except ValueError as error:
-            found.problems.append(f"{file}: {error}; it is left out.")
+            found.tell(f"{file}: {error}; it is left out.")
             continue
         if annotated.image in taken:
-            found.problems.append(f"{file}: {annotated.image.name} has two files; the second is left out.")
+            found.tell(f"{file}: {annotated.image.name} has two files; the second is left out.")
             continue
         taken.add(annotated.image)
         annotated.part = part_of(file.parent, source)
@@ -65,19 +65,18 @@ def _picture(value: dict[str, Any], file: Path, pictures: Pictures) -> Annotated
     return Annotated(pictures.find(name, file), size=(height, width) if height and width else None)
 
 
-def _draw(shape: Any, canvas: Mask) -> None:
+def _draw(shape: Any, canvas: Mask) -> int:
     if not isinstance(shape, dict):
         raise ValueError("it is none")
     kind = str(shape.get("shape_type") or "polygon")
     size = (canvas.shape[0], canvas.shape[1])
     if kind == "mask":
-        _draw_mask(shape, canvas)
-        return
+        return _draw_mask(shape, canvas)
     least = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4}.get(kind, 3 if kind == "polygon" else 1)
-    by_pillow(kind, checked(shape.get("points"), size, least), canvas)
+    return by_pillow(kind, checked(shape.get("points"), size, least), canvas)
 
 
-def _draw_mask(shape: dict[str, Any], canvas: Mask) -> None:
+def _draw_mask(shape: dict[str, Any], canvas: Mask) -> int:
     """A small picture between two corners, which both belong to it."""
     corners = checked(shape.get("points"), (canvas.shape[0], canvas.shape[1]), 2)
     left, top, right, bottom = (int(value) for value in corners[:2].ravel())
@@ -96,3 +95,4 @@ def _draw_mask(shape: dict[str, Any], canvas: Mask) -> None:
     if part is None or part.shape != inside.shape:
         raise ValueError("its mask cannot be read")
     inside[part > 0] = 255
+    return int(inside.size) + len(data)

@@ -16,13 +16,18 @@ from espmedsam_edge.files import read_json, read_regular
 from espmedsam_edge.imaging.headers import IMAGE_SUFFIXES
 
 Mask = NDArray[np.uint8]  # (H, W), 0 or 255
-Draw = Callable[[Mask], None]
+Draw = Callable[[Mask], int]
+"""Draws into a mask; gives how many pixels it took: of its box, and for what else takes time."""
 Part = Literal["train", "valid", "test"]
 
 MOST_BYTES = 512 << 20
 """Of a file of annotations."""
 
 _MOST_LINES = 3  # of what is wrong with one picture
+_MOST_TOLD = 100  # lines of what is wrong with the files
+_MOST_WORK = 1 << 34  # pixels that are drawn for one picture: a minute
+_AN_OBJECT = 1 << 14  # pixels that an object of any size counts as
+_LONGEST_NAME = 4096
 _PARTS: dict[str, Part] = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
 
@@ -47,7 +52,7 @@ class Annotated:
         """The union of its objects; what cannot be drawn is added to ``problems``, a line each, but for many.
 
         Raises:
-            UserError: the picture is of another size.
+            UserError: the picture is of another size, or has more than can be drawn.
         """
         if self.size not in (None, size):
             theirs = f"{self.size[1]}x{self.size[0]}" if self.size else ""
@@ -56,10 +61,17 @@ class Annotated:
                 "Annotate it again, or find the picture that they were made on; it was left out.",
                 exit_code=1,
             )
-        union, wrong = np.zeros(size, np.uint8), list[str]()
+        union, wrong, work = np.zeros(size, np.uint8), list[str](), 0
         for name, draw in self.objects:
+            if work > _MOST_WORK:
+                raise UserError(
+                    f"{self.image} has {len(self.objects)} objects, which are more or larger than can be drawn.",
+                    "Cut the picture into parts; it was left out.",
+                    exit_code=1,
+                )
+            work += _AN_OBJECT
             try:
-                draw(union)
+                work += draw(union)
             except ValueError as error:
                 wrong.append(f"{self.image.name}: {name}: {error}; it is left out.")
         shown = wrong if len(wrong) <= _MOST_LINES + 1 else wrong[:_MOST_LINES]
@@ -75,11 +87,20 @@ class AnnotationSet:
 
     Attributes:
         pictures: each file once.
-        problems: what was left out, a line each.
+        problems: what was left out, a line each, but for many.
     """
 
     pictures: list[Annotated] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _told: int = 0
+
+    def tell(self, line: str) -> None:
+        """Something was left out."""
+        self._told += 1
+        if self._told > _MOST_TOLD:
+            line = f"{self._told - _MOST_TOLD} more of the annotations' entries are left out."
+            del self.problems[_MOST_TOLD:]
+        self.problems.append(line)
 
 
 class Pictures:
@@ -105,6 +126,8 @@ class Pictures:
         Raises:
             ValueError: it is not there, or several are.
         """
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"a name of {len(name)} characters is no picture's")
         parts = (PureWindowsPath(name) if "\\" in name else PurePosixPath(name)).parts
         found = self._by_name.get(parts[-1], []) if parts else []
         for length in range(len(parts), 0, -1):

@@ -11,32 +11,56 @@ from numpy.typing import NDArray
 Mask = NDArray[np.uint8]  # (H, W), 0 or not
 
 
-def encode_rle(mask: Mask) -> dict[str, Any]:
+def encode_rle(mask: Mask, place: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None) -> dict[str, Any]:
     """COCO's compressed run-length encoding.
 
     Args:
-        mask: (H, W) uint8, foreground not 0.
+        mask: (h, w) uint8, foreground not 0.
+        place: (x, y) of it in the picture.
+        size: (H, W) of the picture; None: the mask's.
 
     Returns:
         ``{"size": [H, W], "counts": TEXT}``: the lengths of the runs down the columns, background first.
     """
-    height, width = mask.shape
-    return {"size": [height, width], "counts": _compressed(run_lengths(mask.T))}
+    height, width = size or mask.shape
+    x, y = place
+    columns = np.zeros((height, mask.shape[1]), np.uint8)
+    columns[y : y + len(mask)] = mask
+    lengths = run_lengths(columns.T)
+    lengths[0] += x * height
+    after = (width - x - mask.shape[1]) * height
+    if len(lengths) % 2:  # the last run is of background, too
+        lengths[-1] += after
+    elif after:
+        lengths = np.append(lengths, after)
+    return {"size": [height, width], "counts": _compressed(lengths)}
 
 
-def decode_rle(counts: str | Sequence[int], size: tuple[int, int]) -> Mask:
-    """The mask, (H, W) uint8 of 0 and 255, of compressed or plain run lengths.
+def draw_rle(counts: str | Sequence[int], canvas: Mask) -> int:
+    """Compressed or plain run lengths into a mask of their size, of 0 and 255.
+
+    Returns:
+        How many pixels it took, see ``reading.Draw``.
 
     Raises:
         ValueError: they are damaged, or not of this size.
     """
     lengths = _expanded(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
-    height, width = size
+    height, width = canvas.shape
     within = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= height * width)).all()  # else their sum may wrap round
     if not within or int(lengths.sum()) != height * width:
         raise ValueError(f"its run lengths are not those of {width}x{height} pixels")
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    runs = np.flatnonzero(lengths[1::2]) * 2 + 1
+    if not runs.size:
+        return len(lengths)
+    # Only the columns where it is: a large picture may have thousands.
+    left, right = int(starts[runs[0]]) // height, -(-int(ends[runs[-1]]) // height)
+    within_them = np.clip(ends, left * height, right * height) - np.clip(starts, left * height, right * height)
     values = (np.arange(len(lengths)) % 2 * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)
+    canvas[:, left:right] |= np.repeat(values, within_them).reshape(right - left, height).T
+    return len(lengths) + (right - left) * height
 
 
 def run_lengths(mask: NDArray[np.uint8]) -> NDArray[np.int64]:

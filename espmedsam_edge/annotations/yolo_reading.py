@@ -46,17 +46,17 @@ def read_yolo(source: Path, images: Path, labels: Collection[str]) -> Annotation
     for file in files:
         place = by_place.get(_place(file, source))
         if place is None:
-            found.problems.append(f"{file}: there is no picture {file.stem!r}; it is left out.")
+            found.tell(f"{file}: there is no picture {file.stem!r}; it is left out.")
             continue
         try:
             lines = read_regular(file, MOST_BYTES).decode("utf-8", "replace").splitlines()
         except OSError as error:
-            found.problems.append(f"cannot read {file}: {error.strerror}.")
+            found.tell(f"cannot read {file}: {error.strerror}.")
             continue
         for number, line in enumerate(lines, 1):
-            words = line.split()
-            if words and (not numbers or words[0] in numbers):
-                annotated[place].objects.append((f"line {number}", partial(_draw, words)))
+            kind = line.split(maxsplit=1)[:1]
+            if kind and (not numbers or kind[0] in numbers):
+                annotated[place].objects.append((f"line {number}", partial(_draw, line)))
     found.pictures = list(annotated.values())
     return found
 
@@ -97,7 +97,8 @@ def _bare(name: str) -> str:
     return name.strip().strip("\"'")
 
 
-def _draw(words: list[str], canvas: Mask) -> None:
+def _draw(line: str, canvas: Mask) -> int:
+    words = line.split()
     if len(words) <= _BOX:
         raise ValueError("it is a box, not an outline" if len(words) == _BOX else "it has too few values")
     try:
@@ -107,4 +108,4 @@ def _draw(words: list[str], canvas: Mask) -> None:
     if len(values) % 2:
         raise ValueError("it has an odd number of coordinates")
     height, width = canvas.shape
-    by_pixels(checked(values.reshape(-1, 2) * (width, height), (height, width)), canvas)
+    return by_pixels(checked(values.reshape(-1, 2) * (width, height), (height, width)), canvas)

@@ -58,9 +58,10 @@ def separated(mask: Mask, *, split: bool = True) -> Labels:
         cut = _cut(own)
         np.copyto(labels[box], cut + last, where=own)
         last += int(cut.max())
-    for part in np.flatnonzero(boxes[:, 2] * boxes[:, 3] > LARGEST).tolist():
-        last += part > 0
-        labels[parts == part] = last if part else 0
+    large = np.flatnonzero(boxes[1:, 2] * boxes[1:, 3] > LARGEST) + 1
+    numbers = np.zeros(len(boxes), np.int32)
+    numbers[large] = np.arange(last + 1, last + 1 + len(large))
+    labels += numbers[parts]
     return in_order(labels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import xml.etree.ElementTree as ElementTree
 from itertools import groupby
 from pathlib import Path
@@ -13,14 +14,16 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sink_material import result_of
 
 from espmedsam_edge import Outputs, ReadingOptions, UserError, infer
 from espmedsam_edge.annotations.formats import FORMATS, OneDocument, Picture, writer
 from espmedsam_edge.annotations.outlines import centre_outlines, edge_outlines, hole_pixels
-from espmedsam_edge.annotations.rle import decode_rle, encode_rle
+from espmedsam_edge.annotations.rle import draw_rle, encode_rle
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.objects.separation import separated
 from espmedsam_edge.runtime.sinks.annotations import AnnotationFolder
+from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (extra dev)")
 Bits = NDArray[np.bool_]
@@ -86,16 +89,34 @@ def test_outlines_filled_either_way_give_the_mask_back(seed: int) -> None:
 def test_run_lengths_are_read_back(seed: int) -> None:
     mask = scene(seed, (31, 17 + seed))
     packed = encode_rle(mask.astype(np.uint8))
-    assert np.array_equal(decode_rle(packed["counts"], mask.shape) > 0, mask)
+    before = np.zeros(mask.shape, np.uint8)
+    before[::3, ::2] = 255
+    canvas = before.copy()
+    draw_rle(packed["counts"], canvas)
+    assert np.array_equal(canvas, before | 255 * mask.astype(np.uint8))
     runs = [(value, len(list(run))) for value, run in groupby(mask.T.ravel().tolist())]
     counts = [0] * runs[0][0] + [length for _, length in runs]
-    assert np.array_equal(decode_rle(counts, mask.shape) > 0, mask)
+    canvas[:] = 0
+    draw_rle(counts, canvas)
+    assert np.array_equal(canvas > 0, mask)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_run_lengths_of_a_part_are_those_of_the_whole(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    part = scene(seed, (9, 8)).astype(np.uint8)
+    whole = np.zeros((9 + seed % 3, 8 + seed % 4), np.uint8)
+    y, x = int(rng.integers(0, 1 + seed % 3)), int(rng.integers(0, 1 + seed % 4))
+    whole[y : y + 9, x : x + 8] = part
+    assert encode_rle(part, (x, y), whole.shape) == encode_rle(whole)
+    packed = mask_tools.encode(np.asfortranarray(whole))
+    assert encode_rle(whole)["counts"] == packed["counts"].decode()
 
 
 @pytest.mark.parametrize("counts", ["", "é", "0" * 9, "o" * 20, [5, -1, 3], [1, 2], [[1]], "P0"])
 def test_damaged_run_lengths_are_refused(counts: str | list[int]) -> None:
     with pytest.raises(ValueError, match="run lengths"):
-        decode_rle(counts, (3, 4))
+        draw_rle(counts, np.zeros((3, 4), np.uint8))
 
 
 def test_coco_is_read_by_pycocotools_and_supervision(tmp_path: Path) -> None:
@@ -335,6 +356,25 @@ def test_frames_of_a_video_are_numbered_pictures(toy_bundle: Bundle) -> None:
     infer("clip.avi", toy_bundle, Outputs(export="yolo"), ReadingOptions(every=2))
     assert sorted(path.name for path in Path("annotations/images").iterdir()) == ["clip-000000.png", "clip-000002.png"]
     assert Path("annotations/labels/clip-000002.txt").read_text()
+
+
+def test_a_large_picture_of_noise_is_a_line(tmp_path: Path) -> None:
+    """One object of many holes, stripes that each reach over all of it, and specks: minutes, were they outlined."""
+    noise = np.random.default_rng(0).random((2000, 2000)) > 0.35
+    stripes = np.add.outer(np.arange(3400), np.arange(3400)) % 3 == 0
+    specks = np.zeros((2000, 2000), bool)
+    specks[::8, ::8] = True
+    failures, path = list[Failure](), Path("p.png")
+    began = time.process_time()
+    with AnnotationFolder(tmp_path / "out", "geojson", {path: "p"}, (), failures) as sink:
+        for mask in (noise, stripes, specks):
+            sink.write(SourceFrame(np.zeros((*mask.shape, 3), np.uint8), path), result_of(mask))
+    assert time.process_time() - began < 20
+    assert [failure.message.partition(" has ")[2].partition(":")[0] for failure in failures] == [
+        "objects with over 100000 holes",
+        "objects that reach too far beside each other",
+        "62500 objects, more than 50000",
+    ]
 
 
 @pytest.mark.usefixtures("_pictures")

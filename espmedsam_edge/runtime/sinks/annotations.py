@@ -18,6 +18,7 @@ from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import color_of
 from espmedsam_edge.modalities import target_of
+from espmedsam_edge.objects.instance import Labels
 from espmedsam_edge.objects.measures import MOST
 from espmedsam_edge.objects.separation import separated
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -26,6 +27,24 @@ from espmedsam_edge.runtime.sinks.places import fitting
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
 
 log = logging.getLogger(__name__)
+
+_MOST_HOLES = 100_000
+_MOST_PIXELS = 1 << 32  # of the objects' boxes: half a minute
+
+
+def _too_much(labels: Labels) -> str:
+    """What of a picture would take minutes to outline; "" where that is nothing."""
+    from scipy.ndimage import find_objects
+
+    boxes = [box for box in find_objects(labels) if box is not None]
+    if len(boxes) > MOST:
+        return f"{len(boxes)} objects, more than {MOST}"
+    holes = cv2.connectedComponents(np.asarray(labels == 0, np.uint8), connectivity=4)[0]
+    if holes > _MOST_HOLES:
+        return f"objects with over {_MOST_HOLES} holes"
+    if sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in boxes) > _MOST_PIXELS:
+        return "objects that reach too far beside each other"
+    return ""
 
 
 class AnnotationFolder:
@@ -96,9 +115,8 @@ class AnnotationFolder:
         """A frame with its objects, once its picture is written; or why it is left out."""
         labels = separated(result.mask, split=False) if result.instances is None else result.instances.labels
         count = int(labels.max(initial=0))
-        if count > MOST:
-            line = f"{frame.source} has {count} objects, more than {MOST}: it is left out of {self._folder}."
-            return Failure(frame.source, line)
+        if fault := _too_much(labels):
+            return Failure(frame.source, f"{frame.source} has {fault}: it is left out of {self._folder}.")
         sums = np.bincount(labels.ravel(), result.probability().ravel(), count + 1)[1:]
         means = sums / np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1)
         number = f"-{frame.index:06d}" if frame.path in self._videos else ""

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from espmedsam_edge.annotations import reading
 from espmedsam_edge.annotations.formats import Picture, writer
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
@@ -134,6 +135,75 @@ def test_of_many_damaged_objects_a_few_lines_are_told(tmp_path: Path) -> None:
     done, _ = converted(tmp_path, "coco")
     assert len(done.failures) == 4
     assert "4995 more objects" in done.failures[3]
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme"])
+def test_thousands_of_small_objects_in_a_large_picture_take_what_they_cover(form: str, tmp_path: Path) -> None:
+    """Not the picture for each of them: that was minutes."""
+    side, count = 5000, 2000
+    size = {"height": side, "width": side}
+    corners = [(20 + 100 * (number // 45), 20 + 100 * (number % 45)) for number in range(count)]
+    expected = np.zeros((side, side), np.uint8)
+    for x, y in corners:
+        expected[y : y + 3, x : x + 3] = 255
+    if form == "coco":
+        things = []
+        for number, (x, y) in enumerate(corners):
+            before = x * side + y
+            counts = [before, 3, side - 3, 3, side - 3, 3, side * side - before - 2 * side - 3]
+            things.append(thing(number, {"size": [side, side], "counts": counts}))
+        coco(tmp_path, things, [])
+        file = tmp_path / "source" / "x.json"
+        value = json.loads(file.read_text())
+        value["images"][0] |= size
+        file.write_text(json.dumps(value))
+    else:
+        labelme(
+            tmp_path,
+            [shape("rectangle", [[x, y], [x + 2, y + 2]]) for x, y in corners],
+            imageHeight=side,
+            imageWidth=side,
+        )
+    cv2.imwrite(str(tmp_path / "source" / "a.png"), np.zeros((side, side, 3), np.uint8))
+    (one,) = find_annotated(form, tmp_path / "source").items
+    found = find_annotated(form, tmp_path / "source")
+    began = time.process_time()
+    assert found.mask_of is not None
+    mask = found.mask_of(one, (side, side))
+    assert time.process_time() - began < 5
+    assert np.array_equal(mask, expected)
+
+
+def test_a_picture_with_more_than_can_be_drawn_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than made with a part of its objects."""
+    monkeypatch.setattr(reading, "_MOST_WORK", 20 << 14)
+    coco(tmp_path, [thing(number) for number in range(50)], [{"id": 2, "file_name": "b.png"}])
+    cv2.imwrite(str(tmp_path / "source" / "b.png"), np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(UserError, match=r"a\.png has 50 objects, which are more or larger than can be drawn"):
+        converted(tmp_path, "coco")
+
+
+def test_of_a_million_strange_entries_some_lines_and_a_count_are_told(tmp_path: Path) -> None:
+    coco(
+        tmp_path,
+        [thing(), *(thing(1) for _ in range(3000))],
+        [{"id": f"n{n}", "file_name": f"{n}"} for n in range(500)],
+    )
+    done, _ = converted(tmp_path, "coco")
+    assert len(done.failures) == 101
+    assert done.failures[-1].startswith("3400 more of the annotations' entries")
+
+
+def test_a_picture_s_name_of_megabytes_is_a_line(tmp_path: Path) -> None:
+    began = time.process_time()
+    coco(tmp_path, [thing()], [{"id": 2, "file_name": "a/" * 500_000 + "a.png"}])
+    done, _ = converted(tmp_path, "coco")
+    (line,) = done.failures
+    assert "a name of 1000005 characters is no picture's" in line
+    coco(tmp_path, [thing()], categories=[{"id": n, "name": f"{n:0200}"} for n in range(20_000)])
+    with pytest.raises(UserError, match="no object is labelled 'lesions'"):
+        converted(tmp_path, "coco", labels=["lesions"])
+    assert time.process_time() - began < 5
 
 
 def test_only_the_labels_that_are_asked_for_count(tmp_path: Path) -> None:
