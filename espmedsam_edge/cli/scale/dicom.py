@@ -27,6 +27,16 @@ def listen(
     allow: list[str] | None = typer.Option(None, metavar="AET", help="A caller's title, several times. [default: all]"),
     associations: int = typer.Option(8, min=1, help="Open at once, at most; more are rejected."),
     largest: int = typer.Option(512, min=1, metavar="MIB", help="Instances that are larger are not taken."),
+    free: int = typer.Option(
+        1024, min=0, metavar="MIB", help="While the queue's disk has less, instances are refused."
+    ),
+    remember: int = typer.Option(
+        365,
+        min=1,
+        max=36_500,
+        metavar="DAYS",
+        help="What is done is known that long; sent again later, it is done again.",
+    ),
     queue: Path = typer.Option(Path("dicom-queue"), help="A folder for what was received and is not delivered yet."),
     out: Path | None = typer.Option(
         None, help="A folder for the segmentations. [default: dicom-segmentations, unless --send says where]"
@@ -54,7 +64,7 @@ def listen(
     from espmedsam_edge.runtime.dicom_network.service import serve
     from espmedsam_edge.runtime.segmenter import Segmenter
 
-    options = ListenOptions(aet, host, port, allow or (), associations, largest)
+    options = ListenOptions(aet, host, port, allow or (), associations, largest, free, remember)
     load_pynetdicom()
     if send is not None and out is not None:
         raise UserError("segmentations go to one place.", "Leave --out or --send out.")

@@ -10,7 +10,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from espmedsam_edge.closing import Closing
@@ -18,6 +21,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 
 _SUFFIX = ".dcm"
+_DAY = 24 * 60 * 60
 
 
 class Inbox(Closing):
@@ -25,13 +29,14 @@ class Inbox(Closing):
 
     Args:
         folder: made if it is not there.
+        spare: bytes that are to stay free on its disk.
 
     Raises:
         UserError: another listener has it, or it cannot be written to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, spare: int = 0) -> None:
+        self.folder, self._spare = folder, spare
         self._waiting, self._done, self._failed = folder / "waiting", folder / "done", folder / "failed"
         self._results = folder / "results"
         with write_errors(folder):
@@ -59,12 +64,14 @@ class Inbox(Closing):
             content: its file, in pieces.
 
         Raises:
-            OSError, UserError: it could not be kept, and nothing of it is left.
+            OSError, UserError: it could not be kept, as where too little is free, and nothing of it is left.
         """
         name = hashlib.sha256(uid.encode()).hexdigest()[:32]
         place = self._waiting / f"{name}{_SUFFIX}"
         if self.is_done(name) or place.exists():
             return
+        if shutil.disk_usage(self._waiting).free < self._spare:
+            raise UserError(f"less than {self._spare >> 20} MiB are free there.")
         with atomic_path(place, 0o600) as temporary, temporary.open("wb") as stream:
             stream.writelines(content)
         _sync(self._waiting)
@@ -104,6 +111,14 @@ class Inbox(Closing):
             _sync(mark.parent)
             _sync(self._done)
         self._forget(name)
+
+    def forget(self, days: float) -> None:
+        """Let go of what was delivered longer ago: sent again, it is done again."""
+        before = time.time() - days * _DAY
+        for mark in self._done.glob("*/*"):
+            with suppress(OSError):
+                if mark.stat().st_mtime < before:
+                    mark.unlink()
 
     def fail(self, name: str, why: str) -> None:
         """It cannot be segmented."""

@@ -38,6 +38,8 @@ class ListenOptions:
         allow: the titles of those who may call; none: all.
         associations: how many may be open at once; more are rejected for the time being.
         largest: MiB; an association that sends a larger instance is aborted. It is held in memory until it is written.
+        free: MiB of the queue's disk; while less is free, instances are refused.
+        remember: days that what was delivered is known, so that it is not done twice.
     """
 
     aet: str = "ESPMEDSAM"
@@ -46,6 +48,8 @@ class ListenOptions:
     allow: Sequence[str] = ()
     associations: int = 8
     largest: int = 512
+    free: int = 1024
+    remember: int = 365
 
     def __post_init__(self) -> None:
         for title in (self.aet, *self.allow):

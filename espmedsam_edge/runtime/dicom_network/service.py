@@ -25,6 +25,7 @@ from espmedsam_edge.version import __version__
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
+_DAY = 24 * 60 * 60.0
 _NAP = 0.5  # seconds between two looks, where nothing comes
 
 
@@ -50,10 +51,14 @@ def serve(
         UserError: the address or the folder will not do, or the GPU is lost.
     """
     came = threading.Event()
-    with Inbox(queue) as inbox, listening(options, inbox, came.set) as (host, port):
+    due = time.monotonic()
+    with Inbox(queue, options.free << 20) as inbox, listening(options, inbox, came.set) as (host, port):
         work = Work(inbox, segmenter, delivery)
         ready(host, port)
         while not stop.is_set():
+            if time.monotonic() >= due:
+                inbox.forget(options.remember)
+                due = time.monotonic() + _DAY
             came.clear()
             work.once(stop)
             came.wait(_NAP)

@@ -37,6 +37,7 @@ from seg_sources import PATIENT, ULTRASOUND, save_dicom
 from espmedsam_edge import files
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.dicom_network import inbox as inbox_module
 from espmedsam_edge.runtime.dicom_network import listener, service
 from espmedsam_edge.runtime.dicom_network.delivery import Delivery, Folder, NotDeliveredError, parse_send
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
@@ -271,6 +272,33 @@ def test_a_full_disk_refuses_and_loses_nothing(
         full[0] = False
         assert send(port, tmp_path / "a.dcm") == [0]
         assert soon(lambda: len(found_in(tmp_path / "out")) == 1)
+
+
+def test_some_of_the_disk_is_left_free(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    save_dicom(tmp_path / "a.dcm")
+    free = [(7 << 20) - 1]
+    monkeypatch.setattr(inbox_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, free[0]))
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), ListenOptions(port=0, free=7)) as port:
+        assert send(port, tmp_path / "a.dcm") == [0xA700]
+        assert list((tmp_path / "queue" / "waiting").iterdir()) == []
+        assert any("less than 7 MiB are free" in line for line in said)
+        free[0] += 1
+        assert send(port, tmp_path / "a.dcm") == [0]
+
+
+def test_what_is_done_is_known_for_some_days(toy_bundle: Bundle, tmp_path: Path) -> None:
+    with Inbox(tmp_path / "queue") as inbox:
+        for uid in ("1.1", "1.2"):
+            inbox.put(uid, [b"content"])
+            inbox.finish(inbox.waiting()[0])
+    old, new = sorted((tmp_path / "queue" / "done").glob("*/*"))
+    long_ago = time.time() - 31 * 24 * 60 * 60
+    os.utime(old, (long_ago, long_ago))
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), ListenOptions(port=0, remember=30)):
+        assert soon(lambda: not old.exists())
+    assert new.exists()
 
 
 def test_a_disk_that_is_full_for_the_results_is_waited_for(
