@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -335,10 +336,15 @@ def spreadsheet_safe(text: str) -> str:
     """A name as a cell of a CSV file: ``printable``, and with an apostrophe before what a spreadsheet would calculate.
 
     Spreadsheets take cells for formulas that start with =, +, - or @ (or their wide forms), some after white space, and
-    quotes do not keep them from it (CWE-1236). For texts from outside only: a number keeps its minus.
+    quotes do not keep them from it (CWE-1236); where a comma is in numbers, a semicolon begins a cell. For texts from
+    outside only: a number keeps its minus.
     """
-    shown = printable(text)
-    return f"'{shown}" if shown.lstrip()[:1] in _FORMULA else shown
+    return _FORMULA.sub(r"\1'\2", printable(text))
 
 
-_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA = re.compile('(^|;)([\\s"]*[=+@\uff1d\uff0b\uff0d\uff20-])')
+
+
+def plot_safe(text: str) -> str:
+    """A name as matplotlib draws it: ``printable``, and between two dollars no formula, which may be an error."""
+    return printable(text).replace("$", r"\$")

@@ -74,7 +74,7 @@ class Table:
             places = {path.name for path in self._folder.iterdir() if _PART.fullmatch(path.name)}
             self._done: dict[str, str] = {}  # unit -> its file
             for record in journal.records(settings):
-                part = next((str(values[0]) for values in journal.lines(record)), "")
+                part = next((str(values[0]) for values in journal.lines(record) if values), "")
                 if record.whole and part in places and is_done(record):
                     self._done[record.label] = part
             for name in places:

@@ -6,6 +6,7 @@ import io
 from statistics import median
 
 from espmedsam_edge.bench.measure import STAGES, BenchResult
+from espmedsam_edge.files import plot_safe
 from espmedsam_edge.marks import MARK
 
 # Okabe and Ito's colours, told apart without colour vision.
@@ -53,7 +54,7 @@ def draw_plot(result: BenchResult) -> bytes:
         axes.grid(axis="x" if axes is bars else "y", linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
     cpu = result.environment["cpu"]
-    figure.suptitle(f"{result.bundle['name']} on {cpu['model']}, {cpu['usable']} cores", fontsize=12)
+    figure.suptitle(f"{plot_safe(result.bundle['name'])} on {cpu['model']}, {cpu['usable']} cores", fontsize=12)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": MARK})
     return picture.getvalue()

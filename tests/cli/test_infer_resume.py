@@ -322,6 +322,13 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
         {"done": ["a", "s", "h", [], [float("inf"), 2], True]},
         {"began": []},
         {"done": {}},
+        {"done": [7, "s", "h", [], [1, 2], True]},
+        {"done": ["a", None, "h", [], [1, 2], True]},
+        {"done": ["a", "s", ["h"], [], [1, 2], True]},
+        {"done": ["a", "s", "h", [["m/\0", 1]], [1, 2], True]},
+        {"done": ["a", "s", "h", [[3, 1]], [1, 2], True]},
+        {"done": ["a", "s", "h", [], [-1, 2], True]},
+        {"done": ["a", "s", "h", [], [10**20, 2], True]},
     ],
 )
 def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) -> None:
@@ -333,7 +340,9 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) ->
         Journal(tmp_path / "j")
 
 
-@pytest.mark.parametrize("entries", [[], ["a"], [1, 2], [None, {}], "ab", [{"a": 1}, "b"], ["x", ["p", 1, {}, 0]]])
+@pytest.mark.parametrize(
+    "entries", [[], ["a"], [1, 2], [None, {}], "ab", [{"a": 1}, "b"], ["x", ["p", 1, {}, 0]], ["x", [7, 1, 2, 0]]]
+)
 def test_damaged_lines_of_a_journal_are_one_line(inputs: Path, infer: Infer, entries: object) -> None:
     arguments = (inputs, "--jsonl", "a.jsonl", "--plot", "p.png", "--resume")
     assert infer(*arguments)[0] == 0
@@ -346,6 +355,29 @@ def test_damaged_lines_of_a_journal_are_one_line(inputs: Path, infer: Infer, ent
     assert code == 1
     assert "a.jsonl.journal is damaged" in err
     assert "Traceback" not in err
+
+
+def test_what_a_damaged_journal_says_of_places_is_done_again(inputs: Path, infer: Infer) -> None:
+    """Nothing that it names elsewhere is touched."""
+    wanted = ("--masks", "m", "--csv", "a.csv", "--plot", "p.png")
+    Path("mine").mkdir()
+    Path("mine/notes.partial.csv").write_text("mine")
+    Path("mine/.p0.0123456789ab.png").write_text("mine")
+    assert infer(inputs, *wanted, "--resume")[0] == 0
+    place = Path("m.journal/all.jsonl")
+    sound = place.read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(sound) if line.startswith("["))
+    done = next(number for number, line in enumerate(sound) if line.startswith('{"done"'))
+    label, *others = json.loads(sound[done])["done"]
+    for outputs in ([["../mine/notes.partial.csv", 4]], [["/etc/passwd", None]], [["m/p0.png", 1]], []):
+        again = {"done": [label, *others[:2], outputs, *others[3:]]}
+        place.write_text("".join([*sound, sound[first], json.dumps(again) + "\n"]))
+        assert infer(inputs, *wanted, "--resume")[0] == 0
+    for line in ("[" * 100_000 + "\n", "9" * 10_000 + "\n", '["half'):  # what comes after it is done again
+        place.write_text("".join([*sound[: done + 1], line]))
+        code, _, err = infer(inputs, *wanted, "--resume")
+        assert (code, err) == (0, "m.journal: 1 of 6 files are done already.\n")
+    assert [path.read_text() for path in Path("mine").iterdir()] == ["mine", "mine"]
 
 
 def test_every_option_counts_but_those_that_change_nothing(toy_bundle: Bundle) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 
 from espmedsam_edge.destinations import Destination, check_again
-from espmedsam_edge.errors import UserError, printable
-from espmedsam_edge.files import atomic_write
+from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import atomic_write, plot_safe
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.marks import MARK, PICTURE
 from espmedsam_edge.runtime.segmentation import Segmentation
@@ -89,6 +89,8 @@ class AreaPlot:
         """See ``resumed.Table``."""
         name, at = entry[:2]
         pixels, area = float(entry[2]), None if entry[3] is None else float(entry[3])  # a journal may be damaged
+        if not isinstance(name, str):
+            raise TypeError("no name")
         if at is None:
             name, at = "images", float(self._images)
             self._images += 1
@@ -121,7 +123,7 @@ class AreaPlot:
             lone = "." if len(times) == 1 or name == "images" else ""
             middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
             axes.plot(
-                times, middle, style, color=color, marker=lone, linewidth=1.2, label=printable(Path(name).name or name)
+                times, middle, style, color=color, marker=lone, linewidth=1.2, label=plot_safe(Path(name).name or name)
             )
             axes.fill_between(times, low, high, color=color, alpha=0.25, linewidth=0)
         seconds = any(name != "images" for name in curves)

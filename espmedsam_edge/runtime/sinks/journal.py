@@ -134,8 +134,13 @@ class Journal(Closing):
 
     def _take(self, entry: dict[str, Any], lines: tuple[Path, int, int]) -> None:
         label, settings, sha256, outputs, (height, width), whole = entry["done"]
-        outputs = [(str(name), as_it_was) for name, as_it_was in outputs]
+        outputs = [(name, as_it_was) for name, as_it_was in outputs]
+        texts = label, settings, sha256, *(name for name, _ in outputs)
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise ValueError("no texts")
         size = int(height), int(width)
+        if not 0 <= min(size) <= max(size) < 1 << 31:
+            raise ValueError("no size")
         self.begun.discard(label)
         self._records[label, settings] = Record(label, settings, sha256, outputs, size, whole, lines)
 

@@ -57,6 +57,14 @@ def test_a_plot_is_a_picture_with_a_curve_a_source(tmp_path: Path, spacing: tupl
 
 
 @needs_matplotlib
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    with AreaPlot(tmp_path / "a.png") as sink:
+        for name in ("a$\\frac$.mp4", "$b$c$$\\$.mp4", "_d.mp4"):
+            sink.write(SourceFrame(IMAGE, Path(name), 0, 0.0), result_of(blob((48, 64))))
+    assert cv2.imread(str(tmp_path / "a.png")) is not None
+
+
+@needs_matplotlib
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_interrupted_run_draws_what_live_sources_gave(tmp_path: Path, keep: bool) -> None:
     def interrupted() -> None:

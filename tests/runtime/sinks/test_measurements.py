@@ -109,8 +109,9 @@ def test_lines_on_a_full_disk_are_one_error(tmp_path: Path) -> None:
 
 def test_no_name_in_a_table_is_a_formula(tmp_path: Path) -> None:
     names = ["=cmd|' C calc'!A0.png", "+1.png", "-2+3.png", "@SUM(1).png", " =1.png", "\uff1d1.png"]
-    kept = ["a=b.png", "1-2.png", "'=.png", '患者,"1".png']
+    kept = ["a=b.png", "1-2.png", "'=.png", '患者,"1".png', "a;b.png"]
     escaped = {"a\n=1.png": r"a\n=1.png", "\r=1.png": r"\r=1.png", "\t=1": r"\t=1", "a\x1b[2J": r"a\x1b[2J"}
+    escaped |= {"a;=1;+2": "a;'=1;'+2", 'a; "=1': "a;' \"=1"}  # a cell of its own where commas are in numbers
     with AreaTable(tmp_path / "a.csv") as sink:
         for name in [*names, *kept, *escaped]:
             sink.write(frame(0, 0.0, name), result_of(blob((48, 64))))
