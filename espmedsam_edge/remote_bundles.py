@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ FETCHED = "fetched"
 _MAX_GRAPH_BYTES = 2 << 30  # no file of protobuf's is larger
 _PATIENCE = 30.0  # seconds without a byte, and before a rate is asked for
 _SLOWEST = 10_000  # bytes a second
+_HUB_PIECE = 1 << 20
 _HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FORM = "Write it as hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
@@ -224,9 +225,21 @@ class _WebPlace:
     def read(self, file: str, limit: int) -> bytes:
         """See ``_Place``."""
         address = f"{self._base}/{file}"
-        transfer = _Transfer(partial(self._opener.open, Request(address), timeout=_PATIENCE), limit)  # noqa: S310
+        content = bytearray()
+
+        def work(transfer: _Transfer) -> bytes:
+            with self._opener.open(Request(address), timeout=_PATIENCE) as response:  # noqa: S310
+                while len(content) <= limit and not transfer.given_up:
+                    piece = response.read1(1 << 20)
+                    content.extend(piece)
+                    if not piece:
+                        break
+                if response.length and len(content) <= limit:
+                    raise _UnreachableError("the connection broke off")
+            return bytes(content)
+
         try:
-            content = transfer.wait()
+            whole = _Transfer(work, lambda: len(content), limit, _PATIENCE).wait()
         except HTTPError as error:
             if error.code >= 500 or error.code == 429:
                 raise _UnreachableError(f"the server answers {error.code}") from error
@@ -235,57 +248,62 @@ class _WebPlace:
             ) from error
         except (URLError, HTTPException, OSError, ValueError) as error:  # ValueError: where it sends us is no address
             raise _UnreachableError(_said(getattr(error, "reason", error))) from error
-        if len(content) > limit:
-            raise UserError(f"{address} has over {limit >> 20} MiB.", "Check the address.", exit_code=1)
-        return content
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
 
 
 class _Transfer:
     """A file on its way, in a thread of its own, so that a server that sends a byte now and then is not waited for.
 
     Args:
-        open: sends the request; an answer, as urllib gives it.
-        limit: bytes after which no more are read.
+        work: brings it; knows by ``given_up`` that nobody waits any more.
+        received: bytes that came so far.
+        limit: bytes after which no more are waited for.
+        patience: seconds before a rate is asked for.
     """
 
-    def __init__(self, open: Callable[[], Any], limit: int) -> None:
-        self._open, self._limit = open, limit
-        self._content = bytearray()
+    def __init__(
+        self, work: Callable[[_Transfer], bytes], received: Callable[[], int], limit: int, patience: float
+    ) -> None:
+        self._work, self._received, self._limit, self._patience = work, received, limit, patience
+        self._content = b""
         self._error: BaseException | None = None
-        self._given_up = False
+        self.given_up = False
 
     def wait(self) -> bytes:
         """The content.
 
         Raises:
-            _UnreachableError: less came than ``_SLOWEST`` a second, after ``_PATIENCE``; or the connection broke off.
-            Exception: what urllib raises.
+            _UnreachableError: less came than ``_SLOWEST`` a second, after the patience; or the connection broke off.
+            UserError: it is too large.
+            Exception: what ``work`` raises.
         """
         thread = threading.Thread(target=self._run, name="espmedsam-fetch", daemon=True)
         begin = time.monotonic()
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
-            late = time.monotonic() - begin - _PATIENCE
-            if thread.is_alive() and len(self._content) < _SLOWEST * late:
-                self._given_up = True
+            late = time.monotonic() - begin - self._patience
+            received = self._received()
+            self.given_up = thread.is_alive() and (received < _SLOWEST * late or received > self._limit)
+            if self.given_up and received > self._limit:
+                raise _too_large(self._limit)
+            if self.given_up:
                 raise _UnreachableError(f"it sends less than {_SLOWEST // 1000} kB a second")
         if self._error is not None:
             raise self._error
-        return bytes(self._content)
+        return self._content
 
     def _run(self) -> None:
         try:
-            with self._open() as response:
-                while len(self._content) <= self._limit and not self._given_up:
-                    piece = response.read1(1 << 20)
-                    self._content += piece
-                    if not piece:
-                        break
-                if response.length and len(self._content) <= self._limit:
-                    raise _UnreachableError("the connection broke off")
+            self._content = self._work(self)
         except BaseException as error:  # noqa: BLE001 (raised again in ``wait``)
             self._error = error
+
+
+def _too_large(limit: int) -> UserError:
+    return UserError(f"a file of the bundle has over {limit >> 20} MiB.", "Check the address.", exit_code=1)
 
 
 class _SafeRedirects(HTTPRedirectHandler):
@@ -318,17 +336,27 @@ class _HubPlace:
         if missing is not None:
             raise UserError(missing)
         self.repository, self.revision = found["repository"], found["revision"]
+        self._commit = ""
         self.name = self.repository.partition("/")[2].removesuffix(".bundle")
 
     def read(self, file: str, limit: int) -> bytes:
         """See ``_Place``. From the first file on, all are of one commit."""
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import constants, errors, hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        try:
+        constants.DOWNLOAD_CHUNK_SIZE = _HUB_PIECE  # it says nothing of what came until a piece is whole: 10 MiB
+        blobs = Path(constants.HF_HUB_CACHE, f"models--{self.repository.replace('/', '--')}", "blobs")
+        before = _growing(blobs)
+
+        def work(transfer: _Transfer) -> bytes:
             path = Path(hf_hub_download(self.repository, file, revision=self.revision))
-            content = read_regular(path, limit)
+            self._commit = path.parent.name
+            return read_regular(path, limit)
+
+        try:
+            patience = _PATIENCE + _HUB_PIECE / _SLOWEST
+            content = _Transfer(work, lambda: max(0, _growing(blobs) - before), limit, patience).wait()
         except errors.LocalEntryNotFoundError as error:
             raise _UnreachableError(_said(error.__cause__ or error)) from error
         except errors.HfHubHTTPError as error:
@@ -344,11 +372,20 @@ class _HubPlace:
             raise UserError(f"'{self.repository}' names no repository: {_said(error)}.", _HUB_FORM) from error
         except OSError as error:
             raise _UnreachableError(_said(error)) from error
-        self.revision = path.parent.name
+        self.revision = self._commit
         return content
 
 
+def _growing(blobs: Path) -> int:
+    """Bytes of the files in the hub's own cache that are on their way."""
+    total = 0
+    for path in blobs.glob("*.incomplete"):
+        with suppress(OSError):  # it became whole just now
+            total += path.stat().st_size
+    return total
+
+
 def _said(error: object) -> str:
-    """The first sentence of an error's text."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    """The first sentence of an error's text, without the password that an address in it may have (HF_ENDPOINT)."""
+    lines = re.sub(r"//[^/\s]*@", "//", str(error)).strip().splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if line.strip()), "").rstrip(".")[:200]

@@ -140,7 +140,7 @@ def test_what_is_not_there_or_too_large_is_one_line(
         fetch(address)
     server.redirects.clear()
     monkeypatch.setattr(remote_bundles, "_MAX_GRAPH_BYTES", 100)
-    with pytest.raises(UserError, match="has over 0 MiB"):
+    with pytest.raises(UserError, match="a file of the bundle has over 0 MiB"):
         fetch(address)
     server.broken = 503
     with pytest.raises(UserError, match="cannot be reached: the server answers 503"):
@@ -228,6 +228,24 @@ class TestHub:
         code, out, error = self.run(server, "infer", "hf://owner/toy", "photo.png", "--masks", "masks")
         assert code == 0, error
         assert "toy.bundle: fundus, fp32" in out
+
+    @pytest.mark.parametrize("part", ["head", "body"])
+    def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
+        self, server: BundleServer, toy_bundle: Bundle, part: str
+    ) -> None:
+        server.commit("owner/toy", contents(toy_bundle))
+        server.dripping = part
+        program = "from espmedsam_edge import remote_bundles as r; r._PATIENCE, r._HUB_PIECE = 0.3, 3000; "
+        program += "from espmedsam_edge.cli import main; main()"
+        begin = time.monotonic()
+        command = [sys.executable, "-c", program, "infer", "hf://owner/toy", "photo.png"]
+        home = str(Path("hub").absolute())
+        given = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(command, env=given, capture_output=True, text=True)
+        assert time.monotonic() - begin < 15  # it would drip for 20
+        assert done.returncode == 1
+        assert "hf://owner/toy cannot be reached: it sends less than 10 kB a second" in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_what_is_wrong_is_one_line(self, server: BundleServer, toy_bundle: Bundle) -> None:
         server.commit("owner/toy", contents(toy_bundle) | {"fp32.onnx": b"another"})

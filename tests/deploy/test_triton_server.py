@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,81 @@ def test_something_else_at_the_address_is_one_line(bundle: Bundle) -> None:
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(UserError, match="something else answers"):
             Segmenter.load(bundle, backend=f"triton:http://127.0.0.1:{other.getsockname()[1]}")
+
+
+def _logits(**of: Any) -> dict[str, Any]:
+    return {"outputs": [{"name": "logits", "datatype": "FP32", "shape": [1], "data": [0.0]} | of]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        [],
+        {"outputs": 3},
+        {"outputs": [3]},
+        {"outputs": [{"name": "logits"}]},
+        _logits(shape=[2]),
+        _logits(shape=["a"]),
+        _logits(shape=[-1, 10**30]),
+        _logits(datatype="FP99"),
+        _logits(datatype=None),
+        _logits(datatype="BYTES", data=["much"]),
+        _logits(data=None),
+        _logits(data={"a": 1}),
+        _logits(data="[" * 5000 + "]" * 5000),
+        _logits(parameters={"binary_data_size": 10**12}),
+        _logits(parameters={"binary_data_size": "x"}),
+        _logits(shape=[4, 1, 16, 16], data=[float("nan")] * 1024),
+        _logits(shape=[4, 1, 16, 16], data=[float("-inf")] * 1024),
+    ],
+)
+def test_what_is_no_logits_is_one_line(answer: Any, bundle: Bundle) -> None:
+    (graph,) = bundle.manifest.graphs
+    config = {"parameters": {"graph_sha256": {"string_value": graph.sha256}}}
+    with (
+        answering({"/config": config, "/infer": answer}) as url,
+        Segmenter.load(bundle, backend=f"triton:{url}") as one,
+    ):
+        with pytest.raises(UserError) as refused:
+            one.segment(np.zeros((32, 32, 3), np.uint8))
+        assert refused.value.exit_code == 1
+
+
+@pytest.mark.parametrize("answer", [[], 3, "x", {"parameters": 3}, {"parameters": {"graph_sha256": "x"}}], ids=repr)
+def test_what_is_no_configuration_is_one_line(answer: Any, bundle: Bundle) -> None:
+    with answering({"/config": answer}) as url, pytest.raises(UserError, match="answers as no Triton server does"):
+        Segmenter.load(bundle, backend=f"triton:{url}")
+
+
+@contextmanager
+def answering(answers: dict[str, Any]) -> Iterator[str]:
+    """Something that says it is Triton, by the ends of the paths it is asked; other paths get {}."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.dumps(next((value for end, value in answers.items() if self.path.endswith(end)), {})).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_server_that_goes_away_is_one_line(server: Triton, bundle: Bundle) -> None:

@@ -63,20 +63,22 @@ class _Answers(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
 
     def answer(self, code: int, content: bytes = b"", **headers: str) -> None:
-        if self.server.dripping:
+        if self.server.dripping and (self.server.dripping, self.command) != ("body", "HEAD"):
             with suppress(OSError):
-                self._drip()
+                self._drip(headers)
             return
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
+        length = 100_000 if self.server.dripping else len(content)
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _drip(self) -> None:
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
+    def _drip(self, headers: dict[str, str]) -> None:
+        said = {"Content-Length": "100000"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        head = b"HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in said.items()).encode()
         if self.server.dripping == "body":
             self.wfile.write(head + b"\r\n")
         else:

@@ -53,10 +53,13 @@ def _model(graph: Graph) -> str:
 def _check_served(server: _Server, bundle: Bundle, graph: Graph) -> str:
     """See that a server serves a bundle's graph; its version."""
     model = _model(graph)
-    about: dict[str, Any] = server.ask(" is no Triton server", lambda client: client.get_server_metadata())
+    about = server.ask(" is no Triton server", lambda client: dict(client.get_server_metadata()))
     server.ask(f" has no model {model}", lambda client: client.get_model_metadata(model))
-    config: dict[str, Any] = server.ask(f" has no model {model}", lambda client: client.get_model_config(model))
-    served = config.get("parameters", {}).get("graph_sha256", {}).get("string_value")
+
+    def hash_of(client: Any) -> Any:
+        return client.get_model_config(model).get("parameters", {}).get("graph_sha256", {}).get("string_value")
+
+    served = server.ask(f" has no model {model}", hash_of)
     if served != graph.sha256:
         what = "does not say which graph it is" if served is None else "is another version of this graph"
         raise BackendUnavailable(
@@ -123,6 +126,10 @@ class _Server:
             raise BackendAway(
                 f"no answer of Triton at {self.address}: {reason.rstrip('.')}.", "Is it running there?", exit_code=1
             ) from error
+        except Exception as error:  # tritonclient believes what it is answered: KeyError, TypeError ...
+            raise BackendUnavailable(
+                f"{self.address} answers as no Triton server does.", "Is it one?", exit_code=1
+            ) from error
 
 
 class TritonBackend:
@@ -169,7 +176,14 @@ class TritonBackend:
         given.set_data_from_numpy(image)
         wanted = [InferRequestedOutput("logits")]
         answer: Any = self._server.ask("", lambda client: client.infer(self._model, [given], outputs=wanted))
-        logits = np.array(answer.as_numpy("logits"), np.float32)
+        try:
+            logits = np.array(answer.as_numpy("logits"), np.float32)
+        except Exception as error:
+            raise UserError(
+                f"{self._model} at {self._server.address} answers no logits.",
+                "Write its repository again.",
+                exit_code=1,
+            ) from error
         if logits.shape != self.graph.output_shape:
             raise UserError(
                 f"{self._model} at {self._server.address} answers {logits.shape}, not {self.graph.output_shape}.",
