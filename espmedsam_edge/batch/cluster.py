@@ -9,8 +9,9 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _ENVIRONMENT = {
 }
 _TOKEN = Path(".ray", "auth_token")  # where Ray keeps it, below the home folder
 _LOCAL = "127.0.0.1"
+_SHORT = Path("/tmp")  # noqa: S108  # nosec B108 (a private folder is made there; a socket's path has at most 107 bytes)
 _CONNECT_SECONDS = 10
 _STORE = 256 << 20  # bytes of a local object store: paths and rows go through it, no pictures
 
@@ -97,34 +99,42 @@ def cluster(options: ClusterOptions, threads: int) -> Iterator[tuple[Any, int]]:
         yield ray, _room(ray.cluster_resources(), options, threads)
         return
     by_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if options.address is None:
-            workers = options.workers or max(1, usable_cores())
-            ray.init(
-                address="local",  # else it would join what runs here already
-                num_cpus=workers + 1,
-                num_gpus=None if options.gpus else 0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=_STORE,
-                _node_ip_address=_LOCAL,
-            )
-        else:
-            _check_there(options.address)
-            ray.init(address=options.address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 (Ray raises RuntimeError, ConnectionError, ValueError and others)
-        raise _why(error, options) from None
-    finally:  # Ray puts its own there, which ends the program at once, with the addresses of C++ functions
-        if callable(by_sigterm):
-            with suppress(ValueError):  # not the main thread, which alone has it
-                signal.signal(signal.SIGTERM, by_sigterm)
-    try:
+    with ExitStack() as stack:
+        try:
+            if options.address is None:
+                workers = options.workers or max(1, usable_cores())
+                ray.init(
+                    address="local",  # else it would join what runs here already
+                    num_cpus=workers + 1,
+                    num_gpus=None if options.gpus else 0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    object_store_memory=_STORE,
+                    _node_ip_address=_LOCAL,
+                    _temp_dir=stack.enter_context(_private_folder()),
+                )
+            else:
+                _check_there(options.address)
+                ray.init(address=options.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 (Ray raises RuntimeError, ConnectionError, ValueError and others)
+            raise _why(error, options) from None
+        finally:  # Ray puts its own there, which ends the program at once, with the addresses of C++ functions
+            if callable(by_sigterm):
+                with suppress(ValueError):  # not the main thread, which alone has it
+                    signal.signal(signal.SIGTERM, by_sigterm)
+        stack.callback(ray.shutdown)
         yield ray, _room(ray.cluster_resources(), options, threads)
-    finally:
-        ray.shutdown()
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """A place for Ray's files, of which it lets everyone read and replace all: in a folder that is the user's alone."""
+    place = os.environ.get("RAY_TMPDIR") or (_SHORT if _SHORT.is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="espmedsam-", dir=place, ignore_cleanup_errors=True) as own:
+        yield str(Path(own, "ray"))
 
 
 def _check_there(address: str) -> None:

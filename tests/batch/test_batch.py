@@ -315,6 +315,23 @@ with cluster(ClusterOptions(workers=1), 1) as (ray, _):
     assert told.stdout.splitlines() == ["1 True", "0 False"], told.stderr
 
 
+def test_what_a_cluster_on_this_machine_writes_is_the_users_alone_and_goes_with_it(tmp_path: Path) -> None:
+    """Every folder above a file of Ray's that others may enter lies in one that they may not; so does every socket."""
+    program = """
+import stat, sys
+from pathlib import Path
+from espmedsam_edge.batch.cluster import ClusterOptions, cluster
+with cluster(ClusterOptions(workers=1), 1) as (ray, _):
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    files = [path for path in session.rglob("*") if not path.is_dir()]
+    print(len(files) > 5, any(not stat.S_IMODE(folder.stat().st_mode) & 0o77 for folder in session.parents))
+print(session.exists(), any(folder.name.startswith("espmedsam-") for folder in session.parents if folder.exists()))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert told.stdout.splitlines() == ["True True", "False False"], told.stderr
+
+
 def test_results_go_where_nothing_of_the_user_is(work: Path) -> None:
     def refused(told: str, inputs: str = "in", out: str = "out") -> None:
         with pytest.raises(UserError, match=told) as error:
