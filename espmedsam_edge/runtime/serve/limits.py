@@ -5,6 +5,28 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address, ip_network
+
+
+@lru_cache(maxsize=1024)
+def counted_as(client: str) -> str:
+    """What an address counts as: of IPv6 its network of 64 bits, as who has one address there has all of them.
+
+    A port that a proxy names with it makes no other client.
+
+    Examples:
+        >>> [counted_as(text) for text in ("10.0.0.7", "10.0.0.7:4711", "[2001:db8::7]:443", "::ffff:10.0.0.7")]
+        ['10.0.0.7', '10.0.0.7', '2001:db8::/64', '10.0.0.7']
+    """
+    bare = client.partition("]")[0].removeprefix("[") if client.startswith("[") else client
+    try:
+        address = ip_address(bare if bare.count(":") != 1 else bare.partition(":")[0])
+    except ValueError:
+        return client
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((int(address) >> 64 << 64, 64)))
 
 
 class TokenBucket:
@@ -46,6 +68,7 @@ class Buckets:
 
     def of(self, client: str) -> TokenBucket:
         """The client's bucket; a new one is full."""
+        client = counted_as(client)
         bucket = self._buckets.pop(client, None) or TokenBucket(self._rate, self._burst, self._clock)
         self._buckets[client] = bucket
         while len(self._buckets) > self._clients:

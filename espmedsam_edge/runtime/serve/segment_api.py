@@ -33,6 +33,7 @@ from espmedsam_edge.imaging.recognition import (
 )
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.serve.gate import client_of, refusal
+from espmedsam_edge.runtime.serve.limits import counted_as
 from espmedsam_edge.runtime.serve.metrics import ServiceMetrics
 from espmedsam_edge.runtime.serve.panel import Panel
 from espmedsam_edge.runtime.serve.seats import Full, Seats
@@ -88,7 +89,7 @@ class SegmentService:
 
     async def answer(self, request: Request) -> Response:
         """The mask, or what is wrong with the request."""
-        client = client_of(request.scope)
+        client = counted_as(client_of(request.scope))
         try:
             kind = preferred_kind(request.headers.get("accept"))
             modality, threshold = self._parameters(request)

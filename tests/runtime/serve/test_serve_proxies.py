@@ -60,6 +60,17 @@ def test_who_is_not_the_trusted_proxy_names_nobody(toy_bundle: Bundle, said: lis
         assert said[-1] == "a wrong token from 2001:db8::7."
 
 
+@pytest.mark.parametrize("form", ["2001:db8::{:x}", "[2001:db8::{:x}]:443", "192.0.2.1:{}", "::ffff:192.0.2.1"])
+def test_an_address_of_ones_own_a_guess_helps_nobody(toy_bundle: Bundle, form: str) -> None:
+    """Who has a network of IPv6 has 2^64 addresses; and some proxies name the port, which differs each time."""
+    with serve_alone(ServeOptions("0", TOKEN, trusted_proxies=["127.0.0.9"]), toy_bundle) as server:
+        guesses = [{"X-Forwarded-For": form.format(4711 + number)} for number in range(11)]
+        answers = [status(server.url, "wrong", "127.0.0.9", **guess) for guess in guesses]
+        assert answers == [401] * 10 + [429]
+        for other in ("2001:db8:0:1::1", "192.0.2.2"):
+            assert status(server.url, TOKEN, "127.0.0.9", **{"X-Forwarded-For": other}) == 200
+
+
 @pytest.mark.parametrize("header", ["", ",", "a" * 9000, "\x1b[2J", "127.0.0.9", ", , ,"])
 def test_an_odd_header_of_the_proxy_does_no_harm(toy_bundle: Bundle, header: str, said: list[str]) -> None:
     with serve_alone(ServeOptions("0", TOKEN, trusted_proxies=["127.0.0.9"]), toy_bundle) as server:
