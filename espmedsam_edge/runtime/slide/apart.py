@@ -176,7 +176,7 @@ def main() -> None:
         except UserError as error:
             send(answers, {"error": error.message, "hint": error.hint})
         except MemoryError:
-            send(answers, {"error": f"cannot read {question['path']}: it takes too much memory.", "hint": None})
+            send(answers, {"error": f"cannot read {question['path']}: it takes too much memory."})
         except Exception as error:  # noqa: BLE001 (each codec has errors of its own; their texts may quote a header)
             send(answers, {"fault": type(error).__name__, "seconds": time.process_time() - begin})
 

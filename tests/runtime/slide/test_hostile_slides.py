@@ -105,6 +105,16 @@ def test_time_that_tiles_took_is_added_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert not slide.damaged
 
 
+@pytest.mark.parametrize("answer", [{"fault": "OSError"}, {"error": "cannot read a.tif: it takes too much memory."}])
+def test_whatever_keeps_the_child_from_opening_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str]
+) -> None:
+    monkeypatch.setattr(apart.Child, "ask", lambda *arguments: (answer, b""))
+    with pytest.raises(UserError, match=r"cannot read .*a\.tif") as refused:
+        Slide(save_slide(tmp_path / "a.tif", tissue_picture()))
+    assert "copy it again." in str(refused.value)
+
+
 def test_a_decoder_that_died_costs_a_tile(tmp_path: Path) -> None:
     picture = tissue_picture()
     with Slide(save_slide(tmp_path / "a.tif", picture)) as slide:
