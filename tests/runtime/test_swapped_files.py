@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import TOY_SECOND_CHANNEL_WEIGHTS, save_toy_bundle, toy_graph
+from toy_bundles import TOY_PATCH, TOY_SECOND_CHANNEL_WEIGHTS, save_toy_bundle, toy_graph
 from trt_fixtures import ORIN
 
+from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines.cache import find_or_build
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -68,6 +71,34 @@ def test_a_graph_swapped_by_another_process_never_runs(tmp_path: Path) -> None:
     assert refused  # else nothing was swapped in time
 
 
+def test_a_compiled_network_swapped_by_another_process_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """OpenVINO's, and the files in which those of Inductor are kept alike."""
+    pytest.importorskip("openvino", reason="needs OpenVINO (extra openvino)")
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def logits(name: str) -> np.ndarray:
+        with Segmenter.load(Bundle.open(tmp_path / name), backend="openvino", threads=1) as segmenter:
+            return segmenter.segment(frame).logits
+
+    save_toy_bundle(tmp_path / "b")
+    save_toy_bundle(tmp_path / "c", patch=2 * TOY_PATCH)
+    expected, others = logits("b"), logits("c")
+    assert not np.array_equal(expected, others)
+    files = {str(json.loads(f.read_text())["graph"]): f.stem for f in (tmp_path / "cache" / "openvino").glob("*.json")}
+    blob, other = (
+        next((tmp_path / "cache" / "openvino").glob(f"{files[Bundle.open(tmp_path / name).graph().sha256]}-*.blob"))
+        for name in ("b", "c")
+    )
+    said.clear()
+    with swapping(blob, other.read_bytes()):
+        for _ in range(30):
+            assert np.array_equal(logits("b"), expected)
+    assert 0 < sum("is damaged; compiling anew" in line for line in said) < 30  # else nothing was swapped in time
+
+
 @pytest.fixture
 def orin(gpu: Callable[[str], None]) -> None:
     gpu(ORIN)
@@ -85,6 +116,28 @@ def test_a_plan_swapped_after_it_was_found_is_not_read(tmp_path: Path, double: C
     found.path.write_bytes(content[::-1])
     with pytest.raises(UserError, match=r"\.plan was changed meanwhile \(SHA-256 differs\)"):
         found.read()
+
+
+@pytest.mark.usefixtures("orin")
+def test_a_plan_swapped_by_another_process_never_runs(tmp_path: Path, double: Callable[..., Any]) -> None:
+    double()
+    bundle = save_toy_bundle(tmp_path / "b")
+    plan = find_or_build(bundle, bundle.graph(), cache=tmp_path / "cache")
+    good, found, refused = plan.read(), 0, 0
+    with swapping(plan.path, good[::-1]):
+        for _ in range(30_000):
+            if found > 300 and refused > 10:
+                break
+            try:
+                content = replace(plan).read()
+            except UserError as error:
+                assert "SHA-256 differs" in str(error)  # noqa: PT017 (of the two ends one)
+                refused += 1
+                continue
+            assert content == good
+            found += 1
+    assert found
+    assert refused  # else nothing was swapped in time
 
 
 @pytest.mark.usefixtures("orin")
