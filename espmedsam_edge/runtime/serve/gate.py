@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 COOKIE = "espmedsam_session"
 SESSION_SECONDS = 12 * 3600
 _MOST_SESSIONS = 64
-_LONGEST_ADDRESS = 64  # of IPv6 in letters, with brackets and a port
+_LONGEST_ADDRESS = 53  # of IPv6 in letters, with brackets and a port
 
 OPEN_PATHS = frozenset({"/healthz", "/login", "/page/login.js", "/page/view.css", "/page/icon.svg"})
 """What needs no token: they tell nothing of the run."""
