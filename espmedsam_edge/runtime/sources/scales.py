@@ -6,7 +6,9 @@ Scaled one by one, a hot pixel in one picture of a time series would darken that
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from espmedsam_edge.runtime.dicom.display import Scale, common_scale
 from espmedsam_edge.runtime.dicom.reading import dicom_scale, is_dicom, read_dicom_header
 
 log = logging.getLogger(__name__)
+
+_SILENT_SECONDS, _AGAIN_SECONDS = 3.0, 30.0
 
 
 class SharedScales:
@@ -27,6 +31,9 @@ class SharedScales:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = list(files)
+        self._beside: defaultdict[Path, list[Path]] = defaultdict(list)
+        for file in self._files:
+            self._beside[file.parent].append(file)
         self._largest: dict[Path, int | None] = {}
         self._series: dict[str, Scale | None] = {}
         self._headers: dict[str, list[Path]] | None = None
@@ -38,7 +45,7 @@ class SharedScales:
             self._largest[folder] = None  # for the time being, and where none of them is
             if self._alone(path):
                 return None
-            found = [value for file in self._files if file.parent == folder if (value := _largest(file)) is not None]
+            found = [value for file in _told(self._beside[folder]) if (value := _largest(file)) is not None]
             if len(found) > 1:
                 self._largest[folder] = max(found)
                 log.info(
@@ -57,21 +64,33 @@ class SharedScales:
         return self._series[series]
 
     def _alone(self, path: Path) -> bool:
-        return len(self._files) < 2 or all(file.parent != path.parent for file in self._files if file != path)
+        return not any(file != path for file in self._beside[path.parent])
 
     def _of_series(self, series: str) -> list[Path]:
         if self._headers is None:
             self._headers = {}
-            for file in self._files:
+            for file in _told(self._files):
                 with suppress(UserError):
                     if is_dicom(file):
                         self._headers.setdefault(read_dicom_header(file).order[0], []).append(file)
         return self._headers.get(series, [])
 
 
+def _told(files: Sequence[Path]) -> Iterator[Path]:
+    """The files, one after the other; what takes long says so, as the first frame waits for it."""
+    due = time.monotonic() + _SILENT_SECONDS
+    for number, file in enumerate(files):
+        if time.monotonic() >= due:
+            log.info(
+                "%s: %d of %d pictures are looked at for the scale that they share.", file.parent, number, len(files)
+            )
+            due = time.monotonic() + _AGAIN_SECONDS
+        yield file
+
+
 def _own_scales(files: Sequence[Path]) -> list[Scale | None]:
     scales = []
-    for file in files:
+    for file in _told(files):
         with suppress(UserError):
             scales.append(dicom_scale(file))
     return scales

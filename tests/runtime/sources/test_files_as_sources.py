@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 from video_files import FRAMES, cut, number_of, save_clip
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.sources import scales
 from espmedsam_edge.runtime.sources.files import ImageFiles, VideoFile
 from espmedsam_edge.runtime.sources.live import LiveOptions
 from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.sources.scales import SharedScales
 
 
 def save_image(path: Path, value: int = 100) -> Path:
@@ -192,3 +196,28 @@ def test_nut_files_are_videos(tmp_path: Path) -> None:
     assert not failures
     with video:
         assert [frame.index for frame in video] == list(range(5))
+
+
+def test_a_long_look_at_a_folder_before_its_first_frame_is_said(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(10**6))
+    monkeypatch.setattr(scales, "time", SimpleNamespace(monotonic=lambda: next(now)))  # a second a picture
+    for number in range(50):
+        assert cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.full((40, 40), 1000 + number, np.uint16))
+    sources, _ = open_sources([str(tmp_path)])
+    (source,) = sources
+    with source:
+        assert len(list(source)) == 50, source.failures
+    looks = [line for line in said if "are looked at" in line]
+    assert looks == [
+        f"{tmp_path}: {number} of 50 pictures are looked at for the scale that they share." for number in (2, 32)
+    ]
+
+
+def test_many_folders_of_one_picture_each_take_no_longer_than_one_folder(tmp_path: Path) -> None:
+    files = [tmp_path / str(number) / "a.png" for number in range(20_000)]
+    shared = SharedScales(files)
+    began = time.process_time()
+    assert [shared.of_picture(file) for file in files] == [None] * len(files)
+    assert time.process_time() - began < 2  # it was minutes
