@@ -54,13 +54,14 @@ def draw_rle(counts: str | Sequence[int], canvas: Mask) -> int:
     starts = ends - lengths
     runs = np.flatnonzero(lengths[1::2]) * 2 + 1
     if not runs.size:
-        return len(lengths)
+        return lengths.size
     # Only the columns where it is: a large picture may have thousands.
     left, right = int(starts[runs[0]]) // height, -(-int(ends[runs[-1]]) // height)
     within_them = np.clip(ends, left * height, right * height) - np.clip(starts, left * height, right * height)
     values = (np.arange(len(lengths)) % 2 * 255).astype(np.uint8)
     canvas[:, left:right] |= np.repeat(values, within_them).reshape(right - left, height).T
-    return len(lengths) + (right - left) * height
+    cost: int = lengths.size + (right - left) * height
+    return cost
 
 
 def run_lengths(mask: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -18,9 +18,8 @@ from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import color_of
 from espmedsam_edge.modalities import target_of
-from espmedsam_edge.objects.instance import Labels
 from espmedsam_edge.objects.measures import MOST
-from espmedsam_edge.objects.separation import separated
+from espmedsam_edge.objects.separation import Labels, separated
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sinks.places import fitting
