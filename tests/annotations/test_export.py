@@ -6,6 +6,7 @@ import base64
 import json
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from espmedsam_edge.annotations.formats import FORMATS, OneDocument, Picture, wr
 from espmedsam_edge.annotations.outlines import centre_outlines, edge_outlines, hole_pixels
 from espmedsam_edge.annotations.rle import draw_rle, encode_rle
 from espmedsam_edge.bundle import Bundle
+from espmedsam_edge.objects.instance import Instances
 from espmedsam_edge.objects.separation import separated
 from espmedsam_edge.runtime.sinks.annotations import AnnotationFolder
 from espmedsam_edge.runtime.sources.source import Failure, SourceFrame
@@ -356,6 +358,50 @@ def test_frames_of_a_video_are_numbered_pictures(toy_bundle: Bundle) -> None:
     infer("clip.avi", toy_bundle, Outputs(export="yolo"), ReadingOptions(every=2))
     assert sorted(path.name for path in Path("annotations/images").iterdir()) == ["clip-000000.png", "clip-000002.png"]
     assert Path("annotations/labels/clip-000002.txt").read_text()
+
+
+def test_objects_that_are_followed_may_have_any_numbers(tmp_path: Path) -> None:
+    """A video's thousandth minute has a millionth object; it is one of two here."""
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:10, 5:10] = mask[20:30, 20:40] = 255
+    result = result_of(mask)
+    numbered = np.where(mask > 0, 7, 0).astype(np.int32)
+    numbered[20:30, 20:40] = 1_000_000
+    found = replace(result, find=lambda _: Instances(numbered, 2))
+    failures, path = list[Failure](), Path("p.png")
+    folder = AnnotationFolder(tmp_path / "out", "geojson", {path: "p"}, (), failures, resumed=True)
+    with folder:
+        folder.take(json.loads(json.dumps(folder.entry(SourceFrame(np.zeros((40, 50, 3), np.uint8), path), found))))
+    assert failures == []
+    features = json.loads((tmp_path / "out" / "objects" / "p.geojson").read_text())["features"]
+    assert [feature["properties"]["measurements"]["Area px"] for feature in features] == [25, 200]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "../../mine.png"},
+        {"name": "/tmp/mine.png"},
+        {"name": 3},
+        {"labels": ""},
+        {"labels": "bm8="},
+        {"labels": None},
+        {"height": 7},
+        {"more": 1},
+        {"failed": 1},
+        {"probabilities": ["a"]},
+    ],
+)
+def test_what_a_damaged_journal_says_of_a_picture_is_written_nowhere(tmp_path: Path, wrong: dict[str, object]) -> None:
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:10, 5:10] = 255
+    path = Path("p.png")
+    folder = AnnotationFolder(tmp_path / "a" / "out", "geojson", {path: "p"}, (), [], resumed=True)
+    with folder:
+        entry = folder.entry(SourceFrame(np.zeros((40, 50, 3), np.uint8), path), result_of(mask))
+        with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):  # which are one line: see resumed.py
+            folder.take(json.loads(json.dumps(entry)) | wrong)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["p.png"]
 
 
 def test_a_large_picture_of_noise_is_a_line(tmp_path: Path) -> None:

@@ -104,11 +104,14 @@ class AnnotationFolder:
     def take(self, entry: dict[str, Any]) -> None:
         """See ``resumed.Table``."""
         if "failed" in entry:
-            self._add(Failure(**entry["failed"]))
+            self._add(Failure(*(str(entry["failed"][name]) for name in ("name", "message"))))
             return
         packed = np.frombuffer(base64.b64decode(entry["labels"]), np.uint8)
-        labels: Any = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
-        self._add(Picture(**{**entry, "labels": labels.astype(np.int32)}))
+        labels: Any = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED) if packed.size else None
+        drawn = Picture(**{**entry, "labels": labels.astype(np.int32)})
+        if Path(drawn.name).name != drawn.name or labels.shape != (drawn.height, drawn.width):
+            raise ValueError("no picture of this folder")
+        self._add(drawn)
 
     def _drawn(self, frame: SourceFrame, result: Segmentation) -> Picture | Failure:
         """A frame with its objects, once its picture is written; or why it is left out."""
@@ -116,6 +119,11 @@ class AnnotationFolder:
         count = int(labels.max(initial=0))
         if fault := _too_much(labels):
             return Failure(frame.source, f"{frame.source} has {fault}: it is left out of {self._folder}.")
+        if count > MOST:  # numbers of objects that are followed grow without end
+            numbers = np.zeros(count + 1, np.int32)
+            present = np.flatnonzero(np.bincount(labels.ravel(), minlength=count + 1)[1:]) + 1
+            numbers[present] = np.arange(1, len(present) + 1)
+            labels, count = numbers[labels], len(present)
         sums = np.bincount(labels.ravel(), result.probability().ravel(), count + 1)[1:]
         means = sums / np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1)
         number = f"-{frame.index:06d}" if frame.path in self._videos else ""
