@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from espmedsam_edge.annotations import reading
-from espmedsam_edge.annotations.formats import Picture, writer
+from espmedsam_edge.annotations.formats import FileEach, OneDocument, Picture, writer
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.objects.separation import separated
@@ -41,17 +41,17 @@ def scene(seed: int) -> Bits:
 def save(folder: Path, form: str, masks: dict[str, Bits]) -> None:
     """As ``infer --export`` does."""
     made = writer(form)
-    text = made.head() if made.document else ""
+    text = made.head() if isinstance(made, OneDocument) else ""
     for name, mask in masks.items():
         labels = separated(mask.astype(np.uint8) * 255, split=False)
         entry = made.entry(Picture(f"{name}.png", mask.shape[1], mask.shape[0], "lesion", (0, 0, 0), labels))
         text += entry
         (folder / made.images).mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / made.images / f"{name}.png"), phantom("ultrasound", len(name), mask.shape)[0])
-        if not made.document:
+        if isinstance(made, FileEach):
             (folder / made.place(name)).parent.mkdir(exist_ok=True)
             (folder / made.place(name)).write_text(entry)
-    if made.document:
+    if isinstance(made, OneDocument):
         (folder / made.document).write_text(text + made.tail())
     for name, content in made.others().items():
         (folder / name).write_text(content)
