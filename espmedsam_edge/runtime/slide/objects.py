@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,17 +96,33 @@ class _Least(NamedTuple):
 
 def _least(regions: Regions) -> _Least:
     """Such that there are no more than ``_MOST_PARTS`` and ``_MOST_HOLES``."""
+    masks = [one for one in product(range(regions.rows), range(regions.columns)) if regions.read(*one) is not None]
+    at_most = np.zeros(2, np.int64)
+    for place in masks:  # this is soon told, and enough but for noise
+        at_most += [_corners_of(pixels) for pixels, _ in _kinds(regions, place)]
+    if at_most[0] <= _MOST_PARTS and at_most[1] <= _MOST_HOLES:
+        return _Least(0, 0)
     counts = np.zeros((2, _TINY + 1), np.int64)
-    for row in range(regions.rows):
-        for column in range(regions.columns):
-            mask = regions.read(row, column)
-            if mask is not None:
-                for kind, (pixels, connectivity) in enumerate(((mask, 8), (255 - mask, 4))):
-                    areas = np.bincount(_labels(pixels, connectivity).ravel())[1:]
-                    counts[kind] += np.bincount(np.minimum(areas, _TINY), minlength=_TINY + 1)
+    for place in masks:
+        for kind, (pixels, connectivity) in enumerate(_kinds(regions, place)):
+            areas = np.bincount(_labels(pixels, connectivity).ravel())[1:]
+            counts[kind] += np.bincount(np.minimum(areas, _TINY), minlength=_TINY + 1)
     there = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # of so many pixels and more
     few = [there[0] <= _MOST_PARTS, there[1] <= _MOST_HOLES]
     return _Least(*(0 if found[0] else int(np.argmax(found)) or _TINY for found in few))
+
+
+def _kinds(regions: Regions, place: tuple[int, int]) -> tuple[tuple[Mask, int], tuple[Mask, int]]:
+    """A region's mask and what is around it, each with its connectivity."""
+    mask = regions.read(*place)
+    assert mask is not None
+    return (mask, 8), (255 - mask, 4)
+
+
+def _corners_of(mask: Mask) -> int:
+    """Pixels with none of the mask to the left and above: at least as many as there are parts, as each has one."""
+    around = np.pad(mask, ((1, 0), (1, 0)))
+    return cv2.countNonZero(mask & ~around[1:, :-1] & ~around[:-1, 1:])
 
 
 def _labels(mask: Mask, connectivity: int) -> NDArray[np.int32]:

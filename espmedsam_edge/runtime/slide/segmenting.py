@@ -219,7 +219,11 @@ class _Work:
                 elif count:
                     waiting.append(job)
         done = there
-        with ThreadPoolExecutor(1, "espmedsam-slide") as reader:
+        with (
+            ThreadPoolExecutor(1, "espmedsam-slide") as reader,
+            ThreadPoolExecutor(1, "espmedsam-region") as writer,
+        ):
+            written: Future[None] | None = None
             ahead: Future[Frame] | None = None
             for index, job in enumerate(waiting):
                 frame = (ahead or reader.submit(self._read, job)).result()
@@ -231,7 +235,12 @@ class _Work:
                     if progress is not None:
                         progress(done, tiles)
 
-                self._regions.write(job.row, job.column, self._segment(job, frame, each))
+                joined = self._segment(job, frame, each)
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._finish, job, joined)
+            if written is not None:
+                written.result()
         return tiles
 
     def _job(self, row: int, column: int) -> _Job:
@@ -250,8 +259,8 @@ class _Work:
     def _read(self, job: _Job) -> Frame:
         return self._slide.read(self._level, *job.read)
 
-    def _segment(self, job: _Job, frame: Frame, each: Callable[[int], None]) -> Mask:
-        """The mask of a region, (h, w), 0 or 255."""
+    def _segment(self, job: _Job, frame: Frame, each: Callable[[int], None]) -> Tensor:
+        """The logits of a region and its rim."""
         segmenter = self._segmenter
         cells = segmenter.graph.output_shape[2]
         nothing = np.full((cells, cells), _NOTHING, np.float32)
@@ -266,6 +275,10 @@ class _Work:
                 else:
                     yield nothing
 
-        mask = mask_from_logits(job.tiles.join(logits()), (frame.shape[0], frame.shape[1]), segmenter.threshold)
+        return job.tiles.join(logits())
+
+    def _finish(self, job: _Job, logits: Tensor) -> None:
+        """Write the mask of a region."""
+        mask = mask_from_logits(logits, (job.read.height, job.read.width), self._segmenter.threshold)
         inner = Crop(job.place.x - job.read.x, job.place.y - job.read.y, job.place.width, job.place.height)
-        return np.ascontiguousarray(inner.of(mask))
+        self._regions.write(job.row, job.column, np.ascontiguousarray(inner.of(mask)))

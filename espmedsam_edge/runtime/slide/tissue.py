@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +41,13 @@ class Tissue:
 
 def tissue_mask(overview: Frame) -> NDArray[np.bool_]:
     """(h, w) bool: what is no glass, with a rim."""
-    smooth = np.asarray(cv2.medianBlur(overview, 3), np.uint8)
-    bright = smooth.min(axis=2) >= _BRIGHT
-    among = smooth[bright] if bright.mean() >= _LEAST_GLASS else smooth.reshape(-1, 3)
-    glass = [int(np.bincount(among[:, channel], minlength=256).argmax()) for channel in range(3)]
-    distance = np.abs(smooth.astype(np.int16) - np.array(glass, np.int16)).max(axis=2).astype(np.uint8)
+    channels = cv2.split(cv2.medianBlur(overview, 3))
+    bright = reduce(cv2.min, channels) >= _BRIGHT
+    among = bright if bright.mean() >= _LEAST_GLASS else np.ones_like(bright)
+    glass = [int(np.bincount(channel[among], minlength=256).argmax()) for channel in channels]
+    distance = reduce(
+        cv2.max, [cv2.absdiff(one, np.full_like(one, level)) for one, level in zip(channels, glass, strict=True)]
+    )
     otsu, _ = cv2.threshold(distance, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     found = np.asarray(distance > np.clip(otsu, _LEAST, _MOST), np.uint8)
     side = 2 * _RIM + 1
