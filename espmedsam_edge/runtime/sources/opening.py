@@ -26,6 +26,7 @@ from espmedsam_edge.runtime.sources.piped import LABEL, STANDARD_INPUT, open_sta
 from espmedsam_edge.runtime.sources.source import Failure, Source
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 from espmedsam_edge.runtime.video.containers import START_BYTES, looks_like_video
+from espmedsam_edge.runtime.video.pyav import has_pyav
 
 log = logging.getLogger(__name__)
 
@@ -256,13 +257,13 @@ def _repeated(path: Path, seen: set[str]) -> bool:
 _JPEG_STREAMS = (".mjpeg", ".mjpg")  # pictures one after the other, which start like one
 
 
-def _is_animated(gif: Path) -> bool:
+def _is_animated(picture: Path) -> bool:
     with suppress(OSError, HeaderError):
-        return gif.stat().st_size < _LARGEST_GIF and read_header(gif.read_bytes()).pictures > 1
+        return picture.stat().st_size < _LARGEST_ANIMATION and read_header(picture.read_bytes()).pictures > 1
     return False
 
 
-_LARGEST_GIF = 1 << 28  # bytes
+_LARGEST_ANIMATION = 1 << 28  # bytes
 
 
 def _is_video(path: Path) -> bool:
@@ -272,7 +273,7 @@ def _is_video(path: Path) -> bool:
         with suppress(OSError), path.open("rb") as stream:
             start = stream.read(START_BYTES)
     form = image_format(start)
-    if form == "GIF":
+    if form == "GIF" or (form == "AVIF" and has_pyav()):
         return _is_animated(path)
     if form:
         return path.suffix.lower() in _JPEG_STREAMS

@@ -163,6 +163,8 @@ class PyAvReader:
         streams = [stream for stream in self._container.streams.video if not stream.disposition & covers]
         if not streams:
             return None
+        # Beside what moves, a single picture shows what it is about, as in animated AVIF.
+        streams = [stream for stream in streams if stream.frames != 1] or streams
 
         def area(stream: Any) -> int:
             context = stream.codec_context

@@ -142,6 +142,27 @@ def test_animations_are_frames_with_their_times(tmp_path: Path, suffix: str) -> 
     )
 
 
+def test_an_animated_avif_is_a_video_with_its_times(tmp_path: Path, said: list[str]) -> None:
+    pytest.importorskip("av", reason="needs PyAV (extra video)")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    if not pytest.importorskip("PIL.features").check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    shown = [np.full((64, 96, 3), value, np.uint8) for value in (10, 90, 200)]
+    first, *others = (image.fromarray(picture) for picture in shown)
+    first.save(tmp_path / "a.avif", save_all=True, append_images=others, duration=[100, 200, 50], quality=95)
+    first.save(tmp_path / "still.avif")
+    (source,), failures = open_sources([str(tmp_path / "a.avif")])
+    assert not failures
+    with source:
+        frames = list(source)
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.3])
+    for frame, picture in zip(frames, shown, strict=True):
+        assert np.abs(frame.image - picture.astype(int)).max() <= 3
+    assert said == []
+    (still,), _ = open_sources([str(tmp_path / "still.avif")])
+    assert still.kind == "images"
+
+
 def test_a_run_over_a_stack(toy_bundle: Bundle, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pages(3), imagej=True, metadata={"axes": "ZYX", "spacing": 2.0})
     report = infer(
