@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packages containers check docs notebooks dist clean clean-all
+.PHONY: help demo test test-arm test-packages containers check docs notebooks dist clean clean-all
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -20,6 +20,9 @@ demo: $(VENV)/.base ## Segment pictures and a clip into demo-output/ (light: no 
 
 test: $(VENV)/.dev $(VENV)/.rtx ## Run the tests (one folder: make test TESTS=tests/runtime)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+
+test-arm: | $(PY) ## Run the device side's tests as on ARM, emulated (Debian, x86-64; downloads)
+	@$(PY) tools/arm_tests.py $(TESTS)
 
 test-packages: | $(PY) ## Install what tests of the browser, servers and GStreamer need (Debian, Ubuntu; as root)
 	@sh tools/test_packages.sh $(VENV)
