@@ -58,6 +58,12 @@ class Broker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
+
+    def keep(self, *, running: bool) -> None:
+        """Start or stop it, unless it is as wanted."""
+        if running != (self._process is not None):
+            self.start() if running else self.stop()
 
 
 class Frames(VideoFile):

@@ -1,13 +1,16 @@
 """Whether a live run with its view stays flat: memory, threads, open files and the order of frames over half an hour.
 
-    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30] [--clips 100] [--clock-back]
+    python benchmarks/soak.py --name soak-MACHINE [--minutes 30] [--fps 30] [--clips 100] [--clock-back] [--outputs]
 
 A run on the live phantom with a backend that sleeps for 5 ms, its server on, and in a process of its own: a viewer that
 reads all the time, another that comes and goes every 20 seconds and moves a control, a scrape of the metrics every ten
 seconds and an image for the service every ten. With ``--clips`` so many clips of 300 frames are segmented beside the
 live source. With
-``--clock-back`` what Python code of this process reads as the time of day goes back by an hour in the middle.
-Samples once a second; the first minute is warm-up. Result: see ``benchmarks/README.md``.
+``--clock-back`` what Python code of this process reads as the time of day goes back by an hour in the middle. With
+``--outputs`` a toy network on the CPU takes the backend's place, objects are told apart and followed, and every result
+of them is on: published by MQTT (Debian's mosquitto, stopped for a while in the third quarter), numbers of objects as
+pictures, lines of JSON, tables of areas and objects. Samples once a second; the first minute is warm-up.
+Result: see ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import json
 import multiprocessing
 import os
 import struct
+import sys
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,18 +35,23 @@ from typing import Any
 
 import cv2
 import numpy as np
+from publish_rate import Broker
 from sleeping_backend import SleepingBackend
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.bundle import Bundle, Graph, Manifest, Weights
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.machine.environment import collect_environment
+from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
 from espmedsam_edge.runtime.inference import Inference
-from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ReadingOptions
+from espmedsam_edge.runtime.request import InferenceReport, InferenceRequest, ModelOptions, Outputs, ReadingOptions
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.segmenter import Segmenter
 from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -180,6 +190,19 @@ def make_clips(folder: Path, count: int) -> list[str]:
     return [str(folder / f"clip-{number}.avi") for number in range(count)]
 
 
+def all_outputs(folder: Path, broker: Broker) -> tuple[ModelOptions, Outputs]:
+    """A toy network whose objects are followed, and all that can be said of them."""
+    bundle = save_toy_bundle(folder / "toy.bundle", ("colonoscopy",)).path
+    objects = ObjectOptions(instances=True, track=True)
+    return ModelOptions(str(bundle), backend="onnxruntime-cpu", threads=1, objects=objects), Outputs(
+        jsonl=folder / "lines.jsonl",
+        csv=folder / "areas.csv",
+        labels=folder / "labels",
+        objects=folder / "objects.csv",
+        publish=f"mqtt://127.0.0.1:{broker.port}/soak",
+    )
+
+
 def soak(
     seconds: float,
     fps: int,
@@ -189,16 +212,26 @@ def soak(
     size: str = "640x480",
     clips: Sequence[str] = (),
     clock_back: bool = False,
+    outputs: Path | None = None,
 ) -> dict[str, Any]:
-    """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds."""
+    """Run, and say how it went; ``warm_up`` and ``every`` (between visits) in seconds, ``outputs`` a folder."""
     ordered, samples = Ordered(), list[dict[str, float]]()
     source, reading = f"test://colonoscopy?fps={fps}&size={size}", ReadingOptions(duration=seconds)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    with (
-        sleeping_segmenter() as segmenter,
-        Inference(InferenceRequest([source, *clips], segmenter, None, reading, ServeOptions("0"))) as inference,
-    ):
+    with ExitStack() as stack:
+        broker: Broker | None = None
+        model: ModelOptions | Segmenter
+        if outputs is None:
+            model, wanted = stack.enter_context(sleeping_segmenter()), None
+        else:
+            broker = Broker()
+            stack.callback(broker.stop)
+            broker.start()
+            time.sleep(1)
+            model, wanted = all_outputs(outputs, broker)
+        request = InferenceRequest([source, *clips], model, wanted, reading, ServeOptions("0"))
+        inference = stack.enter_context(Inference(request))
         assert inference.server is not None
         reports: list[InferenceReport] = []
         run = threading.Thread(target=lambda: reports.append(inference.run(sinks=[ordered])))
@@ -213,6 +246,8 @@ def soak(
                 before = time.time()
                 set_back()
                 jumped = round(time.time() - before)
+            if broker is not None:
+                broker.keep(running=not 0.6 < (time.monotonic() - begin) / seconds < 0.65)
             time.sleep(1.0)
             samples.append({"at": round(time.monotonic() - begin, 1), **sample()})
         try:
@@ -233,6 +268,7 @@ def soak(
         "size": size,
         "backend_ms": 1000 * BACKEND_SECONDS,
         "clips": len(clips),
+        "outputs": outputs is not None,
         "clock_changed_by_seconds": jumped,
         "frames": ordered.frames,
         "skipped": report.live[0].skipped,
@@ -250,7 +286,7 @@ def soak(
             "threads": [int(min(one["threads"] for one in warm)), int(max(one["threads"] for one in warm))],
             "files": [int(min(one["files"] for one in warm)), int(max(one["files"] for one in warm))],
         },
-        "samples": samples[:: max(1, len(samples) // 200)],
+        "samples": samples[:: max(1, len(samples) // 40)],
     }
 
 
@@ -262,6 +298,7 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--clips", type=int, default=0, help="files beside the live source")
     parser.add_argument("--clock-back", action="store_true", help="by an hour, in the middle")
+    parser.add_argument("--outputs", action="store_true", help="all that can be said of objects")
     parser.add_argument("--note", help="what should be known of the circumstances")
     arguments = parser.parse_args()
     environment = collect_environment()
@@ -269,7 +306,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clips = make_clips(Path(folder), arguments.clips) if arguments.clips else []
         timing: dict[str, Any] = {"warm_up": min(60, seconds / 4), "every": 20}
-        result = soak(seconds, arguments.fps, clips=clips, clock_back=arguments.clock_back, **timing)
+        outputs = Path(folder) if arguments.outputs else None
+        result = soak(seconds, arguments.fps, clips=clips, clock_back=arguments.clock_back, outputs=outputs, **timing)
     if arguments.note:
         result = {"note": arguments.note, **result}
     document = {"schema": 1, "kind": "soak", "environment": environment, **result}

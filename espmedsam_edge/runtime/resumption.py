@@ -119,7 +119,10 @@ class Part:
             _check(request, outputs)
             self._settings = settings_of(request, bundle)
             self._folder = journal_folder(outputs)
-        self._resume, self._growing = outputs.resume, [outputs.jsonl, outputs.csv, outputs.objects, outputs.plot]
+        self._resume = outputs.resume
+        tables = (outputs.jsonl, outputs.csv, outputs.objects, outputs.plot)
+        places = [Path(place) for place in tables if place is not None]
+        self._growing = places if self.shard is None else [self.shard.named(place) for place in places]
 
     @property
     def whole(self) -> bool:

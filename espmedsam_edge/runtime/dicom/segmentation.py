@@ -96,13 +96,15 @@ def save_whole(dataset: Any, path: Path, header: Dataset, told: Told) -> None:
         UserError: what ``told`` makes of its fault.
         OSError: the disk's trouble.
     """
-    failed = None
+    failed: OSError | None = None
     with discreet(told) as dicom:
         dicom.dataset = header
         try:
             dataset.save_as(path)
-        except OSError as error:  # of the disk: it names the path, no value
+        except OSError as error:  # of the disk: it names the path, no value; pydicom wraps it without its number
             failed = error
+            while failed.errno is None and isinstance(failed.__cause__, OSError):
+                failed = failed.__cause__
     if failed is not None:
         raise failed
 
