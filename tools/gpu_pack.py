@@ -78,7 +78,7 @@ def bundle_in_fp16(place: Path) -> None:
 def pack(load: Path, out: Path, part: int) -> list[Path]:
     """An archive of a folder, in parts of so many MiB at most, each in a folder of its own."""
     size, parts = part << 20, []
-    with subprocess.Popen(["tar", "-C", str(load), "-I", "xz -T0 -6", "-c", "."], stdout=subprocess.PIPE) as archive:
+    with subprocess.Popen(["tar", "-C", str(load), "-I", "xz -T0 -4", "-c", "."], stdout=subprocess.PIPE) as archive:
         assert archive.stdout is not None
         while content := archive.stdout.read(size):
             parts.append(out / f"p{len(parts)}" / f"load-{len(parts):02d}")
