@@ -246,15 +246,22 @@ def _key(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def claimed(paths: Iterable[Path]) -> Iterator[None]:
+def claimed(paths: Iterable[Path], *, inside: bool = False) -> Iterator[None]:
     """Keep other runs from places while the block lasts, whatever stands there.
 
+    Args:
+        paths: the places.
+        inside: whether they may lie in a bundle.
+
     Raises:
-        UserError: another run writes to one of them.
+        UserError: another run writes to one of them, or one lies in a bundle or the program's cache.
     """
+    places = list(paths)
+    if not inside:
+        _check_owners({os.path.dirname(os.path.realpath(path)) for path in places})
     with Claims() as claims:
         with claims.planning():
-            claims.add(paths)
+            claims.add(places)
         yield
 
 

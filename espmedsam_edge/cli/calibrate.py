@@ -85,7 +85,7 @@ def command(
             tell(f"{name} {precision}: {counts}")
             request = CalibrationRequest(name, precision, method, budget, pictures, threads, target)
             file = graph_file_name(name, precision, len(opened.manifest.modalities))
-            with claimed([bundle / file]), _listener() as listener:  # others may be added meanwhile
+            with claimed([bundle / file], inside=True), _listener() as listener:  # others may be added meanwhile
                 summary = calibrate(bundle, request, found, listener)
             _report(opened, summary)
     finally:

@@ -91,6 +91,31 @@ def test_checkpoints_and_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("place", ["bundle", "cache"])
+@pytest.mark.parametrize("command", ["segment", "prepare", "triton"])
+def test_nothing_is_made_in_a_bundle_or_the_cache(
+    toy_bundle: Bundle,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    place: str,
+) -> None:
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(tmp_path / "cache"))
+    there = toy_bundle.path / "new" if place == "bundle" else tmp_path / "cache" / "engines" / "new"
+    options: dict[str, tuple[object, ...]] = {
+        "segment": ("train", "segment", "smoke", "--set", "run.accelerator=cpu", "--out", there),
+        "prepare": ("data", "prepare", "udiat", dataset, there),
+        "triton": ("deploy", "triton", toy_bundle.path, "--engine", "python", "--out", there),
+    }
+    before = sorted(tmp_path.rglob("*"))
+    code, error = run(capsys, *options[command])
+    assert code == 2
+    assert "results do not go into it" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("command", ["segment", "all", "prepare", "calibrate"])
 def test_what_another_run_writes_is_left_to_it(
     toy_bundle: Bundle, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

@@ -41,17 +41,19 @@ def triton(
     """Write a model repository for NVIDIA's Triton Inference Server: networks, and modalities that take pictures."""
     from espmedsam_edge.deploy.triton import write_repository
     from espmedsam_edge.deploy.triton_config import Serving
+    from espmedsam_edge.destinations import claimed
     from espmedsam_edge.remote_bundles import open_bundle
 
-    models = write_repository(
-        [open_bundle(bundle) for bundle in bundles],
-        out,
-        modalities=modality,
-        precisions=precision,
-        engine=engine,
-        serving=Serving(instances, threads, delay),
-        cache=cache,
-    )
+    with claimed([out]):
+        models = write_repository(
+            [open_bundle(bundle) for bundle in bundles],
+            out,
+            modalities=modality,
+            precisions=precision,
+            engine=engine,
+            serving=Serving(instances, threads, delay),
+            cache=cache,
+        )
     for model in models:
         graph = model.graph
         batch = f", batches of {graph.batch}" if graph.batch > 1 else ""

@@ -251,11 +251,12 @@ _REPEATED: Sequence[str] = (
 
 
 def completed(header: Dataset) -> Dataset:
-    """A copy in which what highdicom asks for is empty rather than absent."""
+    """A copy in which what highdicom asks for is empty rather than absent, without private elements."""
     from highdicom.content import PixelMeasuresSequence
     from pydicom import Dataset as New
 
     source = copy.deepcopy(header)
+    source.remove_private_tags()  # those of sequences would go along: nobody knows whom they name
     source.decode()  # names in Japanese or Korean switch character sets in the middle, which highdicom does not write
     source.SpecificCharacterSet = _UTF8
     if "SharedFunctionalGroupsSequence" not in source and source.get("NumberOfFrames") is not None:

@@ -269,6 +269,26 @@ def test_patients_of_all_languages_keep_their_names(tmp_path: Path, language: st
     assert check(tmp_path / "s.dcm", source, random_masks(1)).PatientName == name
 
 
+def test_private_elements_and_what_stands_before_a_header_stay_in_the_source(tmp_path: Path) -> None:
+    """Those within sequences, too, which are repeated: what others put there may name anybody."""
+    from pydicom.sequence import Sequence
+
+    def private(dataset: Any, value: str) -> Any:
+        dataset.private_block(0x11, "PLANTED CREATOR", create=True).add_new(1, "LO", value)
+        return dataset
+
+    item = pydicom.Dataset()
+    item.PatientID, item.IssuerOfPatientID = "repeated", "ward"
+    source = private(save_dicom(tmp_path / "a.dcm"), "PLANTED 1")
+    source.OtherPatientIDsSequence = Sequence([private(item, "PLANTED 2")])
+    source.preamble = b"PLANTED".ljust(128, b"\0")
+    source.save_as(tmp_path / "a.dcm")
+    write({tmp_path / "a.dcm": tmp_path / "seg.dcm"}, {tmp_path / "a.dcm": random_masks(1)})
+    content = (tmp_path / "seg.dcm").read_bytes()
+    assert b"repeated" in content
+    assert b"PLANTED" not in content
+
+
 def test_what_is_not_dicom_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     with pytest.raises(UserError, match=r"a\.png is not DICOM"):
