@@ -126,8 +126,8 @@ def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
     place = _HubPlace(reference)
     contents = _contents(bundle)
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # see ``_HubPlace.read``
     api = HfApi()
     try:
         api.create_repo(place.repository, private=private, exist_ok=True)
@@ -137,7 +137,7 @@ def push(bundle: Bundle, reference: str, *, private: bool = True) -> str:
             revision=place.revision,
             commit_message=f"Bundle: {', '.join(bundle.manifest.modalities)}",
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # httpx's, requests' and its own: they share no class
         raise UserError(
             f"{reference} was not written: {_said(error)}.", "Log in: hf auth login. Check owner and name.", exit_code=1
         ) from error
@@ -345,6 +345,7 @@ class _HubPlace:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it tells whole addresses
         constants.DOWNLOAD_CHUNK_SIZE = _HUB_PIECE  # it says nothing of what came until a piece is whole: 10 MiB
         blobs = Path(constants.HF_HUB_CACHE, f"models--{self.repository.replace('/', '--')}", "blobs")
         before = _growing(blobs)
@@ -370,7 +371,9 @@ class _HubPlace:
             ) from error
         except errors.HFValidationError as error:
             raise UserError(f"'{self.repository}' names no repository: {_said(error)}.", _HUB_FORM) from error
-        except OSError as error:
+        except (UserError, _UnreachableError):
+            raise
+        except Exception as error:  # httpx's or requests', by its version
             raise _UnreachableError(_said(error)) from error
         self.revision = self._commit
         return content

@@ -229,6 +229,16 @@ class TestHub:
         assert code == 0, error
         assert "toy.bundle: fundus, fp32" in out
 
+    @pytest.mark.parametrize("words", [("infer", "hf://owner/toy", "photo.png"), ("push", "BUNDLE", "hf://owner/toy")])
+    def test_the_password_of_an_endpoint_is_not_told(
+        self, server: BundleServer, toy_bundle: Bundle, words: tuple[str, ...]
+    ) -> None:
+        """Hugging Face's client tells addresses that it cannot reach; this one has them of us alone."""
+        words = tuple(str(toy_bundle.path) if word == "BUNDLE" else word for word in words)
+        code, out, error = self.run(server, *words, HF_ENDPOINT="http://user:pa55word@127.0.0.1:9")
+        assert (code, error.count("\n")) == (1, 1), error
+        assert "pa55word" not in out + error
+
     @pytest.mark.parametrize("part", ["head", "body"])
     def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
         self, server: BundleServer, toy_bundle: Bundle, part: str

@@ -96,4 +96,6 @@ def _check(context: typer.Context, parameter: Any, value: object) -> None:
     for item in value if isinstance(value, list) else [value]:
         if flag != isinstance(item, bool) or not isinstance(item, str | int | float):
             raise ValueError("it takes true or false." if flag else "it takes a text or a number.")
+        if "\0" in str(item):  # which no command line can hold, nor the name of a file
+            raise ValueError("it takes no text with a character of value 0.")
     parameter.process_value(context, value)

@@ -138,6 +138,8 @@ def test_every_option_means_the_same_in_a_file(
         ("overwrite = 'yes'", "overwrite: it takes true or false."),
         ("allow-host = 'a'", "allow-host: it takes a list"),
         ("arguments = 'a.png'", "arguments: it takes a list"),
+        ('masks = "a\\u0000b"', "masks: it takes no text with a character of value 0."),
+        ('arguments = ["a\\u0000.png"]', "arguments: it takes no text with a character of value 0."),
         ("masks", "run.toml is not TOML: "),
         (f"a = {'[' * 20000}", "run.toml is not TOML: "),
     ],

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,6 +41,7 @@ _FIRST_SECONDS = 2.0  # to learn at the start whether the broker refuses
 _LAST_SECONDS = 5.0  # for what waits at the end, if the broker is there or has just been
 _LONGEST_PAUSE = 2  # seconds between two attempts
 _OPTIONS = ("ca", "cert", "key", "password-file", "client")
+_LONGEST_PASSWORD = 1 << 16  # bytes, as MQTT has it
 _EXAMPLE = "For example mqtt://broker.example/ward-3/masks, mqtts:// with TLS."
 
 
@@ -117,9 +117,13 @@ def _password(file: str | None, address: str) -> str | None:
     if file is None:
         return os.environ.get(PASSWORD)
     try:
-        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        with open(file, "rb") as stream:
+            content = stream.read(_LONGEST_PASSWORD + 1)
+        if len(content) > _LONGEST_PASSWORD:
+            raise ValueError("too long")
+        return content.decode("utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no text"
+        reason = getattr(error, "strerror", None) or "it is no password"
         raise UserError(f"cannot read the password-file of {address}: {reason}.", "Check its name.") from None
 
 

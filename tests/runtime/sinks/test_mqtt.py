@@ -173,6 +173,7 @@ def test_tls_and_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("mqtts://h/a?ca=missing.pem", "cannot use the certificates"),
         ("mqtts://h/a?cert=missing.pem", "cannot use the certificates"),
         ("mqtt://u@h/a?password-file=missing", "cannot read the password-file"),
+        ("mqtt://u@h/a?password-file=/dev/zero", "cannot read the password-file"),
         ("mqtt://h/a?password-file=/dev/null", "has a password and no user"),
         ("http://h/a", "cannot publish to http://"),
         ("topic", "without ://"),
