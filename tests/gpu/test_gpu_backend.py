@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,24 @@ def test_a_frame_in_and_a_mask_out(
         assert re.match(
             "Building the TensorRT engine of fundus fp32|fundus fp32: the engine in the cache is not used", line
         )
+
+
+def test_running_an_engine_takes_no_more_than_the_lean_runtime_has(
+    load: Load, double: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The names in NVIDIA's tensorrt_lean_cu13_bindings, found as tools/tensorrt_surface.py finds others.
+    lean = json.loads((Path(tensorrt_surface.__file__).parent / "tensorrt_lean.json").read_text())
+    ((release, classes),) = lean.items()
+    load(release).close()  # builds it into the cache
+    module = double(release=release).module
+    give_it_work(monkeypatch, module)
+    for name, members in classes.items():
+        monkeypatch.setitem(module.SURFACE["classes"], name, dict.fromkeys(members))
+    for name in ("Builder", "OnnxParser", "INetworkDefinition", "EngineInspector"):
+        monkeypatch.delattr(module, name)
+    frame = frame_of(77, 333)
+    with Segmenter.load(bundle, "fundus", backend="tensorrt") as segmenter:
+        check(segmenter.segment(frame), frame)
 
 
 def test_the_overlay_is_drawn_on_the_way_and_its_notice_after(load: Load) -> None:
