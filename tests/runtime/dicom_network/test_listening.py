@@ -37,6 +37,7 @@ from seg_sources import PATIENT, ULTRASOUND, save_dicom
 from espmedsam_edge import files
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.dicom_network import inbox as inbox_module
 from espmedsam_edge.runtime.dicom_network import listener, service
 from espmedsam_edge.runtime.dicom_network.delivery import Delivery, Folder, NotDeliveredError, parse_send
@@ -272,6 +273,26 @@ def test_a_full_disk_refuses_and_loses_nothing(
         full[0] = False
         assert send(port, tmp_path / "a.dcm") == [0]
         assert soon(lambda: len(found_in(tmp_path / "out")) == 1)
+
+
+def test_pictures_wait_for_a_network_elsewhere_that_is_away(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    save_dicom(tmp_path / "a.dcm")
+    segment, away = Segmenter.segment, [True, True]
+
+    def elsewhere(self: Segmenter, *arguments: Any) -> Any:
+        if away:
+            away.pop()
+            raise BackendAway("no answer of the server.")
+        return segment(self, *arguments)
+
+    monkeypatch.setattr(Segmenter, "segment", elsewhere)
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out")) as port:
+        assert send(port, tmp_path / "a.dcm") == [0]
+        assert soon(lambda: found_in(tmp_path / "out"))
+    assert list((tmp_path / "queue" / "failed").iterdir()) == []
+    assert sum("no answer of the server. Tried again in" in line for line in said) == 2
 
 
 def test_some_of_the_disk_is_left_free(
