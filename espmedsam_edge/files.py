@@ -128,8 +128,12 @@ def read_toml(text: str) -> dict[str, Any]:
     return values
 
 
+NOTHING = "nothing was left behind"
+"""How the line of a full disk ends, where nothing remains."""
+
+
 @contextlib.contextmanager
-def write_errors(path: Path, remains: str = "nothing was left behind") -> Iterator[None]:
+def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
     """Turn the operating system's write errors into one clear line about ``path``, which ends with what remains."""
     try:
         yield
@@ -182,12 +186,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, mode: int = 0o666, *, synced: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int = 0o666, *, synced: bool = True, remains: str = NOTHING) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
 
     Its file is there, with ``mode`` as far as the process's mask lets it. On any error, Ctrl-C included, it is removed
     and ``path`` stays as it was. What a pipe gets is written elsewhere first. With ``synced`` the content is on the
-    disk by then; without, a power cut soon after may leave a damaged file.
+    disk by then; without, a power cut soon after may leave a damaged file. ``remains`` is for ``write_errors``.
     """
     if is_pipe(path):
         with temporary_folder() as folder, write_errors(path):
@@ -197,7 +201,7 @@ def atomic_path(path: Path, mode: int = 0o666, *, synced: bool = True) -> Iterat
             with whole.open("rb") as content, open_pipe(path) as pipe:
                 shutil.copyfileobj(content, pipe)
         return
-    with write_errors(path):
+    with write_errors(path, remains):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +217,11 @@ def atomic_path(path: Path, mode: int = 0o666, *, synced: bool = True) -> Iterat
             raise
 
 
-def atomic_write(path: Path, content: bytes | str, mode: int = 0o666, *, synced: bool = True) -> None:
-    """Write a whole file or nothing; ``synced`` as for ``atomic_path``."""
-    with atomic_path(path, mode, synced=synced) as temporary:
+def atomic_write(
+    path: Path, content: bytes | str, mode: int = 0o666, *, synced: bool = True, remains: str = NOTHING
+) -> None:
+    """Write a whole file or nothing; ``synced`` and ``remains`` as for ``atomic_path``."""
+    with atomic_path(path, mode, synced=synced, remains=remains) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 

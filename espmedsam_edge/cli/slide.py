@@ -24,7 +24,7 @@ def command(
     backend: str = typer.Option("auto", help="What runs the graph; auto takes the best that works here."),
     threshold: float | None = typer.Option(None, help="Probability from which a pixel counts. [default: the bundle's]"),
     threads: int | None = typer.Option(None, min=1, help="CPU threads. [default: the cores there are]"),
-    tile: int | None = typer.Option(None, min=32, max=8192, help="Side of a tile in pixels. [default: the bundle's]"),
+    tile: str = typer.Option("auto", help="Side of a tile in pixels; auto: the bundle's, else the network's input."),
     level: int = typer.Option(0, min=0, help="Of the pyramid; 0 is the largest. The mask has this level's size."),
     pixel_size: float | None = typer.Option(
         None, min=0.01, max=100, help="Micrometres a pixel of the largest level. [default: the file's]"
@@ -52,6 +52,7 @@ def command(
     from espmedsam_edge.runtime.segmenter import Segmenter
     from espmedsam_edge.runtime.slide.apart import files_of
     from espmedsam_edge.runtime.slide.segmenting import SlideOptions, SlideResults, segment_slide
+    from espmedsam_edge.runtime.tiling import OFF, parse_tile
 
     bundle, slides = None, arguments
     if means_a_bundle(slides[0]):
@@ -62,7 +63,12 @@ def command(
     name = chosen.modality or ("microscopy" if "microscopy" in chosen.among else None)
     if name is None:
         raise UserError("the modality of slides cannot be told.", f"Name it: --modality {'|'.join(chosen.among)}")
-    options = SlideOptions(tile, level, pixel_size, everything, overwrite=overwrite, instances=instances)
+    side = parse_tile(tile)
+    if side == OFF:
+        raise UserError("a slide is always taken in tiles.", "Give --tile auto, or the side of a tile in pixels.")
+    options = SlideOptions(
+        side if isinstance(side, int) else None, level, pixel_size, everything, overwrite=overwrite, instances=instances
+    )
     paths = list(dict.fromkeys(Path(slide) for slide in slides))
     places = {path: SlideResults.of(path, out) for path in paths}
     wanted = [

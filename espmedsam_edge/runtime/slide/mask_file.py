@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from espmedsam_edge.files import atomic_path, write_errors
+from espmedsam_edge.files import atomic_path
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.marks import MARK
-from espmedsam_edge.runtime.slide.regions import Mask, Regions
+from espmedsam_edge.runtime.slide.regions import REMAINS, Mask, Regions
 
 TILE = 512
 _SMALLEST = 1024  # pixels, of the last level's longer side at most
@@ -48,8 +48,7 @@ def write_mask(path: Path, regions: Regions, mpp: float | None) -> None:
         metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
     held = _shrunk(regions) if len(sizes) > 3 else np.zeros((0, 0), np.uint8)
     with (
-        atomic_path(path) as temporary,
-        write_errors(path, "its regions stay, and the same command goes on from there"),
+        atomic_path(path, remains=REMAINS) as temporary,
         tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as file,
     ):
         first = _tiles(regions, 1, sizes[0])

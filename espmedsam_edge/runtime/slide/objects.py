@@ -16,10 +16,10 @@ from scipy.ndimage import find_objects
 
 from espmedsam_edge.annotations.geojson import HEAD, TAIL, feature
 from espmedsam_edge.annotations.outlines import Ring, corners, edge_outlines, without_diagonals
-from espmedsam_edge.files import atomic_path, write_errors
+from espmedsam_edge.files import atomic_path
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.objects.separation import separated
-from espmedsam_edge.runtime.slide.regions import Mask, Regions
+from espmedsam_edge.runtime.slide.regions import REMAINS, Mask, Regions
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def write_objects(
             path,
             *least,
         )
-    with atomic_path(path) as temporary, write_errors(path), temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path, remains=REMAINS) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(HEAD)
         for polygon, area in _polygons(regions, least, split=split):
             rings = [(scale * ring).round(2).tolist() for ring in polygon]

@@ -28,6 +28,9 @@ Mask = NDArray[np.uint8]
 _PLAN = "plan.json"
 _KEPT = 24  # decoded regions
 
+REMAINS = "finished regions stay, and the same command goes on from there"
+"""What a run that could not write leaves."""
+
 
 class Regions:
     """Squares that cover a level of a slide, row by row; those at the right and lower end are smaller.
@@ -97,8 +100,7 @@ class Regions:
             UserError: the disk is full, or the folder cannot be written to.
         """
         encoded = cv2.imencode(".png", mask)[1].tobytes()
-        with write_errors(self._folder, "what is finished stays, and the same command goes on from there"):
-            atomic_write(self._file(row, column), encoded)
+        atomic_write(self._file(row, column), encoded, remains=REMAINS)
 
     def read(self, row: int, column: int) -> Mask | None:
         """A region's mask; None: it has no foreground, or nothing was segmented there."""

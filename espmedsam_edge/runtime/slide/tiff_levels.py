@@ -136,10 +136,13 @@ def _level_pages(file: Any) -> list[Any]:
         pages = [level.keyframe for level in series.levels]
         if len(pages) == 1:
             pages += [other.keyframe for other in file.series[1:] if _is_level(other.keyframe, pages[0])]
+        lacking = len(pages[0].subifds or ()) + 1 - len(pages)
     except Exception as error:
         raise UserError(
             f"cannot read {file.filename}: its pages are damaged.", "Copy it again.", exit_code=1
         ) from error
+    if lacking > 0:
+        log.warning("Of the smaller pictures in %s, passed over as missing or no levels: %d.", file.filename, lacking)
     main = pages[0]
     kept = [main]
     for page in sorted(pages[1:], key=lambda page: -int(page.imagewidth)):

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _ANIMATED = ("PNG", "WebP")
 _LARGEST = 8 << 30  # bytes of a file that is looked into
+_TOLD = 3  # pages of a file that are left out, each in a line
 _LOOKED_AT = 1 << 28  # pixels, for the brightest
 
 
@@ -105,6 +106,7 @@ class PagedPicture(Clip):
     def _pages_of(self, pages: TiffPages) -> Iterator[SourceFrame]:
         first: tuple[int, ...] | None = None
         largest = self._largest_sample(pages)
+        left_out, depths, told = 0, list[int](), False
         for number, place in enumerate(self._places):
             try:
                 image = decode_image(cast(bytes, pages.show(number)), f"{self.path}, page {number + 1}", largest)
@@ -113,10 +115,25 @@ class PagedPicture(Clip):
                     fault = f"{self.path}, page {number + 1}, is {now} pixels, the first {was}: it is left out."
                     raise UserError(fault, "Save it as a file of its own.", exit_code=1)
             except (UserError, struct.error) as error:
-                self.failures.append(Failure(self.name, str(error)))
+                left_out += 1
+                if left_out <= _TOLD:
+                    self.failures.append(Failure(self.name, str(error)))
                 continue
             first = image.shape
+            header = _header_of(pages, number)
+            depths += [header.depth] if header is not None and header.depth not in depths else []
+            if len(depths) == 2 and not told:
+                told = True
+                log.warning(
+                    "%s, page %d, has %d bits a sample, the first %d: such pages have a brightness of their own.",
+                    self.path,
+                    number + 1,
+                    *depths[::-1],
+                )
             yield SourceFrame(image, self.path, number, place.time, spacing=self._spacing, z=place.z)
+        if left_out > _TOLD:
+            more = f"{self.path}: {left_out - _TOLD} more of its {self._pictures} pages are left out."
+            self.failures.append(Failure(self.name, more))
 
     def _largest_sample(self, pages: TiffPages) -> int:
         """Of pages of more than 8 bits, so that they share one scale; 0 for others.

@@ -20,7 +20,6 @@ from made_slides import SIZE, save_dicom_level, save_ndpi, save_slide, tissue_pi
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.marks import OBJECTS, SLIDE_MASK
@@ -188,13 +187,15 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(
     slide = save_slide(tmp_path / "a.tif", tissue_picture())
     results, written = SlideResults.of(slide, tmp_path), []
 
-    def write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+    write_bytes = Path.write_bytes
+
+    def write(path: Path, content: bytes) -> int:
         if len(written) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        atomic_write(path, content, mode)
+        return write_bytes(path, content)
 
-    monkeypatch.setattr("espmedsam_edge.runtime.slide.regions.atomic_write", write)
+    monkeypatch.setattr(Path, "write_bytes", write)
     with Segmenter.load(toy_bundle, tile="off", threads=1) as segmenter:
         with pytest.raises(UserError, match="no space left") as raised:
             segment_slide(slide, segmenter, results, OPTIONS)
@@ -316,6 +317,20 @@ def test_what_is_no_slide_is_one_line(tmp_path: Path, kind: str) -> None:
     assert "vips tiffsave" in raised.value.hint
     with pytest.raises(UserError, match="no file"):
         Slide(tmp_path / "none.tif")
+
+
+def test_a_level_that_is_listed_and_not_there_is_told(tmp_path: Path, said: list[str]) -> None:
+    path, picture = save_slide(tmp_path / "a.tif", tissue_picture()), tissue_picture()
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].subifds[0]
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with Slide(path) as slide:
+        assert (slide.levels[0].height, slide.levels[0].width) == SIZE
+        assert np.array_equal(slide.read(0, 10, 10, 50, 50)[..., ::-1], picture[10:60, 10:60])
+    (line,) = said
+    assert line == "Of the smaller pictures in a.tif, passed over as missing or no levels: 1."
 
 
 def test_a_missing_level_is_passed_over(tmp_path: Path, said: list[str]) -> None:

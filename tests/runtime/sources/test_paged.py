@@ -199,3 +199,30 @@ def test_pages_that_are_left_out_do_not_count_for_brightness(tmp_path: Path) -> 
     assert len(failures) == 1
     expected = [cv2.convertScaleAbs(page, alpha=255 / 1023) for page in stack]
     assert all(np.array_equal(frame.image[..., 0], page) for frame, page in zip(frames, expected, strict=True))
+
+
+def test_of_many_pages_that_cannot_be_read_a_few_are_named(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number in range(9):
+            page = np.full((40, 50), number, np.uint8 if number in (0, 4) else np.float32)
+            file.write(page, contiguous=False)
+    frames, failures = read(tmp_path / "a.tif")
+    assert [frame.index for frame in frames] == [0, 4]
+    assert [("page" in line, "more" in line) for line in failures] == [(True, False)] * 3 + [(True, True)]
+    assert failures[-1].endswith("4 more of its 9 pages are left out.")
+
+
+def test_a_page_of_another_depth_is_told_once(tmp_path: Path, said: list[str]) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number in range(5):
+            page = (
+                np.full((40, 50), 100 * (number + 1), np.uint16)
+                if number in (2, 4)
+                else np.full((40, 50), 90, np.uint8)
+            )
+            file.write(page, contiguous=False)
+    frames, failures = read(tmp_path / "a.tif")
+    assert [line.split(", ", 1)[1] for line in said if "bits" in line] == [
+        "page 3, has 16 bits a sample, the first 8: such pages have a brightness of their own."
+    ]
+    assert len(frames) + len(failures) == 5
