@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -117,7 +118,7 @@ def _load_on(core: Any, device: str, spec: BackendSpec, bundle: Bundle, graph: G
             settings["PERFORMANCE_HINT"] = "THROUGHPUT"
         # Pinned threads of two processes would share cores while others idle.
         settings |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
-    compiled = _found_or_compiled(core, device, settings, bundle, graph)
+    compiled, keeping = _found_or_compiled(core, device, settings, bundle, graph)
     inputs, outputs = [_node(port) for port in compiled.inputs], [_node(port) for port in compiled.outputs]
     check_nodes(inputs, outputs, graph, bundle.graph_path(graph))
     arithmetic = _arithmetic_of(compiled, device, wanted)
@@ -125,11 +126,17 @@ def _load_on(core: Any, device: str, spec: BackendSpec, bundle: Bundle, graph: G
     parts += [f"{threads} thread{'s' if threads > 1 else ''}"] if on_processor else []
     parts += ["arithmetic as the graph has it" if arithmetic == "graph" else f"{arithmetic} arithmetic"]
     parts += [f"{streams} frames at once"] if streams > 1 else []
-    return OpenVinoBackend(str(replace(spec, hint="")), ", ".join(parts), graph, compiled, arithmetic, streams)
+    name = str(replace(spec, hint=""))
+    return OpenVinoBackend(name, ", ".join(parts), graph, compiled, arithmetic, streams, keeping)
 
 
-def _found_or_compiled(core: Any, device: str, settings: dict[str, Any], bundle: Bundle, graph: Graph) -> Any:
-    """The graph compiled; its file is read only where the cache has no network of it, which its SHA-256 stands for."""
+def _found_or_compiled(
+    core: Any, device: str, settings: dict[str, Any], bundle: Bundle, graph: Graph
+) -> tuple[Any, threading.Thread | None]:
+    """The graph compiled, and what is still putting it into the cache.
+
+    The graph's file is read only where the cache has no network of it, which its SHA-256 stands for.
+    """
     try:
         made_of = _made_of(core, device, settings, graph)
     except RuntimeError as error:
@@ -142,7 +149,7 @@ def _found_or_compiled(core: Any, device: str, settings: dict[str, Any], bundle:
     found = kept.find()
     if found is not None:
         try:
-            return core.import_model(found, device, settings)
+            return core.import_model(found, device, settings), None
         except RuntimeError as error:
             kept.refused(f"OpenVINO does not take it ({_reason(error)})")
     content = bundle.read_graph(graph)
@@ -155,9 +162,21 @@ def _found_or_compiled(core: Any, device: str, settings: dict[str, Any], bundle:
             "Use --backend onnxruntime, or another --device.",
             exit_code=1,
         ) from error
-    if "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
-        kept.keep(compiled.export_model().getvalue())
-    return compiled
+    if "EXPORT_IMPORT" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        return compiled, None
+    # A tenth of a second of one core, while the first picture is read. The process's end waits for it.
+    keeping = threading.Thread(target=_keep, args=(kept, compiled), name="espmedsam-keep")
+    keeping.start()
+    return compiled, keeping
+
+
+def _keep(kept: CompiledNetworks, compiled: Any) -> None:
+    try:
+        content = compiled.export_model().getvalue()
+    except RuntimeError as error:
+        log.info("The network that OpenVINO compiled is not kept: %s", _reason(error))
+    else:
+        kept.keep(content)
 
 
 def _made_of(core: Any, device: str, settings: dict[str, Any], graph: Graph) -> dict[str, str]:
@@ -207,7 +226,16 @@ def _reason(error: Exception) -> str:
 class OpenVinoBackend:
     """A compiled network and the requests that run it, on NumPy memory in place; one or several frames at once."""
 
-    def __init__(self, name: str, device: str, graph: Graph, compiled: Any, arithmetic: str, streams: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        graph: Graph,
+        compiled: Any,
+        arithmetic: str,
+        streams: int = 1,
+        keeping: threading.Thread | None = None,
+    ) -> None:
         self.name = name
         self.device = device
         self.graph = graph
@@ -215,6 +243,7 @@ class OpenVinoBackend:
         # Beside those that compute, one more: the frame before it becomes a mask, and the one after it the next input.
         self.in_flight = streams + 1
         self._process = os.getpid()
+        self._keeping = keeping
         self._idle = [compiled.create_infer_request() for _ in range(self.in_flight)]
         self._started: deque[_Run] = deque()
 
@@ -237,6 +266,8 @@ class OpenVinoBackend:
     def close(self) -> None:
         while self._started and os.getpid() == self._process:
             self._started[0].wait()
+        if self._keeping is not None and os.getpid() == self._process:
+            self._keeping.join()
         self._idle.clear()
 
 

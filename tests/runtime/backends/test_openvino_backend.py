@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(bundle: Bundle, name: str = "openvino", threads: int = 1) -> Any:
-    return load_backend(bundle, bundle.graph(), name, threads).backend
+    """A loaded backend, whose network is in the cache."""
+    backend = load_backend(bundle, bundle.graph(), name, threads).backend
+    for thread in threading.enumerate():
+        if thread.name == "espmedsam-keep":
+            thread.join()
+    return backend
 
 
 def image_of(bundle: Bundle, seed: int = 0) -> np.ndarray:
@@ -279,6 +285,40 @@ def test_a_second_start_compiles_nothing(
     monkeypatch.delattr(openvino.Core, "compile_model")
     load(toy_bundle, threads=2)
     assert said == []
+
+
+def test_it_computes_while_its_network_is_being_kept_and_closing_waits_for_that(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    true, goes_on = openvino.CompiledModel.export_model, threading.Event()
+
+    def slowly(self: Any) -> Any:
+        assert goes_on.wait(60)
+        return true(self)
+
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", slowly)
+    backend = load_backend(toy_bundle, toy_bundle.graph(), "openvino", 1).backend
+    image = image_of(toy_bundle)
+    logits = backend.run(image)
+    assert logits.any()
+    assert list(cache.glob("*.blob")) == []
+    goes_on.set()
+    backend.close()
+    assert len(list(cache.glob("*.blob"))) == 1
+    np.testing.assert_array_equal(load(toy_bundle).run(image), logits)
+    assert said == []
+
+
+def test_a_network_that_cannot_be_exported_is_told_and_does_not_matter(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    def refuse(self: Any) -> Any:
+        raise RuntimeError("Exception from a.cpp:1:\nno memory\n")
+
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", refuse)
+    assert load(toy_bundle).run(image_of(toy_bundle)).any()
+    assert said == ["The network that OpenVINO compiled is not kept: no memory"]
+    assert list(cache.glob("*")) == []
 
 
 def test_each_arithmetic_graph_and_version_has_its_own(
