@@ -114,6 +114,19 @@ def test_two_that_touch_are_two_and_a_long_one_is_one() -> None:
     assert find_instances(mask, split=False).count == 2
 
 
+def test_every_pixel_has_a_number_whatever_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All masks of 3 by 3, apart and at a picture's border, and noise; lines of one pixel stay whole."""
+    bits = (np.arange(512)[:, None] >> np.arange(9) & 1).astype(np.uint8).reshape(-1, 3, 3) * np.uint8(255)
+    tiled = np.pad(bits, ((0, 0), (1, 1), (1, 1))).reshape(16, 32, 5, 5).swapaxes(1, 2).reshape(80, 160)
+    noise = [(np.random.default_rng(seed).random((61, 47)) < 0.2 + 0.2 * seed) * np.uint8(255) for seed in range(4)]
+    for fine in (separation.FINE, 0):
+        monkeypatch.setattr(separation, "FINE", fine)
+        for mask in (*bits, tiled, *noise):
+            assert ((separated(mask) > 0) == (mask > 0)).all()
+        for line in (np.eye(9), np.eye(9)[::-1], np.ones((1, 9)), np.ones((9, 1))):
+            assert separated(np.pad(line.astype(np.uint8) * np.uint8(255), 2)).max() == 1
+
+
 @pytest.mark.parametrize("at_once", [1, 400, 5000])
 def test_a_large_picture_is_done_part_by_part_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch, at_once: int
