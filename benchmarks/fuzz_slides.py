@@ -99,9 +99,9 @@ class SlideReader(Reader):
         super().__init__("fuzz_slides")
         self._bundle, self._tiles_read = bundle, 0
 
-    def read(self, what: str) -> tuple[str, int]:
+    def read(self, what: str, starts: int = 0) -> tuple[str, int]:
         """See ``Reader.read``."""
-        outcome, memory = super().read(what)
+        outcome, memory = super().read(what, starts)
         how, _, path = what.partition("\t")
         if how != "tiles":
             return outcome, memory
@@ -110,7 +110,7 @@ class SlideReader(Reader):
             return outcome, memory
         self.close()  # it is limited, and children would be
         try:
-            return super().read(f"whole\t{path}\t{self._bundle}")
+            return super().read(f"whole\t{path}\t{self._bundle}", starts=2)  # the tiles' child, which a tile may end
         finally:
             self.close()
 

@@ -86,8 +86,13 @@ class Reader:
         self._module = module
         self._process: subprocess.Popen[str] | None = None
 
-    def read(self, what: str) -> tuple[str, int]:
-        """Read what a line names: the outcome, and the most bytes that the process has needed so far."""
+    def read(self, what: str, starts: int = 0) -> tuple[str, int]:
+        """Read what a line names: the outcome, and the most bytes that the process has needed so far.
+
+        Args:
+            what: the line.
+            starts: of processes that belong to it, each of which may take as long again on a busy machine.
+        """
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -97,7 +102,7 @@ class Reader:
             hung.set()
             process.kill()
 
-        timer = threading.Timer(SECONDS, stop)
+        timer = threading.Timer((1 + starts) * SECONDS, stop)
         timer.start()
         try:
             process.stdin.write(f"{what}\n")

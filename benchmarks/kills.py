@@ -59,7 +59,21 @@ class Case:
 
 
 CASES = {
-    "slide": Case(("slide", "toy.bundle", "a.tif", "--out", "out", "--everything", "--threads", "1", "--tile", "1024")),
+    "slide": Case(
+        (
+            "slide",
+            "toy.bundle",
+            "a.tif",
+            "--out",
+            "out",
+            "--everything",
+            "--threads",
+            "1",
+            "--tile",
+            "1024",
+            "--no-instances",
+        )
+    ),
     "resume": Case((*_INFER, "--resume", *_OUT)),
     "shard": Case(
         (*_INFER, "--resume", "--shard", "1/2", *_OUT),
@@ -93,7 +107,7 @@ def prepare(folder: Path) -> None:
     save_clip(folder / "in" / "c.avi", 30)
     for number in range(4):
         save_dicom(folder / "in" / f"d{number}.dcm", PixelSpacing=[0.5, 0.5])
-    save_slide(folder / "a.tif", np.kron(tissue_picture((300, 452)), np.ones((12, 12, 1), np.uint8)), levels=2)
+    save_slide(folder / "a.tif", np.kron(tissue_picture((100, 1200)), np.ones((8, 8, 1), np.uint8)), levels=2)
 
 
 def tree(folder: Path, *, rests: bool) -> dict[str, str]:
@@ -219,7 +233,7 @@ def kill_publishers(inputs: Path, folder: Path, kills: int, seed: int = 0) -> Ou
             ]
             back = 0.5 if number % 2 else None
             code = forked.run(
-                folder, [*arguments, "--threads", "1"], kill_after=chance.uniform(0.5, 3), clock_back_after=back
+                folder, [*arguments, "--threads", "1"], kill_after=chance.uniform(1, 12), clock_back_after=back
             ).code
             outcome.kills += code == -9
             outcome.faults += [f"ended with {code}"] * (code != -9)
