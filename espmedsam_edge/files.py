@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from espmedsam_edge.errors import UserError, printable
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
@@ -159,17 +159,37 @@ def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder for files that are gone when the block ends; an error in writing them is one clear line."""
+def temporary_place() -> Path:
+    """Where temporary files go.
+
+    Raises:
+        UserError: no folder takes any, as on a full disk or in a container that may not write.
+    """
     try:
-        place = Path(tempfile.gettempdir())
+        return Path(tempfile.gettempdir())
     except FileNotFoundError as error:  # none takes even a few bytes
         raise UserError(
             "there is no folder that temporary files can be written to.",
             "Free some space, or name a folder: TMPDIR=FOLDER",
             exit_code=1,
         ) from error
+
+
+def temporary_file() -> IO[bytes]:
+    """A file without a name, gone when it is closed.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    place = temporary_place()
+    with write_errors(place, "TMPDIR=FOLDER names another one"):
+        return tempfile.TemporaryFile(dir=place)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that are gone when the block ends; an error in writing them is one clear line."""
+    place = temporary_place()
     with (
         write_errors(place, "TMPDIR=FOLDER names another one"),
         tempfile.TemporaryDirectory(prefix="espmedsam-") as folder,

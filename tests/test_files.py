@@ -23,6 +23,7 @@ from espmedsam_edge.files import (
     atomic_write,
     sha256_file,
     spreadsheet_safe,
+    temporary_file,
     temporary_folder,
 )
 
@@ -150,6 +151,8 @@ def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tempfile, "gettempdir", full)
     with pytest.raises(UserError, match=r"no folder that temporary files.*TMPDIR=FOLDER"), temporary_folder():
         pass
+    with pytest.raises(UserError, match=r"no folder that temporary files.*TMPDIR=FOLDER"):
+        temporary_file()
 
 
 def test_a_folder_appears_in_one_step(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from espmedsam_edge.bench.measure import Material
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of
 from espmedsam_edge.phantoms import phantom_clip
@@ -74,8 +74,8 @@ def _read(sources: Sequence[Source], described: str) -> Material:
 
 @contextmanager
 def _generated_clip(modality: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-        path = Path(folder) / "clip.mp4"
+    with temporary_folder() as folder:
+        path = folder / "clip.mp4"
         writer = open_writer(path, GENERATED_SIZE, _FPS)
         try:
             for index, (image, _) in enumerate(phantom_clip(modality, 0, GENERATED_FRAMES, GENERATED_SIZE)):
@@ -95,13 +95,13 @@ def time_encoding(material: Material, segmenter: Segmenter) -> Material:
     style = segmenter.frame_options.overlay or OverlayStyle(color_of(segmenter.modality))
     results = [segmenter.segment(frame) for frame in frames]
     seconds = []
-    with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-        paths = [Path(folder) / f"{index}.png" for index in range(len(frames))]
+    with temporary_folder() as folder:
+        paths = [folder / f"{index}.png" for index in range(len(frames))]
         sink: Sink
         if material.moving:
             source = ImageFiles(paths)
             source.fps = _FPS
-            sink = overlay_video(Path(folder) / "overlay.mp4", source, style)
+            sink = overlay_video(folder / "overlay.mp4", source, style)
         else:
             sink = OverlayImages({path: path for path in paths}, style)
         with sink:

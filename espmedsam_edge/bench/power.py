@@ -7,12 +7,12 @@ import re
 import shutil
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from espmedsam_edge.files import temporary_file
 from espmedsam_edge.machine.environment import jetson
 from espmedsam_edge.runtime.cuda.gpu import find_gpu
 
@@ -81,7 +81,7 @@ class PowerMeter:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PowerMeter:
-        self._text: IO[bytes] = tempfile.TemporaryFile()
+        self._text = temporary_file()
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         with contextlib.suppress(OSError):
             self._process = subprocess.Popen(self.sensor.command, stdout=self._text, **quiet)

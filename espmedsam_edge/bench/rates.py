@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from espmedsam_edge.bench.competitors import runs_on_gpu
 from espmedsam_edge.bench.graph_cost import graph_cost
 from espmedsam_edge.bench.roofline import HALVES, GraphCost, Rates, Roofline
 from espmedsam_edge.bundle import PRECISIONS, Bundle, Manifest, Precision, Weights, graph_file_name, write_bundle
+from espmedsam_edge.files import temporary_folder
 from espmedsam_edge.runtime.backends.backend import FrameBackend, FrameOptions, ReducingBackend, load_backend
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.memory import DeviceBuffer
@@ -101,8 +101,8 @@ def product_rate(backend: str, type_name: Precision, threads: int, *, on_gpu: bo
     """
     side, width, count = (2048, 4096, 12) if on_gpu else (512, 1024, 4)
     flop = count * 2 * 3 * side * side * width
-    with tempfile.TemporaryDirectory(prefix="espmedsam-") as folder:
-        bundle = _product_bundle(Path(folder) / "product.bundle", type_name, side, width, count)
+    with temporary_folder() as folder:
+        bundle = _product_bundle(folder / "product.bundle", type_name, side, width, count)
         graph = bundle.manifest.graphs[0]
         loaded = load_backend(bundle, graph, backend, threads).backend
         try:

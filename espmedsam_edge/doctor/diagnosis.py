@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from espmedsam_edge.doctor.abilities import abilities
 from espmedsam_edge.doctor.finding import Finding, Status
 from espmedsam_edge.doctor.probe import Answer, ask_all
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_place
 from espmedsam_edge.machine import environment
 from espmedsam_edge.machine.cache import CACHE_VARIABLE, cache_place, distrusted
 from espmedsam_edge.machine.environment import ROOT, run_tool
@@ -338,7 +338,11 @@ def _extras() -> Iterator[Finding]:
 
 def _folders() -> Iterator[Finding]:
     yield _cache(f"export {CACHE_VARIABLE}=/a/folder/you/can/write")
-    yield _folder("temporary", Path(tempfile.gettempdir()), "export TMPDIR=/a/folder/you/can/write")
+    fix = "export TMPDIR=/a/folder/you/can/write"
+    try:
+        yield _folder("temporary", temporary_place(), fix)
+    except UserError as error:
+        yield Finding("Folders", "temporary", "problem", error.message, fix)
 
 
 def _cache(fix: str) -> Finding:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from espmedsam_edge.machine.children import OWN_PATH, PACKAGE_ROOT
 from espmedsam_edge.machine.installation import installed
 
 
@@ -143,7 +144,7 @@ say(version=pydicom.__version__, decoders=decoders())
     ),
 }
 _MARK = "answer:"  # a package may print lines of its own
-_PRELUDE = f"import json, sys\ndef say(**values):\n    print('{_MARK}' + json.dumps(values), flush=True)\n"
+_PRELUDE = f"{OWN_PATH}import json\ndef say(**values):\n    print('{_MARK}' + json.dumps(values), flush=True)\n"
 
 
 def ask(name: str, timeout_s: float = 60) -> Answer:
@@ -153,7 +154,10 @@ def ask(name: str, timeout_s: float = 60) -> Answer:
         return Answer(False)
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _PRELUDE + script], capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s
+            [sys.executable, "-c", _PRELUDE + script, str(PACKAGE_ROOT)],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
         return Answer(True, error=f"gave no answer in {timeout_s:g} s")

@@ -76,8 +76,8 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
     writer.writerow(header)
     for result in evaluation.results:
         numbers = _numbers(result.scores) + (_numbers(result.native) if native and result.native else [])
-        names = (spreadsheet_safe(name) for name in (result.modality, result.dataset, result.id))
-        writer.writerow([*names, *numbers, result.note])
+        *names, note = (spreadsheet_safe(text) for text in (result.modality, result.dataset, result.id, result.note))
+        writer.writerow([*names, *numbers, note])
     atomic_write(path, text.getvalue())
 
 

@@ -12,13 +12,15 @@ from typing import IO
 
 from espmedsam_edge.errors import UserError
 
-# -c puts the folder that the command is run in first on the path, where a stray tensorrt.py or onnxruntime.py may lie:
-# the package's own folder takes its place.
-_START = (
-    "import sys; from importlib import import_module; sys.path[0] = sys.argv[1]; "
-    "sys.exit(import_module(sys.argv[2]).main())"
-)
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+OWN_PATH = "import sys; sys.path[0] = sys.argv[1]; "
+"""How the code of every child begins, whose first argument is ``PACKAGE_ROOT``.
+
+-c puts the folder that the command is run in first on the path, where a json.py or tensorrt.py of whoever packed the
+pictures may lie: the package's own folder takes its place before anything is imported but sys, which is built in.
+"""
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+_START = OWN_PATH + "from importlib import import_module; sys.exit(import_module(sys.argv[2]).main())"
 _SAID = 300  # characters of a child's last line
 
 
@@ -37,7 +39,7 @@ def start_child(module: str, what: str, stderr: int | IO[bytes]) -> subprocess.P
     """
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _START, str(_PACKAGE_ROOT), module],
+            [sys.executable, "-c", _START, str(PACKAGE_ROOT), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
+from espmedsam_edge.files import atomic_write, read_json, read_regular
+from espmedsam_edge.marks import PICTURE
 from espmedsam_edge.training.recipe import Recipe
 
 STATE = "state.safetensors"
 WEIGHTS = "weights.safetensors"
-_DRAWN = ("sheets/epoch-*.jpg", "tensorboard/events.out.tfevents.*")
-_WRITTEN = {
-    "recipe.json": b"{",
-    "train.csv": b"step,epoch,modality,",
-    "valid.csv": b"step,epoch,modality,",
-}
-"""What a run writes beside its state and weights, and how each begins."""
+_RECIPE = "recipe.json"
+_TABLES = {"train.csv": b"step,epoch,modality,", "valid.csv": b"step,epoch,modality,"}
+"""Name -> how it begins."""
+_SHEET = re.compile(r"epoch-\d{4,}\.jpg")
+_MOST_RECIPE_BYTES = 16 << 20
 
 
 def check_foreign(folder: Path) -> None:
@@ -26,18 +27,29 @@ def check_foreign(folder: Path) -> None:
     Raises:
         UserError: names the file.
     """
-    for name in (STATE, WEIGHTS, *_WRITTEN):
-        file = folder / name
-        if not os.path.lexists(file):
-            continue
-        try:
-            with file.open("rb") as stream:
-                head = stream.read(1 << 16)
-        except OSError:
-            head = b""
-        ours = b'"__metadata__":{"espmedsam' in head if name in (STATE, WEIGHTS) else head.startswith(_WRITTEN[name])
-        if not ours:
+    for file in (*(folder / name for name in (STATE, WEIGHTS, _RECIPE, *_TABLES)), *_sheets(folder)):
+        if os.path.lexists(file) and not _is_ours(file):
             raise UserError(f"{file} is not of a training run, and would be replaced.", "Choose another --out.")
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():  # opening a pipe would wait for its writer
+        return False
+    try:
+        if file.name == _RECIPE:
+            values = read_json(read_regular(file, _MOST_RECIPE_BYTES))
+            return isinstance(values, dict) and values.keys() <= Recipe.model_fields.keys()
+        if file.suffix == ".jpg":
+            return PICTURE.wrote(file)
+        with file.open("rb") as stream:
+            head = stream.read(1 << 16)
+    except (OSError, ValueError):
+        return False
+    return head.startswith(_TABLES[file.name]) if file.name in _TABLES else b'"__metadata__":{"espmedsam' in head
+
+
+def _sheets(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.glob("sheets/*") if _SHEET.fullmatch(file.name))
 
 
 def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -54,11 +66,10 @@ def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: boo
         check_foreign(folder)
         for name in (STATE, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
-        for pattern in _DRAWN:
-            for file in folder.glob(pattern):
-                file.unlink()
+        for file in (*_sheets(folder), *folder.glob("tensorboard/events.out.tfevents.*")):
+            file.unlink()
     else:
         check_foreign(folder)
         if (folder / WEIGHTS).exists() and not overwrite:
             raise UserError(f"{folder} already holds {WEIGHTS}.", "Choose another --out, or start anew: --overwrite")
-    atomic_write(folder / "recipe.json", recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")
+    atomic_write(folder / _RECIPE, recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,15 @@ def test_a_cache_that_cannot_be_written_is_a_problem(
     found = by_name(diagnose(bare, BASE))["engine cache"]
     assert found.status == "problem"
     assert "ESPMEDSAM_CACHE" in (found.fix or "")
+
+
+def test_a_machine_without_a_place_for_temporary_files_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    found = by_name(diagnose(bare, BASE))["temporary"]
+    assert (found.status, found.fix) == ("problem", "export TMPDIR=/a/folder/you/can/write")
 
 
 @pytest.mark.parametrize("fault", ["open", "file", "name"])

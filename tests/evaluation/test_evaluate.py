@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "fundus" / "squares", {"a b (1).x": 0, "worse": 16, "worst": 48})
     evaluation = _run([data], size=128, native=True, worst=2)
     write_json(tmp_path / "out" / "e.json", evaluation)
+    evaluation.results[1] = replace(evaluation.results[1], note='=HYPERLINK("http://x")\n.png: 3 grey pixels')
     write_csv(tmp_path / "out" / "e.csv", evaluation)
     assert json.loads((tmp_path / "out" / "e.json").read_text()) == summary(evaluation)
     rows = list(csv.DictReader((tmp_path / "out" / "e.csv").open()))
@@ -198,6 +200,7 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
         ("worst", 25, 48),
     ]
     assert all(row["native_dice_percent"] == row["dice_percent"] for row in rows)
+    assert [row["note"] for row in rows] == ["", '\'=HYPERLINK("http://x")\\n.png: 3 grey pixels', ""]
     (sheet,) = write_sheets(tmp_path / "out", evaluation)
     assert sheet.name == "fundus-squares.png"
     assert [case.result.id for case in evaluation.worst["fundus", "squares"]] == ["worst", "worse"]

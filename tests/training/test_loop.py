@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -230,9 +232,39 @@ def test_state_files_hold_no_pickle(tmp_path: Path, small_recipe: MakeRecipe) ->
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors", "recipe.json", "train.csv"])
-def test_a_run_replaces_no_foreign_file(tmp_path: Path, small_recipe: MakeRecipe, name: str, overwrite: bool) -> None:
-    (tmp_path / name).write_text("written by hand")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("weights.safetensors", "written by hand"),
+        ("state.safetensors", "written by hand"),
+        ("recipe.json", "written by hand"),
+        ("recipe.json", '{"title": "Apple pie", "data": "six apples"}'),
+        ("recipe.json", "[" * 100_000),
+        ("train.csv", "written by hand"),
+        ("sheets/epoch-0001.jpg", "drawn by hand"),
+    ],
+)
+def test_a_run_replaces_no_foreign_file(
+    tmp_path: Path, small_recipe: MakeRecipe, name: str, text: str, overwrite: bool
+) -> None:
+    (tmp_path / "sheets").mkdir()
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError):
         prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=overwrite)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "written by hand")]
+    assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, text)]
+
+
+def test_a_run_waits_for_no_pipe(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(UserError, match=r"train\.csv is not of a training run"):
+        prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=True)
+
+
+def test_starting_anew_removes_a_runs_sheets_alone(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    recipe = small_recipe()
+    prepare_folder(tmp_path, recipe, resume=False, overwrite=False)
+    tensor_file.write_tensor_file(tmp_path / STATE, {}, {"espmedsam-training": "{}"})
+    write_image(tmp_path / "sheets" / "epoch-0001.jpg", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "sheets" / "epoch-of-trilobites.jpg").write_text("drawn by hand")
+    prepare_folder(tmp_path, recipe, resume=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["epoch-of-trilobites.jpg", "recipe.json", "sheets"]

@@ -13,7 +13,6 @@ import queue
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.bundle import Bundle, Graph, Manifest
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import temporary_file
 from espmedsam_edge.imaging.geometry import logit, preprocess
 from espmedsam_edge.machine.children import close_pipes, end_child, how_it_died, start_child
 from espmedsam_edge.metrics import dice
@@ -212,7 +212,7 @@ def _child(bundle: Bundle, graph: Graph, backend: str, threads: int | None) -> I
         "backend": backend,
         "threads": threads,
     }
-    with tempfile.TemporaryFile() as stderr:
+    with temporary_file() as stderr:
         process = start_child(_MODULE, "a process for the trial", stderr)
         try:
             yield _Child(process, stderr, request)

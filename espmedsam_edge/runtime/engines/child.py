@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 
 from espmedsam_edge.bundle import Graph
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write
+from espmedsam_edge.files import atomic_write, temporary_file
 from espmedsam_edge.machine.cache import PRIVATE_FILE
 from espmedsam_edge.machine.children import close_pipes, end_child, how_it_died, start_child
 from espmedsam_edge.machine.environment import memory
@@ -77,7 +76,7 @@ def ask(work: Work, request: BaseModel, on_progress: OnProgress = no_progress) -
         UserError: what the child refused; or that it crashed, was killed, took too long or could not be started.
     """
     before = memory().available
-    with tempfile.TemporaryFile() as stderr:
+    with temporary_file() as stderr:
         child = start_child(work.module, "the build process", stderr)
         with _ended_on_error(child), _limited(child, work.limit_s) as late:
             answer = _converse(child, request, on_progress)

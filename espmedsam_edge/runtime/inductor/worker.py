@@ -33,6 +33,7 @@ def _keep_private(folder: Path) -> None:
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    os.environ["PYTHONSAFEPATH"] = "1"  # of the Pythons that torch starts, as in ``children.OWN_PATH``
 
 
 def build(request: InductorRequest, report: Report) -> InductorResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -201,10 +202,11 @@ def patients_of(pattern: str | None) -> Callable[[str], str | None]:
 
 def _names(folder: Path, other: Path) -> Iterator[tuple[str, Path]]:
     """Pictures at any depth, by their path below the folder without the last ending; not those of one within it."""
-    inner = other.resolve() if folder.resolve() in other.resolve().parents else None
+    outer, inner = os.path.realpath(folder), os.path.realpath(other)
+    within = inner.startswith(os.path.join(outer, ""))
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        if inner is not None and inner in path.resolve().parents:
+        if within and os.path.realpath(path).startswith(os.path.join(inner, "")):
             continue
         if path.is_file() and is_image(path) and "__MACOSX" not in below.parts:
             whole = below.with_suffix("") if below.suffix.lower() == ".gz" else below

@@ -135,6 +135,17 @@ def test_where_no_mask_has_the_value_the_values_are_named(tmp_path: Path) -> Non
         _made(tmp_path, positive=Positive.parse("7"))
 
 
+def test_links_that_lead_round_are_passed_over(tmp_path: Path) -> None:
+    for number, (picture, truth) in enumerate(_scenes(2)):
+        _write(tmp_path / "images" / f"{number}.png", picture)
+        _write(tmp_path / "images" / "masks" / f"{number}.png", truth)
+    for folder in ("images", "images/masks"):
+        (tmp_path / folder / "round.png").symlink_to("round.png")
+        (tmp_path / folder / "up").symlink_to("..")
+    done, folder_made = _made(tmp_path, "images/masks")
+    assert (done.failures, done.unmatched, folder_made.ids()) == ([], [], ["0", "1"])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
