@@ -11,6 +11,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.recognition import recognisable
 from espmedsam_edge.remote_bundles import is_remote, open_bundle
 from espmedsam_edge.runtime.sources.piped import STANDARD_INPUT
+from espmedsam_edge.runtime.sources.uris import lacks_scheme
 from espmedsam_edge.shipped.bundles import shipped_bundle, shipped_scores
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _check_shipped(modality: str | None, precision: str | None) -> None:
 def means_a_bundle(argument: str) -> bool:
     """Whether an argument names a bundle, there or not, rather than something to segment."""
     path = Path(argument)
-    if argument == STANDARD_INPUT:
+    if argument == STANDARD_INPUT or lacks_scheme(argument):
         return False
     if is_remote(argument):
         return True

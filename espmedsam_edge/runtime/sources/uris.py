@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ SCHEMES: dict[str, Scheme] = {
 """What is no plain file, by what stands before ``://``: a new kind of source is a module and a line here."""
 
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
+_LOGIN = re.compile(r"[^/]+(//[^/]*)?:.+@[\w.\[\]:-]+([/?#].*)?", re.DOTALL)
 _MAX_LABEL = 80
 # Some cameras take names and passwords in the path: /user=admin&password=x, /user=admin_password=x_channel=1.
 _SECRET = re.compile(
@@ -128,12 +130,15 @@ def parse_uri(text: str) -> Uri | None:
         None where it is a file, a folder or a glob. A bare number is that USB camera.
 
     Raises:
-        UserError: a scheme that is not known, or nothing behind it.
+        UserError: a scheme that is not known, nothing behind it, or a login without one.
     """
     if re.fullmatch(r"\d{1,3}", text):
         text = f"v4l2:///dev/video{text}"
     start = _START.match(text)
     if not start:
+        if lacks_scheme(text):  # else what says that there is no such file would show the password
+            hint = "Write it as rtsp://USER:PASSWORD@HOST/PATH."
+            raise UserError("what has a user name and a password in it is no file, and no whole address.", hint)
         return None
     scheme = start[1].lower()
     if scheme not in SCHEMES:
@@ -169,6 +174,11 @@ def _network(scheme: str, text: str, host: str, port: int | None, path: str, fra
     place = f"{shown_host}{f':{port}' if port else ''}{without_secrets(path)}"
     address = f"{scheme}://{place}"
     return Uri(scheme, text.partition("#")[0], read_options(fragment, address), address, _label(scheme, place))
+
+
+def lacks_scheme(text: str) -> bool:
+    """Whether what is no file looks like an address with a login whose start is missing or misspelt: ``me:x@host/``."""
+    return not _START.match(text) and _LOGIN.fullmatch(text) is not None and next(glob.iglob(text), None) is None
 
 
 def check_login(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.runtime.bundle_choice import means_a_bundle
+from espmedsam_edge.runtime.sources.opening import open_sources
 from espmedsam_edge.runtime.sources.uris import SCHEMES, Uri, parse_uri
 
 
@@ -51,6 +54,33 @@ def test_parts(text: str, scheme: str, place: str, address: str, label: str | No
     assert label is None or uri.label == label
     assert "." not in uri.label
     assert "/" not in uri.label
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp:admin:s3cret@10.0.0.7/cam", "admin:s3cret@10.0.0.7:554/cam?x=1", "rtsp//admin:s3cret@camera.local/x",
+        "admin:s3/c@ret@[fe80::1]/x", "rtsp:admin:s3cret@camera",
+    ],
+)  # fmt: skip
+def test_a_login_without_its_scheme_is_not_shown(text: str) -> None:
+    assert not means_a_bundle(text)
+    with pytest.raises(UserError, match=r"rtsp://USER:PASSWORD@HOST/PATH") as caught:
+        open_sources([text])
+    assert "s3" not in str(caught.value)
+
+
+def test_files_may_be_called_like_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("scan 1:2@10.png", "a:b@c/d.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert [[str(file) for file in source.files] for source in open_sources(["scan 1:2@10.png", "a:b@c/*"])[0]] == [
+        ["scan 1:2@10.png"],
+        ["a:b@c/d.png"],
+    ]
+    assert means_a_bundle("a:b")
+    assert means_a_bundle("hf://ward/heart@v2")
 
 
 def test_passwords_and_tokens_are_kept_for_the_library_and_shown_to_nobody() -> None:
