@@ -29,6 +29,7 @@ LABEL = Path("stdin")
 """What results are named after."""
 
 _LARGEST = 1 << 30  # bytes of a picture
+_MOST_PARTS = 4_000_000  # of one: chunks, segments, stuffed bytes; a JPEG of 500 MB has two million
 _START = 1024
 _WAIT_SECONDS = 0.2  # between two looks at whether reading has to end
 
@@ -80,6 +81,7 @@ class _Incoming:
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
+        self._looks = 0
         self.data = bytearray()
 
     def has(self, count: int) -> bool:
@@ -94,6 +96,11 @@ class _Incoming:
                     f"the picture on {NAME} is over {_LARGEST >> 20} MiB.", "Give it as a file.", exit_code=1
                 )
         return True
+
+    def looks_on(self, count: int) -> bool:
+        """As ``has``, for each of a picture's parts in turn; False after very many: they are no frame's."""
+        self._looks += 1
+        return self._looks <= _MOST_PARTS and self.has(count)
 
     def all(self) -> bytes:
         """Everything up to the end."""
@@ -149,7 +156,7 @@ def _another_follows(incoming: _Incoming, form: str) -> bool:
 
 def _end_of_png(incoming: _Incoming) -> int | None:
     at = 8
-    while incoming.has(at + 12):
+    while incoming.looks_on(at + 12):
         length, kind = int.from_bytes(incoming.data[at : at + 4], "big"), incoming.data[at + 4 : at + 8]
         at += 12 + length
         if kind == b"IEND":
@@ -160,7 +167,7 @@ def _end_of_png(incoming: _Incoming) -> int | None:
 def _end_of_jpeg(incoming: _Incoming) -> int | None:
     """Where the end marker ends; None: there is none, or further pictures belong to this one (a phone's previews)."""
     at, data = 2, incoming.data
-    while incoming.has(at + 4):
+    while incoming.looks_on(at + 4):
         marker = data[at + 1]
         if data[at] != 0xFF:
             return None
@@ -181,7 +188,7 @@ def _end_of_jpeg(incoming: _Incoming) -> int | None:
 
 def _end_of_scan(incoming: _Incoming, at: int) -> int:
     """Where the next marker stands that is none of a scan's own."""
-    while incoming.has(at + 2):
+    while incoming.looks_on(at + 2):
         found = incoming.data.find(b"\xff", at, len(incoming.data) - 1)
         if found < 0:
             at = len(incoming.data) - 1
