@@ -28,11 +28,12 @@ _AT_FDCWD = -100
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Hex SHA-256 of a file, read in pieces, and no more of it than its size, as ``read_regular`` does."""
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
+        digest, left = hashlib.sha256(), os.fstat(stream.fileno()).st_size
+        while block := stream.read(min(left, 1 << 20)):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 
@@ -58,7 +59,10 @@ def read_checked(path: Path, sha256: str) -> bytes:
 
 
 def read_regular(path: Path, limit: int | None = None) -> bytes:
-    """An ordinary file's content, read once.
+    """An ordinary file's content, read once, and no more of it than its size.
+
+    What lies in /proc counts as ordinary files of no bytes, and some of them give terabytes, or wait: in a stranger's
+    folder a link to one may be called like a picture.
 
     Args:
         path: links are followed.
@@ -68,9 +72,10 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         OSError: it cannot be read, is no ordinary file (EINVAL) or has more bytes (EFBIG).
     """
     with open_regular(path) as stream:
-        if limit is not None and os.fstat(stream.fileno()).st_size > limit:
+        size = os.fstat(stream.fileno()).st_size
+        if limit is not None and size > limit:
             raise OSError(errno.EFBIG, f"over {limit} bytes", str(path))
-        return stream.read() if limit is None else stream.read(limit)
+        return stream.read(size)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -21,11 +21,13 @@ from espmedsam_edge.files import (
     atomic_directory,
     atomic_path,
     atomic_write,
+    read_regular,
     sha256_file,
     spreadsheet_safe,
     temporary_file,
     temporary_folder,
 )
+from espmedsam_edge.imaging.decode import read_image
 
 
 def entries(folder: Path) -> list[str]:
@@ -127,6 +129,17 @@ except UserError as error:
     )
     assert done.stdout.startswith("cannot write")
     assert entries(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs /proc")
+def test_what_says_that_it_has_no_bytes_is_not_read_on_and_on(tmp_path: Path) -> None:
+    link = tmp_path / "picture.png"  # /proc/self/pagemap gives 256 GB
+    link.symlink_to("/proc/version")
+    assert link.is_file()
+    assert read_regular(link) == b""
+    assert sha256_file(link) == hashlib.sha256(b"").hexdigest()
+    with pytest.raises(UserError, match=r"picture\.png"):
+        read_image(link)
 
 
 def test_a_temporary_folder_goes_and_its_errors_say_how_to_choose_another(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.files import read_regular
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.header_errors import CUT_OFF, HeaderError, NotReadError
 from espmedsam_edge.imaging.headers import ImageHeader, bare_png, image_format, read_header
@@ -214,7 +215,7 @@ def _read(path: Path) -> bytes:
                 f"Shrink it, or raise {_MAX_PIXELS_VARIABLE}.",
                 exit_code=1,
             )
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.", "Check the name.", exit_code=1) from error
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import read_regular
+from espmedsam_edge.files import open_regular
 from espmedsam_edge.imaging.decode import max_pixels, read_samples
 from espmedsam_edge.imaging.masks import Mask, read_mask
 from espmedsam_edge.machine.installation import why_missing
@@ -231,7 +231,8 @@ def _samples(file: Path) -> NDArray[Any]:
 
 def _has_palette(file: Path) -> bool:
     try:
-        start = read_regular(file)[: _PLACE_OF_TYPE + 1]
+        with open_regular(file) as stream:
+            start = stream.read(_PLACE_OF_TYPE + 1)
     except OSError:
         return False  # which ``read_samples`` will say
     return start.startswith(b"\x89PNG") and start[_PLACE_OF_TYPE:] == _PALETTE
