@@ -38,12 +38,17 @@ _PACKETS = ((0, 188), (4, 192), (0, 204))  # of MPEG transport streams: where th
 
 def looks_like_video(start: bytes) -> bool:
     """Whether a file's first ``START_BYTES`` are those of a video container, or of raw H.264, H.265 or MPEG video."""
+    if has_container(start):
+        return True
+    unit = 4 if start.startswith(b"\0\0\0\1") else 3 if start.startswith(b"\0\0\1") else None
+    return unit is not None and bool(start[unit : unit + 1]) and start[unit] in _RAW_UNITS
+
+
+def has_container(start: bytes) -> bool:
+    """Whether a file's first ``START_BYTES`` are those of a video container."""
     if start.startswith(_STARTS) or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
         return True
     if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"pnot"):
-        return True
-    unit = 4 if start.startswith(b"\0\0\0\1") else 3 if start.startswith(b"\0\0\1") else None
-    if unit is not None and start[unit : unit + 1] and start[unit] in _RAW_UNITS:
         return True
     return any(
         len(start) > first + 3 * length

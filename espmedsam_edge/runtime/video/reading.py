@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
-from espmedsam_edge.runtime.video.containers import cut_off, last_video_pids
+from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, has_container, last_video_pids
 from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gif import completed_gif
 from espmedsam_edge.runtime.video.pyav import has_pyav, load_pyav, self_contained_formats
@@ -90,6 +90,11 @@ def _is_text(path: Path) -> bool:
     return not start.startswith(b"YUV4MPEG2 ") and not start.translate(None, _TEXT)
 
 
+def _has_container(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return has_container(stream.read(START_BYTES))
+
+
 _TEXT = bytes([*b"\t\n\r", *range(32, 127)])
 
 
@@ -98,6 +103,21 @@ class Incoming(Protocol):
 
     def read(self, size: int) -> bytes:
         """At most so many bytes; none at the end."""
+
+
+class _Bare(FileIO):
+    """A file without a container, such as raw H.264, up to where it can hold no picture any more.
+
+    FFmpeg keeps what it reads until a picture ends: of a file in which none does, all of it.
+    """
+
+    left = 256 << 20
+    """Bytes that are read without a picture."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(min(size or 0, self.left)) or b""
+        self.left -= len(data)
+        return data
 
 
 class PyAvReader:
@@ -112,13 +132,14 @@ class PyAvReader:
         av = self._av = load_pyav()
         self._path = path
         self._comes = incoming is not None
+        self._bare = None if self._comes or _has_container(path) else _Bare(str(path.absolute()))
         self.damage: str | None = None
         self.start, self.skipped = 0.0, 0
         try:
             # "file:" and the lists keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
             self._container: Any = av.open(
-                incoming or self._completed(path) or f"file:{path.absolute()}",
+                incoming or self._completed(path) or self._bare or f"file:{path.absolute()}",
                 options={
                     "protocol_whitelist": "none" if self._comes else "file",
                     "format_whitelist": self_contained_formats(),
@@ -126,6 +147,7 @@ class PyAvReader:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:
+            self._close_bare()
             raise _undecodable(path) if self._comes else _unreadable(path) from error
         stream = self._main_stream()
         if stream is None:
@@ -206,6 +228,8 @@ class PyAvReader:
             except self._av.error.FFmpegError:
                 damaged += 1
                 continue
+            if frames and self._bare is not None:
+                self._bare.left = _Bare.left
             for frame in frames:
                 stated = frame.time if not stored else stored.popleft()
                 if skipper is not None:
@@ -220,6 +244,8 @@ class PyAvReader:
                 yield self._display.shown(frame), clock.time(stated)
                 count += 1
         self.damage = _left_out(count, damaged) if self._comes else _damage(self._path, count, damaged)
+        if self._bare is not None and self._bare.left == 0:
+            self.damage = f"after {count} frames it goes on and holds no more"
         if self._container.format.name == "mpegts" and not self._comes and self.damage is None:
             last = last_video_pids(self._path)
             if last and self._stream.id not in last:
@@ -240,6 +266,11 @@ class PyAvReader:
 
     def close(self) -> None:
         self._container.close()
+        self._close_bare()
+
+    def _close_bare(self) -> None:
+        if self._bare is not None:
+            self._bare.close()
 
 
 class OpenCvReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from video_files import clip_frame, number_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
+from espmedsam_edge.runtime.video import reading
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
 from espmedsam_edge.runtime.video.display import Display, upright
 from espmedsam_edge.runtime.video.gstreamer import has_gstreamer
@@ -608,3 +610,31 @@ def test_times_and_pictures_are_those_of_opencvs_own_ffmpeg(tmp_path: Path, name
     for ours, other in zip(frames, theirs, strict=True):
         assert ours.shape == other.shape
         assert np.abs(ours.astype(int) - other).mean() < 3  # two decoders' colour conversion
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc to count what is read")
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("name", ["a.h264", "a.mjpeg"])
+def test_a_file_in_which_no_picture_ends_is_not_read_to_its_end(
+    name: str, start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading._Bare, "left", 8 << 20)
+    file = encode(tmp_path / name, codec="mjpeg", pixels="yuvj420p") if name == "a.mjpeg" else encode(tmp_path / name)
+    if not start:
+        file.write_bytes(b"")
+    os.truncate(file, 1 << 27)  # of zeros, to the end: a few kilobytes in an archive
+
+    def read_so_far() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before, told = read_so_far(), ""
+    try:
+        video = open_video(file)
+        for _ in video:
+            pass
+        told = video.damage or ""
+        video.close()
+    except UserError as error:
+        told = error.message
+    assert told
+    assert read_so_far() - before < 1 << 26
