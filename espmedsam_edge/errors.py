@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -56,8 +56,15 @@ class UserError(Exception):
         self.exit_code = exit_code
         super().__init__(f"{self.message} {self.hint}".strip())
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:  # crosses process borders
-        return (type(self), (self.message, self.hint))
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[type[UserError], str, str], dict[str, object]]:
+        """Crosses process borders, with all that it carries."""
+        return _again, (type(self), self.message, self.hint), self.__dict__
+
+
+def _again(kind: type[UserError], message: str, hint: str) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, message, hint)
+    return error
 
 
 def nearest(value: str, known: Iterable[str]) -> str:

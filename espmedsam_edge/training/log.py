@@ -140,7 +140,7 @@ class RunLog:
     def _cut(self, file: Path, columns: tuple[str, ...]) -> None:
         kept = [",".join(columns)]
         if file.is_file() and self._step:
-            for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
                 step, _, rest = line.partition(",")
                 if step.isdigit() and int(step) <= self._step and rest.count(",") == len(columns) - 2:
                     kept.append(line)

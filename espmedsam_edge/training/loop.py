@@ -102,7 +102,7 @@ class TrainingLoop:
         """Go on from the folder's state, if it has one; whether it had.
 
         Raises:
-            UserError: the state is of another recipe, stage or number of processes, or cannot be read.
+            UserError: the state is of another recipe, stage or number of processes, or cannot be read or used.
         """
         path = self.folder / STATE
         if not path.is_file():
@@ -121,15 +121,22 @@ class TrainingLoop:
                 f"now {self.fabric.world_size}.",
                 "Use as many, or start anew: --overwrite",
             )
-        self.sampler.load_state_dict(saved.progress.sampler)
-        restore(saved, self.network, self.optimizer, self.average)
-        scaler = self._scaler()
-        if scaler is not None and saved.progress.scaler:
-            scaler.load_state_dict(saved.progress.scaler)
         rank = f".{self.fabric.global_rank}"
         self._random = {
             key.removesuffix(rank): value for key, value in saved.part("random").items() if key.endswith(rank)
         }
+        scaler = self._scaler()
+        try:
+            self.sampler.load_state_dict(saved.progress.sampler)
+            restore(saved, self.network, self.optimizer, self.average)
+            restore_random_states(self._random)
+            if scaler is not None and saved.progress.scaler:
+                scaler.load_state_dict(saved.progress.scaler)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(" :.")
+            raise UserError(
+                f"{path} is damaged: it does not fit its recipe ({why}).", "Start anew: --overwrite"
+            ) from error
         self.progress = saved.progress
         self._clock = StepClock(saved.progress.spent)
         return True

@@ -132,13 +132,21 @@ def read_state(path: Path) -> Saved:
 
 
 def restore(saved: Saved, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> None:
-    """Load weights, optimiser moments and averaged weights; they must fit, for the recipe is the same."""
+    """Load weights, optimiser moments and averaged weights; they must fit, for the recipe is the same.
+
+    Raises:
+        RuntimeError, LookupError, TypeError, ValueError: they do not: something is missing or of another shape.
+    """
     network.load_state_dict(saved.part("network"))
     moments = saved.part("optimizer")
     fused = bool(optimizer.defaults.get("fused"))  # then the steps are counted on the device
     for name, parameter in network.named_parameters():
         fields = {key.split(".", 1)[0]: value for key, value in moments.items() if key.split(".", 1)[1] == name}
         if fields:
+            if {*fields} != {key.split(".", 1)[0] for key in moments}:
+                raise ValueError(f"{name} lacks a moment")
+            if any(value.ndim and value.shape != parameter.shape for value in fields.values()):
+                raise ValueError(f"a moment of {name} has another shape")
             optimizer.state[parameter] = {
                 field: value.clone() if field == "step" and not fused else value.to(parameter.device, copy=True)
                 for field, value in fields.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from espmedsam_edge.model.checkpoint import read_checkpoint
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.training import loop as loop_module
 from espmedsam_edge.training.averaging import WeightAverage
+from espmedsam_edge.training.log import RunLog
 from espmedsam_edge.training.objectives import SegmentationObjective, Terms
 from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
@@ -121,6 +123,36 @@ def test_a_missing_mask_is_named(folder: Path, tmp_path: Path, small_recipe: Mak
     (folder / "masks" / "eye 1.png").unlink()
     with pytest.raises(UserError, match=r"eye 1\.png has no mask"):
         run_stage("segment", on_folder(small_recipe, folder), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["network.", "optimizer.", "average.", "random.", "shape", "sampler"])
+def test_a_state_that_lacks_something_is_one_line(tmp_path: Path, small_recipe: MakeRecipe, damage: str) -> None:
+    recipe = small_recipe("run.ema=0.9")
+    run_stage("segment", recipe, tmp_path / "run")
+    state = tmp_path / "run" / STATE
+    tensors, metadata, _ = tensor_file.read_tensor_file(state)
+    if damage == "shape":
+        name = next(name for name, value in tensors.items() if name.startswith("network.") and value.ndim == 4)
+        tensors[name] = tensors[name][:1]
+    elif damage == "sampler":
+        progress = json.loads(metadata["espmedsam-training"])
+        progress["sampler"]["epoch"] = "x"
+        metadata["espmedsam-training"] = json.dumps(progress)
+    else:
+        del tensors[next(name for name in sorted(tensors) if name.startswith(damage))]
+    tensor_file.save_file({name: value.contiguous() for name, value in tensors.items()}, state, metadata)
+    with pytest.raises(UserError, match=f"{STATE} is damaged: it does not fit its recipe") as refused:
+        run_stage("segment", recipe, tmp_path / "run", resume=True)
+    assert "\n" not in refused.value.message
+
+
+def test_a_log_that_is_no_text_is_gone_on_with(tmp_path: Path) -> None:
+    table = tmp_path / "valid.csv"
+    rows = b"step,epoch,modality,score\n1,1,fundus,0.5\n"
+    table.write_bytes(rows + b"1,\xff\n2,1,fundus,0.6\n")
+    with RunLog(tmp_path, 2, 1):
+        pass
+    assert table.read_bytes() == rows
 
 
 def test_more_data_than_before_cannot_resume(folder: Path, tmp_path: Path, small_recipe: MakeRecipe) -> None:

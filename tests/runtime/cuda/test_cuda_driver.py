@@ -86,7 +86,7 @@ def test_an_error_newer_than_the_bindings_keeps_its_number() -> None:
 
 def test_an_error_crosses_a_process_border() -> None:
     error = pickle.loads(pickle.dumps(CudaError("a failed.", "Do b.", code=2)))
-    assert (error.message, error.hint, error.exit_code) == ("a failed.", "Do b.", 1)
+    assert (error.message, error.hint, error.exit_code, error.code) == ("a failed.", "Do b.", 1, 2)
 
 
 def test_a_function_that_an_old_driver_lacks() -> None:
