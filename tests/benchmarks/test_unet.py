@@ -41,7 +41,7 @@ def test_it_learns_by_the_recipe_is_kept_and_goes_on(unet: ModuleType, tmp_path:
     file, progress = unet.train_unet(recipe, tmp_path / "run", resume=False)
     assert (progress.step, progress.finished) == (4, True)
     assert progress.best is not None
-    kept = unet.load_unet(file, unet.modalities_of(recipe))
+    kept = unet.load(unet.UNET, file, recipe)
     torch.manual_seed(recipe.run.seed)
     start = unet.UNet(["fundus", "xray"])
     changed = [not torch.equal(one, two) for one, two in zip(kept.parameters(), start.parameters(), strict=True)]

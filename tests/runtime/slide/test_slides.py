@@ -283,8 +283,7 @@ def test_a_resolution_that_cannot_be_is_said_and_not_used(tmp_path: Path, stated
     slide = save_slide(tmp_path / "a.tif", tissue_picture(), description=f"Aperio |MPP = {stated}", metadata=None)
     with Slide(slide) as opened:
         assert opened.mpp is None
-    (line,) = said
-    assert "which cannot be" in line
+    assert sum("which cannot be" in line for line in said) == 1  # beside it: levels that SVS does not keep so
 
 
 def test_truncated_tiles_are_counted_and_the_rest_is_done(toy_bundle: Bundle, tmp_path: Path) -> None:
