@@ -55,16 +55,15 @@ def network_seconds(segmenter: Segmenter, tiles: int) -> float:
     return seconds_of(lambda: [segmenter.choice.backend.run(images[n % 4]) for n in range(groups)])[0]
 
 
-def measure_slide(segmenter: Segmenter, size: str, tissue: float, rounds: int, folder: Path) -> dict[str, Any]:
+def measure_slide(segmenter: Segmenter, slide: Path, rounds: int, instances: bool, folder: Path) -> dict[str, Any]:
     """Both by turns."""
-    width, height = (int(side) for side in size.split("x"))
-    slide = folder / "slide.tif"
-    write_slide(slide, PhantomSlide((height, width), tissue))
-    found: dict[str, Any] = {"size": size, "network_seconds": [], "slide_seconds": []}
+    found: dict[str, Any] = {"network_seconds": [], "slide_seconds": []}
     tiles = 0
     for number in range(rounds + 1):  # the first warms up
         results = SlideResults.of(slide, folder / str(number))
-        spent, report = seconds_of(lambda at=results: segment_slide(slide, segmenter, at, SlideOptions()))
+        spent, report = seconds_of(
+            lambda at=results: segment_slide(slide, segmenter, at, SlideOptions(instances=instances))
+        )
         tiles = report.tiles
         alone = network_seconds(segmenter, tiles if number else 4)
         if number:
@@ -137,12 +136,18 @@ def main() -> None:
     asked = parser.parse_args()
     record: dict[str, Any] = {"environment": collect_environment()}
     bundle = shipped_bundle(MODALITY)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         if asked.rounds:
             with Segmenter.load(bundle, MODALITY, threads=asked.threads, tile="off") as segmenter:
                 record["backend"] = segmenter.choice.taken
-                record["slide"] = measure_slide(segmenter, asked.size, asked.tissue, asked.rounds, folder)
+                slide = folder / "slide.tif"
+                width, height = (int(side) for side in asked.size.split("x"))
+                write_slide(slide, PhantomSlide((height, width), asked.tissue))
+                record["slide"] = {"size": asked.size}
+                for name, instances in (("outlines of parts", False), ("objects told apart", True)):
+                    (place := folder / name).mkdir()
+                    record["slide"][name] = measure_slide(segmenter, slide, asked.rounds, instances, place)
         if asked.side:
             with Segmenter.load(bundle, MODALITY, threads=asked.threads) as segmenter:
                 record["picture"] = measure_picture(segmenter, asked.side, folder)

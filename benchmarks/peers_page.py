@@ -276,7 +276,8 @@ def _unet(result: dict[str, Any]) -> Iterator[str]:
             yield _line(modality, dataset, str(mine["images"]), *scores)
     ahead, (theirs, mine) = sum(one > two for one, two in pairs), (mean(column) for column in zip(*pairs, strict=True))
     who = f"the U-Net wins, {theirs:.2f} to {mine:.2f}" if theirs > mine else f"{own} wins, {mine:.2f} to {theirs:.2f}"
-    yield f"\n**By the mean Dice of these sets {who}**; the U-Net is ahead in {ahead} of {len(pairs)}.\n"
+    yield f"\n**By the mean Dice of these sets {who}**; the U-Net is ahead in {ahead} of {len(pairs)}."
+    yield "So many minutes tell how soon a network learns, not where it ends.\n"
     times = result.get("times", {})
     titles = (f"{side} px: {what}" for side in times for what in ("GMAC", "PyTorch, ms", "ONNX Runtime, ms"))
     yield _line("network", "parameters, M", *titles)
