@@ -47,6 +47,7 @@ from espmedsam_edge.bundle import Bundle, Graph, Manifest, Weights
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.machine.environment import collect_environment
+from espmedsam_edge.machine.memory import share_arenas
 from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.phantoms import phantom
 from espmedsam_edge.runtime.backends.backend import Choice
@@ -219,6 +220,7 @@ def soak(
     source, reading = f"test://colonoscopy?fps={fps}&size={size}", ReadingOptions(duration=seconds)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
+    share_arenas()  # as the command does
     with ExitStack() as stack:
         broker: Broker | None = None
         model: ModelOptions | Segmenter

@@ -13,6 +13,7 @@ import typer
 
 from espmedsam_edge.cli.config import CONFIG
 from espmedsam_edge.cli.messages import once, run_bars, tell_failures
+from espmedsam_edge.machine.memory import share_arenas
 from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def command(
     network = (bundle, modality, precision, backend, threshold, threads, device, arithmetic, provider, tta, tile)
     model = ModelOptions(*network, ObjectOptions(instances, min_area, largest, track), url, min_confidence)
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
+    share_arenas()
     with terminated_like_interrupted():
         if serving is not None and not sources:
             with open_service(model, serving) as server:
