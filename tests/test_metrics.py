@@ -16,8 +16,9 @@ from espmedsam_edge.metrics import Scores, dice, scores
 torch = pytest.importorskip("torch", reason="MONAI, the reference, needs torch (extra train)")
 monai_metrics = pytest.importorskip("monai.metrics", reason="MONAI is the reference (extra train)")
 
-# MONAI computes in float32: relative 1e-6 is a few of its rounding steps.
-RELATIVE = 1e-6
+# MONAI computes in float32, and interpolates between ranks there: its 95th percentile of distances that are all 1.5
+# came out as 1.4999984, which is 13 rounding steps.
+RELATIVE = 2e-6
 
 
 def _monai(prediction: np.ndarray, truth: np.ndarray) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,7 +39,7 @@ class Driver:
         self._ray, self._start, self._check = ray, start, check
         self._workers: dict[Any, deque[Any]] = {}  # to the references of what each was handed, oldest first
         self._units: dict[Any, Unit] = {}  # by reference
-        self._strikes: Counter[Unit] = Counter()
+        self._strikes: defaultdict[Unit, Counter[str]] = defaultdict(Counter)  # by reason
         for _ in range(workers):
             self._workers[start()] = deque()
 
@@ -126,10 +126,12 @@ class Driver:
         return True
 
     def _strike(self, unit: Unit, waiting: deque[Unit], take: Take, why: str) -> None:
-        self._strikes[unit] += 1
-        if self._strikes[unit] < STRIKES:
+        self._strikes[unit][why] += 1
+        if self._strikes[unit].total() < STRIKES:
             waiting.append(unit)  # behind all others
             return
+        # The usual reason: an answer may also be lost with a worker that the next unit ended.
+        ((why, _),) = self._strikes[unit].most_common(1)
         log.warning("%s is given up after %d tries: %s", unit.label, STRIKES, why)
         take(unit, UnitResult(failures=[f"given up after {STRIKES} tries: {why}"]))
 

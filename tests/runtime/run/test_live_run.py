@@ -488,8 +488,8 @@ def test_files_alone_do_not_wait_for_a_network_elsewhere(segmenter: Segmenter) -
         raise BackendAway("no answer of the server.")
 
     segmenter.segment_batch = elsewhere  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="no answer"):
-        run_pipeline(segmenter, [Job(Clip(9), [Sink()])])
+    with pytest.raises(UserError, match="no answer"):  # each file ends with its first frame, or later
+        run_pipeline(segmenter, [Job(Clip(9), [Sink()]) for _ in range(3)])
 
 
 def test_a_run_whose_network_stays_away_can_be_ended(segmenter: Segmenter) -> None:
