@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Mask = NDArray[np.uint8]
 _PLAN = "plan.json"
+_LARGEST_PLAN = 1 << 20  # bytes
 _KEPT = 24  # decoded regions
 
 REMAINS = "finished regions stay, and the same command goes on from there"
@@ -64,7 +65,7 @@ class Regions:
                 self.remove()
             if self._folder.is_symlink() or (self._folder.is_dir() and any(self._folder.iterdir())):
                 try:
-                    same = json.dumps(read_json(file.read_bytes()), sort_keys=True) == text
+                    same = json.dumps(read_json(read_regular(file, _LARGEST_PLAN)), sort_keys=True) == text
                 except (OSError, ValueError):
                     same = False
                 if _anothers(self._folder) or _anothers(file):
@@ -167,7 +168,7 @@ def _is_ours(plan: Path) -> bool:
     if plan.parent.is_symlink() or plan.is_symlink() or not plan.is_file():
         return False
     try:
-        found = read_json(plan.read_bytes())
+        found = read_json(read_regular(plan, _LARGEST_PLAN))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and {"slide", "graph"} <= found.keys()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import threading
 import time
 import traceback
 import zlib
@@ -228,6 +229,35 @@ def test_what_another_user_kept_is_not_gone_on_with(tmp_path: Path, whose: str) 
 
     with pytest.raises(UserError, match="another user"):
         go_on()
+    assert (folder / "00000-00000.png").exists()
+
+
+@pytest.mark.parametrize("there", ["pipe", "device", "folder", "large"])
+def test_what_is_no_plan_is_refused_without_waiting(tmp_path: Path, there: str) -> None:
+    folder = tmp_path / "a.unfinished"
+    regions, plan = kept(folder)
+    file = folder / "plan.json"
+    file.unlink()
+    if there == "pipe":
+        os.mkfifo(file)
+    elif there == "folder":
+        file.mkdir()
+    elif there == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as stream:
+            stream.truncate(1 << 40)
+    said: list[UserError] = []
+
+    def go_on() -> None:
+        with pytest.raises(UserError, match="another slide") as told:
+            regions.open(plan, anew=False)
+        said.append(told.value)
+
+    going_on = threading.Thread(target=go_on, daemon=True)
+    going_on.start()
+    going_on.join(10)
+    assert said
     assert (folder / "00000-00000.png").exists()
 
 
