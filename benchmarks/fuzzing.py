@@ -32,6 +32,7 @@ _PIXELS = b"\xe0\x7f\x10\x00"  # the tag of pixels in DICOM; with it 32 bytes at
 _START = "import sys; sys.path.insert(0, sys.argv[1]); import fuzzing, {0}; fuzzing.answer({0}.read)"
 FINE = ("read", "partly", "refused")
 """Outcomes: all of it, some of it with a line about the rest, and one line."""
+_HANGS = "hangs over"
 
 
 def answer(read: Callable[[str], str]) -> None:
@@ -116,7 +117,7 @@ class Reader:
             memory, _, outcome = line.rstrip("\n").partition(" ")
             return outcome, int(memory)
         self.close()
-        return (f"hangs over {SECONDS:g} s" if hung.is_set() else f"dies with code {process.returncode}"), 0
+        return (f"{_HANGS} {SECONDS:g} s" if hung.is_set() else f"dies with code {process.returncode}"), 0
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -302,6 +303,7 @@ class Tally:
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    slow: list[Finding] = field(default_factory=list)  # took too long once, and not when made and read again
     most_memory: int = 0
 
     def of(self, outcome: str) -> int:
@@ -314,6 +316,7 @@ class Tally:
             "outcomes": {kind: dict(sorted(counts.items())) for kind, counts in sorted(self.outcomes.items())},
             "most_memory_bytes": self.most_memory,
             "findings": [vars(finding) for finding in self.findings],
+            "too_slow_once": [vars(finding) for finding in self.slow],
         }
 
 
@@ -332,6 +335,11 @@ def count(reader: Reader, kinds: Kinds, inputs: int, seed: int, tell: Callable[[
         for number in range(inputs):
             kind = names[number % len(names)]
             outcome, memory = reader.read(kinds[kind](random.Random(seed + number)))
+            if outcome.startswith(_HANGS):  # as anything does while the machine stands still
+                tally.slow.append(Finding(kind, seed + number, outcome))
+                outcome, memory = reader.read(kinds[kind](random.Random(seed + number)))
+                if outcome.startswith(_HANGS):
+                    tally.slow.pop()
             if outcome in FINE and memory > MEMORY:
                 outcome = f"needs {memory / 1e9:.1f} GB"
                 reader.close()  # the most is remembered: a fresh process for what follows

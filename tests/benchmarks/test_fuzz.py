@@ -58,8 +58,22 @@ def test_what_goes_wrong_is_a_finding(
     assert tally.of(outcome if outcome in fuzzing.FINE else "finding") == 1
 
 
+def test_what_was_too_slow_once_is_no_finding(
+    fuzzing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd.py").write_text(_ODD)
+    (tmp_path / "fuzzing.py").symlink_to(Path(fuzzing.__file__).resolve())
+    monkeypatch.setattr(fuzzing, "__file__", str(tmp_path / "fuzzing.py"))
+    monkeypatch.setattr(fuzzing, "SECONDS", 2.0)
+    tally = fuzzing.count(fuzzing.Reader("odd"), {"odd": lambda chance: f"once {tmp_path / 'there'}"}, 2, 5, print)
+    assert not tally.findings
+    assert [(slow.seed, slow.what) for slow in tally.slow] == [(5, "hangs over 2 s")]
+    assert tally.of("refused") == 2
+
+
 _ODD = """
 import os, signal, time
+from pathlib import Path
 import fuzzing
 from espmedsam_edge.errors import UserError
 def read(what):
@@ -68,12 +82,13 @@ def read(what):
         raise KeyError("a b")
     if what == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "hang":
+    if what == "hang" or what.startswith("once") and not Path(what[5:]).exists():
+        what.startswith("once") and Path(what[5:]).touch()
         time.sleep(60)
     if what in ("lines", "long"):
         return fuzzing.told(["fine.", {"lines": "a\\nb", "long": "a" * 6000}[what]])
     if what != "fine":
-        raise UserError({"refuse": "no.", "quote": "of JANE."}[what])
+        raise UserError({"refuse": "no.", "quote": "of JANE."}.get(what, "no."))
     return fuzzing.told([])
 """
 
