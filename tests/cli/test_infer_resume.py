@@ -341,7 +341,9 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path, entry: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "entries", [[], ["a"], [1, 2], [None, {}], "ab", [{"a": 1}, "b"], ["x", ["p", 1, {}, 0]], ["x", [7, 1, 2, 0]]]
+    "entries",
+    [[], ["a"], [1, 2], [None, {}], "ab", [{"a": 1}, "b"]]
+    + [["x", point] for point in (["p", 1, {}, 0], [7, 1, 2, 0], ["p", None, 7], [], {})],
 )
 def test_damaged_lines_of_a_journal_are_one_line(inputs: Path, infer: Infer, entries: object) -> None:
     arguments = (inputs, "--jsonl", "a.jsonl", "--plot", "p.png", "--resume")

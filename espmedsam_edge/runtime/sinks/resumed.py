@@ -145,7 +145,7 @@ class ResumedTables:
         try:
             for table, entry in zip(self._tables, entries, strict=True):
                 table.take(entry)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):  # who else wrote there?
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError):  # who else wrote there?
             place = self._journal.folder
             raise UserError(f"{place} is damaged.", "Remove that folder, and all is done anew.", exit_code=1) from None
 
