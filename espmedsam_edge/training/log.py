@@ -19,6 +19,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from espmedsam_edge.files import atomic_write, write_errors
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.terminal import progress_bars
+from espmedsam_edge.training.run_folder import EVENTS_SUFFIX
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +71,9 @@ class RunLog:
                 self.tell("TensorBoard is not installed: train.csv and valid.csv alone have the curves.")
             else:
                 with write_errors(self.folder):
-                    self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._step + 1)
+                    self._writer = SummaryWriter(
+                        str(self.folder / "tensorboard"), purge_step=self._step + 1, filename_suffix=EVENTS_SUFFIX
+                    )
         self._progress.start()
         return self
 

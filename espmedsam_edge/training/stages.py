@@ -31,7 +31,7 @@ from espmedsam_edge.training.objectives import (
     SegmentationObjective,
 )
 from espmedsam_edge.training.recipe import Recipe, Stage
-from espmedsam_edge.training.run_folder import WEIGHTS, check_foreign, prepare_folder
+from espmedsam_edge.training.run_folder import WEIGHTS, check_folder, check_foreign, check_inputs, prepare_folder
 from espmedsam_edge.training.sections import Part, RunSection
 from espmedsam_edge.training.start import (
     StudentStart,
@@ -95,10 +95,14 @@ def _run_stage(
     fabric: Fabric, stage: Stage, recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool
 ) -> tuple[Path, TrainingProgress]:
     if fabric.is_global_zero:
-        prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+        check_folder(folder, recipe, resume=resume, overwrite=overwrite)
     fabric.barrier()
     torch.manual_seed(recipe.run.seed)
     prepared = _PREPARE[stage](recipe)
+    fabric.barrier()
+    if fabric.is_global_zero:  # what is wrong with the recipe's files was said by now: an old run goes only here
+        prepare_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    fabric.barrier()
     network = prepared.objective.network
     network.encoder.activation_checkpointing = recipe.run.activation_checkpointing
     if fabric.world_size > 1 and fabric.device.type == "cuda":
@@ -151,6 +155,9 @@ def _run_all(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> 
     stages = stages_of(recipe)
     final = folder / WEIGHTS
     check_foreign(folder)
+    check_inputs(folder, recipe)
+    for stage in stages:
+        check_inputs(folder / stage, recipe.for_stage(stage))
     if final.exists() and not (resume or overwrite):
         raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
     student: Path | None = None

@@ -29,7 +29,7 @@ from espmedsam_edge.training.optimizer import make_optimizer
 from espmedsam_edge.training.recipe import Recipe
 from espmedsam_edge.training.run_folder import STATE, WEIGHTS, prepare_folder
 from espmedsam_edge.training.sections import OptimizerSection
-from espmedsam_edge.training.stages import run_stage
+from espmedsam_edge.training.stages import run_all, run_stage
 from espmedsam_edge.training.state import read_state
 
 MakeRecipe = Callable[..., Recipe]
@@ -298,5 +298,46 @@ def test_starting_anew_removes_a_runs_sheets_alone(tmp_path: Path, small_recipe:
     tensor_file.write_tensor_file(tmp_path / STATE, {}, {"espmedsam-training": "{}"})
     write_image(tmp_path / "sheets" / "epoch-0001.jpg", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "sheets" / "epoch-of-trilobites.jpg").write_text("drawn by hand")
+    events = tmp_path / "tensorboard" / "events.out.tfevents.1700000000.tower.41.0"
+    events.parent.mkdir()
+    events.write_bytes(b"of another program's run")
     prepare_folder(tmp_path, recipe, resume=False, overwrite=True)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["epoch-of-trilobites.jpg", "recipe.json", "sheets"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "epoch-of-trilobites.jpg",
+        events.name,
+        "recipe.json",
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.phantoms=0", "is an empty list"),
+        ("init=nowhere.safetensors", "no checkpoint"),
+        ("init={link}", "is what the run reads, and would be replaced"),
+        ("teacher.checkpoint={link}", "is what the run reads, and would be replaced"),
+    ],
+)
+def test_a_run_stays_until_what_replaces_it_can_begin(
+    tmp_path: Path, small_recipe: MakeRecipe, change: str, said: str
+) -> None:
+    run_stage("segment", small_recipe(), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    assert any(name.startswith("tensorboard") for name in before)
+    (tmp_path / "link").hardlink_to(tmp_path / "run" / WEIGHTS)
+    recipe = small_recipe(change.replace("{link}", str(tmp_path / "link")))
+    with pytest.raises(UserError, match=said):
+        run_stage("segment", recipe, tmp_path / "run", overwrite=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_all_stages_start_from_none_of_the_weights_that_they_replace(tmp_path: Path, small_recipe: MakeRecipe) -> None:
+    first, _ = run_stage("segment", small_recipe(), tmp_path / "run" / "segment")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match="is what the run reads, and would be replaced"):
+        run_all(small_recipe(f"init={first}"), tmp_path / "run", overwrite=True)
+    assert contents(tmp_path / "run") == before
