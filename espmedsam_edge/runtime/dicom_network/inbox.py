@@ -2,7 +2,8 @@
 
 An instance goes by a hash of its SOP Instance UID, so that no value of a header is in a file's name. Its file is in
 ``waiting`` from before it is answered until its segmentation is delivered; then an empty file in ``done`` says so, and
-what comes again is not done again. ``failed`` has what could not be segmented.
+what comes again is not done again. ``failed`` has what could not be segmented. Files of other names are nobody's
+instances: they are neither segmented nor removed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +24,8 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path, write_errors
 
 _SUFFIX = ".dcm"
+_NAME = re.compile(r"[0-9a-f]{32}")
+_HALF_WRITTEN = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{12}\.dcm")
 _DAY = 24 * 60 * 60
 
 
@@ -32,7 +37,7 @@ class Inbox(Closing):
         spare: bytes that are to stay free on its disk.
 
     Raises:
-        UserError: another listener has it, or it cannot be written to.
+        UserError: another listener has it, another user made it, or it cannot be written to.
     """
 
     def __init__(self, folder: Path, spare: int = 0) -> None:
@@ -42,6 +47,7 @@ class Inbox(Closing):
         with write_errors(folder):
             for place in (self._waiting, self._done, self._failed, self._results):
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_ours(place)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,8 +55,9 @@ class Inbox(Closing):
             os.close(self._lock)
             raise UserError(f"another listener uses {folder}.", "Give each a --queue of its own.") from None
         for place in (self._waiting, self._failed, self._results):
-            for file in place.glob(f".*{_SUFFIX}"):  # half-written when an earlier listener was killed
-                file.unlink(missing_ok=True)
+            for file in place.glob(f".*{_SUFFIX}"):
+                if _HALF_WRITTEN.fullmatch(file.name):  # when an earlier listener was killed
+                    file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another listener have it."""
@@ -81,8 +88,9 @@ class Inbox(Closing):
         found = []
         with os.scandir(self._waiting) as entries:
             for entry in entries:
-                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
-                    found.append((entry.stat().st_mtime_ns, entry.name.removesuffix(_SUFFIX)))
+                name = entry.name.removesuffix(_SUFFIX)
+                if name != entry.name and _NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
+                    found.append((entry.stat().st_mtime_ns, name))
         return [name for _, name in sorted(found)]
 
     def begin(self, name: str) -> Path | None:
@@ -117,7 +125,7 @@ class Inbox(Closing):
         before = time.time() - days * _DAY
         for mark in self._done.glob("*/*"):
             with suppress(OSError):
-                if mark.stat().st_mtime < before:
+                if mark == self._mark(mark.name) and _NAME.fullmatch(mark.name) and mark.lstat().st_mtime < before:
                     mark.unlink()
 
     def fail(self, name: str, why: str) -> None:
@@ -132,6 +140,19 @@ class Inbox(Closing):
     def _forget(self, name: str) -> None:
         self.result(name).unlink(missing_ok=True)
         (self._waiting / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def _make_ours(place: Path) -> None:
+    """Close a folder to other users: what lies there is delivered as this program's.
+
+    Raises:
+        UserError: it is another user's, or a link.
+    """
+    state = place.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid not in (os.geteuid(), 0):
+        raise UserError(f"{place} is a link, or another user's.", "Choose another --queue.")
+    if state.st_mode & 0o077 and state.st_uid == os.geteuid():
+        place.chmod(0o700)
 
 
 def _sync(folder: Path) -> None:

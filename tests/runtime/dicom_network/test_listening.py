@@ -554,6 +554,49 @@ def test_two_listeners_share_neither_queue_nor_port(tmp_path: Path) -> None:
         pass
 
 
+def test_what_others_keep_in_folders_of_these_names_stays(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """``--queue`` may name a folder that has its own ``waiting``, ``results`` and ``done``."""
+    queue = tmp_path / "queue"
+    foreign = [
+        queue / name
+        for name in ("waiting/scan.dcm", "waiting/.scan.dcm", "results/.draft.dcm", "failed/.x.dcm", "done/2024/report")
+    ]
+    long_ago = time.time() - 1000 * 24 * 60 * 60
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_dicom(file)
+        os.utime(file, (long_ago, long_ago))
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), ListenOptions(port=0, remember=1)) as port:
+        save_dicom(tmp_path / "sent.dcm")
+        assert send(port, tmp_path / "sent.dcm") == [0]
+        assert soon(lambda: len(found_in(tmp_path / "out")) == 1)
+        time.sleep(0.6)  # the foreign ones would have their turn
+    assert all(file.is_file() for file in foreign)
+    assert len(found_in(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("kind", ["link", "another user's", "open"])
+def test_what_lies_in_a_queue_is_the_users_own(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "q" / "results"
+    place.parent.mkdir()
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    if kind == "another user's":
+        if os.geteuid():
+            pytest.skip("only the superuser gives folders away")
+        os.chown(place, 65534, 65534)
+    if kind == "open":
+        with Inbox(tmp_path / "q"):
+            assert place.stat().st_mode & 0o777 == 0o700
+        return
+    with pytest.raises(UserError, match="results is a link, or another user's"):
+        Inbox(tmp_path / "q")
+
+
 def test_an_instance_that_ends_its_process_goes_last(tmp_path: Path) -> None:
     with Inbox(tmp_path / "q") as inbox:
         for uid in ("1.1", "1.2", "1.3"):
@@ -561,7 +604,7 @@ def test_an_instance_that_ends_its_process_goes_last(tmp_path: Path) -> None:
             time.sleep(0.01)
         first, second, third = inbox.waiting()
         assert inbox.begin(first) is not None
-    (tmp_path / "q" / "waiting" / ".half.0123456789ab.dcm").touch()
+    (tmp_path / "q" / "waiting" / f".{first}.0123456789ab.dcm").touch()  # half-written
     with Inbox(tmp_path / "q") as inbox:
         assert inbox.waiting() == [second, third, first]
         inbox.finish(second)
