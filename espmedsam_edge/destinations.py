@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import identity
+from espmedsam_edge.files import check_exchangeable, identity
 from espmedsam_edge.machine.cache import cache_place
 from espmedsam_edge.marks import ANNOTATIONS, FRAMES, Kind
 from espmedsam_edge.pipes import is_pipe
@@ -95,6 +95,8 @@ def check_destinations(
         if real in taken:
             raise UserError(f"two results would be written to {path}.", "Give each kind of result a place of its own.")
         taken.add(real)
+        if kind is BUNDLE:
+            check_exchangeable(path)
         if kind in (FRAMES, ANNOTATIONS):
             frames.add(real)
         if stands(path) and (overwrite is False or not _may_replace(destination, overwrite)):

@@ -151,8 +151,13 @@ def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP):
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
+        if error.errno in (errno.EBUSY, errno.EXDEV):
+            hint = f"Mount the folder above it, or choose another path; {remains}."
+            raise UserError(f"cannot write {path}: something is mounted there.", hint, exit_code=1) from error
+        if error.errno == errno.ENOENT and not path.parent.exists():
+            raise UserError(f"cannot write {path}: its folder is gone.", "Repeat the command.", exit_code=1) from error
         if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
             if path == STANDARD_OUTPUT:
                 raise UserError("whoever read standard output has gone.", exit_code=1) from error
@@ -263,14 +268,25 @@ def _exchange(first: Path, second: Path) -> None:
     aside.rename(first)
 
 
+def check_exchangeable(path: Path) -> None:
+    """Raise a UserError, before any work, for a directory that is mounted, or that the command runs in."""
+    if path.is_dir() and os.path.ismount(path):
+        raise UserError(
+            f"{path} is mounted, and is replaced as a whole.", "Name a folder in it, or mount that above it."
+        )
+    if identity(path) == identity(Path()) is not None:
+        raise UserError(f"{path} is the current folder, and is replaced as a whole.", "Call it from the one above it.")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """A new directory beside ``path`` that takes its place when the block ends well.
 
     Without ``keep`` there may be nothing at ``path``, or an empty directory. With it the new directory starts with hard
     links to (else copies of) the files ``path`` holds; replace, never modify them. What others put into ``path`` while
-    the block runs is carried over.
+    the block runs is carried over. What ``check_exchangeable`` says holds.
     """
+    check_exchangeable(path)
     path = Path(os.path.realpath(path))
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

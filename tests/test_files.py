@@ -78,6 +78,8 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException]
         (errno.EIO, "cannot write", 1),
         (errno.EROFS, "may not write", 2),
         (errno.EACCES, "may not write", 2),
+        (errno.EBUSY, "cannot write", 1),  # a file that a container mounted there
+        (errno.ELOOP, "cannot write", 2),
     ],
 )
 def test_the_systems_errors_become_one_line(tmp_path: Path, number: int, words: str, exit_code: int) -> None:
@@ -91,6 +93,18 @@ def test_the_systems_errors_become_one_line(tmp_path: Path, number: int, words: 
         failing()
     assert caught.value.exit_code == exit_code
     assert entries(tmp_path) == []
+
+
+def test_a_folder_that_goes_meanwhile_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+
+    def removing() -> None:
+        with atomic_path(folder / "a.txt") as temporary:
+            temporary.unlink()
+            folder.rmdir()
+
+    with pytest.raises(UserError, match="its folder is gone"):
+        removing()
 
 
 def test_other_errors_are_not_disguised(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell("error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", err=True)
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOENT and _is_nowhere():
+            tell("error: the current folder is gone. Go to another one, and repeat the command there.", err=True)
+            sys.exit(2)
         if os.environ.get("ESPMEDSAM_DEBUG") or error.errno not in _OF_PLACES:
             raise
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
@@ -122,6 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_nowhere() -> bool:
+    """Whether the current folder was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _command_of(args: Sequence[str]) -> str | None:

@@ -67,10 +67,12 @@ def command(
     from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest
     from espmedsam_edge.destinations import claimed
     from espmedsam_edge.errors import UserError
+    from espmedsam_edge.files import check_exchangeable
 
     if check is None and precision in (None, "fp32"):
         raise UserError("what to lower the graph to is not named.", "Name it: --precision fp16|int8")
     opened = Bundle.open(bundle)
+    check_exchangeable(bundle)
     name = _modality(opened, modality, images)
     with _listener() as listener:
         listener.phase("finding the images", None)

@@ -192,3 +192,65 @@ def test_pairing_ignores_the_normal_form(tmp_path: Path, image: str, mask: str, 
 def test_another_precision_without_a_bundle_says_how_to_make_one() -> None:
     with pytest.raises(UserError, match=r"weights --modality fundus --out fundus\.bundle; then .* --precision int8"):
         choose_bundle(None, "fundus", precision="int8")
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_folder_that_is_not_replaced_as_a_whole(
+    toy_bundle: Bundle,
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mounted: bool,
+) -> None:
+    """One that the command runs in would be gone below the user's shell; one that is mounted cannot be renamed."""
+    place = toy_bundle.path.resolve()
+    if mounted:
+        monkeypatch.setattr(os.path, "ismount", lambda path: os.path.realpath(path) == str(place))
+    else:
+        monkeypatch.chdir(place)
+    images = dataset / "images"
+    said = "is mounted" if mounted else "is the current folder"
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    named = place if mounted else Path()
+    for command in (
+        ("calibrate", named, images, "--precision", "fp16"),
+        ("calibrate", named, images, "--check", "onnxruntime-cpu"),
+        ("weights", "--modality", "fundus", "--out", named),
+        ("deploy", "triton", place, "--out", named),
+        ("data", "prepare", "pairs", images, dataset / "masks", named),
+    ):
+        code, error = run(capsys, *command)
+        assert code == 2
+        assert said in error or "exists" in error or "is a bundle" in error, error
+        assert command[0] not in ("calibrate", "weights") or said in error
+    empty = dataset.parent / "empty"
+    empty.mkdir()
+    place = empty
+    if not mounted:
+        monkeypatch.chdir(empty)
+    for command in (
+        ("deploy", "triton", toy_bundle.path, "--out", empty),
+        ("data", "prepare", "pairs", images, dataset / "masks", empty),
+    ):
+        code, error = run(capsys, *command)
+        assert (code, said in error) == (2, True), error
+    assert list(empty.iterdir()) == []
+    assert {file.name: file.read_bytes() for file in toy_bundle.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", [("demo",), ("weights", "--out", "x"), ("infer", "{bundle}", "{image}")])
+def test_a_current_folder_that_is_gone_is_one_line(
+    toy_bundle: Bundle,
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    words = {"{bundle}": toy_bundle.path, "{image}": dataset / "images" / "a.png"}
+    gone = dataset.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, error = run(capsys, *(words.get(word, word) for word in command))
+    assert code == 2
+    assert error.splitlines()[-1].startswith("error: the current folder is gone")
