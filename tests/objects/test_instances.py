@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from skimage.draw import ellipse
 from skimage.measure import label, regionprops
+from skimage.morphology import reconstruction
 
 from espmedsam_edge.objects import measures, separation
 from espmedsam_edge.objects.instance import Instance
@@ -127,14 +129,62 @@ def test_every_pixel_has_a_number_whatever_the_shape(monkeypatch: pytest.MonkeyP
             assert separated(np.pad(line.astype(np.uint8) * np.uint8(255), 2)).max() == 1
 
 
-@pytest.mark.parametrize("at_once", [1, 400, 5000])
+def test_a_part_is_cut_the_same_whatever_is_around_it() -> None:
+    """Also where others are so near that a blur would reach them; and at a picture's edge."""
+    mask = scattered(3, 300, 150)
+    mask = np.asarray(np.where(np.random.default_rng(0).random(mask.shape) < 0.01, 255 - mask, mask), np.uint8)
+    found, parts = separated(mask), separated(mask, split=False)
+    assert parts.max() < found.max() < 3 * parts.max()
+    elsewhere = 0
+    for number in range(1, parts.max() + 1):
+        alone = separated(np.where(parts == number, np.uint8(255), np.uint8(0)))
+        both = np.zeros((alone.max() + 1, found.max() + 1), np.int64)
+        np.add.at(both, (alone[alone > 0], found[alone > 0]), 1)
+        assert np.count_nonzero(both.any(axis=0)) == alone.max()
+        elsewhere += both.sum() - both.max(axis=1).sum()
+    assert elsewhere < 1e-3 * np.count_nonzero(mask)  # pixels of a seam that are as far from the one as from the other
+
+
+def test_specks_have_no_neck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connected shape of so few pixels; one more pixel, and some have."""
+    bits = (np.arange(1 << 16)[:, None] >> np.arange(16) & 1).astype(np.uint8).reshape(-1, 4, 4)
+    monkeypatch.setattr(separation, "SPECK", 0)
+    for most in (3, 4):
+        shapes = [one for one in bits[bits.sum(axis=(1, 2)) <= most] if cv2.connectedComponents(one)[0] == 2]
+        sheet = np.hstack([np.pad(one * np.uint8(255), 4) for one in shapes])
+        assert (separated(sheet).max() > len(shapes)) == (most > 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("patience", [0, 1 << 20])
+def test_a_flood_is_reconstruction_by_dilation(monkeypatch: pytest.MonkeyPatch, seed: int, patience: int) -> None:
+    """Of hills, of noise, and of a winding path, along which it goes pixel by pixel."""
+    random = np.random.default_rng(seed)
+    ceiling = np.rint(cv2.GaussianBlur(random.normal(size=(90, 110)).astype(np.float32), (0, 0), 1 + seed % 3) * 999)
+    ceiling = np.pad(np.maximum(ceiling, 0), 2)
+    if seed == 5:
+        ceiling[:] = 0
+        ceiling[4::4, 4:-4] = 50
+        for row in range(4, len(ceiling) - 4, 4):  # from one line to the next, by turns at the left and the right
+            ceiling[row : row + 4, 4 if row % 8 else -5] = 50
+        level = np.zeros_like(ceiling)
+        level[4, 60] = 40
+    else:
+        level = np.maximum(ceiling - np.float32(random.integers(1, 300)), 0)
+    monkeypatch.setattr(separation, "_PATIENCE", patience)
+    expected = reconstruction(level, ceiling)
+    assert (expected > level).any()
+    assert (separation._flooded(level, ceiling) == expected).all()
+
+
+@pytest.mark.parametrize(("at_once", "side"), [(1, 1), (400, 40), (5000, 100)])
 def test_a_large_picture_is_done_part_by_part_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, side: int
 ) -> None:
     mask = scattered(7, 220, 60)
     probability = np.random.default_rng(1).random(mask.shape, np.float32)
     whole = find_instances(mask, probability, (0.3, 0.2))
-    for name, value in (("AT_ONCE", at_once), ("_SPARSE", at_once), ("BAND", at_once)):
+    for name, value in (("SHEET", side), ("BAND", at_once)):
         monkeypatch.setattr(separation, name, value)
     monkeypatch.setattr(measures, "BAND", at_once)
     parts = find_instances(mask, probability, (0.3, 0.2))

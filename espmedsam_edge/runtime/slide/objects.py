@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from espmedsam_edge.annotations.geojson import HEAD, TAIL, feature
 from espmedsam_edge.annotations.outlines import Ring, corners, edge_outlines, without_diagonals
 from espmedsam_edge.files import atomic_path
 from espmedsam_edge.imaging.crop import Crop
-from espmedsam_edge.objects.separation import separated
+from espmedsam_edge.objects.separation import Labels, box_of, cuts
 from espmedsam_edge.runtime.slide.regions import REMAINS, Mask, Regions
 
 log = logging.getLogger(__name__)
@@ -129,9 +128,30 @@ def _labels(mask: Mask, connectivity: int) -> NDArray[np.int32]:
     return np.asarray(cv2.connectedComponents(mask, connectivity=connectivity)[1], np.int32)
 
 
+class _Parts(NamedTuple):
+    """The connected parts of a mask.
+
+    Attributes:
+        labels: (H, W), each one's number.
+        boxes: of each number the left, top, width, height and area.
+        wanted: the numbers that are outlined.
+    """
+
+    labels: Labels
+    boxes: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+
+
+def _parts(mask: Mask) -> _Parts:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
+    wanted = np.ones(len(stats), np.bool_)
+    wanted[0] = False
+    return _Parts(np.asarray(labels, np.int32), np.asarray(stats, np.int64), wanted)
+
+
 def _polygons(regions: Regions, least: _Least, *, split: bool) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
     """Rings of each object, the outer one first, in the level's pixels, and its area in them."""
-    outlined = _outlined_apart if split else _outlined
+    outlined = _outlined_apart if split else _outlined_parts
     pieces: dict[Node, _Piece] = {}
     edges: Edges = {}
     for row in range(regions.rows):
@@ -140,11 +160,14 @@ def _polygons(regions: Regions, least: _Least, *, split: bool) -> Iterator[tuple
             if mask is None:
                 continue
             place = regions.place(row, column)
-            across, inner = _apart(_filled(mask, least.hole), place, row, column, regions, least.part)
+            parts = _parts(_filled(mask, least.hole))
+            across, sides = _across(parts, place, row, column, regions)
             pieces |= across
             if across:
-                edges[row, column] = inner.pop("edges")
-            yield from outlined(inner["mask"], place.x, place.y, 1)
+                edges[row, column] = sides
+            parts.wanted[[label for _, _, label in across]] = False
+            parts.wanted[parts.boxes[:, cv2.CC_STAT_AREA] < least.part] = False
+            yield from outlined(parts, place.x, place.y, 1)
     for group in _grouped(pieces, edges):
         left, top = min(p.left for p in group), min(p.top for p in group)
         width, height = max(p.right for p in group) - left, max(p.bottom for p in group) - top
@@ -154,7 +177,7 @@ def _polygons(regions: Regions, least: _Least, *, split: bool) -> Iterator[tuple
         wanted = {int(labels[(p.y - top) // step, (p.x - left) // step]) for p in group} - {0}
         found = np.asarray(np.isin(labels, list(wanted)), np.uint8)
         if cv2.countNonZero(found) * step * step >= least.part:
-            yield from outlined(_filled(found, least.hole // step**2), left, top, step)
+            yield from outlined(_parts(_filled(found, least.hole // step**2)), left, top, step)
 
 
 def _filled(mask: Mask, least: int) -> Mask:
@@ -167,11 +190,11 @@ def _filled(mask: Mask, least: int) -> Mask:
     return np.where(small[labels], mask.max(), mask)
 
 
-def _apart(
-    mask: Mask, place: Crop, row: int, column: int, regions: Regions, least: int
-) -> tuple[dict[Node, _Piece], dict[str, Any]]:
-    """A region's parts that reach an edge behind which the mask goes on; and its mask without them."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+def _across(
+    parts: _Parts, place: Crop, row: int, column: int, regions: Regions
+) -> tuple[dict[Node, _Piece], dict[str, NDArray[np.int32]]]:
+    """A region's parts that reach an edge behind which the mask goes on; and the parts along each edge."""
+    labels = parts.labels
     sides = {"top": labels[0], "bottom": labels[-1], "left": labels[:, 0], "right": labels[:, -1]}
     inside = {
         "top": row > 0, "bottom": row < regions.rows - 1, "left": column > 0, "right": column < regions.columns - 1,
@@ -180,16 +203,13 @@ def _apart(
     reaching = np.unique(np.concatenate([edges[side] for side in sides if inside[side]] or [np.zeros(1, np.int32)]))
     pieces = {}
     for label in reaching[reaching > 0].tolist():
-        x, y, width, height, _ = (int(value) for value in stats[label])
+        x, y, width, height, _ = parts.boxes[label].tolist()
         pixel = np.argwhere(labels[y : y + height, x : x + width] == label)[0]
         left, top = place.x + x, place.y + y
         pieces[row, column, label] = _Piece(
             left, top, left + width, top + height, left + int(pixel[1]), top + int(pixel[0])
         )
-    kept = np.asarray(stats[:, cv2.CC_STAT_AREA] >= least, np.uint8)
-    kept[reaching] = 0
-    kept[0] = 0
-    return pieces, {"mask": kept[labels], "edges": edges}
+    return pieces, edges
 
 
 def _grouped(pieces: dict[Node, _Piece], edges: Edges) -> list[list[_Piece]]:
@@ -227,12 +247,22 @@ def _grouped(pieces: dict[Node, _Piece], edges: Edges) -> list[list[_Piece]]:
     return list(groups.values())
 
 
-def _outlined_apart(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
-    """As ``_outlined``, of objects that touch each its own."""
-    labels = separated(mask)
-    for number, box in enumerate(find_objects(labels), 1):
-        own = (labels[box] == number).view(np.uint8)
-        yield from _outlined(own, x + box[1].start * step, y + box[0].start * step, step)
+def _outlined_apart(parts: _Parts, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+    """As ``_outlined_parts``, of objects that touch each its own."""
+    labels, boxes, wanted = parts
+    whole = wanted.copy()
+    for number, cut in cuts(labels, boxes, np.flatnonzero(wanted)):
+        whole[number] = False
+        rows, columns = box_of(boxes, number)
+        for one in np.unique(cut[cut > 0]).tolist():
+            yield from _outlined((cut == one).view(np.uint8), x + columns.start * step, y + rows.start * step, step)
+    yield from _outlined_parts(_Parts(labels, boxes, whole), x, y, step)
+
+
+def _outlined_parts(parts: _Parts, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:
+    """As ``_outlined``, of those that are wanted."""
+    if parts.wanted.any():
+        yield from _outlined(parts.wanted[parts.labels].view(np.uint8), x, y, step)
 
 
 def _outlined(mask: Mask, x: int, y: int, step: int) -> Iterator[tuple[list[NDArray[np.float64]], float]]:

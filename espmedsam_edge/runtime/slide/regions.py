@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ class Regions:
         self.rows, self.columns = -(-size[0] // side), -(-size[1] // side)
         self._folder = folder
         self._decoded: OrderedDict[tuple[int, int], Mask | None] = OrderedDict()
+        self._reading = threading.Lock()
 
     def open(self, plan: Mapping[str, Any], *, anew: bool) -> None:
         """Make the folder, or go on with what is in it.
@@ -104,18 +106,19 @@ class Regions:
         atomic_write(self._file(row, column), encoded, remains=REMAINS)
 
     def read(self, row: int, column: int) -> Mask | None:
-        """A region's mask; None: it has no foreground, or nothing was segmented there."""
+        """A region's mask; None: it has no foreground, or nothing was segmented there. From any thread."""
         key = (row, column)
-        if key in self._decoded:
-            self._decoded.move_to_end(key)
-            return self._decoded[key]
-        file, mask = self._file(row, column), None
-        if file.is_file():
-            mask = self._decode(file, self.place(row, column))
-        self._decoded[key] = mask
-        while len(self._decoded) > max(_KEPT, self.columns + 2):
-            self._decoded.popitem(last=False)
-        return mask
+        with self._reading:
+            if key in self._decoded:
+                self._decoded.move_to_end(key)
+                return self._decoded[key]
+            file, mask = self._file(row, column), None
+            if file.is_file():
+                mask = self._decode(file, self.place(row, column))
+            self._decoded[key] = mask
+            while len(self._decoded) > max(_KEPT, self.columns + 2):
+                self._decoded.popitem(last=False)
+            return mask
 
     def _decode(self, file: Path, place: Crop) -> Mask | None:
         """A region's file; its size is looked at first."""

@@ -138,18 +138,20 @@ def segment_slide(
         mpp = None if mpp is None else mpp * level.downsample
         log.info("%s: writing the mask and its outlines.", path.name)
         check(results.mask)
-        write_mask(results.mask, regions, mpp)
-        colour = color_of(segmenter.modality)
-        check(results.objects)
-        objects = write_objects(
-            results.objects,
-            regions,
-            name=segmenter.bundle.manifest.targets.get(segmenter.modality, segmenter.modality),
-            colour=(colour[2], colour[1], colour[0]),
-            scale=level.downsample,
-            mpp=mpp,
-            split=finder.splits(segmenter.modality),
-        )
+        with ThreadPoolExecutor(1, "espmedsam-mask") as beside:
+            mask = beside.submit(write_mask, results.mask, regions, mpp)
+            colour = color_of(segmenter.modality)
+            check(results.objects)
+            objects = write_objects(
+                results.objects,
+                regions,
+                name=segmenter.bundle.manifest.targets.get(segmenter.modality, segmenter.modality),
+                colour=(colour[2], colour[1], colour[0]),
+                scale=level.downsample,
+                mpp=mpp,
+                split=finder.splits(segmenter.modality),
+            )
+            mask.result()
         step = max(1, -(-max(regions.size) // 2048))
         shown = _overlay(overview, regions.part(Crop(0, 0, level.width, level.height), step), colour)
         check(results.overview)
