@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from io import BytesIO, FileIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.decode import max_pixels
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.imaging.opencv_log import quiet_opencv
+from espmedsam_edge.runtime.video.bounded import Bounded, Incoming
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, has_container, last_video_pids
 from espmedsam_edge.runtime.video.display import Display
 from espmedsam_edge.runtime.video.gif import completed_gif
@@ -98,28 +99,6 @@ def _has_container(path: Path) -> bool:
 _TEXT = bytes([*b"\t\n\r", *range(32, 127)])
 
 
-class Incoming(Protocol):
-    """Where a video comes from that is no file; may have ``seek`` and ``tell`` as files do."""
-
-    def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end."""
-
-
-class _Bare(FileIO):
-    """A file without a container, such as raw H.264, up to where it can hold no picture any more.
-
-    FFmpeg keeps what it reads until a picture ends: of a file in which none does, all of it.
-    """
-
-    left = 256 << 20
-    """Bytes that are read without a picture."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(min(size or 0, self.left)) or b""
-        self.left -= len(data)
-        return data
-
-
 class PyAvReader:
     """Reads with PyAV. Frames that the decoder marks as damaged are left out and counted.
 
@@ -132,22 +111,22 @@ class PyAvReader:
         av = self._av = load_pyav()
         self._path = path
         self._comes = incoming is not None
-        self._bare = None if self._comes or _has_container(path) else _Bare(str(path.absolute()))
         self.damage: str | None = None
         self.start, self.skipped = 0.0, 0
         try:
-            # "file:" and the lists keep a playlist in disguise from opening other files or addresses.
+            self._bytes = Bounded(incoming) if incoming is not None else Bounded.file(path)
+        except OSError as error:
+            raise _unreadable(path) from error
+        try:
+            # The lists keep a playlist in disguise from opening other files or addresses.
             # A title in another encoding than UTF-8 is no reason to refuse a video.
             self._container: Any = av.open(
-                incoming or self._completed(path) or self._bare or f"file:{path.absolute()}",
-                options={
-                    "protocol_whitelist": "none" if self._comes else "file",
-                    "format_whitelist": self_contained_formats(),
-                },
+                (None if self._comes else self._completed(path)) or self._bytes,
+                options={"protocol_whitelist": "none", "format_whitelist": self_contained_formats()},
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:
-            self._close_bare()
+            self._bytes.close()
             raise _undecodable(path) if self._comes else _unreadable(path) from error
         stream = self._main_stream()
         if stream is None:
@@ -228,8 +207,8 @@ class PyAvReader:
             except self._av.error.FFmpegError:
                 damaged += 1
                 continue
-            if frames and self._bare is not None:
-                self._bare.left = _Bare.left
+            if frames:
+                self._bytes.picture()
             for frame in frames:
                 stated = frame.time if not stored else stored.popleft()
                 if skipper is not None:
@@ -244,7 +223,7 @@ class PyAvReader:
                 yield self._display.shown(frame), clock.time(stated)
                 count += 1
         self.damage = _left_out(count, damaged) if self._comes else _damage(self._path, count, damaged)
-        if self._bare is not None and self._bare.left == 0:
+        if self._bytes.ended:
             self.damage = f"after {count} frames it goes on and holds no more"
         if self._container.format.name == "mpegts" and not self._comes and self.damage is None:
             last = last_video_pids(self._path)
@@ -257,20 +236,26 @@ class PyAvReader:
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then the one that flushes the decoder, even when demuxing ends in an error."""
+        ended = False
+        self._bytes.begin()
         try:
-            yield from self._container.demux(self._stream)
+            for packet in self._container.demux():
+                if self._bytes.ended:
+                    break
+                self._bytes.packet()
+                if packet.stream is self._stream:
+                    yield packet
+                    ended = not packet.size
         except self._av.error.FFmpegError:
+            pass
+        if not ended:
             flush = self._av.Packet()
             flush.stream = self._stream
             yield flush
 
     def close(self) -> None:
         self._container.close()
-        self._close_bare()
-
-    def _close_bare(self) -> None:
-        if self._bare is not None:
-            self._bare.close()
+        self._bytes.close()
 
 
 class OpenCvReader:
@@ -281,6 +266,12 @@ class OpenCvReader:
         self.damage: str | None = None
         self.start, self.skipped = 0.0, 0
         quiet_opencv()
+        if path.stat().st_size > Bounded.MOST and not _has_container(path):
+            raise UserError(
+                f"{path} is over {Bounded.MOST >> 20} MiB and has no container.",
+                "PyAV reads it: pip install 'espmedsam-edge[video]'",
+                exit_code=1,
+            )
         self._capture = cv2.VideoCapture(str(path.absolute()))
         if not self._capture.isOpened():
             raise _unreadable(path)

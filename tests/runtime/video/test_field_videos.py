@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -21,11 +23,12 @@ from video_files import clip_frame, number_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.sources.files import VIDEO_SUFFIXES, VideoFile
 from espmedsam_edge.runtime.sources.opening import open_sources
-from espmedsam_edge.runtime.video import reading
+from espmedsam_edge.runtime.sources.piped import Pipe, source_of
+from espmedsam_edge.runtime.video.bounded import Bounded
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
 from espmedsam_edge.runtime.video.display import Display, upright
 from espmedsam_edge.runtime.video.gstreamer import has_gstreamer
-from espmedsam_edge.runtime.video.reading import open_video, plain_rate
+from espmedsam_edge.runtime.video.reading import OpenCvReader, open_video, plain_rate
 from espmedsam_edge.runtime.video.writing import open_writer
 
 av = pytest.importorskip("av", reason="needs PyAV (extra video)")
@@ -351,13 +354,13 @@ def test_what_recorders_leave_is_read_by_name_in_a_folder_and_by_content(tmp_pat
 
 def test_a_file_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4")
-    opened = av.open
+    opened = Bounded.file
 
-    def gone(*arguments: Any, **options: Any) -> Any:
+    def gone(file: Path) -> Bounded:
         path.unlink()
-        return opened(*arguments, **options)
+        return opened(file)
 
-    monkeypatch.setattr(av, "open", gone)
+    monkeypatch.setattr(Bounded, "file", gone)
     with pytest.raises(UserError, match="it is not a video that can be decoded here"):
         open_video(path)
 
@@ -612,17 +615,44 @@ def test_times_and_pictures_are_those_of_opencvs_own_ffmpeg(tmp_path: Path, name
         assert np.abs(ours.astype(int) - other).mean() < 3  # two decoders' colour conversion
 
 
+def avi_with_one_chunk(path: Path, codec: bytes, begin: bytes, size: int) -> Path:
+    """An AVI whose only packet is so large, zeros behind its beginning: a few kilobytes in an archive."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return kind + struct.pack("<I", len(content)) + content
+
+    main = struct.pack("<14I", 40000, 0, 0, 16, 1, 0, 1, 0, 128, 96, 0, 0, 0, 0)
+    stream = b"vids" + codec + struct.pack("<I2H8I4H", 0, 0, 0, 0, 1, 25, 0, 1, 0, 2**32 - 1, 0, 0, 0, 128, 96)
+    pictures = struct.pack("<Iii2H4sIiiII", 40, 128, 96, 1, 24, codec, 128 * 96 * 3, 0, 0, 0, 0)
+    list_of = chunk(b"LIST", b"strl" + chunk(b"strh", stream) + chunk(b"strf", pictures))
+    header = chunk(b"LIST", b"hdrl" + chunk(b"avih", main) + list_of)
+    movie = b"LIST" + struct.pack("<I", 12 + size) + b"movi00dc" + struct.pack("<I", size)
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(header) + 20 + size) + b"AVI " + header + movie + begin)
+    os.truncate(path, path.stat().st_size - len(begin) + size)
+    return path
+
+
+def endless(name: str, start: int, folder: Path) -> Path:
+    """A file of 128 MiB whose last picture never ends."""
+    if name == "a.avi":
+        codec, begin = ((b"H264", b"\0\0\0\1\x67"), (b"MJPG", b"\xff\xd8"))[start]
+        return avi_with_one_chunk(folder / name, codec, begin, 1 << 27)
+    options = {"codec": "mjpeg", "pixels": "yuvj420p"} if name == "a.mjpeg" else {}
+    file = encode(folder / name, **options)  # type: ignore[arg-type]
+    if not start:
+        file.write_bytes(b"")
+    os.truncate(file, 1 << 27)  # of zeros, to the end
+    return file
+
+
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc to count what is read")
 @pytest.mark.parametrize("start", [0, 1])
-@pytest.mark.parametrize("name", ["a.h264", "a.mjpeg"])
+@pytest.mark.parametrize("name", ["a.h264", "a.mjpeg", "a.avi", "a.mkv"])
 def test_a_file_in_which_no_picture_ends_is_not_read_to_its_end(
     name: str, start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading._Bare, "left", 8 << 20)
-    file = encode(tmp_path / name, codec="mjpeg", pixels="yuvj420p") if name == "a.mjpeg" else encode(tmp_path / name)
-    if not start:
-        file.write_bytes(b"")
-    os.truncate(file, 1 << 27)  # of zeros, to the end: a few kilobytes in an archive
+    monkeypatch.setattr(Bounded, "MOST", 8 << 20)
+    file = endless(name, start, tmp_path)
 
     def read_so_far() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -638,3 +668,40 @@ def test_a_file_in_which_no_picture_ends_is_not_read_to_its_end(
         told = error.message
     assert told
     assert read_so_far() - before < 1 << 26
+
+
+@pytest.mark.parametrize("name", ["a.h264", "a.mjpeg", "a.avi", "a.mkv"])
+def test_a_pipe_in_which_no_picture_ends_is_not_read_to_its_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounded, "MOST", 8 << 20)
+    file, sent = endless(name, 1, tmp_path), 0
+    receiver, sender = os.pipe()
+
+    def send() -> None:
+        nonlocal sent
+        with contextlib.suppress(BrokenPipeError), file.open("rb") as content, open(sender, "wb", 0) as pipe:
+            while data := content.read(1 << 16):
+                pipe.write(data)
+                sent += len(data)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    with source_of(Pipe(receiver)) as source:
+        frames = list(source)
+        assert source.failures
+        assert len(frames) >= (0 if name == "a.avi" else 10)
+    os.close(receiver)
+    sending.join()
+    assert sent < 1 << 26
+
+
+def test_opencv_is_not_asked_for_what_it_would_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bounded, "MOST", 8 << 20)
+    with pytest.raises(UserError, match="PyAV reads it"):
+        OpenCvReader(endless("a.h264", 1, tmp_path))
+    whole = encode(tmp_path / "b.h264")
+    assert len(list(OpenCvReader(whole))) >= 10
+    movie = encode(tmp_path / "c.mkv")
+    os.truncate(movie, 1 << 27)  # behind the segment's end
+    assert len(list(OpenCvReader(movie))) == 12
