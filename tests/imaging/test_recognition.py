@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 
 from espmedsam_edge.imaging import recognition
 from espmedsam_edge.imaging.dataset import DatasetFolder
-from espmedsam_edge.imaging.recognition import DOUBTFUL, OTHER, confidences, features, fitted, look, recognise
+from espmedsam_edge.imaging.recognition import DOUBTFUL, OTHER, confidences, features, fitted, lab_of, look, recognise
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.phantoms import phantom
 
@@ -133,3 +133,10 @@ def test_test_images_are_never_taken_for_another_modality(modality: str, data_ro
             guess = recognise(folder.load_image(id_), PAPER_MODALITIES)
             assert guess is not None
             assert guess.modality == modality or not guess.sure, (path.name, id_)
+
+
+def test_lab_is_equal_to_opencvs() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    corners = np.array(np.meshgrid(*[[0, 1, 10, 11, 254, 255]] * 3), np.uint8).reshape(3, 1, -1).transpose(1, 2, 0)
+    for image in (colours, np.ascontiguousarray(corners)):
+        np.testing.assert_array_equal(lab_of(image), cv2.cvtColor(image, cv2.COLOR_BGR2LAB))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +121,7 @@ def _load_on(core: Any, device: str, spec: BackendSpec, bundle: Bundle, graph: G
             settings["PERFORMANCE_HINT"] = "THROUGHPUT"
         # Pinned threads of two processes would share cores while others idle.
         settings |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads}
-    compiled, keeping = _found_or_compiled(core, device, settings, bundle, graph)
+    compiled, keep = _found_or_compiled(core, device, settings, bundle, graph)
     inputs, outputs = [_node(port) for port in compiled.inputs], [_node(port) for port in compiled.outputs]
     check_nodes(inputs, outputs, graph, bundle.graph_path(graph))
     arithmetic = _arithmetic_of(compiled, device, wanted)
@@ -127,13 +130,13 @@ def _load_on(core: Any, device: str, spec: BackendSpec, bundle: Bundle, graph: G
     parts += ["arithmetic as the graph has it" if arithmetic == "graph" else f"{arithmetic} arithmetic"]
     parts += [f"{streams} frames at once"] if streams > 1 else []
     name = str(replace(spec, hint=""))
-    return OpenVinoBackend(name, ", ".join(parts), graph, compiled, arithmetic, streams, keeping)
+    return OpenVinoBackend(name, ", ".join(parts), graph, compiled, arithmetic, streams, keep)
 
 
 def _found_or_compiled(
     core: Any, device: str, settings: dict[str, Any], bundle: Bundle, graph: Graph
-) -> tuple[Any, threading.Thread | None]:
-    """The graph compiled, and what is still putting it into the cache.
+) -> tuple[Any, Callable[[], None] | None]:
+    """The graph compiled, and what puts it into the cache, if it is not there.
 
     The graph's file is read only where the cache has no network of it, which its SHA-256 stands for.
     """
@@ -154,8 +157,7 @@ def _found_or_compiled(
             kept.refused(f"OpenVINO does not take it ({_reason(error)})")
     content = bundle.read_graph(graph)
     try:
-        model = core.read_model(content)
-        compiled = core.compile_model(model, device, settings)
+        compiled = core.compile_model(_read(content), device, settings)
     except RuntimeError as error:
         raise BackendUnavailable(
             f"OpenVINO does not take {bundle.graph_path(graph)} on {device}: {_reason(error)}",
@@ -164,10 +166,15 @@ def _found_or_compiled(
         ) from error
     if "EXPORT_IMPORT" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
         return compiled, None
-    # A tenth of a second of one core, while the first picture is read. The process's end waits for it.
-    keeping = threading.Thread(target=_keep, args=(kept, compiled), name="espmedsam-keep")
-    keeping.start()
-    return compiled, keeping
+    return compiled, partial(_keep, kept, compiled)
+
+
+def _read(content: bytes) -> Any:
+    """A graph for OpenVINO, by its reader of ONNX, which it would ask last, after loading those of other formats."""
+    from openvino.frontend import FrontEndManager
+
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(io.BytesIO(content)))
 
 
 def _keep(kept: CompiledNetworks, compiled: Any) -> None:
@@ -234,7 +241,7 @@ class OpenVinoBackend:
         compiled: Any,
         arithmetic: str,
         streams: int = 1,
-        keeping: threading.Thread | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.device = device
@@ -243,7 +250,8 @@ class OpenVinoBackend:
         # Beside those that compute, one more: the frame before it becomes a mask, and the one after it the next input.
         self.in_flight = streams + 1
         self._process = os.getpid()
-        self._keeping = keeping
+        # While the first picture is computed: before, it would hold that up. The process's end waits for it.
+        self._keeping = None if keep is None else threading.Thread(target=keep, name="espmedsam-keep")
         self._idle = [compiled.create_infer_request() for _ in range(self.in_flight)]
         self._started: deque[_Run] = deque()
 
@@ -257,7 +265,12 @@ class OpenVinoBackend:
             self._started[0].wait()
         run = _Run(self, self._idle.pop(), image)
         self._started.append(run)
+        self._begin_keeping()
         return run
+
+    def _begin_keeping(self) -> None:
+        if self._keeping is not None and self._keeping.ident is None:
+            self._keeping.start()
 
     def _take_back(self, run: _Run, request: Any) -> None:
         self._started.remove(run)
@@ -267,7 +280,9 @@ class OpenVinoBackend:
         while self._started and os.getpid() == self._process:
             self._started[0].wait()
         if self._keeping is not None and os.getpid() == self._process:
+            self._begin_keeping()
             self._keeping.join()
+            self._keeping = None
         self._idle.clear()
 
 

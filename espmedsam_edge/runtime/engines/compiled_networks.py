@@ -115,8 +115,9 @@ class CompiledNetworks:
             make_private(self.folder, self._root)
             # For people: what is used hangs on the names alone.
             facts = {"title": self._title, **self._made_of, **(noted or {})}
-            atomic_write(self.folder / f"{self.stem}{_FACTS}", json.dumps(facts, indent=1) + "\n", PRIVATE_FILE)
+            text = json.dumps(facts, indent=1) + "\n"
             # What a power cut damages its name tells, and waiting for the disk would hold the first result up.
+            atomic_write(self.folder / f"{self.stem}{_FACTS}", text, PRIVATE_FILE, synced=False)
             atomic_write(file, content, PRIVATE_FILE, synced=False)
             for other in self.folder.glob(f"{self.stem}-*{self._compiler.suffix}"):
                 if other != file:

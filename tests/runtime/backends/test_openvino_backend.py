@@ -32,6 +32,7 @@ from espmedsam_edge.runtime.backends.backend import (
     unavailable,
 )
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
+from espmedsam_edge.runtime.backends.openvino_backend import OpenVinoBackend
 from espmedsam_edge.runtime.bundle_choice import choose_bundle
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -48,8 +49,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(bundle: Bundle, name: str = "openvino", threads: int = 1) -> Any:
-    """A loaded backend, whose network is in the cache."""
-    backend = load_backend(bundle, bundle.graph(), name, threads).backend
+    """A loaded backend; OpenVINO's has run once, so that its network is in the cache."""
+    backend: Any = load_backend(bundle, bundle.graph(), name, threads).backend
+    if isinstance(backend, OpenVinoBackend):
+        backend.run(image_of(bundle))
     for thread in threading.enumerate():
         if thread.name == "espmedsam-keep":
             thread.join()
@@ -273,6 +276,14 @@ def test_another_graph_than_the_manifests_is_one_line(toy_bundle: Bundle) -> Non
 
 
 # The cache.
+
+
+def test_a_network_is_kept_once_it_runs_or_is_closed(toy_bundle: Bundle, cache: Path) -> None:
+    """Before that it would hold the first picture up."""
+    backend: Any = load_backend(toy_bundle, toy_bundle.graph(), "openvino", 1).backend
+    assert not list(cache.glob("*.blob"))
+    backend.close()
+    assert len(list(cache.glob("*.blob"))) == 1
 
 
 def test_a_second_start_compiles_nothing(
