@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from espmedsam_edge.annotations.formats import FileEach, Picture, Shape
-from espmedsam_edge.annotations.outlines import Outline, edge_outlines
+from espmedsam_edge.annotations.outlines import Outline, simple_outlines
 from espmedsam_edge.marks import MARK
 
 HEAD = f'{{"type":"FeatureCollection","generator":"{MARK}","features":['
@@ -17,7 +17,7 @@ TAIL = "\n]}\n"
 
 
 class GeoJsonWriter(FileEach):
-    """Outlines along the edges of pixels, with their holes."""
+    """Outlines along the edges of pixels, with their holes; what meets at corners alone are polygons of one object."""
 
     def place(self, stem: str) -> str:
         return f"objects/{stem}.geojson"
@@ -27,7 +27,7 @@ class GeoJsonWriter(FileEach):
 
 
 def _object(shape: Shape, picture: Picture) -> str:
-    parts = [_closed(part, shape) for part in edge_outlines(shape.mask)]
+    parts = [_closed(part, shape) for part in simple_outlines(shape.mask)]
     measured = {"Area px": int(np.count_nonzero(shape.mask))}
     if shape.probability is not None:
         measured |= {"Probability": round(shape.probability, 4)}  # type: ignore[dict-item]

@@ -40,17 +40,56 @@ def centre_outlines(mask: Mask) -> list[Outline]:
     return [Outline(*rings) for rings in _parts(mask, lambda ring: ring)]
 
 
+def simple_outlines(mask: Mask) -> list[Outline]:
+    """As ``edge_outlines``, but no ring meets itself: what hangs together at corners alone are parts of their own.
+
+    Parts, and the rings of one, may have corners in common. So polygons are valid by OGC's rules (JTS, GEOS).
+    """
+    if not any(pairs.any() for pairs in _diagonals(mask != 0)):
+        return edge_outlines(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((mask != 0).view(np.uint8), connectivity=4)
+    outlines = []
+    for number, (x, y, width, height, _) in enumerate(stats.tolist()):
+        if number:
+            own = (labels[y : y + height, x : x + width] == number).view(np.uint8)
+            ((ring, holes),) = edge_outlines(own)
+            loops = sorted(_loops(ring), key=lambda loop: float(cv2.contourArea(np.asarray(loop, np.int32))))
+            outer, *inner = (one + np.array([x, y]) for one in (loops.pop(), *loops, *holes))
+            outlines.append(Outline(outer, inner))
+    return outlines
+
+
+def _loops(ring: Ring) -> list[Ring]:
+    """A ring that meets itself at corners, as rings that do not."""
+    loops, path = [], dict[tuple[int, int], None]()
+    for x, y in ring.tolist():
+        if (x, y) in path:
+            loop = [(x, y)]
+            while (last := path.popitem()[0]) != (x, y):
+                loop.append(last)
+            loops.append(np.array(loop, np.int64))
+        path[x, y] = None
+    return [*loops, np.array(list(path), np.int64)]
+
+
 def without_diagonals(mask: Mask) -> Mask:
     """A copy in which pixels that meet at a corner alone are joined by one more, so that no outline meets itself."""
     joined = np.array(mask != 0)
     while True:
-        above, below = joined[:-1], joined[1:]
-        falling = above[:, :-1] & below[:, 1:] & ~above[:, 1:] & ~below[:, :-1]
-        rising = above[:, 1:] & below[:, :-1] & ~above[:, :-1] & ~below[:, 1:]
+        falling, rising = _diagonals(joined)
         if not (falling.any() or rising.any()):
             return joined.view(np.uint8)
-        above[:, 1:] |= falling
-        above[:, :-1] |= rising
+        joined[:-1, 1:] |= falling
+        joined[:-1, :-1] |= rising
+
+
+def _diagonals(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where of four pixels, of which the upper left one is at the place, two meet at a corner alone; by direction."""
+    above, below = mask[:-1], mask[1:]
+    return (
+        above[:, :-1] & below[:, 1:] & ~above[:, 1:] & ~below[:, :-1],
+        above[:, 1:] & below[:, :-1] & ~above[:, :-1] & ~below[:, 1:],
+    )
 
 
 def hole_pixels(mask: Mask) -> int:
