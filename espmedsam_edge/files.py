@@ -58,7 +58,7 @@ def read_checked(path: Path, sha256: str) -> bytes:
     return content
 
 
-def read_regular(path: Path, limit: int | None = None) -> bytes:
+def read_regular(path: Path, limit: int | None = None, *, holes: bool = True) -> bytes:
     """An ordinary file's content, read once, and no more of it than its size.
 
     What lies in /proc counts as ordinary files of no bytes, and some of them give terabytes, or wait: in a stranger's
@@ -67,12 +67,15 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     Args:
         path: links are followed.
         limit: the most bytes that it may have.
+        holes: whether nearly all of it may be zeros that nobody wrote: a file of terabytes on a few kilobytes of disk.
 
     Raises:
-        OSError: it cannot be read, is no ordinary file (EINVAL) or has more bytes (EFBIG).
+        OSError: it cannot be read, is no ordinary file (EINVAL), has more bytes (EFBIG) or has such holes (EIO).
     """
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
+        size = (state := os.fstat(stream.fileno())).st_size
+        if not holes and size > 1 << 26 and 0 < state.st_blocks * 512 < size // 16:  # a disk may compress a little
+            raise OSError(errno.EIO, "nearly all of it was never written", str(path))
         if limit is not None and size > limit:
             raise OSError(errno.EFBIG, f"over {limit} bytes", str(path))
         return stream.read(size)

@@ -32,6 +32,7 @@ TEMPLATE = "template"
 """The part that holds a query and a hypernetwork MLP to start new modalities from (SAM's own mask token and MLP)."""
 
 _KEY = "espmedsam"
+_MOST_BYTES = 768 << 20  # of a file, which is in memory twice while it is read; six modalities take 116 MB
 
 Metadata = TypeVar("Metadata", bound=BaseModel)
 
@@ -107,12 +108,12 @@ def read_hashed_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Checkpo
         raise UserError(f"no checkpoint at {path}.", "Train one, or convert one: espmedsam-edge import")
     try:
         if path.name.endswith(packed.SUFFIX):
-            content = read_regular(path)
+            content = read_regular(path, _MOST_BYTES)
             arrays, metadata = packed.parse(packed.unpack(content))
             state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
             sha256 = hashlib.sha256(content).hexdigest()
         else:
-            state, metadata, sha256 = read_tensor_file(path)
+            state, metadata, sha256 = read_tensor_file(path, _MOST_BYTES)
     except ValueError as error:
         raise UserError(f"{path} is not a readable packed checkpoint ({error}).", "Copy it again.") from error
     except (SafetensorError, OSError) as error:
@@ -244,7 +245,7 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             found = read_tensor_file(path)
             return found.tensors, found.sha256
-        content = read_regular(path)
+        content = read_regular(path, holes=False)
         sha256, size = hashlib.sha256(content).hexdigest(), len(content)
         _check_costs(content)
         loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)

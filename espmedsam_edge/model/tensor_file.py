@@ -38,14 +38,14 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
             raise OSError(errno.ENOSPC, str(error)) if full else error from None
 
 
-def read_tensor_file(path: Path) -> TensorFile:
-    """Read a safetensors file.
+def read_tensor_file(path: Path, limit: int | None = None) -> TensorFile:
+    """Read a safetensors file, of at most ``limit`` bytes.
 
     Raises:
         OSError: it cannot be read.
         SafetensorError: it is no such file, or truncated.
     """
-    content = read_regular(path)
+    content = read_regular(path, limit, holes=False)
     tensors = load(content)  # checks the header: its size, its nesting, where its tensors are
     length = int.from_bytes(content[:8], "little")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import time
 import zipfile
@@ -19,6 +20,7 @@ from swapping import swap_when_opened
 from espmedsam_edge.bundle import Normalization
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.modalities import register
+from espmedsam_edge.model import checkpoint
 from espmedsam_edge.model.checkpoint import (
     CheckpointInfo,
     load_checkpoint,
@@ -29,6 +31,8 @@ from espmedsam_edge.model.checkpoint import (
     save_checkpoint,
 )
 from espmedsam_edge.model.esp_medsam import EspMedSam
+from espmedsam_edge.model.teacher_checkpoint import load_teacher
+from espmedsam_edge.training.state import read_state
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -259,3 +263,34 @@ def test_foreign_tensors_are_of_the_bytes_that_were_hashed(
     assert len(opened) == 1
     assert sha256 == hashlib.sha256(contents[0]).hexdigest()
     assert state["image_encoder.pos_embed"].tolist() == [1, 1, 1]
+
+
+def _sparse(path: Path, size: int) -> None:
+    """A safetensors file of one tensor of zeros, which nobody wrote."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+@pytest.mark.parametrize(
+    "read", [read_checkpoint, read_foreign, read_state, load_teacher], ids=["checkpoint", "foreign", "state", "teacher"]
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_file_that_nobody_wrote_takes_no_memory(read: Callable[[Path], object], name: str, tmp_path: Path) -> None:
+    _sparse(tmp_path / name, 600 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_a_checkpoint_s_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scrambled_model(modalities=["fundus"])
+    save_checkpoint(tmp_path / "w.safetensors", model, CheckpointInfo(config=model.config, origin="trained"))
+    size = (tmp_path / "w.safetensors").stat().st_size
+    monkeypatch.setattr(checkpoint, "_MOST_BYTES", size)
+    load_checkpoint(tmp_path / "w.safetensors")
+    monkeypatch.setattr(checkpoint, "_MOST_BYTES", size - 1)
+    with pytest.raises(UserError, match=f"over {size - 1} bytes"):
+        load_checkpoint(tmp_path / "w.safetensors")
