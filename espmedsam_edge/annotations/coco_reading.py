@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espmedsam_edge.annotations.drawing import Mask, by_centres, checked
-from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, load, part_of, whole
+from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, part_of, whole
 from espmedsam_edge.annotations.rle import draw_rle
 from espmedsam_edge.errors import UserError
 
@@ -34,7 +34,7 @@ def read_coco(source: Path, images: Path, labels: Collection[str]) -> Annotation
     taken: dict[Path, Annotated] = {}
     for file in files:
         try:
-            value = _document(load(file))
+            value = _document(found.load(file))
         except ValueError as error:
             found.tell(f"cannot read {file}: {error}.")
             continue

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from espmedsam_edge.annotations.drawing import Mask, by_pillow, checked
-from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, load, part_of, whole
+from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, part_of, whole
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.header_errors import HeaderError
 from espmedsam_edge.imaging.headers import bare_png, read_header
@@ -36,7 +36,7 @@ def read_labelme(source: Path, images: Path, labels: Collection[str]) -> Annotat
     taken: set[Path] = set()
     for file in files:
         try:
-            value = load(file)
+            value = found.load(file, left_out="imageData")
             if not isinstance(value, dict) or not isinstance(value.get("shapes"), list):
                 raise ValueError("it has no list 'shapes', as LabelMe's have")
             annotated = _picture(value, file, pictures)

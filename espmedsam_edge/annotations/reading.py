@@ -23,6 +23,10 @@ Part = Literal["train", "valid", "test"]
 MOST_BYTES = 512 << 20
 """Of a file of annotations."""
 
+_MOST_MEMORY = 1_500_000_000
+_MEMORY = {b"{": 500, b"[": 90, b",": 40, b'"': 25, b"\n": 8}
+"""Bytes that Python takes at most for what stands before or behind a sign of JSON, an object to draw included."""
+_A_LINE = 350  # bytes that a line of YOLO's takes beside its text
 _MOST_LINES = 3  # of what is wrong with one picture
 _MOST_TOLD = 100  # lines of what is wrong with the files
 _MOST_WORK = 1 << 34  # pixels that are drawn for one picture: a minute
@@ -93,6 +97,7 @@ class AnnotationSet:
     pictures: list[Annotated] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _told: int = 0
+    _left: int = field(default_factory=lambda: _MOST_MEMORY)
 
     def tell(self, line: str) -> None:
         """Something was left out."""
@@ -101,6 +106,52 @@ class AnnotationSet:
             line = f"{self._told - _MOST_TOLD} more of the annotations' entries are left out."
             del self.problems[_MOST_TOLD:]
         self.problems.append(line)
+
+    def load(self, file: Path, *, left_out: str = "") -> Any:
+        """A JSON file, if it and those before it fit into memory.
+
+        Args:
+            file: its path.
+            left_out: the key of a text that is not kept, and becomes None.
+
+        Raises:
+            ValueError: it cannot be read, is too large, or is no JSON; says so in a few words.
+        """
+        content = self._read(file)
+        needed = self._check(content, sum(content.count(sign) * cost for sign, cost in _MEMORY.items()))
+        try:
+            value = read_json(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        if isinstance(value, dict) and isinstance(value.get(left_out), str):
+            needed -= len(value[left_out])
+            value[left_out] = None
+        self._left -= needed
+        return value
+
+    def lines(self, file: Path) -> list[str]:
+        """A text's lines, if it and those before it fit into memory.
+
+        Raises:
+            ValueError: it cannot be read or is too large; says so in a few words.
+        """
+        content = self._read(file).replace(b"\r", b"\n")
+        self._left -= self._check(content, _A_LINE * (content.count(b"\n") + 1))
+        return content.decode("utf-8", "replace").split("\n")
+
+    def _check(self, content: bytes, beside: int) -> int:
+        """The bytes that a file's text takes, with what it takes beside it, while there is room for twice the text."""
+        text = len(content) * (1 if content.isascii() and b"\\u" not in content else 4)  # one sign makes all as wide
+        if 2 * text + len(content) + beside > self._left:
+            raise ValueError("with what was read before it would take over 1.5 GB of memory: split it, or give fewer")
+        return text + beside
+
+    @staticmethod
+    def _read(file: Path) -> bytes:
+        try:
+            return read_regular(file, MOST_BYTES)
+        except OSError as error:
+            raise ValueError(str(error.strerror)) from error
 
 
 class Pictures:
@@ -144,20 +195,6 @@ class Pictures:
 def _shared(path: Path, other: Path) -> int:
     """How many folders two paths have in common."""
     return next((n for n, (a, b) in enumerate(zip(path.parts, other.parts, strict=False)) if a != b), len(other.parts))
-
-
-def load(file: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        ValueError: it cannot be read, is too large, or is no JSON; says so in a few words.
-    """
-    try:
-        return read_json(read_regular(file, MOST_BYTES))
-    except OSError as error:
-        raise ValueError(str(error.strerror)) from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not JSON: {error}") from error
 
 
 def part_of(place: Path, below: Path) -> Part | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from espmedsam_edge.annotations.drawing import Mask, by_pixels, checked
-from espmedsam_edge.annotations.reading import MOST_BYTES, Annotated, AnnotationSet, Pictures, check_wanted, part_of
+from espmedsam_edge.annotations.reading import Annotated, AnnotationSet, Pictures, check_wanted, part_of
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import read_regular
 
@@ -49,9 +49,9 @@ def read_yolo(source: Path, images: Path, labels: Collection[str]) -> Annotation
             found.tell(f"{file}: there is no picture {file.stem!r}; it is left out.")
             continue
         try:
-            lines = read_regular(file, MOST_BYTES).decode("utf-8", "replace").splitlines()
-        except OSError as error:
-            found.tell(f"cannot read {file}: {error.strerror}.")
+            lines = found.lines(file)
+        except ValueError as error:
+            found.tell(f"cannot read {file}: {error}.")
             continue
         for number, line in enumerate(lines, 1):
             kind = line.split(maxsplit=1)[:1]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import resource
 import time
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from espmedsam_edge.annotations import reading
+from espmedsam_edge.annotations.coco_reading import read_coco
 from espmedsam_edge.annotations.formats import FileEach, OneDocument, Picture, writer
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
@@ -263,6 +268,62 @@ def test_a_file_that_is_too_large_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("espmedsam_edge.annotations.reading.MOST_BYTES", 1500)
     done, _ = converted(tmp_path, "coco")
     assert [("y.json" in line, "over 1500 bytes" in line) for line in done.failures] == [(True, True)]
+
+
+COSTLY = [
+    lambda n: b'{"images":[' + b"{}," * n + b'{}],"annotations":[]}',
+    lambda n: b'{"images":[' + b"[]," * n + b'{}],"annotations":[]}',
+    lambda n: b'{"images":[' + b"1.5," * n + b'{}],"annotations":[]}',
+    lambda n: b'{"images":[' + b"1000," * n + b'{}],"annotations":[]}',
+    lambda n: b'{"images":[' + b'"ab",' * n + b'{}],"annotations":[]}',
+    lambda n: b'{"images":[' + b'"' + b"a" * 5 * n + b'\\ud83d\\ude00",{}],"annotations":[]}',
+    lambda n: b'{"images":[{"id":1,"file_name":"a.png"}],"annotations":[' + b'{"image_id":1},' * n + b"{}]}",
+    lambda n: (
+        b'{"images":[{"id":1,"file_name":"a.png"}],"annotations":['
+        + b",".join(b'{"id":%d,"image_id":1,"segmentation":[[%d.5]]}' % (i, i) for i in range(n))
+        + b"]}"
+    ),
+]
+
+
+@pytest.mark.parametrize("make", COSTLY)
+def test_what_annotations_take_is_known_before(make: Callable[[int], bytes], tmp_path: Path) -> None:
+    coco(tmp_path, [])
+    file = tmp_path / "source" / "x.json"
+    file.write_bytes(make(20_000))
+    gc.collect()
+    tracemalloc.start()
+    found = read_coco(file, tmp_path / "source", ())
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    needed = reading._MOST_MEMORY - found._left
+    assert kept < needed + 200_000
+    assert peak < needed + 9 * file.stat().st_size + 200_000
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "yolo"])
+def test_annotations_that_take_too_much_together_are_told(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "source", form, {name: scene(3) for name in ("a", "b", "c")})
+    found = READERS[form][1](tmp_path / "source", tmp_path / "source", ())
+    assert len(found.pictures) == 3
+    needed = reading._MOST_MEMORY - found._left
+    most = needed + 3 * max(file.stat().st_size for file in (tmp_path / "source").rglob("*") if file.suffix != ".png")
+    for memory, fit in ((most, True), (needed - 1, False)):
+        monkeypatch.setattr(reading, "_MOST_MEMORY", memory)
+        found = READERS[form][1](tmp_path / "source", tmp_path / "source", ())
+        assert any("of memory: split it" in line for line in found.problems) != fit
+        assert all(one.objects for one in found.pictures) == (fit or form != "yolo")
+
+
+def test_small_annotations_of_gigabytes_are_refused(tmp_path: Path) -> None:
+    coco(tmp_path, [thing()])
+    (tmp_path / "source" / "y.json").write_bytes(COSTLY[0](10_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done, _ = converted(tmp_path, "coco")
+    assert [("y.json" in line, "over 1.5 GB of memory" in line) for line in done.failures] == [(True, True)]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 def labelme(folder: Path, shapes: list[Any], **more: Any) -> None:
