@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
+import resource
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +38,7 @@ from espmedsam_edge.deploy.triton import write_repository
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.encode import encode_image
 from espmedsam_edge.phantoms import phantom
+from espmedsam_edge.runtime.backends import triton_backend
 from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -269,16 +273,77 @@ def test_what_is_no_configuration_is_one_line(answer: Any, bundle: Bundle) -> No
         Segmenter.load(bundle, backend=f"triton:{url}")
 
 
+def _on_and_on(begin: bytes, block: bytes, pause: float = 0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer that ends when nobody listens any more, or after 300 MB."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + begin)
+            for _ in range(300_000_000 // len(block) if not pause else 200):
+                handler.wfile.write(block)
+                time.sleep(pause)
+
+    return answer
+
+
+def _packed(handler: BaseHTTPRequestHandler) -> None:
+    body = gzip.compress(bytes(300_000_000), 1)
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.mark.parametrize("path", ["/config", "/infer"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _on_and_on(b"Content-Length: 300000000\r\n\r\n", bytes(1 << 16)),
+        _on_and_on(b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + bytes(1 << 16) + b"\r\n"),
+        _on_and_on(b"X: ", b"x" * (1 << 16)),
+        _on_and_on(b"", b"X: y\r\n" * 10_000),
+        _on_and_on(b"Content-Length: 300000000\r\n\r\n", b" ", 0.1),
+        _packed,
+    ],
+    ids=["length", "chunks", "header", "headers", "slow", "packed"],
+)
+def test_answers_without_end_are_cut(answer: Any, path: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "_ABOUT_SECONDS", 2.0)
+    monkeypatch.setattr(triton_backend, "_RUN_SECONDS", 2.0)
+    (graph,) = bundle.manifest.graphs
+    config = {"parameters": {"graph_sha256": {"string_value": graph.sha256}}}
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with (
+        answering({"/config": config} | {path: answer}) as url,
+        pytest.raises(UserError) as refused,
+        Segmenter.load(bundle, backend=f"triton:{url}") as one,
+    ):
+        one.segment(np.zeros((32, 32, 3), np.uint8))
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
 @contextmanager
 def answering(answers: dict[str, Any]) -> Iterator[str]:
-    """Something that says it is Triton, by the ends of the paths it is asked; other paths get {}."""
+    """Something that says it is Triton, by the ends of the paths it is asked; other paths get {}.
+
+    Args:
+        answers: of each, what is sent as JSON, or what answers a handler.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            body = json.dumps(next((value for end, value in answers.items() if self.path.endswith(end)), {})).encode()
+            found = next((value for end, value in answers.items() if self.path.endswith(end)), {})
+            if callable(found):
+                found(self)
+                return
+            body = json.dumps(found).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -289,7 +354,11 @@ def answering(answers: dict[str, Any]) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             """Says nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *args: object) -> None:
+            """Says nothing of who went in the middle."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -6,7 +6,10 @@ Only the network runs there: frames are prepared and masks made here. ``tritoncl
 
 from __future__ import annotations
 
+import errno
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -24,6 +27,7 @@ from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 
 _USAGE = "Give its address: --backend triton --url http://HOST:8000"
 _CONNECT_SECONDS, _ABOUT_SECONDS, _RUN_SECONDS = 5.0, 10.0, 60.0
+_ABOUT_BYTES = 1 << 20  # of an answer, beside logits
 
 Made = TypeVar("Made")
 
@@ -41,9 +45,10 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Triton
         UserError: no address.
     """
     url = BackendSpec.parse(name).url
-    server = _Server(url, _ABOUT_SECONDS)
+    server = _Server(url, _ABOUT_SECONDS, _ABOUT_BYTES)
     version = _check_served(server, bundle, graph)
-    return TritonBackend(_Server(url, _RUN_SECONDS), graph, version, lambda: _check_served(server, bundle, graph))
+    most = 4 * math.prod(graph.output_shape) + _ABOUT_BYTES
+    return TritonBackend(_Server(url, _RUN_SECONDS, most), graph, version, lambda: _check_served(server, bundle, graph))
 
 
 def _model(graph: Graph) -> str:
@@ -70,11 +75,35 @@ def _check_served(server: _Server, bundle: Bundle, graph: Graph) -> str:
     return str(about.get("version", "of an unknown version"))
 
 
+class _Connection:
+    """A connection that gives a bounded answer to what is sent: in bytes, and in seconds from when it was sent."""
+
+    def __init__(self, connection: Any, seconds: float, most: int) -> None:
+        self._connection, self._seconds, self._most = connection, seconds, most
+        self._until, self._left = math.inf, most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def sendall(self, *data: Any) -> Any:
+        self._until, self._left = time.monotonic() + self._seconds, self._most
+        return self._connection.sendall(*data)
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._connection.recv(min(size, self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.EMSGSIZE, f"its answer is over {self._most} bytes")
+        if time.monotonic() > self._until:
+            raise TimeoutError(errno.ETIMEDOUT, f"its answer takes over {self._seconds:g} seconds")
+        return data
+
+
 class _Server:
     """One server; each thread that asks has a client of its own, which is what tritonclient wants."""
 
-    def __init__(self, url: str, seconds: float) -> None:
-        self._seconds = seconds  # that an answer may take
+    def __init__(self, url: str, seconds: float, most: int) -> None:
+        self._seconds, self._most = seconds, most  # that an answer may take, and its bytes
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port or 8000
@@ -105,10 +134,26 @@ class _Server:
         from tritonclient.http import InferenceServerClient
 
         if not hasattr(self._clients, "one"):
-            self._clients.one = InferenceServerClient(
+            client = InferenceServerClient(
                 self._place, ssl=self._tls, connection_timeout=_CONNECT_SECONDS, network_timeout=self._seconds
             )
+            self._bound(client._client_stub)
+            self._clients.one = client
         return self._clients.one
+
+    def _bound(self, stub: Any) -> None:
+        """Bound what a client's HTTP takes; tritonclient reads whatever comes, and unpacks it."""
+        pool, request = stub._connection_pool, stub.request
+        connect = pool._create_socket
+
+        def unpacked(*args: Any, **kwargs: Any) -> Any:
+            answer = request(*args, **kwargs)
+            if answer.get("Content-Encoding") is not None:
+                raise ValueError("an answer is packed, which nobody asked for")
+            return answer
+
+        pool._create_socket = lambda: _Connection(connect(), self._seconds, self._most)
+        stub.request = unpacked
 
     @contextmanager
     def _errors(self, otherwise: str) -> Iterator[None]:
