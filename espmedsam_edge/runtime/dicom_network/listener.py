@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ _SAY_HELLO = 5  # seconds, until a connection has asked for an association
 _SAY_ON = 60  # seconds, until what was begun goes on
 _LARGEST_PDU = 1 << 20  # bytes; an instance comes in many, of 16 KiB as it is agreed
 _BEGINNING = 64 << 10  # bytes of a dataset, in which its identifiers are
+_MOST_LINES, _MINUTE = 10, 60.0  # of one kind in the log; seconds
 _INSTANCE = 0x00080018  # SOPInstanceUID, the last of them
 
 
@@ -116,7 +119,7 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
         UserError: pynetdicom is missing, or the address is taken or not this machine's.
     """
     pynetdicom = load_pynetdicom()
-    evt = pynetdicom.evt
+    evt, tell = pynetdicom.evt, _Sparing()
     entity = pynetdicom.AE(ae_title=options.aet)
     entity.maximum_associations = options.associations
     entity.acse_timeout, entity.network_timeout = _SAY_HELLO, _SAY_ON  # until then a silent one counts as open
@@ -129,7 +132,7 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
     entity.add_supported_context(pynetdicom.sop_class.Verification)
 
     def store(event: Any) -> int:
-        status = _store(event, inbox)
+        status = _store(event, inbox, tell)
         if status == SUCCESS:
             received()
         return status
@@ -137,18 +140,18 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
     def bounded(event: Any) -> None:
         message = event.assoc.dimse.message
         if message is not None and message.data_set.tell() > options.largest * _MEBIBYTE:
-            log.warning("%s sends an instance of more than %d MiB; cut off.", _peer(event), options.largest)
+            tell(logging.WARNING, f"%s sends an instance of more than {options.largest} MiB; cut off.", _peer(event))
             threading.Thread(target=event.assoc.abort, daemon=True).start()  # this one's thread is what it waits for
+
+    def said(line: str) -> Callable[[Any], None]:
+        return lambda event: tell(logging.WARNING, line, _peer(event))
 
     handlers = [
         (evt.EVT_CONN_OPEN, _bound_reads),
         (evt.EVT_C_STORE, store),
         (evt.EVT_PDU_RECV, bounded),
-        (
-            evt.EVT_REJECTED,
-            lambda event: log.warning("%s was rejected: see --aet, --allow, --associations.", _peer(event)),
-        ),
-        (evt.EVT_ABORTED, lambda event: log.warning("%s ended an association without releasing it.", _peer(event))),
+        (evt.EVT_REJECTED, said("%s was rejected: see --aet, --allow, --associations.")),
+        (evt.EVT_ABORTED, said("%s ended an association without releasing it.")),
     ]
     try:
         server = entity.start_server((options.host, options.port), block=False, evt_handlers=handlers)
@@ -177,7 +180,30 @@ def _bound_reads(event: Any) -> None:
     transport.recv = recv
 
 
-def _store(event: Any, inbox: Inbox) -> int:
+class _Sparing:
+    """Logs what peers do: of each kind ten lines a minute, and how many more there were, so that none fills a disk."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun: dict[str, float] = {}
+        self._lines: dict[str, int] = {}
+
+    def __call__(self, level: int, line: str, *values: object) -> None:
+        with self._lock:
+            now = time.monotonic()
+            more = 0
+            if now - self._begun.get(line, -math.inf) > _MINUTE:
+                more = self._lines.get(line, 0) - _MOST_LINES
+                self._begun[line], self._lines[line] = now, 0
+            self._lines[line] += 1
+            if self._lines[line] > _MOST_LINES:
+                return
+        log.log(level, line, *values)
+        if more > 0:
+            log.log(level, "%d more such lines were left out before this one.", more)
+
+
+def _store(event: Any, inbox: Inbox, tell: _Sparing) -> int:
     """Keep an instance; the status that answers it."""
     from pynetdicom.dsutils import encode_file_meta
 
@@ -196,7 +222,7 @@ def _store(event: Any, inbox: Inbox) -> int:
         inbox.put(str(request.AffectedSOPInstanceUID), (bytes(128), b"DICM", meta, content))
     except (OSError, UserError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        log.error("an instance of %s is refused, as it cannot be kept: %s", _peer(event), why)
+        tell(logging.ERROR, "an instance of %s is refused, as it cannot be kept: %s", _peer(event), why)
         return OUT_OF_RESOURCES
     finally:
         content.release()

@@ -170,6 +170,28 @@ def test_titles_are_checked(toy_bundle: Bundle, tmp_path: Path, said: list[str])
     assert not any("BAD" in line for line in said)
 
 
+def test_a_peer_that_is_refused_again_and_again_fills_no_log(
+    toy_bundle: Bundle, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_dicom(tmp_path / "a.dcm")
+    monkeypatch.setattr(listener, "_MINUTE", 2.0)
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), ListenOptions("HERE", port=0)) as port:
+
+        def refused(times: int) -> list[str]:
+            for _ in range(times):
+                assert send(port, tmp_path / "a.dcm", called="ELSEWHERE") == []
+            return [line for line in said if "was rejected" in line]
+
+        begin = time.monotonic()
+        assert soon(lambda: len(refused(5)) >= 10)
+        lines = refused(25)
+        if time.monotonic() - begin < 2:  # not on a machine that did something else
+            assert len(lines) == 10
+        time.sleep(2)
+        refused(1)
+        assert soon(lambda: any("more such lines were left out" in line for line in said))
+
+
 def test_more_associations_than_allowed_are_rejected(toy_bundle: Bundle, tmp_path: Path) -> None:
     options = ListenOptions(port=0, associations=2)
     with served(toy_bundle, tmp_path, Folder(tmp_path / "out"), options) as port:
