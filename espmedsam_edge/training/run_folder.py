@@ -31,7 +31,10 @@ def check_foreign(folder: Path) -> None:
     """
     for file in (*(folder / name for name in (STATE, WEIGHTS, _RECIPE, *_TABLES)), *_sheets(folder)):
         if os.path.lexists(file) and not _is_ours(file):
-            raise UserError(f"{file} is not of a training run, and would be replaced.", "Choose another --out.")
+            raise UserError(
+                f"{file} is not of a training run that this version knows, and would be replaced.",
+                "Choose another --out; a run's of an earlier version can be moved away.",
+            )
 
 
 def _is_ours(file: Path) -> bool:

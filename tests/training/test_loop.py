@@ -272,6 +272,7 @@ def test_state_files_hold_no_pickle(tmp_path: Path, small_recipe: MakeRecipe) ->
         ("recipe.json", "written by hand"),
         ("recipe.json", '{"title": "Apple pie", "data": "six apples"}'),
         ("recipe.json", "[" * 100_000),
+        ("recipe.json", '{"init": "scratch", "a_key_of_an_earlier_version": 3}'),
         ("train.csv", "written by hand"),
         ("sheets/epoch-0001.jpg", "drawn by hand"),
     ],
@@ -281,7 +282,7 @@ def test_a_run_replaces_no_foreign_file(
 ) -> None:
     (tmp_path / "sheets").mkdir()
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="a run's of an earlier version can be moved away|already holds a run"):
         prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=overwrite)
     assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, text)]
 
