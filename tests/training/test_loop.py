@@ -282,7 +282,7 @@ def test_a_run_replaces_no_foreign_file(
 ) -> None:
     (tmp_path / "sheets").mkdir()
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="a run's of an earlier version can be moved away|already holds a run"):
+    with pytest.raises(UserError, match=r"a run's of an earlier version can be moved away|already holds a run"):
         prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=overwrite)
     assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, text)]
 
