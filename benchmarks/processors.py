@@ -16,8 +16,8 @@ benchmarks/results/NAME.json; under twelve minutes on two cores that nobody else
     many        files one after the other (read, segment, write) against ``infer``, which has OpenVINO do one frame at a
                 time (latency) or several (throughput), and ONNX Runtime; masks alone, and overlays, which ``infer``
                 writes unasked; with how many cores each keeps busy, which says what overlap could still gain
-    first       the first result of ``infer``: ONNX Runtime, OpenVINO without (cold) and with (warm) its network in the
-                cache, and what ``auto`` takes
+    first       the first result of ``infer`` (the mask is written, and said), and its process's end: ONNX Runtime,
+                OpenVINO without (cold) and with (warm) its network in the cache, and what ``auto`` takes
 
 ``--parts first many`` measures these again, six minutes, and leaves the rest of the file as it is.
 """
@@ -274,15 +274,17 @@ def _many(bundle: Path, pictures: list[Path], place: Path, what: str, rounds: in
 
 
 def first(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """The whole of ``infer`` with one picture, from the start of its process to its end."""
-    found = {}
+    """``infer`` with one picture, from the start of its process to the result and to its end."""
+    found: dict[str, Any] = {}
     for size, (modality, _) in SIZES.items():
         picture, cache, bytecode = folder / f"first-{size}.png", folder / "cache", folder / "bytecode"
         write_image(picture, phantom(modality, 0, (576, 720))[0])
         command = [sys.executable, "-m", "espmedsam_edge", "infer", str(bundles / f"{size}.bundle"), str(picture),
                    "--masks", str(folder / "first")]  # fmt: skip
 
-        def run(case: str, command: list[str] = command, cache: Path = cache, bytecode: Path = bytecode) -> None:
+        def run(
+            case: str, command: list[str] = command, cache: Path = cache, bytecode: Path = bytecode
+        ) -> tuple[float, float]:
             backend, _, state = case.partition(", ")
             if state == "cold":
                 shutil.rmtree(cache, ignore_errors=True)
@@ -290,19 +292,28 @@ def first(bundles: Path, folder: Path, rounds: int) -> dict[str, Any]:
             # As where it is installed: compiled to bytecode, by the first run of each case, which is not timed.
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
             environment |= {"ESPMEDSAM_CACHE": str(cache), "PYTHONPYCACHEPREFIX": str(bytecode)}
-            subprocess.run([*command, *options], env=environment, capture_output=True, check=True)
+            begin, result = time.perf_counter(), 0.0
+            with subprocess.Popen(
+                [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as process:
+                for line in process.stdout or ():
+                    if line.startswith("masks: "):
+                        result = time.perf_counter() - begin
+            if process.returncode or not result:
+                raise RuntimeError(f"{case} failed")
+            return result, time.perf_counter() - begin
 
         cases = ["onnxruntime", *(f"{name}, {state}" for name in (_MANY, "auto") for state in ("cold", "warm"))]
-        series: dict[str, list[float]] = {case: [] for case in cases}
+        series: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}
         for case in cases:
             run(case)
         for _ in range(rounds):
             for case, seconds in series.items():
-                begin = time.perf_counter()
-                run(case)
-                seconds.append(time.perf_counter() - begin)
-        print(f"  {size}", flush=True)
-        found[size] = summary(series, "onnxruntime")
+                seconds.append(run(case))
+        for place, what in enumerate(("result", "end")):
+            print(f"  {size}, {what}", flush=True)
+            rows = summary({case: [one[place] for one in seconds] for case, seconds in series.items()}, "onnxruntime")
+            found.setdefault(size, {})[what] = rows
     return found
 
 

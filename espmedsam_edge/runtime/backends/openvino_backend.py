@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _STREAMS = 4  # at most: each holds activations of its own
 
+_FIRST_RESULT_SECONDS = 1.0
+
 _SET_WHEN_LOADED = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
 
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "graph": "dynamic"}
@@ -157,7 +159,8 @@ def _found_or_compiled(
             kept.refused(f"OpenVINO does not take it ({_reason(error)})")
     content = bundle.read_graph(graph)
     try:
-        compiled = core.compile_model(_read(content), device, settings)
+        model = _read(content)
+        compiled = core.compile_model(model, device, settings)
     except RuntimeError as error:
         raise BackendUnavailable(
             f"OpenVINO does not take {bundle.graph_path(graph)} on {device}: {_reason(error)}",
@@ -166,7 +169,7 @@ def _found_or_compiled(
         ) from error
     if "EXPORT_IMPORT" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
         return compiled, None
-    return compiled, partial(_keep, kept, compiled)
+    return compiled, partial(_keep, kept, compiled, model)  # freeing the model would hold the first result up, too
 
 
 def _read(content: bytes) -> Any:
@@ -177,7 +180,7 @@ def _read(content: bytes) -> Any:
     return reader.convert(reader.load(io.BytesIO(content)))
 
 
-def _keep(kept: CompiledNetworks, compiled: Any) -> None:
+def _keep(kept: CompiledNetworks, compiled: Any, model: Any) -> None:
     try:
         content = compiled.export_model().getvalue()
     except RuntimeError as error:
@@ -230,6 +233,36 @@ def _reason(error: Exception) -> str:
     return said[0][:300]
 
 
+class _Keeping:
+    """Puts a compiled network into the cache in a thread of its own, which the process's end waits for.
+
+    It begins with the second run, a second after the first or at the end: before, it would hold the first result up.
+    """
+
+    def __init__(self, keep: Callable[[], None]) -> None:
+        self._keep, self._due = keep, threading.Event()
+        self._thread = threading.Thread(target=self._work, name="espmedsam-keep")
+
+    def ran(self) -> None:
+        """A run has started."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._due.set()
+
+    def end(self) -> None:
+        """Keep it now, if that has not begun, and wait for it."""
+        self._due.set()
+        if self._thread.ident is None:
+            self._keep()
+        else:
+            self._thread.join()
+
+    def _work(self) -> None:
+        self._due.wait(_FIRST_RESULT_SECONDS)
+        self._keep()
+
+
 class OpenVinoBackend:
     """A compiled network and the requests that run it, on NumPy memory in place; one or several frames at once."""
 
@@ -250,8 +283,7 @@ class OpenVinoBackend:
         # Beside those that compute, one more: the frame before it becomes a mask, and the one after it the next input.
         self.in_flight = streams + 1
         self._process = os.getpid()
-        # While the first picture is computed: before, it would hold that up. The process's end waits for it.
-        self._keeping = None if keep is None else threading.Thread(target=keep, name="espmedsam-keep")
+        self._keeping = None if keep is None else _Keeping(keep)
         self._idle = [compiled.create_infer_request() for _ in range(self.in_flight)]
         self._started: deque[_Run] = deque()
 
@@ -265,12 +297,9 @@ class OpenVinoBackend:
             self._started[0].wait()
         run = _Run(self, self._idle.pop(), image)
         self._started.append(run)
-        self._begin_keeping()
+        if self._keeping is not None:
+            self._keeping.ran()
         return run
-
-    def _begin_keeping(self) -> None:
-        if self._keeping is not None and self._keeping.ident is None:
-            self._keeping.start()
 
     def _take_back(self, run: _Run, request: Any) -> None:
         self._started.remove(run)
@@ -280,8 +309,7 @@ class OpenVinoBackend:
         while self._started and os.getpid() == self._process:
             self._started[0].wait()
         if self._keeping is not None and os.getpid() == self._process:
-            self._begin_keeping()
-            self._keeping.join()
+            self._keeping.end()
             self._keeping = None
         self._idle.clear()
 
