@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Mask = NDArray[np.uint8]
 _PLAN = "plan.json"
 _LARGEST_PLAN = 1 << 20  # bytes
+_REGION = re.compile(r"\d{5,}-\d{5,}\.png")
+_REST = re.compile(r"\.(plan|\d{5,}-\d{5,})\.[0-9a-f]{12}\.(json|png)")  # of ``atomic_write``
 _KEPT = 24  # decoded regions
 
 REMAINS = "finished regions stay, and the same command goes on from there"
@@ -65,24 +67,29 @@ class Regions:
         with write_errors(self._folder):
             if anew and _is_ours(file):
                 self.remove()
-            if self._folder.is_symlink() or (self._folder.is_dir() and any(self._folder.iterdir())):
+            if _anothers(self._folder) or _anothers(file):
+                raise UserError(
+                    f"{self._folder} was begun by another user.", "Choose another --out, or have it removed."
+                )
+            if self._folder.is_symlink() or (self._folder.is_dir() and not self._is_bare()):
                 try:
                     same = json.dumps(read_json(read_regular(file, _LARGEST_PLAN)), sort_keys=True) == text
                 except (OSError, ValueError):
                     same = False
-                if _anothers(self._folder) or _anothers(file):
-                    raise UserError(
-                        f"{self._folder} was begun by another user.", "Choose another --out, or have it removed."
-                    )
                 if not (same and _is_ours(file)):
                     raise UserError(
                         f"{self._folder} holds a run that was begun with another slide, network or options.",
                         "Repeat it as it was begun, or begin anew (--overwrite). What others put there stays.",
                     )
-                log.info("%s: %d regions are there already.", self._folder, len(list(self._folder.glob("*-*.png"))))
+                there = sum(_REGION.fullmatch(one.name) is not None for one in self._folder.iterdir())
+                log.info("%s: %d regions are there already.", self._folder, there)
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._folder.mkdir(PRIVATE_FOLDER, exist_ok=True)  # what lies there becomes part of the mask
             atomic_write(file, text)
+
+    def _is_bare(self) -> bool:
+        """Whether nothing is there but what a kill left of files that were being written."""
+        return all(_REST.fullmatch(file.name) for file in self._folder.iterdir())
 
     def place(self, row: int, column: int) -> Crop:
         """Where a region lies in the level."""
@@ -150,8 +157,8 @@ class Regions:
 
     def remove(self) -> None:
         """Remove what was kept: the plan, and the regions."""
-        for file in self._folder.glob("*-*.png"):
-            if re.fullmatch(r"\d{5,}-\d{5,}\.png", file.name):
+        for file in self._folder.iterdir():
+            if _REGION.fullmatch(file.name) or _REST.fullmatch(file.name):
                 file.unlink()
         (self._folder / _PLAN).unlink(missing_ok=True)
         if not any(self._folder.iterdir()):

@@ -261,6 +261,23 @@ def test_what_is_no_plan_is_refused_without_waiting(tmp_path: Path, there: str) 
     assert (folder / "00000-00000.png").exists()
 
 
+def test_what_a_kill_left_is_gone_on_with_and_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "a.unfinished"
+    folder.mkdir()
+    (folder / ".plan.0123456789ab.json").write_text('{"slide": ')
+    regions = Regions(folder, (256, 256), 128)
+    regions.open({"slide": ["a.tif", 1, 1], "graph": "0"}, anew=False)
+    regions.write(0, 0, np.full((128, 128), 255, np.uint8))
+    (folder / ".00000-00001.0123456789ab.png").write_bytes(b"half")
+    regions.remove()
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / ".plan.mine.json").write_text("a word of mine")
+    with pytest.raises(UserError, match="another slide"):
+        regions.open({"slide": ["a.tif", 1, 1], "graph": "0"}, anew=True)
+    assert (folder / ".plan.mine.json").exists()
+
+
 @pytest.mark.parametrize("change", ["size", "format", "depth", "cut", "link"])
 def test_a_kept_region_that_is_another_picture_is_one_line(tmp_path: Path, change: str) -> None:
     regions, plan = kept(tmp_path / "a.unfinished")
