@@ -27,7 +27,12 @@ DEBIAN = ("python3:arm64", "libstdc++6:arm64", "zlib1g:arm64", "qemu-user-static
 EXTRAS = ("video", "dicom", "serve")
 FOR_TESTS = ("pytest>=8", "pytest-timeout", "hypothesis", "onnx>=1.17", "httpx>=0.27")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-TESTS = ("tests/runtime/backends/test_onnxruntime_backend.py", "tests/runtime/test_segmenter.py")
+TESTS = (
+    "tests/runtime/backends/test_onnxruntime_backend.py",
+    "tests/runtime/test_segmenter.py",
+    "tests/runtime/test_inference.py",
+    "tests/runtime/sinks/test_sinks.py",
+)
 _MANY_SECONDS = 3600  # for one test
 
 
