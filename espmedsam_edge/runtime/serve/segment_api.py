@@ -48,6 +48,12 @@ more while their objects are told apart."""
 BODY_SECONDS = 30.0
 """How long an image may take to arrive."""
 
+PATIENCE_SECONDS = 8.0
+"""How long nothing more of it may come, and how long it may be below ``SLOWEST`` from the beginning."""
+
+SLOWEST = 16 << 10
+"""Bytes a second."""
+
 _WAITING, _WAITING_OF_A_CLIENT = 16, 8
 _AT_WORK = 4
 _PARAMETERS = ("modality", "threshold", "crop")
@@ -267,9 +273,12 @@ async def _body(request: Request) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        with anyio.fail_after(BODY_SECONDS):
+        begun = anyio.current_time()
+        with anyio.fail_after(PATIENCE_SECONDS) as limit:
             async for part in request.stream():
                 size += len(part)
+                allowed = min(BODY_SECONDS, PATIENCE_SECONDS + size / SLOWEST)
+                limit.deadline = min(begun + allowed, anyio.current_time() + PATIENCE_SECONDS)
                 if size > MAX_BODY:
                     raise _too_large()
                 parts.append(part)

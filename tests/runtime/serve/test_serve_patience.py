@@ -13,7 +13,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn (extra serve)")
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.machine.environment import process_memory
-from espmedsam_edge.runtime.serve import app, patience
+from espmedsam_edge.runtime.serve import app, patience, segment_api
 from espmedsam_edge.runtime.serve import server as server_module
 from espmedsam_edge.runtime.serve.limits import Buckets
 from espmedsam_edge.runtime.serve.options import ServeOptions
@@ -29,6 +29,7 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 def server(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(patience, "HEAD_SECONDS", WAIT)
     monkeypatch.setattr(app, "_FORM_SECONDS", WAIT)
+    monkeypatch.setattr(segment_api, "PATIENCE_SECONDS", WAIT)
     monkeypatch.setattr(server_module, "_PING_SECONDS", WAIT / 2)
     with serve_alone(ServeOptions("0"), toy_bundle, threads=1) as made:
         made.access.requests = Buckets(1e9, 1e9)
@@ -78,6 +79,8 @@ def status_of(answer: bytes) -> int:
         (b"GET /liv", {0}),
         (b"", {0}),
         (b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n", {408}),
+        (b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\nhalf", {408}),
+        (b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFF\r\nhalf", {408}),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 404, 405, 421, 505}),
     ],
 )
@@ -107,6 +110,30 @@ def test_a_body_that_nobody_wants_does_not_keep_a_connection(server: Server) -> 
                 client.sendall(b"x")
             time.sleep(0.1)
         assert time.monotonic() - begin < 3 * WAIT
+
+
+def test_a_picture_that_comes_a_byte_at_a_time_is_given_up_and_a_slow_one_is_not(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with opened(server) as client:
+        client.sendall(head % 1000)
+        begin = time.monotonic()
+        client.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - begin < 6 * WAIT:
+            client.sendall(b"x")
+            with suppress(TimeoutError):
+                answer = client.recv(65536)
+        assert status_of(answer) == 408
+        assert time.monotonic() - begin < 2 * WAIT
+    monkeypatch.setattr(segment_api, "SLOWEST", 100)
+    with opened(server) as client:
+        client.sendall(head % 1000)
+        for _ in range(10):  # twice as long, but 500 bytes a second
+            client.sendall(b"x" * 100)
+            time.sleep(WAIT / 5)
+        assert status_of(client.recv(65536)) == 422
 
 
 def test_answers_that_are_not_read_end_the_connection(server: Server) -> None:
