@@ -97,8 +97,10 @@ def check_destinations(
         taken.add(real)
         if kind is BUNDLE:
             check_exchangeable(path)
-        if kind in (FRAMES, ANNOTATIONS):
+        elif kind in (FRAMES, ANNOTATIONS):
             frames.add(real)
+        elif path.is_dir():  # an empty one does not stand in the way, nor does it become a file
+            _may_replace(destination, overwrite)
         if stands(path) and (overwrite is False or not _may_replace(destination, overwrite)):
             kept.append(destination)
     _check_owners({os.path.dirname(real) for real in taken} | frames)

@@ -95,11 +95,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_json(content: bytes | str) -> Any:
-    """JSON from outside.
-
-    Raises:
-        ValueError: it is none, is nested without end, or has numbers of thousands of digits.
-    """
+    """JSON from outside; a ValueError if it is none, is nested without end, or has numbers of thousands of digits."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -140,6 +136,9 @@ NOTHING = "nothing was left behind"
 """How the line of a full disk ends, where nothing remains."""
 
 
+_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EBADF}
+
+
 @contextlib.contextmanager
 def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
     """Turn the operating system's write errors into one clear line about ``path``, which ends with what remains."""
@@ -154,11 +153,13 @@ def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"may not write {path}: {error.strerror}.", "Choose a folder you can write to.") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP):
+        if error.errno in _NO_PLACE:
             raise UserError(f"cannot write {path}: {error.strerror}.", "Choose another path.") from error
         if error.errno in (errno.EBUSY, errno.EXDEV):
             hint = f"Mount the folder above it, or choose another path; {remains}."
             raise UserError(f"cannot write {path}: something is mounted there.", hint, exit_code=1) from error
+        if error.errno == errno.ENOENT and os.path.realpath(path).startswith(("/proc/", "/sys/")):
+            raise UserError(f"cannot write {path}: no file can be made there.", "Choose another path.") from error
         if error.errno == errno.ENOENT and not path.parent.exists():
             raise UserError(f"cannot write {path}: its folder is gone.", "Repeat the command.", exit_code=1) from error
         if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
@@ -189,11 +190,7 @@ def temporary_place() -> Path:
 
 
 def temporary_file() -> IO[bytes]:
-    """A file without a name, gone when it is closed.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """A file without a name, gone when it is closed; a UserError if it cannot be made."""
     place = temporary_place()
     with write_errors(place, "TMPDIR=FOLDER names another one"):
         return tempfile.TemporaryFile(dir=place)

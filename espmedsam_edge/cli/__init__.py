@@ -97,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.Abort:
         tell("Aborted!", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:  # while the command was loaded; later it is an Abort, or the command's own
+        tell("Aborted!", err=True)
+        sys.exit(130)
     except UserError as error:
         tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -124,6 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         tell(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
         sys.exit(2)
+    except ImportError as error:
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as numpy says an interrupt
+            raise
+        tell("Aborted!", err=True)
+        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

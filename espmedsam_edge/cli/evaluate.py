@@ -23,7 +23,9 @@ def command(
     backend: str = typer.Option("auto", help="What runs a bundle's graphs."),
     tta: bool = typer.Option(False, "--tta", help="Average over mirrored and turned copies, as infer --tta does."),
     split: str = typer.Option("test", help="train, valid, test or all."),
-    size: int = typer.Option(1024, min=32, help="Side of the square at which scores are taken; the paper's is 1024."),
+    size: int = typer.Option(
+        1024, min=32, max=8192, help="Side of the square at which scores are taken; the paper's is 1024."
+    ),
     native: bool = typer.Option(False, "--native", help="Also score at each image's own size."),
     json: Path | None = typer.Option(None, help="A file for the means by modality and dataset."),
     csv: Path | None = typer.Option(None, help="A file for the scores of every image."),

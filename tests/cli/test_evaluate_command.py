@@ -93,6 +93,12 @@ def test_wrong_use_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.Capture
     assert _run(bundle.path, data, "--modality", "fundus", "--limit", "1") == 0
 
 
+@pytest.mark.parametrize("size", [0, 100_000, 10**23])
+def test_sizes_that_no_memory_holds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int) -> None:
+    assert _run(save_toy_bundle(tmp_path / "b.bundle").path, _dataset(tmp_path / "d"), "--size", size) == 2
+    assert "--size" in capsys.readouterr().err
+
+
 def test_grey_masks_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = save_toy_bundle(tmp_path / "b.bundle")
     data = _dataset(tmp_path / "fundus" / "drive", count=1)

@@ -183,6 +183,23 @@ def read_in_background(path: Path) -> tuple[threading.Thread, list[bytes]]:
     return thread, content
 
 
+@pytest.mark.parametrize("place", ["", ".", "/proc/self/mem", "/proc/new", "/dev/fd/99", "open for reading"])
+@pytest.mark.parametrize(
+    ("option", "source"), [(option, source) for option, place, source in FILES if place != "o.jpg"]
+)
+def test_what_can_be_no_file_is_one_line(
+    infer: Infer, inputs: list[Path], option: str, source: str, place: str
+) -> None:
+    before = [path.read_bytes() for path in inputs]
+    with open(os.devnull, "rb") as stream:
+        place = f"/dev/fd/{stream.fileno()}" if place == "open for reading" else place
+        code, _, err = infer(source, option, place)
+    if place not in ("", ".") or option in ("--jsonl", "--csv", "--objects", "--plot"):  # the others make files in it
+        assert code in (1, 2)
+        assert [line for line in err.splitlines() if line.startswith(("error: ", "failed: "))], err
+    assert [path.read_bytes() for path in inputs] == before
+
+
 @pytest.mark.usefixtures("inputs")
 @pytest.mark.parametrize(("option", "place", "source"), FILES)
 def test_a_fifo_is_written_to(infer: Infer, option: str, place: str, source: str) -> None:

@@ -221,6 +221,24 @@ def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("in_numpy", [False, True])
+def test_a_command_that_is_interrupted_while_it_is_loaded_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_numpy: bool
+) -> None:
+    def interrupted(name: str) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if in_numpy:
+                raise ImportError("initialization failed") from error
+            raise
+
+    monkeypatch.setattr("espmedsam_edge.cli.import_module", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["weights"])
+    assert (caught.value.code, capsys.readouterr().err) == (130, "Aborted!\n")
+
+
 @pytest.mark.parametrize("count", [0, 300, 1000, 1001])
 def test_every_failure_is_listed_up_to_a_thousand(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     tell_failures([f"cannot read {number}." for number in range(count)])
