@@ -159,10 +159,16 @@ def test_the_demo(tmp_path: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixt
 
 def test_cleaning_the_engines_leaves_what_is_not_the_caches(tmp_path: Path) -> None:
     names = ["package.json", ".bashrc", "tsconfig.json", "app.log", "notes.plan", "build.cache", ".env", "yarn.lock"]
+    names += ["resnet50-fp16.plan", "yolo-int8.json", "yolo-int8.log", "timing-notes.cache", ".unet-fp32.txt.swp"]
+    names += ["unet-fp16-512x1-tensorrt.plan", "timing.plan"]
     for name in names:
         (tmp_path / name).write_text("{}")
         os.utime(tmp_path / name, (0, time.time() - 1e6))
-    ours = ["fundus-fp16-1024x1-tensorrt-sm87-0123456789ab.json", ".fundus-fp16-1024.0123.plan", "timing-10-87-8.cache"]
+    ours = [
+        "fundus-fp16-1024x1-tensorrt-sm87-0123456789ab.json",
+        ".fundus-fp16-1024x1-tensorrt-sm87-01234567.0123456789ab.plan",
+    ]
+    ours += ["timing-10.3.0-sm87-8.cache"]
     for name in ours:
         (tmp_path / name).write_text("{}")
     removed = clean(tmp_path, everything=True)

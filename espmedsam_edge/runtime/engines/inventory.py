@@ -16,10 +16,16 @@ from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.engines.cache import engine_files, remove_engine, remove_file
 from espmedsam_edge.runtime.engines.sidecar import Sidecar, damage, read_sidecar
 
-# A build's temporary file older than this belongs to no build any more.
-_OURS = re.compile(r"\.?([a-z][a-z0-9_]{0,39}-(fp32|fp16|int8)|timing)[-.].*")
-"""Names of what is kept in the cache, and of what a build writes meanwhile: nothing else is ever removed."""
+_GRAPH = r"[a-z][a-z0-9_]{0,39}-(fp32|fp16|int8)-\d"
+_OURS = re.compile(
+    rf"{_GRAPH}+x\d+-tensorrt(-rtx)?-.{{1,48}}-[0-9a-f]{{12}}\.(json|plan|log|lock|runtime)"  # ``Wanted.stem``
+    r"|timing-[^-]+-[^-]+-\d+\.(cache|lock)"
+    rf"|\.({_GRAPH}|timing-).{{0,60}}\.[0-9a-f]{{12}}\.(json|plan|log|runtime|cache)"  # ``atomic_path``
+)
+"""Names of what is kept in the cache, and of what a build writes meanwhile: nothing else is ever removed. Others who
+build engines may call theirs ``resnet50-fp16.plan``."""
 _ABANDONED_S = 24 * 3600
+"""A build's temporary file that is older belongs to no build any more."""
 
 
 @dataclass(frozen=True)

@@ -573,8 +573,9 @@ class TestInventory:
 
     def test_leftovers_of_broken_off_builds_go(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        old, fresh = folder / ".fundus-fp16.abc.plan", folder / ".fundus-int8.def.plan"
-        orphan = folder / "fundus-fp32-64x1.plan"
+        old = folder / ".fundus-fp16-64x1-tensorrt-sm87-0123456789.0123456789ab.plan"
+        fresh = folder / ".fundus-int8-64x1-tensorrt-sm87-0123456789.0123456789ab.plan"
+        orphan = folder / "fundus-fp32-64x1-tensorrt-sm87-0123456789ab.plan"
         for file in (old, fresh, orphan):
             file.write_bytes(b"half a plan")
         os.utime(old, (0, 0))
