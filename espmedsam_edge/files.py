@@ -270,7 +270,7 @@ def _exchange(first: Path, second: Path) -> None:
 
 def check_exchangeable(path: Path) -> None:
     """Raise a UserError, before any work, for a directory that is mounted, or that the command runs in."""
-    if path.is_dir() and os.path.ismount(path):
+    if path.is_dir() and os.path.ismount(os.path.realpath(path)):
         raise UserError(
             f"{path} is mounted, and is replaced as a whole.", "Name a folder in it, or mount that above it."
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -98,7 +100,8 @@ def command(
     spec = str(BackendSpec.parse(backend).with_words(device, arithmetic, provider))
     request = BenchRequest(bundle, source, modality, precision, spec, threads, names, checkpoint, roofline, tile)
     wanted = ((json_file, BENCH), (markdown, PAGE), (plot, PICTURE))
-    read = [Path(name) for name in (source, checkpoint, *names) if name is not None]
+    inside = glob(f"{source}/**" if os.path.isdir(source) else source, recursive=True) if source is not None else []
+    read = [Path(name) for name in (source, *inside, checkpoint, *names) if name is not None]
     with held([Destination(path, kind) for path, kind in wanted if path is not None], read, overwrite) as unchanged:
         with _bar("measuring") as progress:
             result = run_benchmark(request, BenchSettings(duration=duration), progress)

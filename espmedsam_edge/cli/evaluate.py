@@ -66,7 +66,7 @@ def command(
     wanted = [Destination(path, kind) for path, kind in ((json, MEANS), (csv, SCORES)) if path is not None]
     if worst is not None:
         wanted += [Destination(sheet_file(worst, task.modality, task.folder.name), PICTURE) for task in tasks]
-    read = [model, *(file for task in tasks for file in task.folder.image_files.values())]
+    read = [model, *([] if sam is None else [sam]), *(file for task in tasks for file in task.folder.files())]
     with held(wanted, read, overwrite) as unchanged:
         with once(), counting_bar("starting", sum(len(task.ids) for task in tasks)) as bar:
 

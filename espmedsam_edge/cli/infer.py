@@ -265,8 +265,9 @@ def command(
             spacing=spacing,
             shard=shard,
         )
+        request = InferenceRequest(sources, model, outputs, reading, serving, [] if config is None else [config])
         # Files that decide on the network are read twice; a camera's lines come back as often as it does.
-        with once(*_OF_FILES), Inference(InferenceRequest(sources, model, outputs, reading, serving)) as run:
+        with once(*_OF_FILES), Inference(request) as run:
             report = _run(run)
             places = (jsonl, csv, objects, out, mask_video, plot, dicom_seg, dicom_sr)
             _print(report, to_stderr=any(map(is_standard_output, places)))

@@ -102,6 +102,10 @@ class DatasetFolder:
         folder = self.path / MASKS
         return list_files(folder) if folder.is_dir() else {}
 
+    def files(self) -> list[Path]:
+        """All that it is read from, there or not."""
+        return [*self.image_files.values(), *self.mask_files.values(), self.path / SPLIT]
+
     def ids(self, split: str = ALL) -> list[str]:
         """The image ids of a split: "train", "valid", "test" or "all" (every image, listed in a split or not).
 

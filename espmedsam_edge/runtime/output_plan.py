@@ -189,7 +189,7 @@ def _places(
         dicom_sr=_path(outputs.dicom_sr),
         elsewhere=nothing_by_default or _sent(outputs) or "-" in (jsonl, csv, objects),
         called=names.files,
-        also_read=[file for name in request.named if (file := Path(name)).is_file()],
+        also_read=[file for name in (*request.named, *_also_read(request)) if (file := Path(name)).is_file()],
         claims=claims,
         left=None if part.whole else part.left,
     )
@@ -205,6 +205,15 @@ def _places(
 def _sent(outputs: Outputs) -> bool:
     """Whether results go to somebody, besides or instead of files."""
     return outputs.stream is not None or outputs.publish is not None
+
+
+def _also_read(request: InferenceRequest) -> list[str | Path]:
+    """What a run reads besides its sources and its bundle."""
+    if request.outputs is None or request.outputs.publish is None:
+        return [*request.also_read]
+    from espmedsam_edge.runtime.sinks.mqtt import files_of
+
+    return [*request.also_read, *files_of(request.outputs.publish)]
 
 
 def _path(place: str | Path | None) -> Path | None:

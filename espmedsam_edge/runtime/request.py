@@ -258,6 +258,7 @@ class InferenceRequest:
         outputs: what is written; None: nothing.
         reading: how sources are read.
         serve: where the run is shown in the browser; None: nowhere. Then nothing is written unless asked for.
+        also_read: further files that no result may replace, as the one of ``--config``.
 
     Raises:
         UserError: from any of these classes: a value that is out of its range.
@@ -268,6 +269,7 @@ class InferenceRequest:
     outputs: Outputs | None = Outputs()
     reading: ReadingOptions = ReadingOptions()
     serve: ServeOptions | None = None
+    also_read: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
         for name in ("dicom_seg", "dicom_sr"):

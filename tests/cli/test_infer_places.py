@@ -161,6 +161,23 @@ def test_nothing_goes_into_a_bundle_or_the_cache(
     assert not any(cached.iterdir())
 
 
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize(
+    ("option", "place"), [("--csv", "f"), ("--jsonl", "hard"), ("--plot", "f"), ("--out", "link.png")]
+)
+@pytest.mark.parametrize("what", ["config", "password"])
+def test_no_output_replaces_what_else_is_read(infer: Infer, option: str, place: str, what: str) -> None:
+    Path("f").write_text("threads = 1\n")
+    Path("hard").hardlink_to("f")
+    Path("link.png").symlink_to("f")
+    publish = "mqtt://me@localhost:1/topic?password-file=f"
+    also = ("--config", "f") if what == "config" else ("--publish", publish)
+    code, _, err = infer("a.png", option, place, "--overwrite", *also)
+    assert (code, f"{place} would replace an input" in err) == (2, True), err
+    assert Path("f").read_text() == "threads = 1\n"
+    assert Path("link.png").is_symlink()
+
+
 def test_a_second_input_taken_for_the_output_stays(infer: Infer, inputs: list[Path]) -> None:
     """``infer a.png --out b.png`` where ``b.png`` was meant to be segmented, too."""
     Path("b.png").write_bytes(Path("a.png").read_bytes())

@@ -136,6 +136,35 @@ def test_what_another_run_writes_is_left_to_it(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_evaluate_and_bench_replace_nothing_that_they_read(
+    toy_bundle: Bundle, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset / "split.json").write_text('{"test": ["a"]}')
+    before = {file: file.read_bytes() for file in dataset.rglob("*") if file.is_file()}
+    for file in before:
+        for option in ("--json", "--csv"):
+            command = ("evaluate", toy_bundle.path, dataset, "--size", 64, option, file, "--overwrite")
+            code, error = run(capsys, *command)
+            assert (code, "would replace an input" in error) == (2, True)
+    image = dataset / "images" / "a.png"
+    for source in (image.parent, dataset, image.with_name("*.png"), image):
+        for option in ("--json", "--markdown", "--plot"):
+            command = (
+                "bench",
+                toy_bundle.path,
+                source,
+                "--duration",
+                0.01,
+                "--no-roofline",
+                option,
+                image,
+                "--overwrite",
+            )
+            code, error = run(capsys, *command)
+            assert (code, "would replace an input" in error) == (2, True)
+    assert {file: file.read_bytes() for file in dataset.rglob("*") if file.is_file()} == before
+
+
 def test_a_table_that_came_meanwhile_stays(
     toy_bundle: Bundle, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.installation import why_missing
@@ -111,6 +111,15 @@ def _check_topic(topic: str, address: str) -> None:
         raise UserError(f"the topic of {address} has a wildcard.", "+ and # are for who listens: name one topic.")
     if topic.startswith("$") or not topic.isprintable() or len(topic.encode("utf-8", "replace")) > 1024:
         raise UserError(f"nothing can be published to that topic of {address}.", "Use letters, digits, - and /.")
+
+
+def files_of(text: str) -> list[str]:
+    """The files that an address names; none if it is no address."""
+    try:
+        options = parse_qs(urlsplit(text.partition("#")[0]).query)
+    except ValueError:
+        return []
+    return [file for name in _OPTIONS if name != "client" for file in options.get(name, [])]
 
 
 def _password(file: str | None, address: str) -> str | None:
