@@ -115,9 +115,13 @@ def tree(folder: Path, *, rests: bool) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         left = ".partial" in path.name or path.name.startswith(".")
-        if path.is_file() and ".journal" not in str(path) and (rests or not left):
+        if path.is_file() and not _of_a_journal(path.relative_to(folder)) and (rests or not left):
             found[str(path.relative_to(folder))] = hashlib.sha256(_lasting(path)).hexdigest()[:16]
     return found
+
+
+def _of_a_journal(place: Path) -> bool:
+    return any(part == "journal" or part.endswith(".journal") for part in place.parts)  # ``batch``'s, and ``infer``'s
 
 
 def _lasting(path: Path) -> bytes:
@@ -152,7 +156,8 @@ def half_written(folder: Path) -> list[str]:
     """Files under their own names that cannot be read to their ends."""
     found = []
     for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") or part.endswith(".journal") for part in path.relative_to(folder).parts)
+        place = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in place.parts) or _of_a_journal(place)
         if not path.is_file() or hidden or ".partial" in path.name:
             continue
         try:
