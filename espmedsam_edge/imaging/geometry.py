@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from espmedsam_edge.bundle import Normalization
+if TYPE_CHECKING:
+    from espmedsam_edge.bundle import Normalization
 
 Frame = NDArray[np.uint8]  # (H, W, 3), BGR
 Tensor = NDArray[np.float32]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.imaging.crop import Crop
 from espmedsam_edge.imaging.geometry import Frame
 from espmedsam_edge.runtime.slide.apart import SlideProcess
 
@@ -108,8 +109,13 @@ class Slide(Closing):
         self.levels = [Level(width, height, sizes[0][1] / width) for height, width in sizes]
         self.mpp = _plausible(self.path, self._storage.stated)
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> Frame:
-        """A part of a level, (height, width, 3) uint8 BGR; what lies outside is glass."""
+    def read(self, level: int, x: int, y: int, width: int, height: int, only: Iterable[Crop] | None = None) -> Frame:
+        """A part of a level, (height, width, 3) uint8 BGR; what lies outside is glass.
+
+        Args:
+            level, x, y, width, height: which.
+            only: places in the level that are looked at; elsewhere there may be glass. None: all.
+        """
         found = np.full((height, width, 3), GLASS, np.uint8)
         stored = self._storage.levels[level]
         down, across = stored.tile
@@ -118,6 +124,13 @@ class Slide(Closing):
         first = max(0, y) // down, max(0, x) // across
         grid = stored.there[: -(-stored.size[0] // down) * columns].reshape(-1, columns)
         wanted = grid[first[0] : max(0, -(-bottom // down)), first[1] : max(0, -(-right // across))]
+        if only is not None:
+            looked_at = np.zeros_like(wanted)
+            for one in only:
+                upper, left = max(0, one.y // down - first[0]), max(0, one.x // across - first[1])
+                lower, end = -(-(one.y + one.height) // down), -(-(one.x + one.width) // across)
+                looked_at[upper : max(0, lower - first[0]), left : max(0, end - first[1])] = True
+            wanted = wanted & looked_at
         for row, column in (np.argwhere(wanted) + first).tolist():
             part = self._part(level, row * columns + column)
             if part is None:

@@ -197,6 +197,11 @@ class _Job(NamedTuple):
     with_tissue: list[bool]
 
 
+def _moved(tile: Crop, read: Crop) -> Crop:
+    """Where a tile of what is read lies in the level."""
+    return Crop(read.x + tile.x, read.y + tile.y, tile.width, tile.height)
+
+
 class _Work:
     """The regions of one slide."""
 
@@ -255,11 +260,13 @@ class _Work:
         read = Crop(left, top, right - left, bottom - top)
         cells = self._segmenter.graph.output_shape[2]
         tiles = Tiles((read.height, read.width), self._tile, cells)
-        tissue = [self._tissue.among(Crop(read.x + one.x, read.y + one.y, one.width, one.height)) for one in tiles]
+        tissue = [self._tissue.among(_moved(one, read)) for one in tiles]
         return _Job(row, column, place, read, tiles, tissue)
 
     def _read(self, job: _Job) -> Frame:
-        return self._slide.read(self._level, *job.read)
+        """A region and its rim, where tiles with tissue are."""
+        only = [_moved(one, job.read) for one, wanted in zip(job.tiles, job.with_tissue, strict=True) if wanted]
+        return self._slide.read(self._level, *job.read, only)
 
     def _segment(self, job: _Job, frame: Frame, each: Callable[[int], None]) -> Tensor:
         """The logits of a region and its rim."""

@@ -248,6 +248,14 @@ def test_any_part_of_any_level_is_read(tmp_path: Path, compression: str) -> None
         assert part[:20].min() == part[:, 54:].min() == 255
         assert np.abs(slide.read(1, 100, 60, 90, 40)[..., ::-1].astype(int) - picture[120:200:2, 200:380:2]).mean() < 4
         assert slide.overview(200).shape == (150, 226, 3)
+        whole = slide.read(0, 40, 30, 700, 500)
+        for place in (Crop(100, 90, 30, 200), Crop(735, 525, 5, 5), Crop(-9, -9, 60, 60)):
+            parts = slide.read(0, 40, 30, 700, 500, [place, place])
+            top, left = max(0, place.y - 30), max(0, place.x - 40)
+            at = np.s_[top : place.y + place.height - 30, left : place.x + place.width - 40]
+            assert (parts[at] == whole[at]).all()
+            assert (parts == 255).all(axis=-1).mean() > 0.5
+        assert (slide.read(0, 40, 30, 700, 500, []) == 255).all()
 
 
 def test_an_aperio_slide_says_its_resolution_and_its_levels_are_pages(tmp_path: Path) -> None:
