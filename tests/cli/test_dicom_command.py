@@ -27,6 +27,7 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(tmp_path)
     save_toy_bundle(Path("toy.bundle"), ("histopathology",))
     save_toy_bundle(Path("two.bundle"), ("fundus", "colonoscopy"))
+    Path("link").symlink_to("dicom-queue/results")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -39,6 +40,12 @@ def test_wrong_use_is_one_line(
             (("no.bundle",), 2, "no bundle at no.bundle"),
             (("toy.bundle", "--out", "toy.bundle/o"), 2, "is a bundle"),
             (("toy.bundle", "--queue", "toy.bundle/q"), 2, "is a bundle"),
+            (
+                ("toy.bundle", "--out", "dicom-queue/waiting"),
+                2,
+                "lies in the queue",
+            ),  # files of these names go from there
+            (("toy.bundle", "--out", "link"), 2, "lies in the queue"),
             (("toy.bundle", "--port", taken.getsockname()[1]), 2, "cannot listen on"),
             (("toy.bundle", "--host", "no.such.host.invalid"), 2, "cannot listen on"),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def listen(
         raise UserError("segmentations go to one place.", "Leave --out or --send out.")
     folder = out or Path("dicom-segmentations")
     places = [queue] if send is not None else [folder, queue]
+    if send is None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(queue)):
+        raise UserError(f"{folder} lies in the queue, whose files go.", "Choose another --out, or another --queue.")
     check_destinations([Destination(place / "any.dcm", SEGMENTATION) for place in places])
     delivery: Delivery = Folder(folder) if send is None else parse_send(send, aet)
     chosen = choose_bundle(bundle, modality, precision)
