@@ -6,12 +6,17 @@ The names a device program needs load on first use, so importing the package sta
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from espmedsam_edge.version import __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses the package decides what is shown, and where
+
+# ONNX Runtime's wheels report their use to their maker, and keep an identifier below the home folder, unless this is
+# set before they are imported, here and in every child process.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _LAZY = {
     "Bundle": "espmedsam_edge.bundle",

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0 all well, 1 some inputs failed, 2 wrong use."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     name = _completed_command() if _COMPLETE in os.environ else _command_of(args)
+    _take_standard_files()
     show_tracebacks_printable()
     try:
         if name is not None and name not in COMMANDS:
@@ -103,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if os.environ.get("ESPMEDSAM_DEBUG") or str(error) != "can't start new thread":
+            raise
+        tell("error: no more threads can be started here. Raise the limits: ulimit -v, ulimit -u", err=True)
+        sys.exit(1)
     except MemoryError:
         if os.environ.get("ESPMEDSAM_DEBUG"):
             raise
@@ -133,6 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell("Aborted!", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _take_standard_files() -> None:
+    """Put /dev/null where standard input, output or error is closed (``<&-``).
+
+    Else the first files to be opened, a user's results, would take their numbers, and libraries would print into them.
+    What is written to a closed standard output is still an error.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
 
 
 def _is_nowhere() -> bool:

@@ -73,7 +73,8 @@ def open_session(
 
 
 def _prepare(onnxruntime: Any, providers: Sequence[str]) -> None:
-    """Find the CUDA libraries that pip installed, where they are wanted."""
+    """Have it report nothing, if it was imported before this package; find CUDA's libraries, where they are wanted."""
+    onnxruntime.disable_telemetry_events()
     if "CUDAExecutionProvider" not in providers:
         return
     onnxruntime.set_default_logger_severity(4)  # of a provider that does not start, too, what is wrong is said once

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from espmedsam_edge.errors import UserError
+
 _LEAVING_SECONDS = 5.0
 _ALONE_SECONDS = 2.0
 
@@ -24,10 +26,19 @@ class ThreadGroup:
         self._leader = threading.Thread(target=self._lead, name="espmedsam-run", daemon=True)
         self._go = threading.Event()
         self._ended = threading.Event()
+        self._error: RuntimeError | None = None
 
     def start(self) -> None:
-        """Start them all."""
-        self._leader.start()
+        """Start them all.
+
+        Raises:
+            UserError: not even the first could be started.
+        """
+        try:
+            self._leader.start()
+        except RuntimeError as error:
+            self._ended.set()
+            raise _no_more() from error
         self._go.set()
 
     def wait(self, stop: threading.Event | None = None, leave: str | None = None) -> None:
@@ -40,10 +51,12 @@ class ThreadGroup:
 
         Raises:
             KeyboardInterrupt: Ctrl-C, or ``stop`` was set.
+            UserError: not all could be started; then it can be called again.
         """
         self._go.set()
         alone: float | None = None
         while not self._ended.wait(0.2):  # a wait without an end would not always let Ctrl-C through
+            self._check()
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
             going = {thread.name for thread in self._threads if thread.is_alive()}
@@ -53,14 +66,34 @@ class ThreadGroup:
                 alone = time.monotonic()
             elif time.monotonic() - alone > _ALONE_SECONDS:
                 return
-        self._leader.join(_LEAVING_SECONDS)
+        if self._leader.ident is not None:
+            self._leader.join(_LEAVING_SECONDS)
+        self._check()
+
+    def _check(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise _no_more() from error
 
     def _lead(self) -> None:
         self._go.wait()
         try:
-            for thread in self._threads:
-                thread.start()
-            for thread in self._threads:
+            started = []
+            try:
+                for thread in self._threads:
+                    thread.start()
+                    started.append(thread)
+            except RuntimeError as error:  # the machine's limit of threads or memory; the others would wait for it
+                self._error = error
+            for thread in started:
                 thread.join()
         finally:
             self._ended.set()
+
+
+def _no_more() -> UserError:
+    return UserError(
+        "no more threads can be started here.",
+        "Raise the limits of memory and of processes: ulimit -v, ulimit -u",
+        exit_code=1,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from espmedsam_edge.annotations.rle import encode_rle
 from espmedsam_edge.files import spreadsheet_safe, write_errors
 from espmedsam_edge.marks import AREA_COLUMNS, OBJECT_COLUMNS
 from espmedsam_edge.objects.instance import Unit, significant
-from espmedsam_edge.pipes import is_pipe, open_pipe
+from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.growing_file import GrowingFile
 from espmedsam_edge.runtime.sources.source import SourceFrame
@@ -75,6 +76,9 @@ class _GrowingText(ABC):
         elif self._own:
             with write_errors(self._place, _NOTHING_KEPT):
                 self._stream = TextIOWrapper(open_pipe(self._place), encoding="utf-8", newline="")
+        else:
+            with write_errors(STANDARD_OUTPUT):
+                os.write(1, b"")  # it may be closed
         return self
 
     def write(self, frame: SourceFrame, result: Segmentation) -> None:
