@@ -3,7 +3,8 @@
     python benchmarks/slide.py --size 40000x30000 --tissue 0.01 --name slide-MACHINE
 
 Makes the slide (``tools/phantom_slide.py``), starts ``espmedsam-edge slide`` with the weights that came with the
-program, kills it (SIGKILL) once some regions are files, and starts it again. Writes JSON.
+program, kills it (SIGKILL) once some regions are files, and starts it again; then once more elsewhere, which is not
+killed, and compares the results. Writes JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tifffile import TiffFile
 
 from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.environment import collect_environment
@@ -43,8 +46,22 @@ def run(slide: Path, out: Path, kill_after: int | None = None) -> dict[str, Any]
     return {"regions_before": there, "regions_seen": regions, "exit": process.wait(), "said": said}
 
 
+def same(one: Path, other: Path) -> dict[str, bool]:
+    """Whether two runs' outlines are the same bytes, and their masks the same tiles on every level."""
+    name = next(one.glob("*.geojson")).name
+    with TiffFile(next(one.glob("*.tif"))) as a, TiffFile(next(other.glob("*.tif"))) as b:
+        levels = zip(a.series[0].levels, b.series[0].levels, strict=True)
+        masks = all(_stored(first) == _stored(second) for first, second in levels)
+    return {"outlines": (one / name).read_bytes() == (other / name).read_bytes(), "mask": masks}
+
+
+def _stored(level: Any) -> list[bytes]:
+    page, file = level.keyframe, level.parent.filehandle
+    return [data for data, _ in file.read_segments(page.dataoffsets, page.databytecounts)]
+
+
 def main() -> None:
-    """Make, kill, repeat, write."""
+    """Make, kill, repeat, compare, write."""
     import resource
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,6 +76,7 @@ def main() -> None:
         subprocess.run(make, check=True)
         killed = run(slide, out, asked.kill_after)
         again = run(slide, out)
+        whole = run(slide, Path(folder) / "whole")
         record = {
             "environment": collect_environment(),
             "size": asked.size,
@@ -66,6 +84,8 @@ def main() -> None:
             "slide_megabytes": round(slide.stat().st_size / 1e6, 1),
             "killed": killed,
             "again": again,
+            "not_killed": whole,
+            "equal": same(out, Path(folder) / "whole"),
             "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
             "results": {file.name: file.stat().st_size for file in sorted(out.iterdir())},
         }
