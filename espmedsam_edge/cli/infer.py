@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -224,6 +226,7 @@ def command(
     model = ModelOptions(*network, ObjectOptions(instances, min_area, largest, track), url, min_confidence)
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     share_arenas()
+    atexit.register(gc.freeze)  # else Python looks for garbage before it ends, which takes a tenth of a second
     with terminated_like_interrupted():
         if serving is not None and not sources:
             with open_service(model, serving) as server:

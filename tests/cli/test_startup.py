@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,11 @@ def test_a_run_loads_no_more_than_it_needs() -> None:
     heavy = ("torch", "onnx", "onnxruntime", "matplotlib", "av", "tensorrt", "openvino", "scipy", "skimage", "pydicom")
     heavy += ("espmedsam_edge.runtime.inductor", "espmedsam_edge.runtime.backends.device_backend")
     assert [name for name in heavy if f"'{name}'" in loaded] == []
+
+
+def test_the_end_of_a_run_looks_for_no_garbage(tmp_path: Path) -> None:
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "
+    code += "from espmedsam_edge.cli import main; main(['infer', 'missing.png'])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout == "True\n"
+    assert ended.stderr == "failed: no file missing.png. Check the name.\n"
