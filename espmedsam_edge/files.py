@@ -136,7 +136,7 @@ NOTHING = "nothing was left behind"
 """How the line of a full disk ends, where nothing remains."""
 
 
-_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EBADF}
+_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
 
 
 @contextlib.contextmanager

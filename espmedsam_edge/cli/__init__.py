@@ -104,40 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except RuntimeError as error:
-        if os.environ.get("ESPMEDSAM_DEBUG") or str(error) != "can't start new thread":
+    except Exception as error:
+        told = None if os.environ.get("ESPMEDSAM_DEBUG") else _fault_of_the_machine(error, name)
+        if told is None:
             raise
-        tell("error: no more threads can be started here. Raise the limits: ulimit -v, ulimit -u", err=True)
-        sys.exit(1)
-    except MemoryError:
-        if os.environ.get("ESPMEDSAM_DEBUG"):
-            raise
-        tell("error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", err=True)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.ENOENT and _is_nowhere():
-            tell("error: the current folder is gone. Go to another one, and repeat the command there.", err=True)
-            sys.exit(2)
-        if os.environ.get("ESPMEDSAM_DEBUG") or error.errno not in _OF_PLACES:
-            raise
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        tell(f"error: {place}{error.strerror}. Check the name, its permissions and the disk.", err=True)
-        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
-    except ModuleNotFoundError as error:
-        if os.environ.get("ESPMEDSAM_DEBUG"):
-            raise
-        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
-        if extra is None:
-            raise
-        from espmedsam_edge.machine.installation import install_command
-
-        tell(f"error: '{name}' needs the package {error.name}. Install it: {install_command(extra)}", err=True)
-        sys.exit(2)
-    except ImportError as error:
-        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as numpy says an interrupt
-            raise
-        tell("Aborted!", err=True)
-        sys.exit(130)
+        line, code = told
+        tell(line, err=True)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -155,6 +128,36 @@ def _take_standard_files() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+
+
+def _fault_of_the_machine(error: Exception, command: str | None) -> tuple[str, int] | None:
+    """The line and the exit code for what is no fault of the program; None for what is."""
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return "error: no more threads can be started here. Raise the limits: ulimit -v, ulimit -u", 1
+    if isinstance(error, MemoryError) or _ran_out_of_memory(error):
+        return "error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", 1
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOENT and _is_nowhere():
+            return "error: the current folder is gone. Go to another one, and repeat the command there.", 2
+        if error.errno not in _OF_PLACES:
+            return None
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        line = f"error: {place}{error.strerror}. Check the name, its permissions and the disk."
+        return line, 2 if error.errno == errno.ENAMETOOLONG else 1
+    if isinstance(error, ImportError):
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as numpy says an interrupt
+            return "Aborted!", 130
+        extra = _EXTRA_OF.get((error.name or "").split(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+        if extra is not None:
+            from espmedsam_edge.machine.installation import install_command
+
+            return f"error: '{command}' needs the package {error.name}. Install it: {install_command(extra)}", 2
+    return None
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Whether libraries that know no MemoryError say so: the loader, ONNX Runtime, OpenCV."""
+    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _is_nowhere() -> bool:
@@ -182,6 +185,8 @@ def _completed_command() -> str | None:
 _COMPLETE = "_ESPMEDSAM_EDGE_COMPLETE"  # set by the script that --show-completion prints
 _TALKING = ("--verbose", "-v", "--quiet", "-q")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
+
+_OUT_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "bad_alloc", "insufficient memory")
 
 # What a name that a user gave, or the disk that it is on, may be wrong with anywhere; others are faults of the program.
 _OF_PLACES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pty
@@ -208,17 +209,28 @@ def test_lines_stand_above_a_progress_bar() -> None:
         assert re.search(rb"(\x1b\[2K|\n)line %d x{200}\r?\n" % number, shown), shown
 
 
-def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 400. KiB for an array"),
+        ImportError("libXau.so.6: failed to map segment from shared object"),
+        RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     def full(*arguments: object) -> None:
-        raise MemoryError("Unable to allocate 400. KiB for an array")
+        raise error
 
     monkeypatch.setattr("espmedsam_edge.shipped.bundles.shipped_scores", full)
     with pytest.raises(SystemExit) as caught:
         main(["weights"])
     assert caught.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: memory ran out. Close other programs")
-    assert error.count("\n") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: memory ran out. Close other programs")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("in_numpy", [False, True])
