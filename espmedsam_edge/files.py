@@ -162,7 +162,7 @@ def write_errors(path: Path, remains: str = NOTHING) -> Iterator[None]:
             raise UserError(f"cannot write {path}: no file can be made there.", "Choose another path.") from error
         if error.errno == errno.ENOENT and not path.parent.exists():
             raise UserError(f"cannot write {path}: its folder is gone.", "Repeat the command.", exit_code=1) from error
-        if error.errno in (errno.EPIPE, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
+        if error.errno in (errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNREFUSED, errno.ECONNRESET):
             if path == STANDARD_OUTPUT:
                 raise UserError("whoever read standard output has gone.", exit_code=1) from error
             raise UserError(f"nobody reads {path}.", "Start its reader first, and let it read.", exit_code=1) from error
