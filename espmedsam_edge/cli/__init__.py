@@ -102,8 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell("Aborted!", err=True)
         sys.exit(130)
     except UserError as error:
-        tell(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        cause = error.__cause__  # a package that found no memory is not missing, nor a server away
+        told = _fault_of_the_machine(cause, name) if isinstance(cause, Exception) and _is_memory(cause) else None
+        line, code = told or (f"error: {error}", error.exit_code)
+        tell(line, err=True)
+        sys.exit(code)
     except Exception as error:
         told = None if os.environ.get("ESPMEDSAM_DEBUG") else _fault_of_the_machine(error, name)
         if told is None:
@@ -134,7 +137,7 @@ def _fault_of_the_machine(error: Exception, command: str | None) -> tuple[str, i
     """The line and the exit code for what is no fault of the program; None for what is."""
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return "error: no more threads can be started here. Raise the limits: ulimit -v, ulimit -u", 1
-    if isinstance(error, MemoryError) or _ran_out_of_memory(error):
+    if _is_memory(error):
         return "error: memory ran out. Close other programs, or choose a smaller --image-size or picture.", 1
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT and _is_nowhere():
@@ -155,9 +158,9 @@ def _fault_of_the_machine(error: Exception, command: str | None) -> tuple[str, i
     return None
 
 
-def _ran_out_of_memory(error: Exception) -> bool:
-    """Whether libraries that know no MemoryError say so: the loader, ONNX Runtime, OpenCV."""
-    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out, also by libraries that know no MemoryError: the loader, ONNX Runtime, OpenCV."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _is_nowhere() -> bool:

@@ -115,3 +115,20 @@ def test_libraries_without_memory_are_one_line(tmp_path: Path) -> None:
     said = done.stderr.decode()
     assert (done.returncode, len(said.splitlines()), said[:7]) == (1, 1, "error: "), said
     assert "memory" in said
+
+
+def test_a_package_that_finds_no_memory_is_not_called_missing(
+    toy_bundle: Bundle, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+
+    def refused(name: str) -> None:
+        raise ImportError("libtorch_cuda.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("espmedsam_edge.calibration.modelopt_tools.version", lambda: "0")
+    monkeypatch.setattr("espmedsam_edge.calibration.modelopt_tools.import_module", refused)
+    options = ["--precision", "int8", "--images", "2", "--held-out", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", str(toy_bundle.path), str(pictures), *options])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (ended.value.code, said[:22]) == (1, "error: memory ran out.")
