@@ -115,6 +115,8 @@ def tree(folder: Path, *, rests: bool) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         left = ".partial" in path.name or path.name.startswith(".")
+        if path.suffix == ".parquet":  # named at random; their rows are compared
+            continue
         if path.is_file() and not _of_a_journal(path.relative_to(folder)) and (rests or not left):
             found[str(path.relative_to(folder))] = hashlib.sha256(_lasting(path)).hexdigest()[:16]
     return found
@@ -137,8 +139,6 @@ def _lasting(path: Path) -> bytes:
         import tifffile
 
         return bytes(tifffile.imread(path, level=0).tobytes())
-    if path.suffix == ".parquet":
-        return b""
     return path.read_bytes()
 
 
