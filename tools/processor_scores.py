@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import RESULTS, ROOT, bundle_of
+from accuracy import RESULTS, ROOT, bundle_of, weights_of
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.evaluation.candidates import BundleCandidate
 from espmedsam_edge.evaluation.evaluate import Task, evaluate, plan_tasks
 from espmedsam_edge.evaluation.report import summary
-from espmedsam_edge.files import atomic_write, sha256_file
+from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.dataset import DatasetFolder
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.machine.environment import collect_environment
 from espmedsam_edge.modalities import PAPER_MODALITIES
 from espmedsam_edge.shipped.bundles import CHECKPOINT, WEIGHTS
+from espmedsam_edge.shipped.packed import read_packed
 
 REFERENCE = "fp32 onnxruntime-cpu"
 CASES = (REFERENCE, "fp32 openvino", "fp32 openvino:bf16", "int8 openvino", "int8 openvino:bf16")
@@ -76,12 +77,12 @@ def measure_modality(modality: str, bundle: Bundle, data: Path) -> dict[str, Any
 
 def measure(data: Path, out: Path, name: str, modalities: Sequence[str]) -> None:
     """Some modalities, into one file, which is written after each."""
-    file, weights = RESULTS / f"{name}.json", sha256_file(WEIGHTS / CHECKPOINT)
+    file, arrays = RESULTS / f"{name}.json", read_packed(WEIGHTS / CHECKPOINT)[0]
     result = json.loads(file.read_text()) if file.is_file() else {}
-    if result.get("weights_sha256") != weights:
-        result = {"schema": 1, "kind": "processor-scores", "weights_sha256": weights, "scores": {}, "gate": {}}
+    result = {"schema": 2, "kind": "processor-scores", "weights_of": {}, "scores": {}, "gate": {}} | result
     for modality in modalities:
-        if modality in result["scores"]:
+        weights = weights_of(arrays, modality)
+        if result["weights_of"].get(modality) == weights:
             continue
         bundle, failed = bundle_of(modality, out / weights[:12], data, ["fp32", "int8"], 32, target="cpu")
         if failed:
@@ -89,6 +90,7 @@ def measure(data: Path, out: Path, name: str, modalities: Sequence[str]) -> None
         result["environment"] = collect_environment()
         result["gate"] |= {key: value for key, value in bundle.manifest.accuracy.items() if "/int8" in key}
         result["scores"][modality] = measure_modality(modality, bundle, data)
+        result["weights_of"][modality] = weights
         atomic_write(file, json.dumps(result, indent=1) + "\n")
 
 
