@@ -268,7 +268,7 @@ def table(result: dict[str, Any], name: str, old: dict[str, Any]) -> str:
     """The scores as Markdown."""
     lines = [
         f"From `benchmarks/results/{name}.json`: means over the test images at 1024 x 1024, Dice in per cent, HD and",
-        'HD95 in pixels of 1024; "before" is the Dice of the weights that shipped before these. The last columns are',
+        'HD95 in pixels of 1024; "before" is the Dice of the weights that shipped at first. The last columns are',
         "the paper's ESP-MedSAM-S on its own data.",
         "",
         "| modality | test set | images | input | precision | Dice | before | HD | HD95 | | paper: Dice | HD | on |",
