@@ -79,11 +79,9 @@ def add_modality(
     overwrite: bool = _OVERWRITE,
 ) -> None:
     """Add a modality to a trained checkpoint and train only its bag, query and MLP (Table V)."""
-    from espmedsam_edge.modalities import check_name
     from espmedsam_edge.training.recipe import load_recipe, with_new_modality
     from espmedsam_edge.training.stages import run_stage
 
-    check_name(name)
     loaded = with_new_modality(load_recipe(recipe, changes), name, folders, init, target=target, like=like)
     path, progress = run_stage(
         "add-modality", loaded, out or Path("runs") / f"add-{name}", resume=resume, overwrite=overwrite

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.files import NotTomlError, read_regular, read_toml
+from espmedsam_edge.modalities import check_name
 from espmedsam_edge.training.sections import (
     AblationSection,
     DataSection,
@@ -125,7 +126,14 @@ def load_recipe(source: str | Path, changes: Sequence[str] = ()) -> Recipe:
 def with_new_modality(
     recipe: Recipe, name: str, folders: Sequence[Path], init: Path, *, target: str | None, like: str | None
 ) -> Recipe:
-    """An add-modality recipe for one modality's folders (as given, not below ``data.root``) and a checkpoint."""
+    """An add-modality recipe for one modality's folders (as given, not below ``data.root``) and a checkpoint.
+
+    Raises:
+        UserError: ``name`` or ``like`` can name no modality.
+    """
+    for given in (name, like):
+        if given is not None:
+            check_name(given)
     data = {
         "root": Path(),
         "folders": {name: list(folders)},
@@ -203,7 +211,7 @@ def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_key(key: str) -> str:
-    keys = list(_keys())
+    keys = [known for known in _keys() if known != key]
     same_end = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
     if same_end:
         return f"Did you mean '{same_end[0]}'?"

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.training.recipe import STAGES, Recipe, list_recipes, load_recipe
+from espmedsam_edge.training.recipe import STAGES, Recipe, list_recipes, load_recipe, with_new_modality
+
+
+@pytest.mark.parametrize("like", ["", "=1+1", "../fundus", "a\x1b[2J", "x" * 300])
+def test_a_modality_to_start_from_that_can_be_none_is_one_line(like: str) -> None:
+    with pytest.raises(UserError, match="cannot name a modality"):
+        with_new_modality(load_recipe("add-modality"), "tissue", [], Path("i.safetensors"), target=None, like=like)
 
 
 @pytest.fixture
@@ -75,6 +81,7 @@ def test_a_stages_changes_apply_to_that_stage_alone(file: Path) -> None:
         ("stage.teacher.run.epoch=1", "no key"),
         ("stage.techer.run.epochs=1", "no key"),
         ("run.epochs.x=1", "no key"),
+        ("stage=1", "no key 'stage'.*Did you mean 'stages'"),
     ],
 )
 def test_wrong_changes_are_named(file: Path, change: str, message: str) -> None:
