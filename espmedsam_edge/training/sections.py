@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from espmedsam_edge.bundle import Name
-from espmedsam_edge.model.config import ImageSize
+from espmedsam_edge.model.config import ImageSize, Ratio, Tokens
 from espmedsam_edge.training.data.augmentation import Augmentation
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -36,8 +36,8 @@ class ModelSection(BaseModel, extra="forbid", frozen=True):
     image_sizes: dict[Name, ImageSize] = {}
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patch_layers: Annotated[int, Field(ge=0, le=2)] | None = None
-    bag_tokens: Count | None = None
-    bag_mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    bag_tokens: Tokens | None = None
+    bag_mlp_ratio: Ratio | None = None
 
 
 class TeacherSection(BaseModel, extra="forbid", frozen=True):
@@ -53,8 +53,8 @@ class TeacherSection(BaseModel, extra="forbid", frozen=True):
     preset: str = "vit_b"
     sam: Path | None = None
     checkpoint: Path | None = None
-    tokens: Count = 1
-    mlp_ratio: Annotated[float, Field(gt=0)] = 0.25
+    tokens: Tokens = 1
+    mlp_ratio: Ratio = 0.25
 
 
 class DataSection(BaseModel, extra="forbid", frozen=True):

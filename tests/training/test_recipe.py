@@ -116,8 +116,12 @@ def test_identity_ignores_what_changes_no_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["run.epochs=1e29", "run.epochs=2000000", "run.steps_per_epoch=1e29", "data.workers=9999"]
-)
+    "change",
+    [
+        "run.epochs=1e29", "run.epochs=2000000", "run.steps_per_epoch=1e29", "data.workers=9999",
+        "model.bag_mlp_ratio=1e308", "model.bag_tokens=100000", "teacher.mlp_ratio=17", "teacher.tokens=100000",
+    ],
+)  # fmt: skip
 def test_numbers_that_no_run_has_are_refused_before_it_starts(change: str) -> None:
     words = "less than or equal to|exceeded maximum size"  # pydantic's own limit comes first for 1e29
     with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*({words})"):
