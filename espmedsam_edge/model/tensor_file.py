@@ -14,6 +14,8 @@ from torch import Tensor
 
 from espmedsam_edge.files import atomic_path, read_json, read_regular
 
+_MOST_TENSORS = 20_000  # SAM's largest network has 600; each takes its time, empty ones too
+
 
 class TensorFile(NamedTuple):
     """A safetensors file's tensors, metadata and SHA-256."""
@@ -43,11 +45,16 @@ def read_tensor_file(path: Path, limit: int | None = None) -> TensorFile:
 
     Raises:
         OSError: it cannot be read.
-        SafetensorError: it is no such file, or truncated.
+        SafetensorError: it is no such file, truncated, or of tensors that no network has.
     """
     content = read_regular(path, limit, holes=False)
-    tensors = load(content)  # checks the header: its size, its nesting, where its tensors are
     length = int.from_bytes(content[:8], "little")
+    if content.count(b'"data_offsets"', 8, 8 + length) > _MOST_TENSORS:
+        raise SafetensorError(f"it lists over {_MOST_TENSORS} tensors")
+    try:
+        tensors = load(content)  # checks the header: its size, its nesting, where its tensors are
+    except KeyError as error:
+        raise SafetensorError(f"its tensors are of a type that torch does not have: {error}") from error
     try:
         metadata = dict(read_json(content[8 : 8 + length]).get("__metadata__", {}))
     except (ValueError, AttributeError, TypeError) as error:

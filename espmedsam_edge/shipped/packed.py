@@ -33,7 +33,9 @@ LEVELS = 127
 
 _MAX_HEADER = 16 << 20
 _MAX_RATIO = 200  # of what is unpacked to the file, beyond the header's limit: weights have less than 5
+_MAX_BODY = 128 << 20  # in 8 bits; in memory it is five times that
 _MAX_DICTIONARY = 128 << 20  # xz -9 takes half of it
+_MAX_AXES = 8
 _TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I8": np.int8, "I64": np.int64, "I32": np.int32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
 
@@ -96,7 +98,7 @@ def unpack(content: bytes) -> bytes:
             raise ValueError("its header is too long")
         header = _exactly(decompressor, length)
         size = max((entry.end for entry in _entries(header)[0].values()), default=0)
-        if size > max(_MAX_HEADER, _MAX_RATIO * len(content)):
+        if size > min(_MAX_BODY, max(_MAX_HEADER, _MAX_RATIO * len(content))):
             raise ValueError(f"it says that it holds {size >> 20} MiB")
         body = _exactly(decompressor, size)
         more = b"" if decompressor.eof else decompressor.decompress(b"", max_length=1)
@@ -141,7 +143,7 @@ def parse(content: bytes) -> tuple[Arrays, dict[str, str]]:
     arrays = {name: value for name, value in stored.items() if name not in scales}
     for name in scales:
         whole = name.removesuffix(_SCALE)
-        if whole not in arrays:
+        if whole not in arrays or not stored[name].shape == arrays[whole].shape[:1] != ():
             raise ValueError(f"{name} belongs to nothing")
         arrays[whole] = _restore(arrays[whole], stored[name])
     return arrays, metadata
@@ -208,7 +210,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """The tensors by name, each of as many bytes as its shape and type say, and the metadata.
+    """The tensors by name, each of as many bytes as its shape and type say and one behind the other, and the metadata.
 
     Raises:
         ValueError: the header is none.
@@ -220,11 +222,16 @@ def _entries(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
         for name, entry in table.items():
             begin, end = entry["data_offsets"]
             dtype, shape = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"])
-            if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+            if len(shape) > _MAX_AXES or any(type(size) is not int or size < 0 for size in (begin, end, *shape)):
                 raise ValueError(f"{name} has no size")
             if end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} has another size than its shape says")
             entries[name] = _Entry(dtype, shape, begin, end)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"its header is none ({error})") from error
+    reached = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.begin != reached:  # what lies in one place twice is held twice
+            raise ValueError(f"{name} does not begin where the tensor before it ends")
+        reached = entry.end
     return entries, metadata

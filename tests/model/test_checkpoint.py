@@ -285,6 +285,31 @@ def test_a_file_that_nobody_wrote_takes_no_memory(read: Callable[[Path], object]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
+@pytest.mark.parametrize(
+    "read", [read_checkpoint, read_foreign, read_state, load_teacher], ids=["checkpoint", "foreign", "state", "teacher"]
+)
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"a": {"dtype": "F4", "shape": [32], "data_offsets": [0, 16]}}, "F4"),
+        ({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)}, "over 20000"),
+    ],
+    ids=["type", "count"],
+)
+def test_types_and_numbers_of_tensors_that_no_network_has_are_one_line(
+    read: Callable[[Path], object], table: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    header = json.dumps(table).encode()
+    body = bytes(16 if words == "F4" else 0)
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + body)
+    began = time.process_time()
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+    assert read is read_state or words in str(caught.value)
+    assert time.process_time() - began < 5
+
+
 def test_a_checkpoint_s_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = scrambled_model(modalities=["fundus"])
     save_checkpoint(tmp_path / "w.safetensors", model, CheckpointInfo(config=model.config, origin="trained"))

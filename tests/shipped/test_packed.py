@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import resource
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,50 @@ def test_no_more_is_unpacked_than_the_header_says(
         read_packed(path)
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
+
+
+def entry(kind: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+
+
+SAME_PLACE = {f"a{i}": entry("I8", [4096, 256], 0, 1 << 20) for i in range(200)}
+SAME_PLACE |= {f"a{i}@scale": entry("F32", [4096], 1 << 20, (1 << 20) + (4096 << 2)) for i in range(200)}
+SQUARE = {"a": entry("I8", [256, 1], 0, 256), "a@scale": entry("F32", [256, 1024], 256, 256 + (1 << 20))}
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "words"),
+    [
+        (SAME_PLACE, (1 << 20) + (4096 << 2), "does not begin where the tensor before it ends"),
+        ({"a": entry("I8", [4], 4, 8)}, 8, "does not begin"),
+        (SQUARE, 256 + (1 << 20), "belongs to nothing"),
+        ({"a": entry("I8", [4], 0, 4), "a@scale": entry("F32", [], 4, 8)}, 8, "belongs to nothing"),
+        ({"a": entry("I8", [], 0, 1), "a@scale": entry("F32", [], 1, 5)}, 5, "belongs to nothing"),
+        ({"a": entry("I8", [2**62] * 200_000, 0, 4)}, 4, "has no size"),  # their product has millions of digits
+    ],
+)
+def test_tensors_lie_one_behind_the_other_and_scales_fit(
+    tmp_path: Path, header: dict[str, object], body: int, words: str
+) -> None:
+    path = tmp_path / "w.safetensors.xz"
+    path.write_bytes(bomb(header, body))
+    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(UserError, match=words) as caught:
+        read_packed(path)
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
+
+
+def test_a_large_file_does_not_unpack_to_gigabytes(tmp_path: Path) -> None:
+    size = 200 << 20
+    text = json.dumps({"a": entry("I8", [size], 0, size)}).encode()
+    noise = np.random.default_rng(0).bytes(2 << 20)
+    content = lzma.compress(len(text).to_bytes(8, "little") + text + noise + bytes(size - len(noise)), preset=0)
+    assert size < 200 * len(content)
+    (tmp_path / "w.safetensors.xz").write_bytes(content)
+    with pytest.raises(UserError, match="it says that it holds 200 MiB"):
+        read_packed(tmp_path / "w.safetensors.xz")
 
 
 def test_a_header_nested_without_end_is_one_line(tmp_path: Path) -> None:
