@@ -25,7 +25,7 @@ from typing import NamedTuple
 from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import check_exchangeable, identity
-from espmedsam_edge.machine.cache import cache_place
+from espmedsam_edge.machine.cache import cache_place, make_private
 from espmedsam_edge.marks import ANNOTATIONS, FRAMES, Kind
 from espmedsam_edge.pipes import is_pipe
 
@@ -196,12 +196,15 @@ class Claims:
             except OSError as error:
                 log.debug("no run knows of another: %s", error.strerror)
                 self._folder = None
+            except UserError as error:
+                log.warning("This run and others do not know where each of them writes: %s", error.message)
+                self._folder = None
             yield
 
     def _held(self, stack: contextlib.ExitStack) -> frozenset[str]:
         """What other runs hold; the files of those that ended without a word go."""
         assert self._folder is not None
-        self._folder.mkdir(0o700, parents=True, exist_ok=True)
+        make_private(self._folder, self._folder.parent)  # another user may hold a lock for ever, or lead elsewhere
         lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         stack.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,6 +287,38 @@ def test_a_place_another_run_writes_to_is_refused(infer: Infer, option: str, pla
         assert (code, err.count("\n"), f"another run is writing to {place}." in err) == (1, 1, True)
         assert not Path(place).exists()
     assert infer(source, option, place)[0] == 0
+
+
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize("planted", ["link", "folder"])
+def test_what_others_put_where_runs_tell_their_places_is_not_used(
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """In a folder of theirs a run would wait for a lock, or a pipe, as long as they like, and remove what it finds."""
+    if os.geteuid() != 0:
+        pytest.skip("only the superuser can give a folder away")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv("ESPMEDSAM_CACHE", str(shared))
+    theirs = tmp_path / "elsewhere" if planted == "link" else shared / "runs"
+    theirs.mkdir()
+    (theirs / "holiday.places").write_text("Rome")
+    if planted == "link":
+        (shared / "runs").symlink_to(theirs)
+    else:
+        os.chown(theirs, 54321, 54321)
+    lock = os.open(theirs / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    release = threading.Timer(20, os.close, [lock])  # so that a run that waits ends
+    release.start()
+    began = time.monotonic()
+    code, _, err = infer("a.png", "--masks", "m")
+    waited = time.monotonic() - began
+    release.cancel()
+    assert (code, waited < 15, "where each of them writes" in err) == (0, True, True)
+    assert Path("m/a.png").exists()
+    assert (theirs / "holiday.places").read_text() == "Rome"
 
 
 def test_live_runs_started_together_keep_all_of_theirs(toy_bundle: Bundle, infer: Infer) -> None:
