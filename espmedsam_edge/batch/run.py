@@ -14,7 +14,7 @@ from espmedsam_edge.batch.table import FOLDER, Table
 from espmedsam_edge.batch.units import Unit, plan_units, source_of
 from espmedsam_edge.batch.worker import UnitResult, UnitWorker
 from espmedsam_edge.bundle import Bundle
-from espmedsam_edge.destinations import Destination, check_destinations
+from espmedsam_edge.destinations import Destination, held
 from espmedsam_edge.files import sha256_file, write_errors
 from espmedsam_edge.machine.cores import usable_cores
 from espmedsam_edge.marks import FRAMES, PICTURE
@@ -23,6 +23,7 @@ from espmedsam_edge.runtime.bundle_choice import choose_bundle
 from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs
 from espmedsam_edge.runtime.resumption import settings_of
 from espmedsam_edge.runtime.sinks.journal import Journal, Record
+from espmedsam_edge.runtime.sources.source import Failure
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,19 @@ def run_batch(
     report = BatchReport(failures=[failure.message for failure in unread])
     if not units:
         return report
-    _check_places(request, units)
+    with held(_places(request, units), {Path(unit.path) for unit in units}):
+        _run_units(request, units, unread, report, progress, worker)
+    return report
+
+
+def _run_units(
+    request: BatchRequest,
+    units: Sequence[Unit],
+    unread: Sequence[Failure],
+    report: BatchReport,
+    progress: Progress | None,
+    worker: type[UnitWorker],
+) -> None:
     with write_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
     out = request.out.resolve()
@@ -101,7 +114,6 @@ def run_batch(
         if left:
             _run(request, out, left, table, report, progress, worker)
         table.flush()
-    return report
 
 
 def _run(
@@ -140,12 +152,11 @@ def _run(
             table.flush()
 
 
-def _check_places(request: BatchRequest, units: Sequence[Unit]) -> None:
-    """Refuse places that results must not go to, as ``infer`` does."""
+def _places(request: BatchRequest, units: Sequence[Unit]) -> list[Destination]:
+    """Where results go: not where ``infer`` would not write, nor where another run writes."""
     masks = {unit.mask: FRAMES if unit.clip else PICTURE for unit in units} if request.masks else {}
-    places = [Destination(request.out / name, kind) for name, kind in masks.items()]
     table = Destination(request.out / FOLDER / JOURNAL, PICTURE)  # nothing stands there: it is about the folder
-    check_destinations([*places, table], {Path(unit.path) for unit in units})
+    return [*(Destination(request.out / name, kind) for name, kind in masks.items()), table]
 
 
 def _everywhere(bundle: Bundle | str | Path | None) -> str | None:

@@ -32,6 +32,7 @@ pytest.importorskip("pyarrow", reason="needs pyarrow (extra ray)")
 from pyarrow import parquet
 
 from espmedsam_edge.batch import cluster as clusters
+from espmedsam_edge.batch import run as batch_run
 from espmedsam_edge.batch import table
 from espmedsam_edge.batch.cluster import ClusterOptions, check_worker, cluster
 from espmedsam_edge.batch.run import BatchReport, BatchRequest, _settings, run_batch
@@ -39,6 +40,7 @@ from espmedsam_edge.batch.table import COLUMNS
 from espmedsam_edge.batch.units import Unit, plan_units
 from espmedsam_edge.batch.worker import UnitResult, UnitWorker
 from espmedsam_edge.cli import main
+from espmedsam_edge.destinations import Claims
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.runtime.inference import infer
 from espmedsam_edge.runtime.request import ModelOptions, Outputs
@@ -239,6 +241,27 @@ def test_the_stretches_of_a_video_have_each_frame_once(work: Path) -> None:
         assert [{**row, "unit": ""} for row in parts] == [{**row, "unit": ""} for row in alone]
         assert len({unit.label for unit in units}) == len(units)
     assert len(alone) == 60
+
+
+def test_a_batch_and_other_runs_keep_from_each_other_s_places(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = work / "out" / "masks" / "p0.png"
+    with Claims() as other:
+        with other.planning():
+            other.add([mask])
+        with pytest.raises(UserError, match=r"another run is writing to .*p0\.png"):
+            batch()
+    assert not mask.exists()
+    said: list[str] = []
+
+    def beside(*arguments: object) -> None:
+        del arguments
+        with pytest.raises(UserError) as caught:
+            infer(["in/p0.png"], ModelOptions("toy.bundle"), Outputs(masks=Path("out/masks")))
+        said.append(caught.value.message)
+
+    monkeypatch.setattr(batch_run, "_run", beside)  # while the batch goes on
+    batch()
+    assert said == ["another run is writing to out/masks/p0.png."]
 
 
 def test_what_changes_results_is_what_is_done_anew(work: Path) -> None:
