@@ -98,11 +98,11 @@ def _run_units(
     progress: Progress | None,
     worker: type[UnitWorker],
 ) -> None:
+    settings = _settings(request)
     with write_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
     out = request.out.resolve()
     with Journal(out / JOURNAL) as journal:
-        settings = _settings(request)
         unchanged = _Unchanged(units, journal, settings)
         table = Table(out, journal, settings, unchanged.holds, unchanged.asked)
         left = [unit for unit in units if not table.has(unit)]

@@ -13,9 +13,10 @@ from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.imaging.crop import parse_crop
 from espmedsam_edge.objects.options import ObjectOptions
 from espmedsam_edge.objects.spacing import parse_spacing
-from espmedsam_edge.runtime.backends.backend import DeviceUse
+from espmedsam_edge.runtime.backends.backend import DeviceUse, check_known
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.run.jobs import LiveReport
+from espmedsam_edge.runtime.segmentation import check_threshold
 from espmedsam_edge.runtime.serve.options import ServeOptions
 from espmedsam_edge.runtime.sources.selection import Selection
 from espmedsam_edge.runtime.sources.shards import Shard
@@ -91,8 +92,10 @@ class ModelOptions:
         _check_least("threads", self.threads, 1)
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise UserError(f"min_confidence {self.min_confidence} is not from 0 to 1.", "0.5 is usual.")
+        if self.threshold is not None:
+            check_threshold(self.threshold)
         parse_tile(self.tile)
-        self.backend_spec()
+        check_known(self.backend_spec())
 
     def backend_spec(self) -> str:
         """The backend with its device, arithmetic and provider, as ``Segmenter.load`` takes it."""

@@ -280,6 +280,12 @@ class Segmentation:
         }
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise UserError unless it lies between 0 and 1; NaN does not."""
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
+
+
 def finite(results: Sequence[Segmentation]) -> list[Segmentation]:
     """The results, if the network's output for each of them is finite.
 

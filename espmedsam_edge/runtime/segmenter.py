@@ -33,7 +33,7 @@ from espmedsam_edge.runtime.backends.backend import (
     load_backend,
 )
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
-from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, finite
+from espmedsam_edge.runtime.segmentation import DeviceLost, DoesNotFit, Segmentation, Timings, check_threshold, finite
 from espmedsam_edge.runtime.tiling import AUTO, Tiler, segment_tiles
 
 log = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ class Segmenter(Closing):
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         if threshold is None:
             threshold = opened.manifest.threshold
-        if not 0 < threshold < 1:
-            raise UserError(f"threshold {threshold} is not between 0 and 1.", "It is a probability; 0.5 is usual.")
+        check_threshold(threshold)
         many = many and not tta  # whose views are runs one after the other
         if backend == "auto":
             choice = load_fastest(opened, modality, precision, threads, many=many)

@@ -355,6 +355,23 @@ print(session.exists(), any(folder.name.startswith("espmedsam-") for folder in s
     assert told.stdout.splitlines() == ["True True", "False False"], told.stderr
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--modality", "iris"), "has no modality 'iris'"),
+        (("--precision", "fp64"), "unknown precision 'fp64'"),
+        (("--backend", "warp"), "unknown backend 'warp'"),
+        (("--threshold", "nan"), "threshold nan is not between"),
+    ],
+)
+def test_wrong_use_writes_nothing_and_starts_no_cluster(
+    work: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "toy.bundle", "in", "--out", "out", *wrong])
+    assert (ended.value.code, told in capsys.readouterr().err, Path("out").exists()) == (2, True, False)
+
+
 def test_results_go_where_nothing_of_the_user_is(work: Path) -> None:
     def refused(told: str, inputs: str = "in", out: str = "out") -> None:
         with pytest.raises(UserError, match=told) as error:

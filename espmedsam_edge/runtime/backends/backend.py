@@ -297,6 +297,17 @@ def unavailable(name: str) -> str | None:
     return _module(name).unavailable(name)
 
 
+def check_known(name: str) -> None:
+    """See that a name is "auto" or of ``BACKENDS``, whatever words follow it; whether it can run here is not asked.
+
+    Raises:
+        UserError: it is none; names the nearest.
+    """
+    spec = BackendSpec.parse(name)
+    if name != "auto" and spec.name not in BACKENDS:
+        raise UserError(f"unknown backend '{name}'.", nearest(spec.name, ["auto", *BACKENDS]))
+
+
 def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int | None = None) -> Choice:
     """Load a graph on a backend.
 
@@ -310,9 +321,7 @@ def load_backend(bundle: Bundle, graph: Graph, name: str = "auto", threads: int 
     Raises:
         UserError: unknown name, a graph that does not fit its manifest, or no backend that can run it here.
     """
-    spec = BackendSpec.parse(name)
-    if name != "auto" and spec.name not in BACKENDS:
-        raise UserError(f"unknown backend '{name}'.", nearest(spec.name, ["auto", *BACKENDS]))
+    check_known(name)
     check_threads(threads)
     if name != "auto":
         reason = unavailable(name)
