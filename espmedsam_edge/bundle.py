@@ -42,8 +42,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,119}$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Of values from 0 to 1; beyond, their quotient is infinite in float32.
+Mean = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 
 
 def _whole_number(value: Any) -> Any:
@@ -59,8 +60,8 @@ FormatVersion = Annotated[Literal[1], BeforeValidator(_whole_number)]
 class Normalization(BaseModel, extra="forbid", frozen=True):
     """Per-channel mean and standard deviation in RGB order, for values scaled to 0..1."""
 
-    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
 
 
 class InputSpec(BaseModel, extra="forbid", frozen=True):

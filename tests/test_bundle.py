@@ -220,6 +220,8 @@ def test_an_unknown_schema_version_is_named(bundle: Bundle, version: object) -> 
         ({"graphs": []}, "graphs"),
         ({"surprise": 1}, "surprise"),
         ({"input": {"normalization": {"mean": [0, 0, 0], "std": [1, 0, 1]}}}, "std"),
+        ({"input": {"normalization": {"mean": [1e308, 0, 0], "std": [1, 1, 1]}}}, "mean"),  # their quotient overflows
+        ({"input": {"normalization": {"mean": [0, 0, 0], "std": [1, 5e-324, 1]}}}, "std"),
         ({"weights": {"checkpoint_sha256": "short", "origin": "trained"}}, "checkpoint_sha256"),
         ({"weights": {"checkpoint_sha256": "ab" * 32, "origin": "found"}}, "origin"),
     ],
