@@ -37,6 +37,7 @@ def main() -> None:
         info = CheckpointInfo.model_validate_json(read_packed(written[0])[1][METADATA_KEY])
     else:
         state, info = read_checkpoint(arguments.checkpoint)
+        info = info.model_copy(update={"scales": {}})  # of all modalities they stand in scales.json, with their tiles
         arrays = {name: np.asarray(value.numpy()) for name, value in state.items()}
         out.mkdir(parents=True, exist_ok=True)
         levels = arguments.levels
