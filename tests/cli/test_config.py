@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_a_file_takes_the_place_of_options_and_the_command_line_wins(
 
 @pytest.fixture
 def requested(monkeypatch: pytest.MonkeyPatch) -> Callable[..., InferenceRequest]:
-    """What ``infer`` would run."""
+    """What ``infer`` would run, but for the names of files that it also reads, as the configuration's is."""
     requests: list[InferenceRequest] = []
 
     def stop(request: InferenceRequest) -> None:
@@ -74,7 +75,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> Callable[..., InferenceRequest
     def request_of(*arguments: object) -> InferenceRequest:
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             main(["infer", *map(str, arguments)])
-        return requests.pop()
+        return replace(requests.pop(), also_read=[])
 
     monkeypatch.setattr(inference, "Inference", stop)
     return request_of

@@ -291,7 +291,8 @@ def test_a_name_that_is_too_long_is_one_line(
     error = capsys.readouterr().err
     assert "aaa" in error
     assert "too long" in error
-    assert error.count("\n") == 1
+    lines = [line for line in error.splitlines() if not line.startswith("Preparing ")]  # the shipped weights, once
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize("duration", ["inf", "1e300"])

@@ -70,4 +70,4 @@ def test_what_fails_is_told_with_its_log(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "nothing" in done.stdout
-    assert {path.name for path in (tmp_path / "home").iterdir()} == {"log.txt", "recipe.json"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"log.txt"}  # no run began
