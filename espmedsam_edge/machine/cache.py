@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import platformdirs
@@ -92,7 +93,14 @@ def _not_ours(state: os.stat_result, place: Path) -> str | None:
 
 
 def read_kept(file: Path, root: Path) -> bytes:
-    """A file's content, read once, if it is the user's alone as ``distrusted`` says; the open file is looked at.
+    """A file's content, read once; see ``open_kept``."""
+    with open_kept(file, root) as stream:
+        return stream.readall()
+
+
+@contextlib.contextmanager
+def open_kept(file: Path, root: Path) -> Iterator[FileIO]:
+    """A file, open to read, if it is the user's alone as ``distrusted`` says; the open file is looked at.
 
     Raises:
         OSError: it is not there, cannot be read, or is not to be trusted; ``strerror`` says why.
@@ -101,14 +109,14 @@ def read_kept(file: Path, root: Path) -> bytes:
     if reason is not None:
         raise PermissionError(errno.EACCES, reason)
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as stream:
+    with FileIO(descriptor) as stream:
         state = os.fstat(descriptor)
         reason = _not_ours(state, file)
         if reason is None and not stat.S_ISREG(state.st_mode):
             reason = f"{file} is no ordinary file"
         if reason is not None:
             raise PermissionError(errno.EACCES, reason)
-        return stream.read()
+        yield stream
 
 
 def make_private(folder: Path, root: Path) -> None:

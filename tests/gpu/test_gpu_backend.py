@@ -24,13 +24,13 @@ from espmedsam_edge.cli import main
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import mask_from_logits
 from espmedsam_edge.imaging.overlay import OverlayStyle, draw_overlay
-from espmedsam_edge.runtime.backends import tensorrt_backend
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 from espmedsam_edge.runtime.backends.device_backend import DeviceBackend
 from espmedsam_edge.runtime.backends.frame_graph import STAGES
 from espmedsam_edge.runtime.backends.frame_graph_pool import KEPT_SHARE, KEPT_SIZES
 from espmedsam_edge.runtime.cuda.device import CudaDevice
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError
+from espmedsam_edge.runtime.engines import cache as engine_cache
 from espmedsam_edge.runtime.kernels.frame_view import FrameView, PixelFormat
 from espmedsam_edge.runtime.kernels.launch import FrameKernels
 from espmedsam_edge.runtime.segmentation import DeviceLost, Segmentation
@@ -161,7 +161,7 @@ def test_a_batch_of_mixed_sizes_and_a_group_that_is_not_full(
     plan = tmp_path / "batch.plan"
     plan.write_bytes(b"plan")
     monkeypatch.setattr(
-        tensorrt_backend, "find_or_build", lambda *_, **__: SimpleNamespace(path=plan, read=plan.read_bytes)
+        engine_cache, "find_or_build", lambda *_, **__: SimpleNamespace(path=plan, read=plan.read_bytes)
     )
     segmenter = load(which=save_toy_bundle(tmp_path / "b", batch=3))
     frames = [frame_of(40 + 3 * index, 60 - index, index) for index in range(5)]

@@ -19,10 +19,10 @@ from toy_bundles import save_toy_bundle
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.overlay import draw_overlay
-from espmedsam_edge.runtime.backends import tensorrt_backend
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
 from espmedsam_edge.runtime.backends.device_backend import DeviceBackend
 from espmedsam_edge.runtime.backends.frame_graph_pool import IN_FLIGHT, KEPT_SIZES
+from espmedsam_edge.runtime.engines import cache as engine_cache
 from espmedsam_edge.runtime.engines import tensorrt_api
 from espmedsam_edge.runtime.run.jobs import Job, Limits
 from espmedsam_edge.runtime.run.pipeline import run_pipeline
@@ -156,7 +156,7 @@ def load_batch(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     plan = tmp_path / "batch.plan"
     plan.write_bytes(b"plan")
     monkeypatch.setattr(
-        tensorrt_backend, "find_or_build", lambda *_, **__: SimpleNamespace(path=plan, read=plan.read_bytes)
+        engine_cache, "find_or_build", lambda *_, **__: SimpleNamespace(path=plan, read=plan.read_bytes)
     )
     return lambda batch: load(which=save_toy_bundle(tmp_path / f"b{batch}", batch=batch))
 

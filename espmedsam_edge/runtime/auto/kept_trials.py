@@ -33,6 +33,7 @@ ALIKE = 0.9
 """The least Dice between a candidate's mask of a generated picture and ONNX Runtime's of the same graph: far below lies
 a runtime that is broken here. What small differences mean on real pictures is for the gate to say."""
 
+_FOLDER = "trials"
 _RUNTIMES = ("onnxruntime", "openvino", "torch")
 _ON_GPU = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs")
 
@@ -106,8 +107,10 @@ def _version(name: str) -> str:
 
 def find_trial(graph: Graph, threads: int | None) -> Trial | None:
     """The trial in the cache that fits; None where there is none."""
-    made_of = depends_on(graph, threads)
     try:
+        if not (cache_place() / _FOLDER).exists():  # looking is quicker than finding out what it depends on
+            return None
+        made_of = depends_on(graph, threads)
         file, root = _place(made_of)
         trial = Trial.model_validate_json(read_kept(file, root))
     except (FileNotFoundError, UserError):
@@ -137,4 +140,4 @@ def keep_trial(trial: Trial) -> Path | None:
 def _place(made_of: dict[str, str]) -> tuple[Path, Path]:
     root = cache_place()
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    return root / "trials" / f"{digest[:32]}.json", root
+    return root / _FOLDER / f"{digest[:32]}.json", root

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import threading
@@ -10,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from io import BytesIO, FileIO
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from espmedsam_edge.runtime.backends.backend import BackendUnavailable, check_ba
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
 from espmedsam_edge.runtime.backends.openvino_api import core as openvino_core
 from espmedsam_edge.runtime.backends.openvino_api import load_openvino
-from espmedsam_edge.runtime.engines.compiled_networks import CompiledNetworks, Compiler
+from espmedsam_edge.runtime.engines.compiled_networks import CompiledNetworks, Compiler, read_hashed
 from espmedsam_edge.runtime.onnx_session import Node, check_nodes
 
 log = logging.getLogger(__name__)
@@ -151,10 +151,10 @@ def _found_or_compiled(
             exit_code=1,
         ) from error
     kept = CompiledNetworks(COMPILER, f"{graph.modality} {graph.precision}", made_of)
-    found = kept.find()
+    found = kept.find(_read_tensor)
     if found is not None:
         try:
-            return core.import_model(found, device, settings), None
+            return _import(core, found, device, settings), None
         except RuntimeError as error:
             kept.refused(f"OpenVINO does not take it ({_reason(error)})")
     content = bundle.read_graph(graph)
@@ -172,12 +172,26 @@ def _found_or_compiled(
     return compiled, partial(_keep, kept, compiled, model)  # freeing the model would hold the first result up, too
 
 
+def _read_tensor(stream: FileIO) -> tuple[Any, str]:
+    """A compiled network and its SHA-256, in memory of OpenVINO's own: what comes of it holds that, and copies none."""
+    openvino = load_openvino()
+    tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([os.fstat(stream.fileno()).st_size]))
+    return tensor, read_hashed(stream, memoryview(tensor.data))
+
+
+def _import(core: Any, network: Any, device: str, settings: dict[str, Any]) -> Any:
+    try:
+        return core.import_model(network, device, settings)
+    except TypeError:  # up to 2025.3 it takes bytes alone
+        return core.import_model(network.data.tobytes(), device, settings)
+
+
 def _read(content: bytes) -> Any:
     """A graph for OpenVINO, by its reader of ONNX, which it would ask last, after loading those of other formats."""
     from openvino.frontend import FrontEndManager
 
     reader = FrontEndManager().load_by_framework("onnx")
-    return reader.convert(reader.load(io.BytesIO(content)))
+    return reader.convert(reader.load(BytesIO(content)))
 
 
 def _keep(kept: CompiledNetworks, compiled: Any, model: Any) -> None:

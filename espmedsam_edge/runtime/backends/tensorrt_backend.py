@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.machine.environment import jetson
 from espmedsam_edge.runtime.backends.backend import BackendUnavailable
-from espmedsam_edge.runtime.backends.device_backend import DeviceBackend, frame_memory, open_device_backend
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.gpu import driver_installed, find_gpu
-from espmedsam_edge.runtime.engines.cache import find_or_build
-from espmedsam_edge.runtime.engines.engine import TensorRtEngine
 from espmedsam_edge.runtime.engines.tensorrt_api import TITLES, Flavour, how_to_install, installed
 from espmedsam_edge.runtime.engines.tensorrt_api import load as load_tensorrt
+
+if TYPE_CHECKING:
+    from espmedsam_edge.runtime.backends.device_backend import DeviceBackend
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ def load(name: str, bundle: Bundle, graph: Graph, threads: int | None) -> Device
         UserError: see ``frame_memory``.
         BackendUnavailable: TensorRT, its engine or the kernels do not load here; says why and what to do.
     """
+    # Whether there is a GPU is asked on machines without one, too, whose first result need not wait for all this.
+    from espmedsam_edge.runtime.backends.device_backend import frame_memory, open_device_backend
+    from espmedsam_edge.runtime.engines.cache import find_or_build
+    from espmedsam_edge.runtime.engines.engine import TensorRtEngine
+
     flavour, memory = cast(Flavour, name), frame_memory()
     try:
         api = load_tensorrt(flavour)

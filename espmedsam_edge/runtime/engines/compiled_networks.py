@@ -11,22 +11,56 @@ import hashlib
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_write, read_json, read_regular, sha256_file, write_errors
-from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, read_kept
-from espmedsam_edge.runtime.engines.inventory import outdated, unlocked
+from espmedsam_edge.machine.cache import PRIVATE_FILE, cache_place, make_private, open_kept
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _MOST_FACTS = 1 << 16
 _FACTS = ".json"
+_PIECE = 4 << 20  # bytes
 _DIGITS = 32  # of the hash of what a network was compiled for: no one makes two that share them
 _LEFT = re.compile(rf"[0-9a-f]{{{_DIGITS}}}\.(json|log|lock)")
+
+
+def read_hashed(stream: FileIO, memory: memoryview) -> str:
+    """Read a file into memory of its size, hashing it at the same time; what is hashed is what lies in the memory.
+
+    Returns:
+        The SHA-256 of what was read, which is less than the memory takes if the file became shorter: 64 digits.
+    """
+    digest, pieces = hashlib.sha256(), SimpleQueue[memoryview | None]()
+
+    def hash_pieces() -> None:
+        while (piece := pieces.get()) is not None:
+            digest.update(piece)
+
+    hashing = threading.Thread(target=hash_pieces, name="espmedsam-hash")
+    hashing.start()
+    start = 0
+    try:
+        while count := stream.readinto(memory[start : start + _PIECE]):
+            pieces.put(memory[start : start + count])
+            start += count
+    finally:
+        pieces.put(None)
+        hashing.join()
+    return digest.hexdigest()
+
+
+def _read_whole(stream: FileIO) -> tuple[bytes, str]:
+    content = stream.readall()
+    return content, hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,18 +110,23 @@ class CompiledNetworks:
         text = json.dumps({"format": str(_FORMAT), **made_of}, sort_keys=True)
         self.stem = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
-    def find(self) -> bytes | None:
-        """The compiled network, whole; None where there is none that may be used."""
+    def find(self, read: Callable[[FileIO], tuple[Any, str]] = _read_whole) -> Any:
+        """The compiled network, whole; None where there is none that may be used.
+
+        Args:
+            read: gives what an open file holds, and the SHA-256 of just that; as bytes, unless it is needed otherwise.
+        """
         file = None
         for file in sorted(self.folder.glob(f"{self.stem}-*{self._compiler.suffix}")):
             try:
-                content = read_kept(file, self._root)
+                with open_kept(file, self._root) as stream:
+                    content, sha256 = read(stream)
             except FileNotFoundError:  # another process removed it
                 continue
             except OSError as error:
                 self.refused(error.strerror or str(error))
                 continue
-            if file.name == self.file_of(content).name:
+            if file.name == self._file(sha256).name:
                 return content
             self.refused("it is damaged")
         if file is None and (reason := self._left_behind()) is not None:
@@ -129,7 +168,10 @@ class CompiledNetworks:
 
     def file_of(self, content: bytes) -> Path:
         """Where a compiled network is kept."""
-        return self.folder / f"{self.stem}-{hashlib.sha256(content).hexdigest()}{self._compiler.suffix}"
+        return self._file(hashlib.sha256(content).hexdigest())
+
+    def _file(self, sha256: str) -> Path:
+        return self.folder / f"{self.stem}-{sha256}{self._compiler.suffix}"
 
     def _left_behind(self) -> str | None:
         """Why a network of the same graph does not fit any more, as a clause: it differs in what is outlived alone."""
@@ -163,6 +205,8 @@ class KeptNetwork:
 
 def kept_networks(compiler: Compiler, cache: str | Path | None = None, *, verify: bool = False) -> list[KeptNetwork]:
     """A runtime's networks in the cache, by name; ``verify`` reads them to see that they are whole."""
+    from espmedsam_edge.runtime.engines.inventory import outdated  # with all of TensorRT's side, which no run needs
+
     # Nothing else than what has such a name is ever removed.
     ours = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-[0-9a-f]{{64}}\{compiler.suffix}")
     files = [file for file in sorted(compiler.place(cache).glob(f"*{compiler.suffix}")) if ours.fullmatch(file.name)]
@@ -205,6 +249,8 @@ def remove_leftovers(compiler: Compiler, cache: str | Path | None = None) -> Non
     Raises:
         UserError: they cannot be removed.
     """
+    from espmedsam_edge.runtime.engines.inventory import unlocked
+
     folder = compiler.place(cache)
     for file in sorted(folder.glob("*")):
         stem = file.stem

@@ -205,6 +205,19 @@ def test_a_trial_holds_for_its_graph_threads_processor_and_versions(
     assert find_trial(graph, 1) is None
 
 
+def test_where_nothing_was_ever_tried_versions_are_not_looked_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding them takes longer than seeing that there is no folder."""
+    asked: list[str] = []
+    monkeypatch.setattr(kept_trials, "version", lambda name: asked.append(name) or "1")
+    assert find_trial(bundle.graph("fundus"), 1) is None
+    assert asked == []
+    kept(bundle, {"fp32 on openvino": 0.5})
+    assert find_trial(bundle.graph("fundus"), 1) is not None
+    assert asked
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -458,17 +471,20 @@ def test_what_a_trial_has_no_use_for_is_refused_in_one_line(
     assert line.startswith(f"error: {name} has no effect with --choose.")
 
 
-def test_auto_imports_no_onnx_runtime_where_openvino_is_taken(bundle: Bundle, processor: Any) -> None:
+def test_auto_imports_nothing_for_what_it_does_not_take(bundle: Bundle, processor: Any) -> None:
+    """No other runtime, and without a GPU nothing of the way there: a first result would wait for it."""
     processor(*environment.cpu().simd)
+    modules = ["onnxruntime", "torch"]
+    modules += [f"espmedsam_edge.runtime.{one}" for one in ("backends.device_backend", "engines.cache", "cuda.device")]
     code = (
         "import sys; from espmedsam_edge import Segmenter\n"
         f"taken = Segmenter.load({str(bundle.path)!r}, threads=1).choice.backend.name\n"
-        "print(taken, 'onnxruntime' in sys.modules, 'torch' in sys.modules)"
+        f"print(taken, [name for name in {modules} if name in sys.modules])"
     )
     kept(bundle, {"fp32 on openvino": 0.5})
     without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=without_gpu, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["openvino", "False", "False"]
+    assert done.stdout.split() == ["openvino", "[]"]
 
 
 def test_onnx_runtime_that_does_not_run_ends_the_trial_with_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -400,6 +401,10 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
 def open_to_all(file: Path) -> None:
     file.chmod(0o666)
 
@@ -411,7 +416,13 @@ def link(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(flip, "it is damaged"), (cut, "it is damaged"), (open_to_all, "other users may write"), (link, "symbolic link")],
+    [
+        (flip, "it is damaged"),
+        (cut, "it is damaged"),
+        (empty, "it is damaged"),
+        (open_to_all, "other users may write"),
+        (link, "symbolic link"),
+    ],
 )
 def test_what_is_damaged_or_foreign_is_compiled_anew_with_one_line(
     toy_bundle: Bundle, cache: Path, said: list[str], spoil: Any, words: str
@@ -426,6 +437,48 @@ def test_what_is_damaged_or_foreign_is_compiled_anew_with_one_line(
     assert words in said[0]
     said.clear()
     load(toy_bundle)  # what was written in its place is used
+    assert said == []
+
+
+def test_what_is_imported_is_the_memory_that_was_checked_and_lives_as_long_as_the_network(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = image_of(toy_bundle)
+    expected = load(toy_bundle).run(image)
+    (file,) = cache.glob("*.blob")
+    content, true = np.frombuffer(file.read_bytes(), np.uint8), openvino.Core.import_model
+    given: list[bool] = []
+
+    def importing(self: Any, network: Any, *others: Any) -> Any:
+        given.append(np.array_equal(network.data, content))
+        return true(self, network, *others)
+
+    monkeypatch.setattr(openvino.Core, "import_model", importing)
+    backend = load(toy_bundle)
+    assert given == [True]
+    file.write_bytes(bytes(len(content)))  # a mapped file would change the network
+    gc.collect()
+    others = [np.full(len(content), 255, np.uint8) for _ in range(100)]  # would take memory that was freed too early
+    np.testing.assert_array_equal(backend.run(image), expected)
+    del others
+
+
+def test_an_openvino_that_takes_no_tensors_is_given_the_same_as_bytes(
+    toy_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """As it was up to 2025.3."""
+    image = image_of(toy_bundle)
+    expected = load(toy_bundle).run(image)
+    true = openvino.Core.import_model
+
+    def of_bytes(self: Any, network: Any, *others: Any) -> Any:
+        if not isinstance(network, bytes):
+            raise TypeError("`model_stream` must be an io.BytesIO object or bytes")
+        return true(self, network, *others)
+
+    monkeypatch.setattr(openvino.Core, "import_model", of_bytes)
+    monkeypatch.delattr(openvino.Core, "compile_model")
+    np.testing.assert_array_equal(load(toy_bundle).run(image), expected)
     assert said == []
 
 

@@ -17,6 +17,7 @@ from espmedsam_edge.runtime.backends import backend, device_backend, tensorrt_ba
 from espmedsam_edge.runtime.backends.backend import AUTO, BackendUnavailable, load_backend, unavailable
 from espmedsam_edge.runtime.cuda import driver as cuda_api
 from espmedsam_edge.runtime.cuda.driver import CudaDriver, CudaError, CudaUnavailable
+from espmedsam_edge.runtime.engines import cache as engine_cache
 from espmedsam_edge.runtime.engines.engine import RuntimeCache
 from espmedsam_edge.runtime.segmenter import Segmenter
 
@@ -125,7 +126,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, errors: dict[str, UserError]) -> l
 
     monkeypatch.setattr(tensorrt_backend, "unavailable", lambda name: None)
     monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda flavour: None)
-    monkeypatch.setattr(tensorrt_backend, "find_or_build", find_or_build)
+    monkeypatch.setattr(engine_cache, "find_or_build", find_or_build)
     return tried
 
 
@@ -159,7 +160,7 @@ def test_a_driver_too_old_for_cuda_python(toy_bundle: Bundle, monkeypatch: pytes
 
     monkeypatch.setattr(tensorrt_backend, "unavailable", lambda name: None)
     monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda flavour: None)
-    monkeypatch.setattr(tensorrt_backend, "find_or_build", lambda *_, **__: None)
+    monkeypatch.setattr(engine_cache, "find_or_build", lambda *_, **__: None)
     monkeypatch.setattr(device_backend.CudaDevice, "open", old)
     with pytest.raises(BackendUnavailable, match="too old for cuda-python"):
         load_backend(toy_bundle, toy_bundle.graph(), "tensorrt")
@@ -173,7 +174,7 @@ def test_a_build_is_announced_once(toy_bundle: Bundle, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tensorrt_backend, "unavailable", lambda name: None)
     monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda flavour: None)
-    monkeypatch.setattr(tensorrt_backend, "find_or_build", find_or_build)
+    monkeypatch.setattr(engine_cache, "find_or_build", find_or_build)
     with pytest.raises(BackendUnavailable, match="stop"):
         load_backend(toy_bundle, toy_bundle.graph(), "tensorrt-rtx")
     assert said == ["Building the TensorRT-RTX engine of fundus fp32 for this GPU, once; this takes minutes."]
