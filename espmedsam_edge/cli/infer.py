@@ -15,7 +15,7 @@ import typer
 
 from espmedsam_edge.cli.config import CONFIG
 from espmedsam_edge.cli.messages import once, run_bars, tell_failures
-from espmedsam_edge.machine.memory import share_arenas
+from espmedsam_edge.machine.memory import loading_modules, share_arenas
 from espmedsam_edge.terminal import tell
 
 if TYPE_CHECKING:
@@ -209,13 +209,14 @@ def command(
     A file that cannot be read is reported at the end and the rest is done (exit code 1). Of cameras and streams always
     the newest frame is segmented; Ctrl-C ends them and keeps what was written.
     """
-    from espmedsam_edge.errors import UserError
-    from espmedsam_edge.objects.options import ObjectOptions
-    from espmedsam_edge.pipes import is_standard_output
-    from espmedsam_edge.runtime.bundle_choice import means_a_bundle
-    from espmedsam_edge.runtime.inference import Inference, open_service
-    from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs, ReadingOptions
-    from espmedsam_edge.runtime.serve.options import ServeOptions
+    with loading_modules():
+        from espmedsam_edge.errors import UserError
+        from espmedsam_edge.objects.options import ObjectOptions
+        from espmedsam_edge.pipes import is_standard_output
+        from espmedsam_edge.runtime.bundle_choice import means_a_bundle
+        from espmedsam_edge.runtime.inference import Inference, open_service
+        from espmedsam_edge.runtime.request import InferenceRequest, ModelOptions, Outputs, ReadingOptions
+        from espmedsam_edge.runtime.serve.options import ServeOptions
 
     if not arguments and serve is None:
         raise UserError("nothing to segment.", "Name images, videos or a camera; --help shows how.")
