@@ -16,7 +16,7 @@ from espmedsam_edge.files import atomic_path
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom, read_whole
 from espmedsam_edge.runtime.dicom_network.listener import OUT_OF_RESOURCES, check_title, load_pynetdicom
-from espmedsam_edge.runtime.sources.uris import check_login, without_secrets
+from espmedsam_edge.runtime.sources.uris import check_login, is_host, without_secrets
 
 TOKEN_VARIABLE = "ESPMEDSAM_DICOMWEB_TOKEN"  # noqa: S105  # nosec B105 (the variable's name)
 _SECONDS = 30
@@ -99,7 +99,10 @@ class Archive(Closing):
     def deliver(self, file: Path) -> None:
         """See ``Delivery``; the association stays open for the next."""
         if self._association is None or not self._association.is_established:
-            self._association = self._entity.associate(*self._address, ae_title=self._aet)
+            try:
+                self._association = self._entity.associate(*self._address, ae_title=self._aet)
+            except OSError as error:  # no address is known for the name now, or too many files are open
+                raise NotDeliveredError("there is no connection") from error
         if not self._association.is_established:
             refused = self._association.is_rejected
             raise NotDeliveredError("it rejected the association" if refused else "there is no connection")
@@ -178,11 +181,11 @@ def parse_send(text: str, own: str) -> Delivery:
     if re.match("https?://", text):
         check_login(text)
         with suppress(ValueError):
-            if urlsplit(text).hostname and not re.search(r"\s", text):
+            if (host := urlsplit(text).hostname) and is_host(host) and text.isprintable() and " " not in text:
                 return DicomWeb(text)
         raise UserError("cannot send to this address.", _SEND)
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5}):(.+)", text)
-    if match is None or not 0 < int(match[2]) < 1 << 16:
+    if match is None or not 0 < int(match[2]) < 1 << 16 or not is_host(match[1]):
         shown = "this address" if "@" in text else text
         raise UserError(f"cannot send to {shown}.", _SEND)
     check_title(match[3])

@@ -94,12 +94,15 @@ class Inbox(Closing):
         return [name for _, name in sorted(found)]
 
     def begin(self, name: str) -> Path | None:
-        """The file of an instance that is to be done; None: it is done. One that ends its process goes last then."""
+        """The file of an instance that is to be done; None: it is done, or gone. One that ends its process goes last then."""
         if self.is_done(name):
             self._forget(name)
             return None
         file = self._waiting / f"{name}{_SUFFIX}"
-        os.utime(file)
+        try:
+            os.utime(file)
+        except FileNotFoundError:  # somebody took it away
+            return None
         return file
 
     def result(self, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,13 @@ from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom
 from espmedsam_edge.runtime.dicom.reading import is_picture_class
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
+from espmedsam_edge.runtime.sources.uris import is_host
 
 log = logging.getLogger(__name__)
 
 # Statuses of C-STORE (PS3.4, B.2.3).
 SUCCESS, OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND, NOT_SUPPORTED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0122
+_ELSEWHERE = "Choose another --port or --host."
 _MEBIBYTE = 1 << 20
 _SAY_HELLO = 5  # seconds, until a connection has asked for an association
 _SAY_ON = 60  # seconds, until what was begun goes on
@@ -57,6 +60,8 @@ class ListenOptions:
     def __post_init__(self) -> None:
         for title in (self.aet, *self.allow):
             check_title(title)
+        if not is_host(self.host):
+            raise UserError(f"cannot listen on '{self.host}': no such address.", _ELSEWHERE)
 
 
 def check_title(title: str) -> None:
@@ -84,6 +89,28 @@ def load_pynetdicom() -> Any:
 
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     return pynetdicom
+
+
+def check_address(options: ListenOptions) -> None:
+    """See that an address can be listened on, before anything is made for what comes there.
+
+    Raises:
+        UserError: it is taken, or not this machine's.
+    """
+    with _listen_errors(options):
+        family, kind, protocol, _, place = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+
+
+@contextmanager
+def _listen_errors(options: ListenOptions) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise UserError(f"cannot listen on {options.host}:{options.port}: {reason}.", _ELSEWHERE) from None
 
 
 def _transfer_syntaxes(pynetdicom: Any) -> list[Any]:
@@ -153,13 +180,8 @@ def listening(options: ListenOptions, inbox: Inbox, received: Callable[[], None]
         (evt.EVT_REJECTED, said("%s was rejected: see --aet, --allow, --associations.")),
         (evt.EVT_ABORTED, said("%s ended an association without releasing it.")),
     ]
-    try:
+    with _listen_errors(options):
         server = entity.start_server((options.host, options.port), block=False, evt_handlers=handlers)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "no such address"
-        raise UserError(
-            f"cannot listen on {options.host}:{options.port}: {reason}.", "Choose another --port or --host."
-        ) from None
     try:
         yield server.socket.getsockname()[:2]
     finally:

@@ -14,7 +14,7 @@ from espmedsam_edge.runtime.backends.backend import BackendAway
 from espmedsam_edge.runtime.dicom.segmentation import Algorithm
 from espmedsam_edge.runtime.dicom_network.delivery import Delivery, NotDeliveredError
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
-from espmedsam_edge.runtime.dicom_network.listener import ListenOptions, listening
+from espmedsam_edge.runtime.dicom_network.listener import ListenOptions, check_address, listening
 from espmedsam_edge.runtime.networks import Networks
 from espmedsam_edge.runtime.segmentation import DeviceLost
 from espmedsam_edge.runtime.segmenter import Segmenter
@@ -52,6 +52,7 @@ def serve(
     """
     came = threading.Event()
     due = time.monotonic()
+    check_address(options)
     with Inbox(queue, options.free << 20) as inbox, listening(options, inbox, came.set) as (host, port):
         work = Work(inbox, segmenter, delivery)
         ready(host, port)
@@ -125,11 +126,23 @@ class Work:
                 log.error("%s Tried again in %.0f s.", error, self._disk.begin())
                 return
             why = str(error)
-        self._disk = _Pauses()
         if not result.exists():
             why = why or "no segmentation came of it."
-            self._inbox.fail(name, why)
+            if not self._noted(lambda: self._inbox.fail(name, why), self._disk):
+                return
             log.error("failed: %s", why)
+        self._disk = _Pauses()
+
+    def _noted(self, note: Callable[[], None], pauses: _Pauses) -> bool:
+        """Note in the inbox what became of an instance; whether that could be written."""
+        try:
+            note()
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            log.error("%s Tried again in %.0f s.", error, pauses.begin())
+            return False
+        return True
 
     def _written(self, file: Path, result: Path) -> str:
         """Write the segmentation of a file; why that is not possible, "" where it is not known."""
@@ -151,7 +164,8 @@ class Work:
             pauses = self._way if error.nothing_arrives else self._refused.setdefault(name, _Pauses())
             log.warning("%s: %s. Tried again in %.0f s.", self._delivery, error, pauses.begin())
             return
+        if not self._noted(lambda: self._inbox.finish(name), self._way):
+            return  # it is delivered again, and is the same instance there
         self._way = _Pauses()
         self._refused.pop(name, None)
-        self._inbox.finish(name)
         log.info("%s: segmented and delivered.", name)

@@ -528,8 +528,13 @@ def test_stow_rs(toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
+# The last have names that no name service can be asked for.
 @pytest.mark.parametrize(
-    "text", ["archive", "archive:104", "archive:0:PACS", "a:99999:PACS", "ftp://a/b", "a:1:", "http://"]
+    "text",
+    [
+        *("archive", "archive:104", "archive:0:PACS", "a:99999:PACS", "ftp://a/b", "a:1:", "http://"),
+        *("a..b:104:PACS", f"{'a' * 64}:104:PACS", "\udcff:104:PACS", "https://a..b/c", "https://\udcff/c"),
+    ],
 )
 def test_where_nothing_can_be_sent(text: str) -> None:
     with pytest.raises(UserError, match=r"cannot send to|is no AE title"):
@@ -574,6 +579,79 @@ def test_two_listeners_share_neither_queue_nor_port(tmp_path: Path) -> None:
             pass
     with Inbox(tmp_path / "q"):
         pass
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a..b", "\udcff", "", "port"])
+def test_an_address_that_will_not_do_leaves_no_queue(toy_bundle: Bundle, tmp_path: Path, host: str) -> None:
+    with socket.socket() as other, Segmenter.load(toy_bundle, backend="onnxruntime-cpu", threads=1) as segmenter:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        host, port = ("127.0.0.1", other.getsockname()[1]) if host == "port" else (host, 0)
+        with pytest.raises(UserError, match="cannot listen on"):
+            service.serve(
+                ListenOptions(host=host, port=port), tmp_path / "q", Folder(tmp_path), segmenter, threading.Event()
+            )
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_name_that_is_not_known_for_a_while_is_waited_for(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    save_dicom(tmp_path / "a.dcm")
+    ask, away = socket.getaddrinfo, [True, True]
+
+    def asked(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "archive.example":
+            if away:
+                away.pop()
+                raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            host = "127.0.0.1"
+        return ask(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    archive = Archive()
+    delivery = parse_send(f"archive.example:{archive.port}:ARCHIVE", "ESPMEDSAM")
+    with archive.up(), served(toy_bundle, tmp_path, delivery) as port:
+        assert send(port, tmp_path / "a.dcm") == [0]
+        assert soon(lambda: archive.uids)
+    assert sum("there is no connection. Tried again in" in line for line in said) == 2
+
+
+@pytest.mark.parametrize("place", ["done", "failed"])
+def test_a_disk_that_is_full_for_the_notes_is_waited_for(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], place: str
+) -> None:
+    """What was delivered, or cannot be segmented, is noted once there is room."""
+    save_dicom(tmp_path / "a.dcm", **({"PixelData": b"\0" * 100} if place == "failed" else {}))
+    full = [True]
+
+    def on_a_full_disk(note: Callable[..., None]) -> Callable[..., None]:
+        def noted(self: Inbox, *arguments: str) -> None:
+            with files.write_errors(self.folder):
+                if full[0]:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            note(self, *arguments)
+
+        return noted
+
+    for name in ("finish", "fail"):
+        monkeypatch.setattr(Inbox, name, on_a_full_disk(getattr(Inbox, name)))
+    with served(toy_bundle, tmp_path, Folder(tmp_path / "out")) as port:
+        assert send(port, tmp_path / "a.dcm") == [0]
+        assert soon(lambda: any("no space left" in line for line in said))
+        assert len(found_in(tmp_path / "queue" / "waiting")) == 1
+        full[0] = False
+        assert soon(lambda: not found_in(tmp_path / "queue" / "waiting"))
+    assert len(list((tmp_path / "queue" / place).glob("*/*" if place == "done" else "*.dcm"))) == 1
+    assert len(found_in(tmp_path / "out")) == (place == "done")
+
+
+def test_what_somebody_takes_out_of_the_queue_is_gone(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "q") as inbox:
+        inbox.put("1.1", [b"content"])
+        name = inbox.waiting()[0]
+        found_in(tmp_path / "q" / "waiting")[0].unlink()
+        assert inbox.begin(name) is None
 
 
 def test_what_others_keep_in_folders_of_these_names_stays(toy_bundle: Bundle, tmp_path: Path) -> None:
