@@ -30,7 +30,7 @@ from espmedsam_edge.training.objectives import (
     Objective,
     SegmentationObjective,
 )
-from espmedsam_edge.training.recipe import Recipe, Stage
+from espmedsam_edge.training.recipe import SCRATCH, Recipe, Stage
 from espmedsam_edge.training.run_folder import WEIGHTS, check_folder, check_foreign, check_inputs, prepare_folder
 from espmedsam_edge.training.sections import Part, RunSection
 from espmedsam_edge.training.start import (
@@ -160,6 +160,7 @@ def _run_all(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> 
         check_inputs(folder / stage, recipe.for_stage(stage))
     if final.exists() and not (resume or overwrite):
         raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
+    _check_later(recipe, stages)
     student: Path | None = None
     teacher: Path | None = recipe.teacher.checkpoint
     done: tuple[Path, TrainingProgress] | None = None
@@ -180,6 +181,22 @@ def _run_all(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> 
     with atomic_path(final) as temporary:
         shutil.copyfile(done[0], temporary)
     return final, done[1]
+
+
+def _check_later(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Look at what the stages after the first will read, which else would be found missing after days of training."""
+    first = next((stage for stage in stages if stage != "teacher"), None)
+    for stage in stages[1:]:
+        part = recipe.for_stage(stage)
+        for file in (part.teacher.sam, part.teacher.checkpoint):
+            if file is not None and not file.is_file():
+                raise UserError(f"no file at {file}.", "Check [teacher] in the recipe.")
+        if stage == first and part.init != SCRATCH:
+            start_student(part, ())
+        if stage == "distill-encoder":
+            natural_images(part, student_config(part))
+        else:
+            labelled_images(part, student_config(part), masks=stage != "distill-controllers")
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

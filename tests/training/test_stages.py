@@ -97,6 +97,25 @@ def test_ablation_and_given_teacher_shorten_the_chain(small_recipe: MakeRecipe) 
         stages_of(small_recipe("stages=[]"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (["init=nowhere.safetensors"], "nowhere.safetensors"),
+        (["init=picture.png"], "picture.png"),
+        (["stage.distill-encoder.data.phantoms=0"], "names no photographs"),
+        (["stage.distill-controllers.teacher.sam=nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_what_later_stages_lack_is_said_before_the_first(
+    tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, changes: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=reason):
+        run_all(small_recipe(*changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_notes_the_hash_of_what_it_started_from(
     tmp_path: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
