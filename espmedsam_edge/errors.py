@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -29,9 +30,22 @@ _LONGEST = (
 _LOOKED_AT = 1000  # names that a misspelt one is compared with: files may have a million
 
 
+_LOGIN = re.compile(r"(:/+)(?!USER:PASSWORD@)[^\s/@:]*:\S*@")  # that of examples stays
+
+
+def without_login(text: str) -> str:
+    """A text in which addresses name no user and no password: one may stand where a file's name was wanted.
+
+    Examples:
+        >>> without_login("no file at https://me:secret@host/weights.pth.")
+        'no file at https://***@host/weights.pth.'
+    """
+    return _LOGIN.sub(r"\1***@", text) if ":/" in text else text
+
+
 def _one_line(text: str) -> str:
     line = printable(" ".join(text.split()))
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-495:]}"
+    return without_login(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-495:]}")
 
 
 class UserError(Exception):
@@ -46,8 +60,8 @@ class UserError(Exception):
         no bundle at nowhere.bundle. 2
 
     Commands print it as one line and leave with ``exit_code``: 2 for wrong use, 1 where inputs or the machine failed.
-    Errors of any other class are bugs of this package. What message and hint quote is made ``printable``, and what
-    is longer than 2,000 characters lacks its middle.
+    Errors of any other class are bugs of this package. What message and hint quote is made ``printable``, addresses
+    are ``without_login``, and what is longer than 2,000 characters lacks its middle.
     """
 
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 2) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from espmedsam_edge.errors import printable
+from espmedsam_edge.errors import printable, without_login
 from espmedsam_edge.files import write_errors
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def tell(text: object, *, err: bool = False) -> None:
-    """Print a text made ``printable``, its line ends kept; ``err``: on standard error. Stands for ``typer.echo``.
+    """Print a text as ``printable_lines``; ``err``: on standard error. Stands for ``typer.echo``.
 
     Raises:
         UserError: it cannot be written, as to a full disk.
@@ -35,8 +35,8 @@ def tell(text: object, *, err: bool = False) -> None:
 
 
 def printable_lines(text: str) -> str:
-    """A text made ``printable``, but for its line ends."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+    """A text made ``printable``, but for its line ends, and ``without_login``."""
+    return without_login("\n".join(printable(line) for line in text.split("\n")))
 
 
 def terminal_console(**options: Any) -> Console:

@@ -121,6 +121,54 @@ def test_what_is_quoted_from_the_command_line_is_printable(
     assert not acts(out + err)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "URL", "--out", "new.bundle"),
+        ("infer", "URL", "a.png"),
+        ("infer", "--config", "URL", "a.png"),
+        ("evaluate", "URL", "URL"),
+        ("push", "a.bundle", "hf://b/c", "URL"),
+        ("bench", "URL", "--precision", "URL"),
+        ("bench", "--duration", "URL"),
+        ("batch", "a.png", "--out", "out", "--address", "URL"),
+        ("data", "check", "URL"),
+        ("deploy", "triton", "URL", "--out", "new", "--modality", "URL"),
+    ],
+)
+@pytest.mark.parametrize("url", ["https://me:SEC@RET@127.0.0.1:9/x", "ray://:SECRET@127.0.0.1:9"])
+def test_an_address_where_a_name_was_wanted_shows_no_password(
+    command: tuple[str, ...],
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(Path("a.png"), np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(SystemExit) as ended:
+        main([url if word == "URL" else word for word in command])
+    assert ended.value.code in (1, 2)
+    shown = "".join(capsys.readouterr())
+    assert "SEC" not in shown
+    assert "RET" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write it as rtsp://USER:PASSWORD@HOST/PATH.",
+        "hf://OWNER/NAME@REVISION and https://host:8080/a, b@c",
+        "https://[::1]:9/a.bundle, me@host:/data",
+        "toy.bundle: fundus",
+    ],
+)
+def test_what_is_no_login_stays(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    assert UserError(text, text).hint == text
+
+
 def test_results_of_files_with_such_names_are_told_printably(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

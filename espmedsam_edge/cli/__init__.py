@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from espmedsam_edge.cli.messages import QUIET, VERBOSE, Messages, talking
-from espmedsam_edge.errors import UserError, nearest, printable
+from espmedsam_edge.errors import UserError, nearest, printable, without_login
 from espmedsam_edge.terminal import show_tracebacks_printable, tell
 from espmedsam_edge.version import __version__
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"no command '{name}'.", nearest(name, COMMANDS))
         code = build_app(name)(args=args, prog_name="espmedsam-edge", standalone_mode=False)
     except _USAGE_ERROR as error:  # click's own, which quotes the arguments
-        error.message = printable(str(error.message))
+        error.message = without_login(printable(str(error.message)))
         error.show()
         sys.exit(2)
     except typer.Abort:

@@ -207,6 +207,7 @@ def test_what_is_another_graph_or_no_triton_is_one_line(server: Triton, bundle: 
             ("triton", bundle, "which Triton server"),
             ("triton:ftp://x", bundle, "no address of a Triton server"),
             ("triton:http://user:secret@x", bundle, "no address of a Triton server"),
+            ("triton:http://a..b", bundle, "no address of a Triton server"),
         ):
             with pytest.raises(UserError, match=reason) as refused:
                 Segmenter.load(asked_for, backend=backend)

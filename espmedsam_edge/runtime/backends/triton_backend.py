@@ -21,6 +21,7 @@ import numpy as np
 from espmedsam_edge.bundle import Bundle, Graph
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.geometry import Tensor
+from espmedsam_edge.machine.hosts import is_host
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.backends.backend import BackendAway, BackendUnavailable, check_batch
 from espmedsam_edge.runtime.backends.backend_spec import BackendSpec
@@ -109,7 +110,7 @@ class _Server:
             host, port = parts.hostname, parts.port or 8000
         except ValueError:
             host = None
-        if not host or parts.scheme not in ("http", "https") or parts.username is not None or parts.query:
+        if not host or not is_host(host) or parts.scheme not in ("http", "https") or parts.query or parts.username is not None:
             raise UserError("that is no address of a Triton server." if url else "which Triton server?", _USAGE)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from espmedsam_edge.closing import Closing
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.files import atomic_path
+from espmedsam_edge.machine.hosts import is_host
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom, read_whole
 from espmedsam_edge.runtime.dicom_network.listener import OUT_OF_RESOURCES, check_title, load_pynetdicom
-from espmedsam_edge.runtime.sources.uris import check_login, is_host, without_secrets
+from espmedsam_edge.runtime.sources.uris import check_login, without_secrets
 
 TOKEN_VARIABLE = "ESPMEDSAM_DICOMWEB_TOKEN"  # noqa: S105  # nosec B105 (the variable's name)
 _SECONDS = 30

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.hosts import is_host
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.dicom.discretion import load_pydicom
 from espmedsam_edge.runtime.dicom.reading import is_picture_class
 from espmedsam_edge.runtime.dicom_network.inbox import Inbox
-from espmedsam_edge.runtime.sources.uris import is_host
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from espmedsam_edge.errors import UserError
+from espmedsam_edge.machine.hosts import is_host
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.runtime.segmentation import Segmentation
 from espmedsam_edge.runtime.sinks.publishing import Publication
@@ -41,7 +42,8 @@ _FIRST_SECONDS = 2.0  # to learn at the start whether the broker refuses
 _LAST_SECONDS = 5.0  # for what waits at the end, if the broker is there or has just been
 _LONGEST_PAUSE = 2  # seconds between two attempts
 _OPTIONS = ("ca", "cert", "key", "password-file", "client")
-_LONGEST_PASSWORD = 1 << 16  # bytes, as MQTT has it
+_LONGEST = 16_000  # characters of an address
+_LONGEST_PASSWORD = (1 << 16) - 1  # bytes, as MQTT has it
 _EXAMPLE = "For example mqtt://broker.example/ward-3/masks, mqtts:// with TLS."
 
 
@@ -80,9 +82,11 @@ def parse_broker(text: str) -> Broker:
         parts = urlsplit(text.partition("#")[0])
         host, port = parts.hostname, parts.port
         topic = unquote(parts.path[1:], errors="strict")
+        if not text.isprintable() or len(text) > _LONGEST or port == 0:  # else paho's threads end with it
+            raise ValueError("no text")
     except ValueError:
         raise UserError(f"{scheme}://... is not a valid address.", _EXAMPLE) from None
-    if not (plain or secure) or not host or not re.fullmatch(r"[\w.:%-]+", host):
+    if not (plain or secure) or not host or not re.fullmatch(r"[\w.:%-]+", host) or not is_host(host):
         raise UserError(f"{scheme}://... names no host.", _EXAMPLE)
     if parts.password is not None:
         hint = f"Put it into a file, ?password-file=FILE, or into {PASSWORD}."
@@ -123,17 +127,22 @@ def files_of(text: str) -> list[str]:
 
 
 def _password(file: str | None, address: str) -> str | None:
-    if file is None:
-        return os.environ.get(PASSWORD)
+    place = PASSWORD if file is None else f"the password-file of {address}"
     try:
-        with open(file, "rb") as stream:
-            content = stream.read(_LONGEST_PASSWORD + 1)
+        if file is None:
+            content = os.environb.get(PASSWORD.encode())
+            if content is None:
+                return None
+        else:
+            with open(file, "rb") as stream:
+                content = stream.read(_LONGEST_PASSWORD + 1)
         if len(content) > _LONGEST_PASSWORD:
             raise ValueError("too long")
-        return content.decode("utf-8").rstrip("\r\n")
+        text = content.decode("utf-8")
+        return text if file is None else text.rstrip("\r\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no password"
-        raise UserError(f"cannot read the password-file of {address}: {reason}.", "Check its name.") from None
+        raise UserError(f"cannot read {place}: {reason}.", "Check its name and its content.") from None
 
 
 def _encrypted(options: dict[str, str], address: str) -> ssl.SSLContext:

@@ -203,14 +203,6 @@ def check_login(text: str) -> None:
     )
 
 
-def is_host(name: str) -> bool:
-    """Whether a name can be asked for at all; else each use of it ends in an error of Python's codecs."""
-    try:
-        return bool(name.encode("idna"))
-    except UnicodeError:
-        return False
-
-
 def without_secrets(path: str) -> str:
     """An address's path with ``***`` for what follows ``user=``, ``password=``, ``token=`` and the like."""
     return _SECRET.sub(r"\1***", path)

@@ -162,6 +162,12 @@ def test_tls_and_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("mqtt://h/", "no topic"),
         ("mqtt:///topic", "no host"),
         ("mqtt://h:99999/a", "not a valid address"),
+        ("mqtt://h:0/a", "not a valid address"),
+        ("mqtt://\udcff@h/a", "not a valid address"),
+        ("mqtt://h/a?client=\udcff", "not a valid address"),
+        (f"mqtt://{'u' * 70_000}@h/a", "not a valid address"),
+        ("mqtt://a..b/a", "no host"),
+        (f"mqtt://{'h' * 64}.example/a", "no host"),
         ("mqtt://h/%ff", "not a valid address"),
         ("mqtt://h/$SYS/x", "nothing can be published"),
         ("mqtt://h/a%00b", "nothing can be published"),
@@ -184,6 +190,14 @@ def test_an_address_that_will_not_do_is_one_line(address: str, reason: str) -> N
         open_publisher(Publication(address, LineForm(), []))
     assert "SEC" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("password", [b"SECRET\xff", b"SECRET" * 11_000], ids=["bytes", "long"])
+def test_a_password_that_mqtt_cannot_send_is_one_line(monkeypatch: pytest.MonkeyPatch, password: bytes) -> None:
+    monkeypatch.setitem(os.environb, b"ESPMEDSAM_MQTT_PASSWORD", password)
+    with pytest.raises(UserError, match="cannot read ESPMEDSAM_MQTT_PASSWORD: it is no password") as refused:
+        open_publisher(Publication("mqtt://u@127.0.0.1:9/a", LineForm(), []))
+    assert "SECRET" not in str(refused.value)
 
 
 def test_addresses_are_read() -> None:
