@@ -1,5 +1,19 @@
-"""``python -m espmedsam_edge`` is the command ``espmedsam-edge``."""
+"""The command ``espmedsam-edge``, also as ``python -m espmedsam_edge``."""
 
-from espmedsam_edge.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command; Ctrl-C while its modules are loaded ends it as it does later."""
+    try:
+        from espmedsam_edge.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("Aborted!\n")
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from typing import NamedTuple
 
 from espmedsam_edge.bundle import MANIFEST, Bundle
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import check_exchangeable, identity
+from espmedsam_edge.files import check_exchangeable, identity, write_errors
 from espmedsam_edge.machine.cache import cache_place, make_private
 from espmedsam_edge.marks import ANNOTATIONS, FRAMES, Kind
 from espmedsam_edge.pipes import is_pipe
@@ -113,6 +114,8 @@ def check_destinations(
             f"{path} exists and is no {kind.what} of this program{more}.",
             "Choose another place, or replace it: --overwrite",
         )
+    for folder in {os.path.dirname(real) for real in taken - frames} | frames:
+        check_writable(Path(folder))
 
 
 def _may_replace(destination: Destination, overwrite: bool | None) -> bool:
@@ -154,6 +157,25 @@ def _check_owners(folders: Collection[str]) -> None:
             raise UserError(f"{place} is the program's own cache; results do not go into it.", _ELSEWHERE)
         if _is_bundle(place):
             raise UserError(f"{place} is a bundle; results do not go into it.", _ELSEWHERE)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before any work, a folder that files cannot be put into, or that cannot be made.
+
+    Raises:
+        UserError: says why.
+    """
+    with write_errors(folder):
+        for there in (folder, *folder.parents):
+            try:
+                mode = there.stat().st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
 
 
 class Claims:
@@ -265,7 +287,10 @@ def claimed(paths: Iterable[Path], *, inside: bool = False) -> Iterator[None]:
     """
     places = list(paths)
     if not inside:
-        _check_owners({os.path.dirname(os.path.realpath(path)) for path in places})
+        reals = {os.path.realpath(path) for path in places}
+        _check_owners({os.path.dirname(real) for real in reals})
+        for folder in {real if os.path.isdir(real) else os.path.dirname(real) for real in reals}:
+            check_writable(Path(folder))
     with Claims() as claims:
         with claims.planning():
             claims.add(places)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -90,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name is not None and name not in COMMANDS:
             raise UserError(f"no command '{name}'.", nearest(name, COMMANDS))
-        code = build_app(name)(args=args, prog_name="espmedsam-edge", standalone_mode=False)
+        with _terminated_like_interrupted():
+            code = build_app(name)(args=args, prog_name="espmedsam-edge", standalone_mode=False)
     except _USAGE_ERROR as error:  # click's own, which quotes the arguments
         error.message = without_login(printable(str(error.message)))
         error.show()
@@ -115,6 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(line, err=True)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: stages stopped, unfinished files and folders removed."""
+
+    def interrupt(number: int, stack_frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, as when a program calls ``main``
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _take_standard_files() -> None:

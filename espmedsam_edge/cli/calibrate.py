@@ -65,7 +65,7 @@ def command(
     from espmedsam_edge.calibration.calibrator import calibrate
     from espmedsam_edge.calibration.images import find_images
     from espmedsam_edge.calibration.request import CalibrationRequest, CheckRequest
-    from espmedsam_edge.destinations import claimed
+    from espmedsam_edge.destinations import check_writable, claimed
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.files import check_exchangeable
 
@@ -73,6 +73,7 @@ def command(
         raise UserError("what to lower the graph to is not named.", "Name it: --precision fp16|int8")
     opened = Bundle.open(bundle)
     check_exchangeable(bundle)
+    check_writable(bundle.resolve().parent)
     name = _modality(opened, modality, images)
     with _listener() as listener:
         listener.phase("finding the images", None)

@@ -27,12 +27,13 @@ def command(
 
     from espmedsam_edge.demo.demo import demo_bundles, demo_destinations, run_demo
     from espmedsam_edge.demo.sheet import contact_sheet
-    from espmedsam_edge.destinations import Destination, held
+    from espmedsam_edge.destinations import Destination, check_writable, held
     from espmedsam_edge.imaging.encode import write_image
     from espmedsam_edge.machine.installation import near
     from espmedsam_edge.marks import PICTURE
 
     start = time.perf_counter()
+    check_writable(out.absolute())
     bundles = demo_bundles(bundle)
     tell(f"Segmenting with {', '.join(dict.fromkeys(near(opened.path) for opened in bundles.values()))}\n")
     tell(f"  {'modality':<22}  {'target':<16}  {'frames':>6}  {'Dice':>6}  {'objects':>7}  {'ms a frame':>10}")

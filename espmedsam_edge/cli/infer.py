@@ -5,9 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -228,55 +225,54 @@ def command(
     serving = None if serve is None else ServeOptions(serve, token, allow_host or (), trust_proxy or ())
     share_arenas()
     atexit.register(gc.freeze)  # else Python looks for garbage before it ends, which takes a tenth of a second
-    with terminated_like_interrupted():
-        if serving is not None and not sources:
-            with open_service(model, serving) as server:
-                _until_interrupted(server)
-            return
-        outputs = Outputs(
-            out=out,
-            masks=masks,
-            mask_video=mask_video,
-            jsonl=jsonl,
-            contours=contours,
-            uids=uids,
-            csv=csv,
-            labels=labels,
-            objects=objects,
-            plot=plot,
-            dicom_seg=dicom_seg,
-            dicom_sr=dicom_sr,
-            export=export,
-            export_to=export_to,
-            stream=stream,
-            publish=publish,
-            opacity=opacity,
-            overwrite=overwrite,
-            resume=resume,
-        )
-        reading = ReadingOptions(
-            frames=frames,
-            duration=duration,
-            max_latency=max_latency,
-            give_up=give_up,
-            decoder=decoder,
-            anonymous_names=anonymous_names,
-            crop=crop,
-            rotate=rotate,
-            start=start,
-            every=every,
-            fps=fps,
-            spacing=spacing,
-            shard=shard,
-        )
-        request = InferenceRequest(sources, model, outputs, reading, serving, [] if config is None else [config])
-        # Files that decide on the network are read twice; a camera's lines come back as often as it does.
-        with once(*_OF_FILES), Inference(request) as run:
-            report = _run(run)
-            places = (jsonl, csv, objects, out, mask_video, plot, dicom_seg, dicom_sr)
-            _print(report, to_stderr=any(map(is_standard_output, places)))
-            if run.server is not None and report.frames and not report.interrupted:
-                _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
+    if serving is not None and not sources:
+        with open_service(model, serving) as server:
+            _until_interrupted(server)
+        return
+    outputs = Outputs(
+        out=out,
+        masks=masks,
+        mask_video=mask_video,
+        jsonl=jsonl,
+        contours=contours,
+        uids=uids,
+        csv=csv,
+        labels=labels,
+        objects=objects,
+        plot=plot,
+        dicom_seg=dicom_seg,
+        dicom_sr=dicom_sr,
+        export=export,
+        export_to=export_to,
+        stream=stream,
+        publish=publish,
+        opacity=opacity,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    reading = ReadingOptions(
+        frames=frames,
+        duration=duration,
+        max_latency=max_latency,
+        give_up=give_up,
+        decoder=decoder,
+        anonymous_names=anonymous_names,
+        crop=crop,
+        rotate=rotate,
+        start=start,
+        every=every,
+        fps=fps,
+        spacing=spacing,
+        shard=shard,
+    )
+    request = InferenceRequest(sources, model, outputs, reading, serving, [] if config is None else [config])
+    # Files that decide on the network are read twice; a camera's lines come back as often as it does.
+    with once(*_OF_FILES), Inference(request) as run:
+        report = _run(run)
+        places = (jsonl, csv, objects, out, mask_video, plot, dicom_seg, dicom_sr)
+        _print(report, to_stderr=any(map(is_standard_output, places)))
+        if run.server is not None and report.frames and not report.interrupted:
+            _until_interrupted(run.server, f"the view stays at {run.server.url}: Ctrl-C ends it.")
     _leave(report)
 
 
@@ -371,21 +367,3 @@ def _leave(report: InferenceReport) -> None:
         raise typer.Exit(130)
     tell_failures([failure.message for failure in report.failures])
     raise typer.Exit(1 if report.failures else 0)
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: stages stopped, unfinished files removed."""
-
-    def interrupt(number: int, stack_frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, as when a program calls this command
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

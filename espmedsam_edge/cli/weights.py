@@ -21,7 +21,14 @@ def command(
     from espmedsam_edge.destinations import BUNDLE, Destination, held
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.marks import CHECKPOINT
-    from espmedsam_edge.shipped.bundles import TERMS, WEIGHTS, shipped_bundle, shipped_checkpoint, shipped_scores
+    from espmedsam_edge.shipped.bundles import (
+        TERMS,
+        WEIGHTS,
+        check_checkpoint_name,
+        shipped_bundle,
+        shipped_checkpoint,
+        shipped_scores,
+    )
 
     scores = shipped_scores()
     if modality is not None and out is None:
@@ -31,6 +38,8 @@ def command(
             tell(score.line(name))
         tell(f"For research and education, not for commercial use, whatever the program's license: {WEIGHTS / TERMS}")
         tell("Research software, not a medical device. More: docs/accuracy.md")
+    if checkpoint is not None:
+        check_checkpoint_name(checkpoint)
     wanted = ((out, BUNDLE), (checkpoint, CHECKPOINT))
     with held([Destination(path, kind) for path, kind in wanted if path is not None], overwrite=overwrite):
         if out is not None:

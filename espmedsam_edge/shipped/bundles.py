@@ -330,14 +330,19 @@ def _read(folder: Path, file: str, sha256: str) -> bytes:
         raise UserError(f"{folder / file} is missing or damaged.", "Install the package again.", exit_code=1) from error
 
 
+def check_checkpoint_name(out: Path) -> None:
+    """Refuse, before any work, a name that a checkpoint cannot have."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
+
+
 def shipped_checkpoint(out: Path, folder: Path = WEIGHTS) -> None:
     """Write the weights that came with the program as a plain safetensors checkpoint (large tensors in float32 again).
 
     Raises:
         UserError: no weights here, damaged files, a name without ``.safetensors``, or nowhere to write.
     """
-    if out.suffix != ".safetensors":
-        raise UserError(f"a checkpoint's name must end in .safetensors, not '{out.name}'.")
+    check_checkpoint_name(out)
     shipped_scores(folder)
     write_plain(out, *_with_scales(folder, *_weights(folder, _sums(folder), None)))
 

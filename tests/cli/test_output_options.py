@@ -13,9 +13,10 @@ import pytest
 
 from espmedsam_edge.bundle import Bundle
 from espmedsam_edge.cli import main
-from espmedsam_edge.destinations import Claims
+from espmedsam_edge.destinations import Claims, Destination, check_destinations, claimed
 from espmedsam_edge.errors import UserError
 from espmedsam_edge.imaging.dataset import DatasetFolder
+from espmedsam_edge.marks import FRAMES
 from espmedsam_edge.runtime.bundle_choice import choose_bundle
 from espmedsam_edge.runtime.engines.inventory import clean
 
@@ -289,3 +290,58 @@ def test_a_current_folder_that_is_gone_is_one_line(
     code, error = run(capsys, *(words.get(word, word) for word in command))
     assert code == 2
     assert error.splitlines()[-1].startswith("error: the current folder is gone")
+
+
+@pytest.mark.parametrize("place", ["closed", "file/x", "x" * 300])
+@pytest.mark.parametrize("command", ["export", "segment", "prepare", "calibrate", "triton", "weights", "demo", "bench"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    toy_bundle: Bundle,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    place: str,
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    access = os.access  # the superuser may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    there = tmp_path / place / "new"
+    options: dict[str, tuple[object, ...]] = {
+        "export": ("export", "none.safetensors", "--out", there),
+        "segment": ("train", "segment", "smoke", "--set", "run.accelerator=cpu", "--out", there),
+        "prepare": ("data", "prepare", "udiat", dataset, there),
+        "calibrate": ("calibrate", there, dataset, "--precision", "fp16", "--images", 1, "--held-out", 1),
+        "triton": ("deploy", "triton", toy_bundle.path, "--engine", "python", "--out", there),
+        "weights": ("weights", "--checkpoint", there.with_suffix(".safetensors")),
+        "demo": ("demo", "--out", there),
+        "bench": ("bench", toy_bundle.path, "--duration", 0.01, "--json", there),
+    }
+    if command == "calibrate":
+        if place != "closed":
+            pytest.skip("no bundle can be there")
+        toy_bundle.path.rename(there)
+    before = sorted(tmp_path.rglob("*"))
+    code, error = run(capsys, *options[command])
+    assert (code, error.count("\n")) == (2, 1), error
+    assert any(why in error for why in ("may not write", "Not a directory", "File name too long")), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_queue_may_lie_in_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a service's own folder does."""
+    (tmp_path / "closed" / "queue").mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    with claimed([tmp_path / "closed" / "queue"]):
+        pass
+    check_destinations([Destination(tmp_path / "closed" / "queue", FRAMES)])
+    with pytest.raises(UserError, match="may not write"), claimed([tmp_path / "closed" / "new"]):
+        pass
+
+
+def test_a_name_that_no_checkpoint_can_have_costs_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--out", tmp_path / "new.bundle", "--checkpoint", tmp_path / "weights.txt")
+    assert "must end in .safetensors" in run(capsys, "weights", *options)[1]
+    assert list(tmp_path.iterdir()) == []

@@ -50,3 +50,22 @@ except SystemExit: print(any(looks), gc.isenabled())
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert ended.stdout == "False True\n"
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_one_line() -> None:
+    code = "import sys\nclass Interrupted:\n def find_spec(self, name, *rest):\n"
+    code += "  if name == 'typer': raise KeyboardInterrupt\nsys.meta_path.insert(0, Interrupted())\n"
+    code += "from espmedsam_edge.__main__ import main\nmain()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Aborted!\n")
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """For every command: here for one that makes a folder, stopped while it is in it."""
+    code = "import os, signal\nfrom espmedsam_edge.bundle import BundleDraft\nfrom espmedsam_edge.cli import main\n"
+    code += "BundleDraft.new_file = lambda *given: os.kill(os.getpid(), signal.SIGTERM)\n"
+    code += f"main(['weights', '--modality', 'fundus', '--out', {str(tmp_path / 'new.bundle')!r}])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []

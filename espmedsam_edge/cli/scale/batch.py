@@ -40,7 +40,6 @@ def command(
     """
     from espmedsam_edge.batch.cluster import ClusterOptions
     from espmedsam_edge.batch.run import BatchRequest, run_batch
-    from espmedsam_edge.cli.infer import terminated_like_interrupted
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.runtime.bundle_choice import means_a_bundle
     from espmedsam_edge.runtime.request import ModelOptions
@@ -52,7 +51,7 @@ def command(
         raise UserError("nothing to segment.", "Name files or folders after the bundle.")
     model = ModelOptions(bundle, modality, precision, backend, threshold, threads, tta=tta, tile=tile)
     request = BatchRequest(inputs, out, model, ClusterOptions(address, workers, gpus), masks, chunk)
-    with terminated_like_interrupted(), counting_bar("batch") as bar:
+    with counting_bar("batch") as bar:
         try:
             report = run_batch(request, None if bar is None else lambda done, total: bar(completed=done, total=total))
         except KeyboardInterrupt:

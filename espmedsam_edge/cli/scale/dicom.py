@@ -55,7 +55,6 @@ def listen(
 
     Ctrl-C or SIGTERM ends it; what is received and not delivered is done when it is started again.
     """
-    from espmedsam_edge.cli.infer import terminated_like_interrupted
     from espmedsam_edge.destinations import Destination, check_destinations, claimed
     from espmedsam_edge.errors import UserError
     from espmedsam_edge.marks import SEGMENTATION
@@ -83,7 +82,6 @@ def listen(
         log.info("Listening on %s:%d as %s; segmentations go to %s.", address, number, aet, delivery)
 
     with (
-        terminated_like_interrupted(),
         claimed(places),
         Segmenter.load(
             chosen.bundle_of(chosen.modality), chosen.modality, precision, backend, threshold, threads

@@ -110,7 +110,9 @@ class _Server:
             host, port = parts.hostname, parts.port or 8000
         except ValueError:
             host = None
-        if not host or not is_host(host) or parts.scheme not in ("http", "https") or parts.query or parts.username is not None:
+        if not host or parts.scheme not in ("http", "https") or parts.username is not None or parts.query:
+            host = None
+        if host is None or not is_host(host):
             raise UserError("that is no address of a Triton server." if url else "which Triton server?", _USAGE)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"

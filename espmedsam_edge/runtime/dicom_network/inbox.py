@@ -94,7 +94,7 @@ class Inbox(Closing):
         return [name for _, name in sorted(found)]
 
     def begin(self, name: str) -> Path | None:
-        """The file of an instance that is to be done; None: it is done, or gone. One that ends its process goes last then."""
+        """The file of an instance to be done; None: it is done, or gone. One that ends its process goes last then."""
         if self.is_done(name):
             self._forget(name)
             return None
