@@ -50,7 +50,9 @@ def _is_ours(file: Path) -> bool:
             head = stream.read(1 << 16)
     except (OSError, ValueError):
         return False
-    return head.startswith(_TABLES[file.name]) if file.name in _TABLES else b'"__metadata__":{"espmedsam' in head
+    if (begin := _TABLES.get(file.name)) is not None:
+        return head.startswith(begin) or begin.startswith(head)  # as a kill may leave it
+    return b'"__metadata__":{"espmedsam' in head
 
 
 def _sheets(folder: Path) -> Iterator[Path]:
@@ -65,16 +67,12 @@ def check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
             one of a run goes, or what the recipe starts or learns from.
     """
     check_inputs(folder, recipe)
-    if (folder / STATE).exists():
-        if resume:
-            return
-        if not overwrite:
-            raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
-        check_foreign(folder)
-    else:
-        check_foreign(folder)
-        if (folder / WEIGHTS).exists() and not overwrite:
-            raise UserError(f"{folder} already holds {WEIGHTS}.", "Choose another --out, or start anew: --overwrite")
+    begun = (folder / STATE).exists()
+    if begun and not (resume or overwrite):
+        raise UserError(f"{folder} already holds a run.", "Go on with it: --resume; or start anew: --overwrite")
+    check_foreign(folder)
+    if not begun and (folder / WEIGHTS).exists() and not overwrite:
+        raise UserError(f"{folder} already holds {WEIGHTS}.", "Choose another --out, or start anew: --overwrite")
 
 
 def check_inputs(folder: Path, recipe: Recipe) -> None:

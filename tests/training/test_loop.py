@@ -293,6 +293,20 @@ def test_a_run_waits_for_no_pipe(tmp_path: Path, small_recipe: MakeRecipe) -> No
         prepare_folder(tmp_path, small_recipe(), resume=False, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "train.csv", "valid.csv"])
+def test_a_run_that_goes_on_replaces_no_foreign_file(tmp_path: Path, small_recipe: MakeRecipe, name: str) -> None:
+    recipe = small_recipe()
+    prepare_folder(tmp_path, recipe, resume=False, overwrite=False)
+    tensor_file.write_tensor_file(tmp_path / STATE, {}, {"espmedsam-training": "{}"})
+    (tmp_path / name).write_text("written by hand")
+    with pytest.raises(UserError, match="is not of a training run"):
+        prepare_folder(tmp_path, recipe, resume=True, overwrite=False)
+    assert (tmp_path / name).read_text() == "written by hand"
+    (tmp_path / name).unlink()
+    (tmp_path / "train.csv").write_text("step,ep")  # a kill while it was begun
+    prepare_folder(tmp_path, recipe, resume=True, overwrite=False)
+
+
 def test_starting_anew_removes_a_runs_sheets_alone(tmp_path: Path, small_recipe: MakeRecipe) -> None:
     recipe = small_recipe()
     prepare_folder(tmp_path, recipe, resume=False, overwrite=False)
