@@ -2,8 +2,8 @@
 
     python tools/join_bags.py shipped.safetensors joined.safetensors colonoscopy=runs/colonoscopy xray=runs/xray
 
-Of each run, what belongs to that modality alone (its bag, query and MLP) is taken; everything else must be what it was
-in the first checkpoint, bit for bit. The joined checkpoint's provenance is the first one's and a line for each run.
+Of each run, what belongs to that modality alone (its bag, query and MLP) is taken; what the modalities share must be
+what it was in the first checkpoint, bit for bit. The joined checkpoint's provenance is the first one's and a line for each run.
 """
 
 from __future__ import annotations
@@ -23,25 +23,22 @@ def join(base: Path, bags: dict[str, Path], out: Path) -> CheckpointInfo:
     """Write ``out``: ``base`` with the bags of the run folders ``bags``, by modality.
 
     Raises:
-        UserError: ``base`` lacks a modality, or a run changed more than that modality.
+        UserError: ``base`` lacks a modality, or a run changed what all share.
     """
     network, info = load_checkpoint(base)
     state = {name: value.clone() for name, value in network.state_dict().items()}
+    shared = set(state).difference(*(modality_names(network, name) for name in network.modalities))
     provenance = dict(info.provenance)
     for modality, run in bags.items():
         network.bag(modality)  # raises with the nearest name
-        own = modality_names(network, modality)
         trained, of_run = read_checkpoint(run / "weights.safetensors")
-        for name, value in state.items():
-            if name in own:
-                state[name] = trained[name]
-            elif not any(name in modality_names(network, other) for other in bags) and not torch.equal(
-                value, trained[name].to(value.dtype)
-            ):
+        for name in sorted(shared):
+            if not torch.equal(state[name], trained[name].to(state[name].dtype)):
                 raise UserError(
-                    f"{run} changed {name}, which is not {modality}'s alone.",
-                    "Join runs of the recipe bag-more, each begun from the checkpoint that they are joined to.",
+                    f"{run} changed {name}, which all modalities share.",
+                    "Join runs of the recipe bag-more, begun from the checkpoint that they are joined to.",
                 )
+        state |= {name: trained[name] for name in modality_names(network, modality)}
         said = provenance.get(f"then_{modality}")
         provenance[f"then_{modality}"] = "; ".join(filter(None, [said, _line(run, of_run)]))
     info = info.model_copy(update={"provenance": provenance})
