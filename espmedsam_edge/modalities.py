@@ -56,11 +56,11 @@ _REGISTRY: dict[str, Modality] = {
     m.name: m
     for m in (
         Modality("dermoscopy", "skin lesion", 0, "none"),
-        Modality("xray", "lung fields", 1, "mirror"),
+        Modality("xray", "lung fields", 1, "none"),
         Modality("ultrasound", "breast lesion", 2, "mirror"),
-        Modality("fundus", "retinal vessels", 3),
+        Modality("fundus", "retinal vessels", 3, "flips"),
         Modality("microscopy", "cell nuclei", 4, many=True),
-        Modality("colonoscopy", "polyp", 5),
+        Modality("colonoscopy", "polyp", 5, "flips"),
     )
 }
 
