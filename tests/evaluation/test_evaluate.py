@@ -221,7 +221,7 @@ def test_a_checkpoint_scores_as_the_network_predicts(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = EspMedSam(model_config("espmedsam-tiny"), ["fundus", "xray"]).eval()
     save_checkpoint(tmp_path / "w.safetensors", model, CheckpointInfo(config=model.config, origin="random"))
-    data = write_dataset(tmp_path / "xray" / "squares", {"a": 0})
+    data = write_dataset(tmp_path / "fundus" / "squares", {"a": 0})
     candidate = open_candidate(tmp_path / "w.safetensors", device="cpu")
     assert candidate.untrained
     assert candidate.modalities == ["fundus", "xray"]
@@ -229,15 +229,15 @@ def test_a_checkpoint_scores_as_the_network_predicts(tmp_path: Path) -> None:
     frame = cv2.imread(str(data / "images" / "a.png"))
     with torch.inference_mode():
         image = torch.from_numpy(preprocess(frame, model.config.image_size, Normalization()))
-        logits = model(image, "xray").low_res_logits[0, 0].numpy()
+        logits = model(image, "fundus").low_res_logits[0, 0].numpy()
     assert result.scores == scores(mask_from_logits(logits, (128, 128)), _square(16))
 
-    views = views_of("xray")
+    views = views_of("fundus")
     assert views != "none"
     averaged = open_candidate(tmp_path / "w.safetensors", device="cpu", tta=True)
-    with averaged.predictor("xray") as predict, torch.inference_mode():
+    with averaged.predictor("fundus") as predict, torch.inference_mode():
         turned = torch.stack([torch.from_numpy(view.of(image[0].numpy()).copy()) for view in VIEWS[views]])
-        answers = model(turned, "xray").low_res_logits[:, 0].numpy()
+        answers = model(turned, "fundus").low_res_logits[:, 0].numpy()
         expected = np.mean([view.undone(one) for view, one in zip(VIEWS[views], answers, strict=True)], axis=0)
         np.testing.assert_allclose(predict(frame), expected, atol=1e-5)
 
