@@ -3,8 +3,7 @@
     python tools/join_bags.py shipped.safetensors joined.safetensors colonoscopy=runs/colonoscopy xray=runs/xray
 
 Of each run, what belongs to that modality alone (its bag, query and MLP) is taken; what the modalities share must be
-what it was in the first checkpoint, bit for bit. The provenance is the first
-checkpoint's and a line for each run.
+what it was in the first checkpoint, bit for bit. The provenance is the first checkpoint's and a line for each run.
 """
 
 from __future__ import annotations
