@@ -29,6 +29,7 @@ class Bounded(BufferedIOBase):
 
     Attributes:
         ended: whether it ended before what it gives.
+        position: how far it was read, in bytes.
     """
 
     MOST = 128 << 20
@@ -38,6 +39,7 @@ class Bounded(BufferedIOBase):
         self._source, self.name = source, name
         self._bare: bool | None = None
         self._left, self.ended = self.MOST, False
+        self.position = 0
 
     @classmethod
     def file(cls, path: Path) -> Bounded:
@@ -70,6 +72,7 @@ class Bounded(BufferedIOBase):
         if self._bare is None:
             self._bare = not has_container(data[:START_BYTES])
         self._left -= len(data)
+        self.position += len(data)
         return data
 
     def readable(self) -> bool:
@@ -79,7 +82,8 @@ class Bounded(BufferedIOBase):
         return hasattr(self._source, "seek")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return int(self._source.seek(offset, whence))
+        self.position = int(self._source.seek(offset, whence))
+        return self.position
 
     def tell(self) -> int:
         return int(self._source.tell())

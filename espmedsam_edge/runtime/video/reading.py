@@ -113,6 +113,7 @@ class PyAvReader:
         self._comes = incoming is not None
         self.damage: str | None = None
         self.start, self.skipped = 0.0, 0
+        self._broken, self._last_end = False, 0  # whether reading ended in an error; where the last packet ended
         try:
             self._bytes = Bounded(incoming) if incoming is not None else Bounded.file(path)
         except OSError as error:
@@ -223,12 +224,20 @@ class PyAvReader:
                 yield self._display.shown(frame), clock.time(stated)
                 count += 1
         self.damage = _left_out(count, damaged) if self._comes else _damage(self._path, count, damaged)
+        if self.damage is None and self._broken:
+            self.damage = f"it is damaged after {count} frames"
+        elif self.damage is None and self._container.format.name == "yuv4mpegpipe" and self._is_cut():
+            self.damage = f"it is cut off after {count} frames"
         if self._bytes.ended:
             self.damage = f"after {count} frames it goes on and holds no more"
         if self._container.format.name == "mpegts" and not self._comes and self.damage is None:
             last = last_video_pids(self._path)
             if last and self._stream.id not in last:
                 self.damage = f"its pictures go on in another stream after {count} frames"
+
+    def _is_cut(self) -> bool:
+        """Whether bytes came behind the last packet, where FFmpeg says nothing of a picture that is not whole."""
+        return self._last_end < self._bytes.position
 
     def _packets_again(self) -> Iterator[Any]:
         self._container.seek(0)
@@ -244,10 +253,12 @@ class PyAvReader:
                     break
                 self._bytes.packet()
                 if packet.stream is self._stream:
+                    if packet.size:
+                        self._last_end = (packet.pos or 0) + packet.size
                     yield packet
                     ended = not packet.size
         except self._av.error.FFmpegError:
-            pass
+            self._broken = True
         if not ended:
             flush = self._av.Packet()
             flush.stream = self._stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import struct
 import subprocess
@@ -28,7 +29,7 @@ from espmedsam_edge.runtime.video.bounded import Bounded
 from espmedsam_edge.runtime.video.containers import START_BYTES, cut_off, looks_like_video
 from espmedsam_edge.runtime.video.display import Display, upright
 from espmedsam_edge.runtime.video.gstreamer import has_gstreamer
-from espmedsam_edge.runtime.video.reading import OpenCvReader, open_video, plain_rate
+from espmedsam_edge.runtime.video.reading import OpenCvReader, PyAvReader, open_video, plain_rate
 from espmedsam_edge.runtime.video.writing import open_writer
 
 av = pytest.importorskip("av", reason="needs PyAV (extra video)")
@@ -143,6 +144,28 @@ def test_recordings_that_are_cut_off_say_so_and_bytes_behind_them_do_not_matter(
     reader.close()
     assert 0 < count < 40
     assert reader.damage == f"it is cut off after {count} frames"
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_uncompressed_pictures_behind_a_broken_header_or_an_early_end_are_missed(tmp_path: Path, piped: bool) -> None:
+    start, size = b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420\n", 64 * 48 * 3 // 2
+    random = np.random.default_rng(0)
+    heads = [b"FRAME\n", b"FRAME Ip XNOTE\n"] * 5
+    frames = [head + random.bytes(size) for head in heads]
+    whole, fifth = start + b"".join(frames), len(start) + sum(map(len, frames[:5]))
+    broken = whole[:fifth] + b"GRAME" + whole[fifth + 5 :]
+    cut = "it is cut off after 5 frames"
+    for data, count, damage in (
+        (whole, 10, None),
+        (whole[:fifth], 5, None),
+        (broken, 5, "it is damaged after 5 frames"),
+        *((whole[: fifth + more], 5, cut) for more in (1, 5, len(heads[5]), size // 2, len(frames[5]) - 1)),
+    ):
+        path = tmp_path / "clip.y4m"
+        path.write_bytes(data)
+        reader = PyAvReader(path, io.BytesIO(data) if piped else None)
+        assert (sum(1 for _ in reader), reader.damage) == (count, damage)
+        reader.close()
 
 
 def test_a_video_cut_off_before_its_tracks_is_said_to_be(tmp_path: Path) -> None:
