@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,10 +101,11 @@ def _run_units(
     worker: type[UnitWorker],
 ) -> None:
     settings = _settings(request)
+    new = not request.out.exists()
     with write_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
     out = request.out.resolve()
-    with Journal(out / JOURNAL) as journal:
+    with _gone_if_unused(out, new), Journal(out / JOURNAL) as journal:
         unchanged = _Unchanged(units, journal, settings)
         table = Table(out, journal, settings, unchanged.holds, unchanged.asked)
         left = [unit for unit in units if not table.has(unit)]
@@ -114,6 +117,18 @@ def _run_units(
         if left:
             _run(request, out, left, table, report, progress, worker)
         table.flush()
+
+
+@contextmanager
+def _gone_if_unused(out: Path, new: bool) -> Iterator[None]:
+    """Remove the folder that this run made, where it ends in an error before anything came of it."""
+    try:
+        yield
+    except BaseException:
+        files = [file for file in out.rglob("*") if not file.is_dir()]
+        if new and len(files) < 2 and all(file.parent == out / JOURNAL for file in files):  # of a run that did nothing
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _run(

@@ -372,6 +372,16 @@ def test_wrong_use_writes_nothing_and_starts_no_cluster(
     assert (ended.value.code, told in capsys.readouterr().err, Path("out").exists()) == (2, True, False)
 
 
+@pytest.mark.parametrize("made", ["", "out", "out/mine"])
+def test_a_cluster_that_is_away_leaves_no_folder_but_the_users_own(work: Path, made: str) -> None:
+    (work / made).mkdir(parents=True, exist_ok=True)
+    request = BatchRequest(["in"], Path("out"), ModelOptions("toy.bundle"), ClusterOptions("127.0.0.1:1"))
+    with pytest.raises(UserError, match="no Ray cluster at"):
+        run_batch(request)
+    assert (work / "out").exists() == bool(made)
+    assert (work / made).exists()
+
+
 def test_results_go_where_nothing_of_the_user_is(work: Path) -> None:
     def refused(told: str, inputs: str = "in", out: str = "out") -> None:
         with pytest.raises(UserError, match=told) as error:
