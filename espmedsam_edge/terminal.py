@@ -27,7 +27,7 @@ def tell(text: object, *, err: bool = False) -> None:
         UserError: it cannot be written, as to a full disk.
     """
     line = printable_lines(str(text))
-    with write_errors(Path("standard error" if err else "standard output")):
+    with write_errors(Path("standard error" if err else "standard output"), "what was written elsewhere stays"):
         if err and _drawing:  # by the console that draws: anything else would write into its bar
             _drawing[-1].print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:

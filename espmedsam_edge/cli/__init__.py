@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from espmedsam_edge.cli.messages import QUIET, VERBOSE, Messages, talking
-from espmedsam_edge.errors import UserError, nearest, printable, without_login
+from espmedsam_edge.errors import UserError, nearest
 from espmedsam_edge.terminal import show_tracebacks_printable, tell
 from espmedsam_edge.version import __version__
 
@@ -94,9 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"no command '{name}'.", nearest(name, COMMANDS))
         with _terminated_like_interrupted():
             code = build_app(name)(args=args, prog_name="espmedsam-edge", standalone_mode=False)
-    except _USAGE_ERROR as error:  # click's own, which quotes the arguments
-        error.message = without_login(printable(str(error.message)))
-        error.show()
+    except _USAGE_ERROR as error:  # click's own
+        tell(_usage_line(error, name), err=True)
         sys.exit(2)
     except typer.Abort:
         tell("Aborted!", err=True)
@@ -118,6 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(line, err=True)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_line(error: Any, command: str | None) -> str:
+    """What click says of wrong options and arguments, as a line like that of a UserError; of a group alone its help."""
+    fault = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(fault)
+    fault = fault.replace(": Value error, ", ": ").rstrip(".")  # the prefix is pydantic's
+    path = error.ctx.command_path if error.ctx is not None else " ".join(filter(None, ("espmedsam-edge", command)))
+    return f"error: {UserError(f'{fault}.', f'See: {path} --help')}"
 
 
 @contextmanager

@@ -423,7 +423,7 @@ def test_numbers_of_threads_that_cannot_be_meant_are_refused(
             main([*arguments, str(threads)])
         assert ended.value.code == 2
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith(("Error: Invalid value for '--threads'", f"error: {threads} threads asked for."))
+        assert last.startswith(("error: Invalid value for '--threads'", f"error: {threads} threads asked for."))
         with pytest.raises(UserError, match=f"{threads} threads asked for. Give a number from 1 to 1024"):
             calibrate(
                 toy_bundle.path,

@@ -313,3 +313,34 @@ def test_a_line_end_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str])
         "failed: cannot read a\\nfailed: all of it.png: it is damaged.",
         "failed: b\\r\\nfailed: c",
     ]
+
+
+WRONG = (
+    "infer a.png --pixel-size 0", "infer a.png --frames 0", "infer a.png --frames x", "infer --every", "infer --nope",
+    "infer --frame 3", "batch x", "evaluate", "deploy triton b --out o --engine none", "deploy nope", "deploy triton",
+    "train segment --nope", "data check --similarity 2", "slide a.svs --level -1", "dicom listen --port 70000",
+    "--nope", "demo --out", "weights --nope=a\nb", "bench --backend", "engines show \x1b[2J",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_options_are_one_line_as_all_else(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*line.split(" ")) == 2
+    out, told = capsys.readouterr()
+    assert (out, told[:7], told.count("\n"), told[-1]) == ("", "error: ", 1, "\n")
+    assert not any(word in told for word in ("Value error", "\x1b", "Usage"))
+
+
+def test_a_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("deploy") == 2
+    assert "\n  triton " in capsys.readouterr().err
+
+
+def test_what_was_written_is_not_said_to_be_gone(toy_bundle: Bundle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "espmedsam_edge", "deploy", "triton", str(toy_bundle.path), "--out"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, str(tmp_path / "out")], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "standard output" in done.stderr
+    assert "what was written elsewhere stays" in done.stderr
+    assert any((tmp_path / "out").iterdir())
