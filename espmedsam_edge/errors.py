@@ -23,6 +23,24 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def spreadsheet_safe(text: str) -> str:
+    """A name as a cell of a CSV file: ``printable``, and with an apostrophe before what a spreadsheet would calculate.
+
+    Spreadsheets take cells for formulas that start with =, +, - or @ (or their wide forms), some after white space, and
+    quotes do not keep them from it (CWE-1236); where a comma is in numbers, a semicolon begins a cell. For texts from
+    outside only: a number keeps its minus.
+    """
+    return _FORMULA.sub(r"\1'\2", printable(text))
+
+
+_FORMULA = re.compile('(^|;)([\\s"]*[=+@\uff1d\uff0b\uff0d\uff20-])')
+
+
+def plot_safe(text: str) -> str:
+    """A name as matplotlib draws it: ``printable``, and between two dollars no formula, which may be an error."""
+    return printable(text).replace("$", r"\$")
+
+
 _LONGEST = (
     2000  # characters of a message: a line with a few names of files, not the megabytes that others put into names
 )

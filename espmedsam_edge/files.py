@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import errno
@@ -9,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from espmedsam_edge.errors import UserError, printable
+from espmedsam_edge.errors import UserError
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
 
 _RENAME_EXCHANGE = 2
@@ -94,12 +94,29 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_json(content: bytes | str) -> Any:
-    """JSON from outside; a ValueError if it is none, is nested without end, or has numbers of thousands of digits."""
+def read_json(content: bytes | str, *, edited: bool = False) -> Any:
+    """JSON from outside, in UTF-8.
+
+    Args:
+        content: bytes, or the text itself.
+        edited: whether people write such files: their editors may put a byte order mark first, which programs do not.
+
+    Raises:
+        ValueError: it is none, is in another encoding, is nested without end, or has numbers of thousands of digits.
+    """
     try:
-        return json.loads(content)
+        return json.loads(_utf8(content, edited=edited))
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
+
+
+def _utf8(content: bytes | str, *, edited: bool) -> str:
+    if isinstance(content, str):
+        return content
+    try:
+        return content.removeprefix(codecs.BOM_UTF8 if edited else b"").decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start})") from error
 
 
 class NotTomlError(ValueError):
@@ -109,17 +126,19 @@ class NotTomlError(ValueError):
 _MOST_DOTS = 10_000  # a line; the time that a key takes grows with the square of its parts
 
 
-def read_toml(text: str) -> dict[str, Any]:
-    """TOML from outside.
+def read_toml(content: bytes | str) -> dict[str, Any]:
+    """TOML from outside, in UTF-8; people write it, as what is ``edited`` for ``read_json``.
 
     Raises:
         NotTomlError: it is none.
-        ValueError: it is nested without end, or has numbers of thousands of digits or keys of thousands of parts.
+        ValueError: it is not UTF-8, is nested without end, or has numbers of thousands of digits or keys of thousands
+            of parts.
     """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+    text = _utf8(content, edited=True)
     if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
         raise ValueError("a line has thousands of dots")
     try:
@@ -377,21 +396,3 @@ def _link_or_copy(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
-
-
-def spreadsheet_safe(text: str) -> str:
-    """A name as a cell of a CSV file: ``printable``, and with an apostrophe before what a spreadsheet would calculate.
-
-    Spreadsheets take cells for formulas that start with =, +, - or @ (or their wide forms), some after white space, and
-    quotes do not keep them from it (CWE-1236); where a comma is in numbers, a semicolon begins a cell. For texts from
-    outside only: a number keeps its minus.
-    """
-    return _FORMULA.sub(r"\1'\2", printable(text))
-
-
-_FORMULA = re.compile('(^|;)([\\s"]*[=+@\uff1d\uff0b\uff0d\uff20-])')
-
-
-def plot_safe(text: str) -> str:
-    """A name as matplotlib draws it: ``printable``, and between two dollars no formula, which may be an error."""
-    return printable(text).replace("$", r"\$")

@@ -453,3 +453,11 @@ def test_a_link_to_a_bundle_stays_one(bundle: Bundle, tmp_path: Path) -> None:
     write_plain_bundle(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert Bundle.open(bundle.path).graph().file == "fp32.onnx"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_a_manifest_in_another_encoding_than_is_written_is_refused(toy_bundle: Bundle, encoding: str) -> None:
+    file = toy_bundle.path / MANIFEST
+    file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    with pytest.raises(UserError, match="is not JSON: "):
+        Bundle.open(toy_bundle.path)

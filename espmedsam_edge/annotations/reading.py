@@ -120,7 +120,7 @@ class AnnotationSet:
         content = self._read(file)
         needed = self._check(content, sum(content.count(sign) * cost for sign, cost in _MEMORY.items()))
         try:
-            value = read_json(content)
+            value = read_json(content, edited=True)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not JSON: {error}") from error
         if isinstance(value, dict) and isinstance(value.get(left_out), str):

@@ -6,7 +6,7 @@ import io
 from statistics import median
 
 from espmedsam_edge.bench.measure import STAGES, BenchResult
-from espmedsam_edge.files import plot_safe
+from espmedsam_edge.errors import plot_safe
 from espmedsam_edge.marks import MARK
 
 # Okabe and Ito's colours, told apart without colour vision.

@@ -75,7 +75,7 @@ def _key(parameter: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_toml(read_regular(path, _MAX_BYTES).decode("utf-8"))
+        return read_toml(read_regular(path, _MAX_BYTES))
     except ValueError as error:  # of UTF-8 and of numbers, too
         raise UserError(f"{path} is not TOML: {error}.", "A line is an option and its value: threads = 2") from error
     except OSError as error:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from espmedsam_edge.errors import spreadsheet_safe
 from espmedsam_edge.evaluation.evaluate import Case, Evaluation, ImageResult
 from espmedsam_edge.evaluation.paper import PaperScore, paper_score, paper_scores
-from espmedsam_edge.files import atomic_write, spreadsheet_safe
+from espmedsam_edge.files import atomic_write
 from espmedsam_edge.imaging.encode import write_image
 from espmedsam_edge.imaging.overlay import OverlayStyle, color_of, draw_overlay
 from espmedsam_edge.metrics import Scores

@@ -194,7 +194,7 @@ def read_split(file: Path) -> Split:
         UserError: not JSON, not of that form, or an id listed twice.
     """
     try:
-        split = _composed(Split.model_validate(read_json(read_regular(file, _MAX_SPLIT_BYTES))))
+        split = _composed(Split.model_validate(read_json(read_regular(file, _MAX_SPLIT_BYTES), edited=True)))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"

@@ -153,7 +153,7 @@ def _read(source: str | Path) -> dict[str, Any]:
     if path.suffix != ".toml" and str(source) in list_recipes() and not path.is_file():
         return read_toml((_COMMITTED / f"{source}.toml").read_text(encoding="utf-8"))
     try:
-        return read_toml(read_regular(path, _MAX_RECIPE_BYTES).decode("utf-8"))
+        return read_toml(read_regular(path, _MAX_RECIPE_BYTES))
     except ValueError as error:  # of UTF-8, too
         raise UserError(f"{path} is not TOML: {error}.", "See docs/training.md for the form of a recipe.") from error
     except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from espmedsam_edge.errors import UserError
-from espmedsam_edge.imaging.dataset import DatasetFolder, infer_modality
+from espmedsam_edge.imaging.dataset import DatasetFolder, infer_modality, read_split
 from espmedsam_edge.phantoms import phantom
 
 IDS = ["benign (12)", "ryct.2020200034.fig5-day7", "17", "a b.c (d)"]
@@ -117,6 +117,17 @@ def test_a_split_that_is_not_json_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "drive" / "split.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         DatasetFolder.open(tmp_path / "drive")
+
+
+def test_a_split_is_utf_8_with_or_without_an_editors_mark(tmp_path: Path) -> None:
+    text = json.dumps({"train": ["17"], "val": [], "test": []})
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "split.json").write_bytes(text.encode(encoding))
+        assert read_split(tmp_path / "split.json").train == ["17"]
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "split.json").write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match="is not JSON"):
+            read_split(tmp_path / "split.json")
 
 
 def test_empty_unknown_and_broken_lists_are_refused(tmp_path: Path) -> None:

@@ -166,3 +166,9 @@ def test_what_is_no_file_to_read_is_no_recipe(tmp_path: Path) -> None:
     os.truncate(large, 1 << 33)
     with pytest.raises(UserError, match=r"large\.toml"):
         load_recipe(large)
+
+
+def test_an_editors_mark_before_a_recipe_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[run]\nepochs = 7\n", encoding="utf-8-sig")
+    assert load_recipe(path, []).run.epochs == 7

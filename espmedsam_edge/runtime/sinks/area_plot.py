@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 
 from espmedsam_edge.destinations import Destination, check_again
-from espmedsam_edge.errors import UserError
-from espmedsam_edge.files import atomic_write, plot_safe
+from espmedsam_edge.errors import UserError, plot_safe
+from espmedsam_edge.files import atomic_write
 from espmedsam_edge.machine.installation import why_missing
 from espmedsam_edge.marks import MARK, PICTURE
 from espmedsam_edge.runtime.segmentation import Segmentation

@@ -16,7 +16,8 @@ from typing import Any, Literal, TextIO, get_args
 
 from espmedsam_edge.annotations.outlines import three_points
 from espmedsam_edge.annotations.rle import encode_rle
-from espmedsam_edge.files import spreadsheet_safe, write_errors
+from espmedsam_edge.errors import spreadsheet_safe
+from espmedsam_edge.files import write_errors
 from espmedsam_edge.marks import AREA_COLUMNS, OBJECT_COLUMNS
 from espmedsam_edge.objects.instance import Unit, significant
 from espmedsam_edge.pipes import STANDARD_OUTPUT, is_pipe, open_pipe
