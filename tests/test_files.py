@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 
 from espmedsam_edge import files
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, spreadsheet_safe
 from espmedsam_edge.files import (
     atomic_directory,
     atomic_path,
     atomic_write,
     read_regular,
     sha256_file,
-    spreadsheet_safe,
     temporary_file,
     temporary_folder,
 )
@@ -128,7 +127,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     """A file size limit is the full disk that any machine can set up."""
     script = f"""
 from pathlib import Path
-from espmedsam_edge.errors import UserError
+from espmedsam_edge.errors import UserError, spreadsheet_safe
 from espmedsam_edge.files import atomic_write
 try:
     atomic_write(Path({str(tmp_path / "a.bin")!r}), bytes(100_000))
