@@ -28,8 +28,8 @@ _AT_FDCWD = -100
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces, and no more of it than its size, as ``read_regular`` does."""
-    with path.open("rb") as stream:
+    """Hex SHA-256 of a file, in pieces, no more of it than its size; OSError as ``open_regular``, so for pipes, too."""
+    with open_regular(path) as stream:
         digest, left = hashlib.sha256(), os.fstat(stream.fileno()).st_size
         while block := stream.read(min(left, 1 << 20)):
             digest.update(block)

@@ -296,6 +296,12 @@ def test_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
+def test_the_sha256_of_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not an ordinary file"):
+        sha256_file(tmp_path / "pipe")
+
+
 def test_numbers_and_names_stay_and_formulas_do_not_run() -> None:
     assert [spreadsheet_safe(text) for text in ("", "a", "3-4", "'-1", "polyp=1")] == ["", "a", "3-4", "'-1", "polyp=1"]
     for start in ("=", "+", "-", "@", "  =", "\uff1d", "\uff20"):

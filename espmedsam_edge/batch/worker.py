@@ -36,7 +36,7 @@ class UnitResult:
 
     Attributes:
         rows: one a frame, see ``table.SCHEMA``.
-        sha256: of the file; "" where it could not be read, or changed meanwhile.
+        sha256: of the file; "" where it failed, or changed meanwhile.
         size: (H, W) of the last frame.
         failures: why not all of it could be done.
     """
@@ -81,7 +81,8 @@ class UnitWorker:
             before = path.stat()
             self._segment(unit, result)
             after = path.stat()
-            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+            same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            if same and not result.failures:  # what failed is tried again, whatever it holds, and may be terabytes
                 result.sha256 = _hash(path, before.st_size, before.st_mtime_ns)
         except UserError as error:
             result.failures.append(str(error))

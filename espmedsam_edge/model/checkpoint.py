@@ -33,6 +33,7 @@ TEMPLATE = "template"
 
 _KEY = "espmedsam"
 _MOST_BYTES = 768 << 20  # of a file, which is in memory twice while it is read; six modalities take 116 MB
+_MOST_FOREIGN_BYTES = 4 << 30  # SAM's largest network has 2.6 GB
 
 Metadata = TypeVar("Metadata", bound=BaseModel)
 
@@ -120,7 +121,7 @@ def read_hashed_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Checkpo
         if path.suffix in (".pt", ".pth"):
             raise UserError(f"{path} is a foreign checkpoint.", "Convert it first: espmedsam-edge import") from error
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}).", "It may be truncated; copy it again."
+            f"{path} is not a readable safetensors file ({_reason(error)}).", "It may be truncated; copy it again."
         ) from error
     if _KEY not in metadata:
         raise UserError(
@@ -245,7 +246,7 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             found = read_tensor_file(path)
             return found.tensors, found.sha256
-        content = read_regular(path, holes=False)
+        content = read_regular(path, _MOST_FOREIGN_BYTES, holes=False)
         sha256, size = hashlib.sha256(content).hexdigest(), len(content)
         _check_costs(content)
         loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
@@ -257,7 +258,7 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
         ) from error
     except Exception as error:  # torch's reader of pickles stumbles over damage in many ways
         raise UserError(
-            f"{path} is not a readable checkpoint ({error}).", "It may be truncated; copy it again."
+            f"{path} is not a readable checkpoint ({_reason(error)}).", "It may be truncated; copy it again."
         ) from error
     for nested in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(nested), dict):
@@ -269,6 +270,10 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if any(not _is_stored(value, size) for value in loaded.values()):
         raise UserError(f"{path} holds tensors that are larger than the file.", "Ask its author for a plain one.")
     return {str(key): value for key, value in loaded.items()}, sha256
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _check_costs(content: bytes) -> None:

@@ -243,6 +243,17 @@ def test_the_stretches_of_a_video_have_each_frame_once(work: Path) -> None:
     assert len(alone) == 60
 
 
+def test_what_fails_is_not_read_to_its_end(work: Path) -> None:
+    with open(work / "huge", "wb") as file:
+        file.truncate(1 << 40)  # hashing it took an hour
+    os.mkfifo(work / "pipe")
+    worker = UnitWorker(ModelOptions("toy.bundle", threads=1), str(work), masks=False)
+    for name in ("huge", "pipe"):
+        result = worker.do(Unit(str(work / name), name, ""))
+        assert len(result.failures) == 1
+        assert not result.sha256
+
+
 def test_a_batch_and_other_runs_keep_from_each_other_s_places(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = work / "out" / "masks" / "p0.png"
     with Claims() as other:

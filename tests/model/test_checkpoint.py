@@ -319,3 +319,10 @@ def test_a_checkpoint_s_size_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(checkpoint, "_MOST_BYTES", size - 1)
     with pytest.raises(UserError, match=f"over {size - 1} bytes"):
         load_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_a_foreign_checkpoint_s_size_is_bounded(tmp_path: Path) -> None:
+    with open(tmp_path / "sam.pth", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"is not a readable checkpoint \(over \d+ bytes\)"):
+        read_foreign(tmp_path / "sam.pth")
