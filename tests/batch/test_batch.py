@@ -384,7 +384,11 @@ def test_wrong_use_writes_nothing_and_starts_no_cluster(
 
 
 @pytest.mark.parametrize("made", ["", "out", "out/mine"])
-def test_a_cluster_that_is_away_leaves_no_folder_but_the_users_own(work: Path, made: str) -> None:
+def test_a_cluster_that_is_away_leaves_no_folder_but_the_users_own(
+    work: Path, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = clusters._load_ray(local=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # where other tests of this process have one
     (work / made).mkdir(parents=True, exist_ok=True)
     request = BatchRequest(["in"], Path("out"), ModelOptions("toy.bundle"), ClusterOptions("127.0.0.1:1"))
     with pytest.raises(UserError, match="no Ray cluster at"):
