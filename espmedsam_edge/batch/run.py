@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from espmedsam_edge.batch.cluster import ClusterOptions, check_installed, check_worker, cluster
@@ -125,9 +126,10 @@ def _gone_if_unused(out: Path, new: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        files = [file for file in out.rglob("*") if not file.is_dir()]
-        if new and len(files) < 2 and all(file.parent == out / JOURNAL for file in files):  # of a run that did nothing
-            shutil.rmtree(out, ignore_errors=True)
+        if new:
+            files = list(islice((file for file in out.rglob("*") if not file.is_dir()), 2))
+            if len(files) < 2 and all(file.parent == out / JOURNAL for file in files):  # of a run that did nothing
+                shutil.rmtree(out, ignore_errors=True)
         raise
 
 

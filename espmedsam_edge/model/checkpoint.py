@@ -244,7 +244,7 @@ def read_hashed_foreign(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"no file at {path}.")
     try:
         if path.suffix == ".safetensors":
-            found = read_tensor_file(path)
+            found = read_tensor_file(path, _MOST_FOREIGN_BYTES)
             return found.tensors, found.sha256
         content = read_regular(path, _MOST_FOREIGN_BYTES, holes=False)
         sha256, size = hashlib.sha256(content).hexdigest(), len(content)

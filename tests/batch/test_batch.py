@@ -245,7 +245,7 @@ def test_the_stretches_of_a_video_have_each_frame_once(work: Path) -> None:
 
 def test_what_fails_is_not_read_to_its_end(work: Path) -> None:
     with open(work / "huge", "wb") as file:
-        file.truncate(1 << 40)  # hashing it took an hour
+        file.truncate(1 << 40)
     os.mkfifo(work / "pipe")
     worker = UnitWorker(ModelOptions("toy.bundle", threads=1), str(work), masks=False)
     for name in ("huge", "pipe"):

@@ -321,8 +321,9 @@ def test_a_checkpoint_s_size_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
         load_checkpoint(tmp_path / "w.safetensors")
 
 
-def test_a_foreign_checkpoint_s_size_is_bounded(tmp_path: Path) -> None:
-    with open(tmp_path / "sam.pth", "wb") as file:
+@pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors"])
+def test_a_foreign_checkpoint_s_size_is_bounded(tmp_path: Path, name: str) -> None:
+    with open(tmp_path / name, "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match=r"is not a readable checkpoint \(over \d+ bytes\)"):
-        read_foreign(tmp_path / "sam.pth")
+        read_foreign(tmp_path / name)
